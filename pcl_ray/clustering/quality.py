@@ -1,0 +1,35 @@
+"""Figures about a clustering that need no labels."""
+
+from __future__ import annotations
+
+import torch
+
+from pcl_ray.clustering.types import Clustering
+
+
+def quality(clustering: Clustering, previous: Clustering | None = None) -> dict[str, float]:
+    """Sizes, concentrations and, against the previous E-step, the normalised mutual information of the assignments.
+
+    Keys: objective (mean squared distance an image), empty, singletons (counts), largest_share (of the images), size_p10/p50/p90 (images),
+    phi_min/mean/max, nmi_previous (0..1, only with `previous`).
+    """
+    sizes = clustering.sizes
+    percentiles = sizes.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+    phi = clustering.concentration
+    figures = {
+        "objective": clustering.objective / len(clustering.assignments),
+        "empty": float((sizes == 0).sum()),
+        "singletons": float((sizes == 1).sum()),
+        "largest_share": float(sizes.max()) / len(clustering.assignments),
+        "size_p10": float(percentiles[0]),
+        "size_p50": float(percentiles[1]),
+        "size_p90": float(percentiles[2]),
+        "phi_min": float(phi.min()),
+        "phi_mean": float(phi.mean()),
+        "phi_max": float(phi.max()),
+    }
+    if previous is not None and len(previous.assignments) == len(clustering.assignments):
+        from sklearn.metrics import normalized_mutual_info_score
+
+        figures["nmi_previous"] = float(normalized_mutual_info_score(previous.assignments.numpy(), clustering.assignments.numpy()))
+    return figures

@@ -1,0 +1,88 @@
+"""What the E-step hands to the M-step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering:
+    """One clustering of the N images into K clusters.
+
+    It travels through Ray's object store as numpy arrays and is read there without copying: treat the tensors as read-only
+    (`assignments[indices]` copies; an in-place write would change every reader's prototypes).
+    """
+
+    prototypes: Tensor  # [K, C] float32, L2-normalised centroids
+    assignments: Tensor  # [N] int64, cluster of each image
+    concentration: Tensor  # [K] float32, φ
+    objective: float = float("nan")  # sum of squared distances to the raw centroids
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = (self.prototypes.numpy(), self.assignments.numpy(), self.concentration.numpy())
+        return _clustering_of, (*arrays, self.objective)
+
+    @property
+    def num_clusters(self) -> int:
+        return len(self.prototypes)
+
+    @property
+    def sizes(self) -> Tensor:
+        """[K] int64, images in each cluster."""
+        return torch.bincount(self.assignments, minlength=self.num_clusters)
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterSet:
+    """The clusterings, one for each K, that epoch `epoch` trains with."""
+
+    epoch: int
+    clusterings: tuple[Clustering, ...]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers, for a checkpoint."""
+        return {
+            "epoch": self.epoch,
+            "clusterings": [
+                {
+                    "prototypes": c.prototypes,
+                    # int32 halves the largest part of a checkpoint; K stays far below 2³¹
+                    "assignments": c.assignments.to(torch.int32),
+                    "concentration": c.concentration,
+                    "objective": c.objective,
+                }
+                for c in self.clusterings
+            ],
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> ClusterSet:
+        return cls(state["epoch"], tuple(Clustering(**{**c, "assignments": c["assignments"].long()}) for c in state["clusterings"]))
+
+
+def _clustering_of(prototypes: np.ndarray, assignments: np.ndarray, concentration: np.ndarray, objective: float) -> Clustering:
+    return Clustering(_shared(prototypes), _shared(assignments), _shared(concentration), objective)
+
+
+def _shared(array: np.ndarray) -> Tensor:
+    """A tensor on the array's own memory, also where that is read-only (torch would warn about a write that never comes)."""
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    address, _ = array.__array_interface__["data"]
+    return torch.from_numpy(_ReadOnly(address, array).view())
+
+
+class _ReadOnly:
+    """Presents a read-only array's memory as writeable to torch, and keeps the array alive."""
+
+    def __init__(self, address: int, owner: np.ndarray):
+        self.owner = owner
+        self.__array_interface__ = {**owner.__array_interface__, "data": (address, False)}
+
+    def view(self) -> np.ndarray:
+        return np.asarray(self)

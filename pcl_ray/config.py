@@ -1,0 +1,427 @@
+"""The configuration of one run: typed sections, recipes, overrides, and every mistake reported at once.
+
+A knob has one dotted name everywhere (`loss.temperature`): in recipes, on the command line, in sweep spaces, in error messages and as MLflow
+parameter. Defaults are the paper's v2 setting where the paper has one. Imports neither torch nor numpy, so that `--help` and a wrong key answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from pcl_ray.errors import ConfigError, Problem
+
+DataSource = Literal["digits", "idx", "cifar10", "cifar100", "stl10", "imagenet", "folder", "arrays"]
+
+
+def _numbers(value: object) -> object:
+    """`250`, `0.02` and `250,500` are lists too: command lines and sweep spaces write them so."""
+    if isinstance(value, str):
+        return [yaml.safe_load(part) for part in value.strip("[] ").split(",")]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _bool_is_no_number(cls, value: object, info: Any) -> object:
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("true/false given")
+        return value
+
+
+class DataConfig(Section):
+    """Which images, and how they are read."""
+
+    source: DataSource = Field("digits", description="Where the images come from; every source gives each image a stable index.")
+    path: str | None = Field(None, description="Folder (idx, cifar10, cifar100, stl10, imagenet, folder) or .npy/.npz file (arrays). Not used by digits.")
+    channels: Literal[1, 3] = Field(3, description="Images are converted to grey (1) or RGB (3).")
+    holdout: float = Field(0.2, ge=0, le=0.9, description="Share of the images kept for evaluation, where the data set has no held-out part of its own.")
+    limit: int | None = Field(None, ge=2, description="Train on a fixed random choice of this many images; null takes all.")
+    unlabelled: bool = Field(True, description="STL-10: add the 100,000 unlabelled images to the training part.")
+    on_bad_image: Literal["fail", "skip"] = Field("fail", description="Broken or empty image files: stop, or go on without them. Either way all are listed.")
+    check_images: bool = Field(True, description="Decode every file once before the first run on a folder; the outcome is kept for later runs.")
+    loader_workers: int = Field(0, ge=0, le=128, description="Processes per Train worker that read and augment; 0 does it in the worker.")
+
+
+class AugmentConfig(Section):
+    """The two random views of an image, and the fixed view for evaluation."""
+
+    version: Literal["v1", "v2"] = Field("v2", description="v1: MoCo's first set; v2: SimCLR's, with blur (PCL v1 and v2).")
+    image_size: int = Field(224, ge=4, le=1024, description="Side of the square views, in pixels.")
+    min_crop: float = Field(0.2, gt=0, le=1, description="Smallest share of the image's area that a random crop keeps.")
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a left-right flip; 0 where left and right mean something.")
+    jitter: float = Field(0.4, ge=0, le=1, description="Strength of brightness, contrast and saturation jitter.")
+    hue: float = Field(0.1, ge=0, le=0.5, description="Strength of hue jitter (the paper: 0.4 in v1, 0.1 in v2).")
+    grey: float = Field(0.2, ge=0, le=1, description="Probability of dropping the colours.")
+    blur: float = Field(0.5, ge=0, le=1, description="Probability of a Gaussian blur (v2 only).")
+    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="Mean a channel, of pixel values in 0..1.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.229, 0.224, 0.225), description="Standard deviation a channel.")
+
+
+class EncoderConfig(Section):
+    """Backbone and projection head; the momentum encoder is its moving average."""
+
+    backbone: str = Field(
+        "resnet50",
+        pattern=r"^(resnet(18|34|50|101|152)|wide_resnet(50|101)_2|resnext50_32x4d|small_resnet|timm:.+)$",
+        description="resnet18 … resnet152, wide_resnet50_2, wide_resnet101_2, resnext50_32x4d, small_resnet (for CPUs), or timm:NAME with timm installed.",
+    )
+    stem: Literal["imagenet", "small"] = Field("imagenet", description="small: 3×3 stride 1 and no max-pool, for images up to about 64 px.")
+    width: int = Field(16, ge=4, le=256, description="small_resnet: channels of the first stage, doubled each stage.")
+    blocks: tuple[Annotated[int, Field(ge=1, le=32)], ...] = Field((2, 2, 2, 2), description="small_resnet: basic blocks in each stage.")
+    head: Literal["linear", "mlp"] = Field("mlp", description="Projection head: linear (v1) or a two-layer MLP (v2).")
+    dim: int = Field(128, ge=2, le=4096, description="C: dimensions of the feature that is contrasted and clustered.")
+    momentum: float = Field(0.999, ge=0, lt=1, description="Share of its old self that the momentum encoder keeps at each step.")
+    batch_norm: Literal["shuffle", "sync", "plain"] = Field(
+        "shuffle", description="Over several workers: shuffle the key batch (MoCo), synchronise the statistics, or neither."
+    )
+
+
+class LossConfig(Section):
+    """ProtoNCE = InfoNCE + prototype terms (paper, equations 11 and 12)."""
+
+    temperature: float = Field(0.2, gt=0, le=10, description="τ: temperature of InfoNCE, and the mean of the concentrations φ.")
+    queue_size: int = Field(16384, ge=1, description="R: momentum features kept as negatives of the instance term.")
+    negative_prototypes: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        "all", description="Negative prototypes per step and clustering: all others, or this many drawn at random."
+    )
+    mask_duplicates: bool = Field(True, description="Hide an image's own prototype where another image of the batch brings it in as a negative.")
+    prototype_weight: float = Field(1.0, ge=0, le=100, description="Weight of the prototype term; 0 leaves InfoNCE.")
+
+
+class EStepConfig(Section):
+    """Clustering of the momentum features, once an epoch."""
+
+    num_clusters: Annotated[tuple[int | float, ...], BeforeValidator(_numbers)] = Field(
+        (25000, 50000, 100000), min_length=1, description="K: one clustering for each number; 2 or more is a count, a number below 1 a share of the N images."
+    )
+    alpha: float = Field(10.0, ge=0, le=1e6, description="α: smooths the concentration of small clusters (it is not the weight of the prototype term).")
+    warmup_epochs: int = Field(20, ge=0, description="Epochs of InfoNCE alone before the first clustering.")
+    every_epochs: int = Field(1, ge=1, description="Cluster anew at every this many epochs after the warm-up.")
+    iterations: int = Field(20, ge=1, le=1000, description="Lloyd iterations of k-means.")
+    restarts: int = Field(5, ge=1, le=100, description="Runs of k-means from other starting points; the best is kept.")
+    spherical: bool = Field(False, description="Normalise the centroids after every iteration.")
+    clip: tuple[float, float] = Field((10.0, 90.0), description="Percentiles that the concentrations are clipped to.")
+    normalise: bool = Field(True, description="Scale the concentrations so that their mean is the temperature.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the clustering; 0 takes all cores of its machine.")
+    timeout_s: float = Field(3600.0, gt=0, description="Seconds after which an E-step that has not answered fails the run.")
+
+    @field_validator("num_clusters")
+    @classmethod
+    def _counts_or_shares(cls, values: tuple[int | float, ...]) -> tuple[int | float, ...]:
+        wrong = [v for v in values if not (v >= 2 and float(v).is_integer()) and not 0 < v < 1]
+        if wrong:
+            raise ValueError(f"{', '.join(map(str, wrong))} is neither a count of 2 or more nor a share between 0 and 1")
+        return tuple(int(v) if v >= 2 else v for v in values)
+
+    @field_validator("clip")
+    @classmethod
+    def _rising_percentiles(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("two rising percentiles between 0 and 100")
+        return value
+
+
+class OptimizerConfig(Section):
+    """Gradient descent on the query encoder."""
+
+    name: Literal["sgd", "adamw", "lars"] = Field("sgd", description="sgd (the paper), adamw, or lars for very large batches.")
+    lr: float = Field(0.03, gt=0, le=100, description="Learning rate at the configured batch size; it is not scaled by itself.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd and lars.")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="Weight decay.")
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="cosine (v2), or step at the milestones (v1).")
+    milestones: tuple[Annotated[int, Field(ge=0)], ...] = Field((120, 160), description="Epochs at which the step schedule multiplies the rate by gamma.")
+    gamma: float = Field(0.1, gt=0, le=1, description="Factor of the step schedule.")
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs over which the rate rises linearly from 0.")
+
+
+class TrainConfig(Section):
+    """Length of the run, batch, checkpoints."""
+
+    epochs: int = Field(200, ge=1, description="Passes over the training images.")
+    batch_size: int = Field(256, ge=2, description="Images per step over all workers together.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it, fp32 elsewhere.")
+    log_every_steps: int = Field(50, ge=1, description="Steps between two progress lines and two points of the step metrics.")
+    checkpoint_every_epochs: int = Field(1, ge=1, description="Epochs between two checkpoints; the last epoch is always kept.")
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept; older ones are removed after a new one is safe on disk.")
+
+
+class ResourcesConfig(Section):
+    """What a run takes of the cluster."""
+
+    workers: int = Field(1, ge=0, le=4096, description="Ray Train workers; 0 runs everything in this process, without Ray.")
+    gpus_per_worker: float = Field(0.0, ge=0, le=1, description="GPUs of each worker: 1, a share, or 0 for the CPU.")
+    cpus_per_worker: float = Field(1.0, gt=0, le=1024, description="CPU cores of each worker; it uses as many threads.")
+    e_step_cpus: float = Field(1.0, ge=0, le=1024, description="CPU cores that the E-step actor reserves.")
+    e_step_gpus: float = Field(0.0, ge=0, le=8, description="GPUs that the E-step actor reserves.")
+    max_failures: int = Field(2, ge=0, le=1000, description="How often lost workers are replaced and the run goes on from its last checkpoint.")
+    start_timeout_s: float = Field(300.0, gt=0, description="Seconds to wait for workers and actor to start.")
+    step_timeout_s: float = Field(1800.0, gt=0, description="Seconds after which a worker that waits for another gives up.")
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    enabled: bool = Field(True, description="Record the run in MLflow.")
+    uri: str | None = Field(None, description="Tracking server; null uses MLFLOW_TRACKING_URI, else an embedded sqlite store under PCL_RAY_HOME.")
+    experiment: str = Field("pcl_ray", min_length=1, description="MLflow experiment.")
+    flush_s: float = Field(5.0, gt=0, le=600, description="Seconds between two writes to the server.")
+
+
+class EvaluationConfig(Section):
+    """Measured during training from the features of the E-step."""
+
+    every_epochs: int = Field(1, ge=0, description="Epochs between two evaluations; 0 evaluates only after the last epoch.")
+    knn_neighbours: int = Field(200, ge=1, description="Neighbours of the weighted kNN classifier.")
+    knn_temperature: float = Field(0.07, gt=0, description="Its weights are exp(cosine / temperature).")
+
+
+class RunConfig(Section):
+    """One experiment. Frozen: what follows from it and the data is in `plan.RunPlan`."""
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    loss: LossConfig = LossConfig()
+    e_step: EStepConfig = EStepConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random in the run.")
+
+    def flatten(self) -> dict[str, Any]:
+        """Every knob under its dotted name: {"loss.temperature": 0.2, …}."""
+        return dict(_leaves(self.model_dump()))
+
+    def to_yaml(self) -> str:
+        """The whole configuration as a recipe that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Knob:
+    name: str
+    type: str
+    default: Any
+    allowed: str
+    sentence: str
+
+
+def describe() -> list[Knob]:
+    """Every knob with its type, default, range and a sentence."""
+    return [
+        Knob(name, _type_text(field.annotation), field.get_default(), _allowed_text(field), field.description or "") for name, field in _fields().items()
+    ]
+
+
+def recipe_names() -> list[str]:
+    """The recipes shipped with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in resources.files("pcl_ray.recipes").iterdir() if entry.name.endswith(".yaml"))
+
+
+def load(recipe_or_path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> RunConfig:
+    """A shipped recipe by name, or a YAML file, with overrides (`KEY=VALUE` strings, or a mapping of dotted names).
+
+    Raises ConfigError with every mistake in recipe and overrides.
+    """
+    return _validated(_read_recipe(recipe_or_path), overrides)
+
+
+def with_overrides(config: RunConfig, overrides: Iterable[str] | Mapping[str, Any]) -> RunConfig:
+    """A copy of `config` with some knobs changed. Raises ConfigError with every mistake."""
+    return _validated(config.model_dump(), overrides)
+
+
+def load_leniently(recipe_or_path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> tuple[RunConfig, list[Problem]]:
+    """As `load`, but wrong knobs fall back to their defaults: lets the cross-checks report their part in the same breath."""
+    tree = _read_recipe(recipe_or_path)
+    problems = _apply(tree, overrides)
+    config, wrong = _build(tree)
+    return config, problems + wrong
+
+
+def _validated(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> RunConfig:
+    problems = _apply(tree, overrides)
+    config, wrong = _build(tree)
+    if problems + wrong:
+        raise ConfigError(problems + wrong)
+    return config
+
+
+def _read_recipe(recipe_or_path: str | Path) -> dict[str, Any]:
+    path = Path(recipe_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"recipe file {str(recipe_or_path)!r} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif str(recipe_or_path) in recipe_names():
+        text = (resources.files("pcl_ray.recipes") / f"{recipe_or_path}.yaml").read_text(encoding="utf-8")
+    else:
+        meant = difflib.get_close_matches(str(recipe_or_path), recipe_names(), 1)
+        hint = f" Did you mean {meant[0]!r}?" if meant else ""
+        raise ConfigError(f"unknown recipe {str(recipe_or_path)!r}.{hint} Shipped: {', '.join(recipe_names())}; or give the path of a .yaml file")
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {str(recipe_or_path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {str(recipe_or_path)!r} must be a mapping of sections, not {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> list[Problem]:
+    """Writes overrides into the tree; gives back the ones that could not even be read."""
+    if not isinstance(overrides, Mapping):
+        parsed, problems = _parse(overrides)
+    else:
+        parsed, problems = dict(overrides), []
+    for name, value in parsed.items():
+        *parents, leaf = str(name).split(".")
+        node = tree
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[leaf] = value
+    return problems
+
+
+def _parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:
+    parsed: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            problems.append(Problem(text, text, "overrides are written KEY=VALUE, e.g. loss.temperature=0.1"))
+            continue
+        try:
+            parsed[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed[name.strip()] = value
+    return parsed, problems
+
+
+def _build(tree: dict[str, Any]) -> tuple[RunConfig, list[Problem]]:
+    """The config and the mistakes; wrong knobs are taken out and left at their defaults."""
+    try:
+        return RunConfig.model_validate(tree), []
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+    fields = _fields()
+    problems: dict[str, Problem] = {}
+    for mistake in mistakes:
+        name = _knob_of([str(part) for part in mistake["loc"]], fields)
+        problems.setdefault(name, _explain(name, _lookup(tree, name, mistake.get("input")), mistake, fields))
+    for name in problems:
+        _remove(tree, name.split("."))
+    return RunConfig.model_validate(tree), list(problems.values())
+
+
+def _explain(name: str, value: Any, mistake: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> Problem:
+    if name in fields:
+        said = mistake["msg"].removeprefix("Value error, ") if mistake["type"] == "value_error" else ""
+        return Problem(name, value, (f"{said}; " if said else "") + f"allowed: {_allowed_text(fields[name])}")
+    if name in RunConfig.model_fields:
+        knobs = [known.partition(".")[2] for known in fields if known.startswith(name + ".")]
+        return Problem(name, value, f"is a section and takes {', '.join(knobs)}")
+    leaf = name.rpartition(".")[2]
+    same_leaf = [known for known in fields if known.rpartition(".")[2] == leaf]
+    near_leaf = [known for known in fields if difflib.SequenceMatcher(None, leaf, known.rpartition(".")[2]).ratio() > 0.75]
+    meant = (same_leaf or difflib.get_close_matches(name, fields, 1, 0.7) or near_leaf or difflib.get_close_matches(name, fields, 1, 0.55))[:1]
+    hint = f"did you mean {meant[0]!r}?" if meant else "`pcl-ray train --describe` lists every knob"
+    return Problem(name, value, f"unknown key; {hint}")
+
+
+def _knob_of(location: list[str], fields: Mapping[str, FieldInfo]) -> str:
+    """Pydantic's location without the parts below a knob (union members, list positions)."""
+    for length in range(1, len(location) + 1):
+        if ".".join(location[:length]) in fields:
+            return ".".join(location[:length])
+    return ".".join(location)
+
+
+def _fields() -> dict[str, FieldInfo]:
+    fields: dict[str, FieldInfo] = {}
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            fields |= {f"{name}.{leaf}": info for leaf, info in section.model_fields.items()}
+        else:
+            fields[name] = field
+    return fields
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _lookup(tree: Any, name: str, otherwise: Any) -> Any:
+    for part in name.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return otherwise
+        tree = tree[part]
+    return tree
+
+
+def _remove(tree: dict[str, Any], path: list[str]) -> None:
+    for part in path[:-1]:
+        tree = tree[part]
+    tree.pop(path[-1], None)
+
+
+def _allowed_text(field: FieldInfo) -> str:
+    """What a knob takes, in words: choices and bounds."""
+    lists = typing.get_origin(field.annotation) is tuple
+    bounds = [f"{sign} {getattr(rule, mark)}" for rule in _rules(field) for mark, sign in _BOUNDS if getattr(rule, mark, None) is not None]
+    described = _type_text(field.annotation)
+    if not bounds:
+        return described
+    return f"{described}{', each' if lists else ''} {' and '.join(bounds)}"
+
+
+_BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+
+
+def _rules(field: FieldInfo) -> list[Any]:
+    found = list(field.metadata)
+    pending = list(typing.get_args(field.annotation))
+    while pending:
+        part = pending.pop()
+        if typing.get_origin(part) is Annotated:
+            for extra in part.__metadata__:
+                found += extra.metadata if isinstance(extra, FieldInfo) else [extra]
+        pending += typing.get_args(part) if typing.get_origin(part) is not Literal else []
+    return found
+
+
+def _type_text(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _type_text(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type_text(part) for part in arguments)
+    if origin is tuple:
+        return f"list of {_type_text(arguments[0])}" if arguments[-1] is Ellipsis else f"{len(arguments)} × {_type_text(arguments[0])}"
+    return {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "null"}.get(annotation, str(annotation))

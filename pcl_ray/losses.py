@@ -1,0 +1,78 @@
+"""InfoNCE and ProtoNCE (Li et al., ICLR 2021, equations 1 and 11) as pure functions of tensors.
+
+Shape suffixes: B batch, C feature, R queue, K prototypes, M sampled negatives. All features and prototypes are L2-normalised.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def info_nce(query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, temperature: float) -> Tensor:
+    """The instance term: mean over the batch of −log exp(q·k/τ) / (exp(q·k/τ) + Σ_r exp(q·n_r/τ)); a scalar."""
+    return first_is_right(instance_logits(query_BC, key_BC, queue_RC, temperature))
+
+
+def proto_nce(
+    query_BC: Tensor,
+    prototypes_KC: Tensor,
+    concentration_K: Tensor,
+    positives_B: Tensor,
+    negatives_M: Tensor | None = None,
+    *,
+    mask_duplicates: bool = True,
+) -> Tensor:
+    """The prototype term of one clustering: mean over the batch of −log softmax of q·c_j/φ_j at the image's own prototype; a scalar.
+
+    positives_B: [B] the prototype each image is assigned to. negatives_M: None for a softmax over all K prototypes, or [M] prototype ids; then
+    the columns are the B in-batch positives, followed by the M negatives.
+    mask_duplicates: hide from row b every other column that is b's own prototype. Two images of one batch often share a prototype and would be
+    each other's false negatives; False keeps them in, as the published code does.
+    """
+    logits, target_B = prototype_logits(query_BC, prototypes_KC, concentration_K, positives_B, negatives_M, mask_duplicates=mask_duplicates)
+    return F.cross_entropy(logits, target_B)
+
+
+def sample_negatives(num_prototypes: int, positives_B: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """[count] distinct prototype ids, none of which is in positives_B; fewer where fewer are left."""
+    device = positives_B.device if generator is None else generator.device
+    order_K = torch.rand(num_prototypes, generator=generator, device=device).to(positives_B.device)
+    order_K[positives_B] = -1.0  # rand is in [0, 1): positives come last
+    if count > num_prototypes - len(positives_B):  # only then may too few be left; counting them waits for the device
+        count = min(count, int((order_K >= 0).sum()))
+    return order_K.topk(count).indices
+
+
+def instance_logits(query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, temperature: float) -> Tensor:
+    """[B, 1 + R] logits, the positive in column 0."""
+    positive_B1 = (query_BC * key_BC).sum(dim=1, keepdim=True)
+    return torch.cat([positive_B1, query_BC @ queue_RC.T], dim=1) / temperature
+
+
+def first_is_right(logits: Tensor) -> Tensor:
+    """Mean cross-entropy where column 0 is the target of every row."""
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+
+
+def prototype_logits(
+    query_BC: Tensor,
+    prototypes_KC: Tensor,
+    concentration_K: Tensor,
+    positives_B: Tensor,
+    negatives_M: Tensor | None = None,
+    *,
+    mask_duplicates: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Logits q·c_j/φ_j, [B, K] or [B, B + M], and the target column of each row [B]; arguments as in `proto_nce`."""
+    if negatives_M is None:
+        return query_BC @ prototypes_KC.T / concentration_K, positives_B
+    columns = torch.cat([positives_B, negatives_M])
+    logits = query_BC @ prototypes_KC[columns].T / concentration_K[columns]
+    target_B = torch.arange(len(positives_B), device=positives_B.device)
+    if mask_duplicates:
+        own = columns == positives_B[:, None]
+        own[target_B, target_B] = False  # the target itself stays
+        logits = logits.masked_fill(own, float("-inf"))
+    return logits, target_B

@@ -1,0 +1,93 @@
+"""The encoder f_θ: backbone, projection head, L2 normalisation."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, conv1x1
+
+from pcl_ray.config import EncoderConfig
+from pcl_ray.errors import ConfigError, Problem
+
+
+class Encoder(nn.Module):
+    """Images [B, channels, S, S] to unit vectors [B, C]. `backbone` gives [B, width] for transfer."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.head(self.backbone(images)), dim=1)
+
+
+class SmallResNet(nn.Module):
+    """A ResNet of basic blocks that a CPU trains in reasonable time: `width` channels, doubled at each stage."""
+
+    def __init__(self, width: int, blocks: tuple[int, ...], channels: int):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        layers: list[nn.Module] = []
+        inner = width
+        for stage, count in enumerate(blocks):
+            outer = width * 2**stage
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                shortcut = nn.Sequential(conv1x1(inner, outer, stride), nn.BatchNorm2d(outer)) if stride > 1 or inner != outer else None
+                layers.append(BasicBlock(inner, outer, stride, shortcut))
+                inner = outer
+        self.blocks = nn.Sequential(*layers)
+        self.width = inner
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.blocks(self.stem(images)).mean(dim=(2, 3))
+
+
+def build(config: EncoderConfig, channels: int) -> Encoder:
+    """A freshly initialised encoder (from torch's global random state). Raises ConfigError where timm is asked for and missing."""
+    backbone, width = _backbone(config, channels)
+    if config.head == "linear":
+        head: nn.Module = nn.Linear(width, config.dim)
+    else:
+        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, config.dim))
+    return Encoder(backbone, head)
+
+
+def _backbone(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]:
+    if config.backbone == "small_resnet":
+        small = SmallResNet(config.width, config.blocks, channels)
+        return small, small.width
+    if config.backbone.startswith("timm:"):
+        return _timm_backbone(config.backbone.removeprefix("timm:"), channels)
+    resnet = getattr(torchvision.models, config.backbone)(weights=None)
+    width = resnet.fc.in_features
+    resnet.fc = nn.Identity()
+    if config.stem == "small":
+        resnet.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        resnet.maxpool = nn.Identity()
+    elif channels != 3:
+        resnet.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    _initialise(resnet.conv1)
+    return resnet, width
+
+
+def _timm_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
+    if importlib.util.find_spec("timm") is None:
+        raise ConfigError([Problem("encoder.backbone", f"timm:{name}", "timm is not installed; `pip install timm`, or choose a torchvision ResNet")])
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ConfigError([Problem("encoder.backbone", f"timm:{name}", f"timm has no such model; near: {', '.join(near) or 'none'}")])
+    model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    return model, model.num_features
+
+
+def _initialise(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

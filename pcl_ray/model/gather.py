@@ -1,0 +1,65 @@
+"""Exchange between workers. Without a process group the rank is 0 of 1 and everything is the identity."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@torch.no_grad()
+def all_gather(rows: Tensor) -> Tensor:
+    """[B, …] of every worker, in rank order: [world · B, …]. No gradient flows through it."""
+    if world_size() == 1:
+        return rows
+    rows = rows.contiguous()
+    gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, rows)
+    return gathered
+
+
+@torch.no_grad()
+def mean_over_workers(values: Tensor) -> Tensor:
+    """The mean of a tensor over all workers, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module) -> None:
+    """Averages floating-point buffers (batch-norm statistics) over workers, so that all evaluate with the same ones."""
+    if world_size() == 1:
+        return
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if not buffers:
+        return
+    flat = mean_over_workers(torch.cat([buffer.flatten() for buffer in buffers]))
+    for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))
+
+
+@torch.no_grad()
+def encode_shuffled(encoder: nn.Module, images: Tensor, seed: int) -> Tensor:
+    """Shuffle-BN (MoCo, section 3.3): encodes [B, …] in batches mixed over the workers, gives [B, C] back in the caller's order.
+
+    The batch statistics of the keys then do not give the positive away. Every worker draws the same permutation from `seed`.
+    """
+    if world_size() == 1:
+        return encoder(images)
+    everything, here = all_gather(images), len(images)
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed)).to(images.device)
+    mine = order.view(world_size(), here)[rank()]
+    features = all_gather(encoder(everything[mine]))
+    restored = torch.empty_like(features)
+    restored[order] = features
+    return restored[rank() * here : (rank() + 1) * here]

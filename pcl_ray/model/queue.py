@@ -1,0 +1,37 @@
+"""The queue of negatives: the last R momentum features (MoCo)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class KeyQueue(nn.Module):
+    """A ring of features, `keys` [R, C], first filled with random unit vectors. Any batch size is taken: it wraps around."""
+
+    keys: Tensor
+
+    def __init__(self, size: int, dim: int, generator: torch.Generator | None = None):
+        super().__init__()
+        self.register_buffer("keys", F.normalize(torch.randn(size, dim, generator=generator), dim=1))
+        self.pointer = 0  # the next place to write; a Python number, so that no step waits for the device
+
+    @torch.no_grad()
+    def enqueue(self, keys_BC: Tensor) -> None:
+        """Writes the batch over the oldest keys; of a batch larger than the queue only the last R rows stay."""
+        size = len(self.keys)
+        kept = keys_BC[-size:].to(self.keys.dtype)
+        start = (self.pointer + len(keys_BC) - len(kept)) % size
+        first = min(len(kept), size - start)
+        self.keys[start : start + first] = kept[:first]
+        self.keys[: len(kept) - first] = kept[first:]
+        self.pointer = (start + len(kept)) % size
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"pointer": self.pointer}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.pointer = int(state["pointer"])

@@ -1,0 +1,176 @@
+"""What follows from a configuration, the number of images and the number of workers; and whether they fit together.
+
+`check` runs before anything starts: a K that exceeds N must not show after twenty epochs of warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pcl_ray.config import OptimizerConfig, RunConfig
+from pcl_ray.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The numbers of one run. Steps count from 0 over the whole run; epochs from 0."""
+
+    num_images: int  # N
+    num_holdout: int
+    world_size: int
+    batch_per_worker: int
+    global_batch: int
+    steps_per_epoch: int  # the incomplete last batch of an epoch is dropped; another permutation drops others
+    epochs: int
+    total_steps: int
+    warmup_epochs: int
+    num_clusters: tuple[int, ...]  # K, as counts
+    negatives: tuple[int | None, ...]  # negative prototypes for each K; None: all others
+    queue_size: int  # R
+    e_step_epochs: tuple[int, ...]  # epochs that begin with new clusters; `epochs` stands for the final clustering
+    evaluation_epochs: tuple[int, ...]  # evaluated at the end of these epochs
+    feature_bytes: int  # [N, C] float32
+    assignment_bytes: int  # int32 for each clustering
+    queue_bytes: int  # [R, C] float32
+    optimizer: OptimizerConfig
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then cosine to 0, steps at the milestones, or constant."""
+        config, epoch = self.optimizer, step / self.steps_per_epoch
+        if epoch < config.warmup_epochs:
+            return config.lr * (step + 1) / math.ceil(config.warmup_epochs * self.steps_per_epoch)
+        match config.schedule:
+            case "cosine":
+                done = (epoch - config.warmup_epochs) / (self.epochs - config.warmup_epochs)
+                return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            case "step":
+                return config.lr * config.gamma ** sum(int(epoch) >= milestone for milestone in config.milestones)
+            case "constant":
+                return config.lr
+
+    def clusters_before(self, epoch: int) -> bool:
+        """Whether epoch `epoch` begins with a new clustering (`epochs`: the final one, after training)."""
+        return epoch in self.e_step_epochs
+
+    def evaluates_after(self, epoch: int) -> bool:
+        return epoch in self.evaluation_epochs
+
+
+def resolve_num_clusters(num_clusters: tuple[int | float, ...], num_images: int) -> tuple[int, ...]:
+    """Counts stay; shares of N become counts, rounded."""
+    return tuple(round(k * num_images) if isinstance(k, float) else k for k in num_clusters)
+
+
+def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
+    """The plan of a run. Raises ConfigError where `check` finds a mistake."""
+    problems, _ = check(config, num_images, num_holdout)
+    if problems:
+        raise ConfigError(problems)
+    world_size, epochs = max(config.resources.workers, 1), config.train.epochs
+    steps = num_images // config.train.batch_size
+    counts = resolve_num_clusters(config.e_step.num_clusters, num_images)
+    wanted = config.loss.negative_prototypes
+    e_steps = tuple(range(config.e_step.warmup_epochs, epochs, config.e_step.every_epochs))
+    every = config.evaluation.every_epochs
+    evaluated = {epoch for epoch in range(epochs) if every and (epoch + 1) % every == 0} | {epochs - 1}
+    return RunPlan(
+        num_images=num_images,
+        num_holdout=num_holdout,
+        world_size=world_size,
+        batch_per_worker=config.train.batch_size // world_size,
+        global_batch=config.train.batch_size,
+        steps_per_epoch=steps,
+        epochs=epochs,
+        total_steps=steps * epochs,
+        warmup_epochs=config.e_step.warmup_epochs,
+        num_clusters=counts,
+        negatives=tuple(None if wanted == "all" else wanted for _ in counts),
+        queue_size=config.loss.queue_size,
+        # The last weights get their clustering too: it belongs to the exported encoder and to the reported agreement with labels.
+        e_step_epochs=e_steps + ((epochs,) if e_steps else ()),
+        evaluation_epochs=tuple(sorted(evaluated)),
+        feature_bytes=num_images * config.encoder.dim * 4,
+        assignment_bytes=num_images * 4 * len(counts),
+        queue_bytes=config.loss.queue_size * config.encoder.dim * 4,
+        optimizer=config.optimizer,
+    )
+
+
+def check(config: RunConfig, num_images: int, num_holdout: int = 0, *, gpus: int | None = None) -> tuple[list[Problem], list[str]]:
+    """Mistakes that only show together with the data and the machine, each with a way out; and what is legal but worth saying.
+
+    `gpus`: GPUs of this machine, None where the run goes to a cluster that is asked later.
+    """
+    problems = [*_batch_problems(config, num_images), *_cluster_problems(config, num_images), *_model_problems(config)]
+    wanted = config.resources.gpus_per_worker + config.resources.e_step_gpus
+    if gpus is not None and wanted > 0 and gpus == 0:
+        name = "resources.gpus_per_worker" if config.resources.gpus_per_worker else "resources.e_step_gpus"
+        value = config.resources.gpus_per_worker or config.resources.e_step_gpus
+        problems.append(Problem(name, value, "there is no GPU on this machine; set it to 0 to train on the CPU, or submit to a cluster that has GPUs"))
+    return problems, [] if problems else list(_notes(config, num_images, num_holdout))
+
+
+def _batch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
+    batch, workers = config.train.batch_size, max(config.resources.workers, 1)
+    steps = num_images // batch * config.train.epochs
+    if batch % workers:
+        yield Problem("train.batch_size", batch, f"must be a multiple of resources.workers = {workers}, e.g. {math.ceil(batch / workers) * workers}")
+    elif batch // workers < 2:
+        yield Problem("train.batch_size", batch, f"gives each of the {workers} workers {batch // workers} image a step; at least {2 * workers} is needed")
+    if num_images < batch:
+        yield Problem(
+            "train.batch_size", batch, f"the training part has only {num_images} images, so no batch of {workers} × {batch // workers} fits; at most {num_images}"
+        )
+    elif config.loss.queue_size > steps * batch:
+        yield Problem(
+            "loss.queue_size",
+            config.loss.queue_size,
+            f"the whole run fills only {steps * batch} places, the rest would stay random; at most that, or raise train.epochs",
+        )
+    if config.optimizer.warmup_epochs >= config.train.epochs:
+        yield Problem("optimizer.warmup_epochs", config.optimizer.warmup_epochs, f"must be below train.epochs = {config.train.epochs}")
+
+
+def _cluster_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
+    given = config.e_step.num_clusters
+    counts = resolve_num_clusters(given, num_images)
+    for value, k in zip(given, counts, strict=True):
+        stands = f"{k}" if isinstance(value, int) else f"{value} of {num_images} images, that is {k},"
+        if k > num_images:
+            yield Problem("e_step.num_clusters", list(given), f"{stands} is more than the {num_images} training images; use a smaller count, or a share like 0.02")
+        elif k < 2:
+            yield Problem("e_step.num_clusters", list(given), f"{stands} is fewer than 2 clusters; use at least {math.ceil(1.5 / num_images * 1e4) / 1e4} or a count")
+    wanted = config.loss.negative_prototypes
+    smallest = min(counts)
+    if wanted != "all" and 2 <= smallest and wanted > smallest - 1:
+        yield Problem(
+            "loss.negative_prototypes", wanted, f"the smallest clustering has {smallest} prototypes, so at most {smallest - 1} negatives; lower it or write all"
+        )
+
+
+def _model_problems(config: RunConfig) -> Iterator[Problem]:
+    channels, workers = config.data.channels, max(config.resources.workers, 1)
+    for name, value in (("augment.mean", config.augment.mean), ("augment.std", config.augment.std)):
+        if len(value) != channels:
+            yield Problem(name, list(value), f"needs one number a channel, and data.channels = {channels}")
+    if config.encoder.batch_norm == "sync" and workers > 1 and not config.resources.gpus_per_worker:
+        yield Problem("encoder.batch_norm", "sync", "synchronised batch norm needs GPUs; use shuffle or plain on CPUs")
+    if config.train.precision == "bf16" and not config.resources.gpus_per_worker:
+        yield Problem("train.precision", "bf16", "bf16 is several times slower than fp32 on most CPUs; use auto or fp32, or set resources.gpus_per_worker")
+
+
+def _notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]:
+    counts = resolve_num_clusters(config.e_step.num_clusters, num_images)
+    warmup, epochs, queue = config.e_step.warmup_epochs, config.train.epochs, config.loss.queue_size
+    if warmup >= epochs:
+        yield f"e_step.warmup_epochs = {warmup} covers all {epochs} epochs: this run is InfoNCE only and never clusters"
+    if queue > num_images:
+        yield f"loss.queue_size = {queue} exceeds the {num_images} images: the queue holds older features of the image itself as negatives"
+    if max(counts) * 10 > num_images and warmup < epochs:
+        yield f"e_step.num_clusters: {max(counts)} clusters get {num_images / max(counts):.1f} images each on average; 10 or more are steadier"
+    if config.encoder.batch_norm == "shuffle" and config.resources.workers <= 1:
+        yield "encoder.batch_norm = shuffle has no effect with one worker"
+    if not num_holdout:
+        yield "no held-out images: no kNN accuracy; data.holdout keeps a share of the images for evaluation"
