@@ -1,0 +1,53 @@
+"""The two random views of an image, and the fixed view for evaluation. Images are uint8 tensors [channels, H, W] until `to_floats`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+from pcl_ray.config import AugmentConfig
+
+_CROP_FROM = 64  # px: from this size on, evaluation cuts the centre out of a somewhat larger image
+
+
+def random_view(config: AugmentConfig, channels: int) -> nn.Module:
+    """v1 (MoCo's first set, PCL v1) or v2 (SimCLR's, PCL v2). Steps that change nothing on grey images are left out.
+
+    All randomness comes from torch's global generator.
+    """
+    colour = channels == 3
+    strength = config.jitter
+    jitter = v2.ColorJitter(strength, strength, strength if colour else 0, config.hue if colour else 0)
+    grey = [v2.RandomGrayscale(config.grey)] if colour and config.grey else []
+    crop = v2.RandomResizedCrop(config.image_size, scale=(config.min_crop, 1.0), antialias=True)
+    flip = [v2.RandomHorizontalFlip(config.flip)] if config.flip else []
+    jittered: list[nn.Module] = []
+    if strength or (colour and config.hue):
+        jittered = [jitter] if config.version == "v1" else [v2.RandomApply([jitter], p=0.8)]
+    match config.version:
+        case "v1":
+            return v2.Compose([crop, *grey, *jittered, *flip])
+        case "v2":
+            blur = [v2.RandomApply([v2.GaussianBlur(_blur_size(config.image_size), (0.1, 2.0))], p=config.blur)] if config.blur else []
+            return v2.Compose([crop, *jittered, *grey, *blur, *flip])
+
+
+def evaluation_view(config: AugmentConfig) -> nn.Module:
+    """The whole image at the training size; from 64 px on the centre of the image scaled to 8/7 of it. Takes [..., channels, H, W]."""
+    size = config.image_size
+    if size < _CROP_FROM:
+        return v2.Resize((size, size), antialias=True)
+    return v2.Compose([v2.Resize(size * 8 // 7, interpolation=InterpolationMode.BILINEAR, antialias=True), v2.CenterCrop(size)])
+
+
+def to_floats(views: Tensor, config: AugmentConfig) -> Tensor:
+    """uint8 [b, channels, S, S] to normalised float32, by the configured mean and standard deviation."""
+    mean = torch.tensor(config.mean, device=views.device).view(-1, 1, 1)
+    std = torch.tensor(config.std, device=views.device).view(-1, 1, 1)
+    return (views.float() / 255 - mean) / std
+
+
+def _blur_size(image_size: int) -> int:
+    """A tenth of the image, odd and at least 3 (SimCLR, appendix A)."""
+    return max(3, image_size // 10 // 2 * 2 + 1)

@@ -1,0 +1,123 @@
+"""Trees of image files: which files, which labels, and which of them cannot be decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pcl_ray.data.images import NO_LABEL, FileImages, decode
+from pcl_ray.errors import DataError
+
+SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2".split())
+_TRAIN, _HOLDOUT = ("train", "training"), ("val", "valid", "validation", "holdout", "test")
+
+
+@dataclass(frozen=True)
+class BadImage:
+    file: str
+    reason: str
+
+
+def find_parts(root: Path) -> tuple[Path, Path | None]:
+    """The training and the held-out folder: `train/` beside `val/`, `test/` … where there are both, else the whole tree."""
+    folders = {entry.name.lower(): entry for entry in root.iterdir() if entry.is_dir()}
+    train = next((folders[name] for name in _TRAIN if name in folders), None)
+    holdout = next((folders[name] for name in _HOLDOUT if name in folders), None)
+    return (train, holdout) if train and holdout else (root, None)
+
+
+def find_images(root: Path, channels: int) -> FileImages:
+    """All image files under `root`, in the order of their names; labels where every image lies in one of two or more folders of the first level.
+
+    Raises DataError where there are none.
+    """
+    files = sorted(_walk(root))
+    if not files:
+        raise DataError(f"no images in {str(root)!r} (looked for {' '.join(sorted(SUFFIXES))} in it and below)")
+    tops = [file.partition("/")[0] if "/" in file else None for file in files]
+    classes = tuple(sorted({top for top in tops if top is not None}))
+    labels = None
+    if None not in tops and len(classes) > 1:
+        number = {name: i for i, name in enumerate(classes)}
+        labels = np.array([number[top] for top in tops if top is not None], dtype=np.int64)
+    encoded = np.array([file.encode("utf-8", "surrogateescape") for file in files])
+    return FileImages(str(root), encoded, channels, labels, classes if labels is not None else ())
+
+
+def with_classes(images: FileImages, class_names: tuple[str, ...]) -> FileImages:
+    """Labels renumbered to the training part's classes; a class it does not know has no label."""
+    if images.labels is None:
+        return images
+    number = {name: i for i, name in enumerate(class_names)}
+    mapping = np.array([number.get(name, NO_LABEL) for name in images.class_names], dtype=np.int64)
+    return FileImages(images.root, images.files, images.channels, mapping[images.labels], class_names)
+
+
+def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int], None]) -> list[BadImage]:
+    """The files that do not decode, with reasons. The answer is kept under `cache_dir` until a file's name, size or time changes."""
+    states = [_state(images.path(i)) for i in range(len(images))]
+    key = hashlib.blake2b(json.dumps([images.root, images.files.tolist().__repr__(), states]).encode(), digest_size=16).hexdigest()
+    cached = cache_dir / f"{key}.json"
+    try:
+        return [BadImage(**entry) for entry in json.loads(cached.read_text())]
+    except (OSError, ValueError, TypeError):
+        pass  # not checked yet, or a damaged note of it
+    bad: list[BadImage] = []
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
+        for done, found in enumerate(pool.map(_check, [images.path(i) for i in range(len(images))]), start=1):
+            if found:
+                bad.append(found)
+            if done % 1000 == 0:
+                progress(done, len(images))
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        cached.write_text(json.dumps([vars(entry) for entry in bad]))
+    except OSError:
+        pass  # only costs the next run a second look
+    return bad
+
+
+def without(images: FileImages, bad: list[BadImage]) -> FileImages:
+    broken = {entry.file for entry in bad}
+    return images.take(np.array([i for i in range(len(images)) if str(images.path(i)) not in broken], dtype=np.int64))
+
+
+def _walk(root: Path) -> Iterator[str]:
+    seen: set[str] = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back up the tree
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [name for name in below if not name.startswith((".", "__MACOSX"))]
+        here = Path(folder).relative_to(root)
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield (here / name).as_posix()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    except OSError:
+        return -1, -1
+
+
+def _check(path: Path) -> BadImage | None:
+    try:
+        if path.stat().st_size == 0:
+            return BadImage(str(path), "empty file")
+        decode(path, 3, draft=64)
+        return None
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        said = str(error).replace(str(path), "").replace("''", "").strip() or type(error).__name__
+        return BadImage(str(path), said.splitlines()[0])

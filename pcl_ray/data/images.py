@@ -1,0 +1,148 @@
+"""A set of images: position i always means the same image. Held in memory or read from files; neither needs torch."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+NO_LABEL = -1
+
+
+class Images(Protocol):
+    """N images, each [H, W, channels] uint8."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """[N] int64, NO_LABEL where an image has none; None where no image has."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same images in the same order, on any machine."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray: ...
+
+    def take(self, indices: np.ndarray) -> Images:
+        """The images at these positions, in this order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Images of one size, in one array: read by all workers of a node from the same memory."""
+
+    pixels: np.ndarray  # [N, H, W, channels] uint8
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.pixels[index]
+
+    def take(self, indices: np.ndarray) -> ArrayImages:
+        return replace(self, pixels=self.pixels[indices], labels=None if self.labels is None else self.labels[indices])
+
+    @property
+    def fingerprint(self) -> str:
+        sample = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int) if len(self) else []
+        return _digest(str(self.pixels.shape).encode(), np.ascontiguousarray(self.pixels[sample]).tobytes(), _label_bytes(self.labels))
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Images in files, decoded when they are read."""
+
+    root: str
+    files: np.ndarray  # [N] bytes (utf-8) relative to root: one numpy array is shared between processes, a list of a million strings is not
+    channels: int
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, index: int) -> Path:
+        return Path(self.root, self.files[index].decode("utf-8", "surrogateescape"))
+
+    def read(self, index: int) -> np.ndarray:
+        return decode(self.path(index), self.channels)
+
+    def take(self, indices: np.ndarray) -> FileImages:
+        return replace(self, files=self.files[indices], labels=None if self.labels is None else self.labels[indices])
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest(b"\n".join(self.files.tolist()), _label_bytes(self.labels))
+
+
+def decode(path: Path, channels: int, *, draft: int | None = None) -> np.ndarray:
+    """The picture upright as [H, W, channels] uint8, whatever the file's mode: transparency on white, 16 bits scaled to 8.
+
+    draft: a JPEG may be decoded at a smaller scale, down to this many pixels a side; faster where only readability matters.
+    Raises OSError, ValueError and other kinds that Pillow raises for damaged files.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF, large pictures: what matters is whether it decodes
+        with Image.open(path) as image:
+            if draft:
+                image.draft(None, (draft, draft))
+            # Pillow's own list of transpositions by EXIF tag; it loads the pixels
+            return as_array(ImageOps.exif_transpose(image), channels)
+
+
+def as_array(image: Image.Image, channels: int) -> np.ndarray:
+    """[H, W, channels] uint8 of a Pillow image of any mode."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return pixels[:, :, None] if channels == 1 else pixels
+
+
+def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """[N, H, W] or [N, H, W, 1|3] uint8 to [N, H, W, channels]; grey by the ITU-R 601 weights, as Pillow does."""
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.shape[-1] == channels:
+        return np.ascontiguousarray(pixels)
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=-1)
+    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
+    return ((pixels @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    values = np.array(image)
+    if image.mode == "F":
+        scaled = values * 255 if values.max(initial=0) <= 1 else values
+    else:
+        scaled = values / 257  # 65535 → 255
+    return Image.fromarray(np.clip(np.nan_to_num(scaled), 0, 255).round().astype(np.uint8))
+
+
+def _label_bytes(labels: np.ndarray | None) -> bytes:
+    return b"" if labels is None else labels.astype("<i8").tobytes()
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,8 @@
+"""How good the features and the clusters are: with labels (kNN, agreement), and without (RankMe, uniformity)."""
+
+from pcl_ray.evaluation.knn import knn_accuracy
+from pcl_ray.evaluation.labels import agreement
+from pcl_ray.evaluation.measure import measure
+from pcl_ray.evaluation.unlabelled import alignment, rankme, uniformity
+
+__all__ = ["agreement", "alignment", "knn_accuracy", "measure", "rankme", "uniformity"]

@@ -1,0 +1,40 @@
+"""What is measured during training, all from features that the E-step has anyway."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from pcl_ray.clustering import ClusterSet
+from pcl_ray.config import EvaluationConfig
+from pcl_ray.evaluation.knn import knn_accuracy
+from pcl_ray.evaluation.labels import agreement
+from pcl_ray.evaluation.unlabelled import rankme, uniformity
+
+
+def measure(
+    features_NC: np.ndarray,
+    labels_N: np.ndarray | None,
+    holdout_QC: np.ndarray | None,
+    holdout_labels_Q: np.ndarray | None,
+    clusters: ClusterSet | None,
+    config: EvaluationConfig,
+) -> dict[str, float]:
+    """eval/rankme and eval/uniformity always; with labels eval/knn_top1 on the held-out part and cluster/M/ami … of clustering number M."""
+    features = torch.from_numpy(features_NC)
+    figures = {"eval/rankme": rankme(features), "eval/uniformity": uniformity(features)}
+    if labels_N is not None and holdout_QC is not None and holdout_labels_Q is not None:
+        figures["eval/knn_top1"] = knn_accuracy(
+            features,
+            torch.from_numpy(labels_N),
+            torch.from_numpy(holdout_QC),
+            torch.from_numpy(holdout_labels_Q),
+            neighbours=config.knn_neighbours,
+            temperature=config.knn_temperature,
+        )
+    if labels_N is not None and clusters is not None:
+        for m, clustering in enumerate(clusters.clusterings):
+            figures |= {f"cluster/{m}/{name}": value for name, value in agreement(clustering.assignments, labels_N).items()}
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
