@@ -33,7 +33,8 @@ def kmeans(
     """Lloyd's k-means on [N, C]; the best of `restarts` runs. Centroids, assignments and distances belong together.
 
     start_KC: centroids to start from instead of random points (then one run). threads: 0 takes all cores. gpu: search on faiss' GPUs.
-    Same seed and input, same result. Raises ValueError for features that are not finite or fewer than K.
+    Same seed and input, same result. Raises ValueError for features or starting centroids that are not finite, for fewer points than K, and for a
+    start of another shape.
     """
     import faiss
 
@@ -41,7 +42,12 @@ def kmeans(
     count, dim = features.shape
     if not 1 <= num_clusters <= count:
         raise ValueError(f"{num_clusters} clusters need at least as many points, there are {count}")
+    _check_finite(features, "features")
     start = None if start_KC is None else np.ascontiguousarray(start_KC, dtype=np.float32)
+    if start is not None:
+        if start.shape != (num_clusters, dim):
+            raise ValueError(f"start_KC has shape {start.shape}, {num_clusters} clusters of {dim} dimensions need {(num_clusters, dim)}")
+        _check_finite(start, "starting centroids")
     faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
     clustering = faiss.Kmeans(
         dim,
@@ -60,6 +66,13 @@ def kmeans(
     assignments = torch.from_numpy(nearest[:, 0].astype(np.int64))
     distances = _distances(points, centroids, assignments)
     return KMeansResult(centroids, assignments, distances, float((distances.double() ** 2).sum()))
+
+
+def _check_finite(rows: np.ndarray, what: str) -> None:
+    """Raises ValueError for NaN, infinities and values whose square overflows: faiss would end the whole process."""
+    bad = np.flatnonzero(~np.isfinite(np.einsum("ij,ij->i", rows, rows)))
+    if len(bad):
+        raise ValueError(f"{len(bad)} of {len(rows)} {what} are not finite, the first: {bad[:5].tolist()}")
 
 
 def _distances(points: Tensor, centroids: Tensor, assignments: Tensor, chunk: int = 65536) -> Tensor:

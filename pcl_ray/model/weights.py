@@ -27,19 +27,20 @@ def load_encoder(path: str | Path, *, encoder: Literal["query", "momentum"] = "q
     except FileNotFoundError:
         raise DataError(f"checkpoint {str(path)!r} does not exist") from None
     except Exception as error:  # torch raises many kinds here: pickle, zip and runtime errors
-        raise DataError(f"{str(path)!r} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{str(path)!r} cannot be read as a checkpoint: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     if isinstance(content, dict) and content.get("format") == "pcl_ray":
-        return _ours(content, encoder)
+        return _ours(content, encoder, path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         return _published(content, encoder, path)
     raise DataError(f"{str(path)!r} is neither a pcl_ray checkpoint nor a .pth.tar with a state_dict")
 
 
-def _ours(content: dict[str, Any], which: str) -> nn.Module:
-    model = encoders.build(EncoderConfig(**content["encoder"]), content["channels"])
+def _ours(content: dict[str, Any], which: str, path: str | Path) -> nn.Module:
+    settings = EncoderConfig(**content["encoder"])
+    model = encoders.build(settings, content["channels"])
     prefix = "query." if which == "query" else "key."
-    model.load_state_dict({name.removeprefix(prefix): value for name, value in content["model"].items() if name.startswith(prefix)})
-    return model.eval()
+    state = {name.removeprefix(prefix): value for name, value in content["model"].items() if name.startswith(prefix)}
+    return _filled(model, state, f"{str(path)!r} does not fit its own {settings.backbone} with a {settings.head} head")
 
 
 def _published(content: dict[str, Any], which: str, path: str | Path) -> nn.Module:
@@ -55,9 +56,18 @@ def _published(content: dict[str, Any], which: str, path: str | Path) -> nn.Modu
     if final is None:
         raise DataError(f"{str(path)!r} has no weights under '{prefix}' with a projection head 'fc'")
     name = content.get("arch") or "resnet50"
-    model = encoders.build(EncoderConfig(backbone=name, head=head, dim=final.shape[0]), state["backbone.conv1.weight"].shape[1])
+    try:
+        settings = EncoderConfig(backbone=name, head=head, dim=final.shape[0])
+    except ValueError:
+        raise DataError(f"{str(path)!r} holds a {name!r}, which is no backbone of ours") from None
+    first = state.get("backbone.conv1.weight")
+    model = encoders.build(settings, 3 if first is None else first.shape[1])
+    return _filled(model, state, f"{str(path)!r} does not fit a {name} with a {head} head")
+
+
+def _filled(model: nn.Module, state: dict[str, Tensor], misfit: str) -> nn.Module:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise DataError(f"{str(path)!r} does not fit a {name} with a {head} head: {str(error).splitlines()[1].strip()}") from None
+        raise DataError(f"{misfit}: {str(error).splitlines()[1].strip()}") from None
     return model.eval()

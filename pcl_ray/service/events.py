@@ -1,0 +1,40 @@
+"""What a running experiment tells its driver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Event:
+    """kind: start (training begins or goes on at `epoch`), alive (a step was taken), step (means over some steps), epoch (all figures of an
+    epoch, after its checkpoint is safe), phase (what is being done now), warning."""
+
+    kind: Literal["start", "alive", "step", "epoch", "phase", "warning"]
+    epoch: int = 0
+    step: int = 0  # global step of the last batch trained
+    metrics: dict[str, float] = field(default_factory=dict)
+    text: str = ""
+
+
+Post = Callable[[Event], None]
+
+
+class Board:
+    """Holds events until the driver takes them; wrapped as an actor where the run has workers."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._lock = threading.Lock()
+
+    def post(self, event: Event) -> None:
+        with self._lock:
+            self._events.append(event)
+
+    def take(self) -> list[Event]:
+        with self._lock:
+            taken, self._events = self._events, []
+        return taken
