@@ -1,0 +1,3 @@
+"""pcl_ray: Prototypical Contrastive Learning on Ray."""
+
+__version__ = "0.1.0"

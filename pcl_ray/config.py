@@ -7,18 +7,15 @@ parameter. Defaults are the paper's v2 setting where the paper has one. Imports 
 from __future__ import annotations
 
 import difflib
-import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-from pydantic.fields import FieldInfo
 
+from pcl_ray import knobs
 from pcl_ray.errors import ConfigError, Problem
 
 DataSource = Literal["digits", "idx", "cifar10", "cifar100", "stl10", "imagenet", "folder", "arrays"]
@@ -27,7 +24,10 @@ DataSource = Literal["digits", "idx", "cifar10", "cifar100", "stl10", "imagenet"
 def _numbers(value: object) -> object:
     """`250`, `0.02` and `250,500` are lists too: command lines and sweep spaces write them so."""
     if isinstance(value, str):
-        return [yaml.safe_load(part) for part in value.strip("[] ").split(",")]
+        try:
+            return [yaml.safe_load(part) for part in value.strip("[] ").split(",")]
+        except yaml.YAMLError:
+            return value  # no list of numbers, which is then said
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -123,7 +123,7 @@ class EStepConfig(Section):
     @field_validator("num_clusters")
     @classmethod
     def _counts_or_shares(cls, values: tuple[int | float, ...]) -> tuple[int | float, ...]:
-        wrong = [v for v in values if not (v >= 2 and float(v).is_integer()) and not 0 < v < 1]
+        wrong = [v for v in values if not (v >= 2 and (isinstance(v, int) or v.is_integer())) and not 0 < v < 1]
         if wrong:
             raise ValueError(f"{', '.join(map(str, wrong))} is neither a count of 2 or more nor a share between 0 and 1")
         return tuple(int(v) if v >= 2 else v for v in values)
@@ -214,19 +214,10 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-@dataclass(frozen=True)
-class Knob:
-    name: str
-    type: str
-    default: Any
-    allowed: str
-    sentence: str
-
-
-def describe() -> list[Knob]:
+def describe() -> list[knobs.Knob]:
     """Every knob with its type, default, range and a sentence."""
     return [
-        Knob(name, _type_text(field.annotation), field.get_default(), _allowed_text(field), field.description or "") for name, field in _fields().items()
+        knobs.Knob(name, knobs.type_text(field.annotation), field.get_default(), knobs.allowed_text(field), field.description or "") for name, field in knobs.fields_of(RunConfig).items()
     ]
 
 
@@ -269,7 +260,10 @@ def _read_recipe(recipe_or_path: str | Path) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"recipe file {str(recipe_or_path)!r} does not exist")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {str(recipe_or_path)!r} cannot be read: {error}") from None
     elif str(recipe_or_path) in recipe_names():
         text = (resources.files("pcl_ray.recipes") / f"{recipe_or_path}.yaml").read_text(encoding="utf-8")
     else:
@@ -278,11 +272,21 @@ def _read_recipe(recipe_or_path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"unknown recipe {str(recipe_or_path)!r}.{hint} Shipped: {', '.join(recipe_names())}; or give the path of a .yaml file")
     try:
         tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates like 2024-13-45, numbers of thousands of digits
         raise ConfigError(f"recipe {str(recipe_or_path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {str(recipe_or_path)!r} must be a mapping of sections, not {type(tree).__name__}")
-    return tree
+    return _sections(tree)
+
+
+def _sections(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same recipe with text keys, and with `loss.temperature: 0.1` as `loss: {temperature: 0.1}`: a knob has its dotted name here too."""
+    sections: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
+    for key, value in tree.items():
+        (dotted if "." in str(key) else sections)[str(key)] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+    _apply(sections, dotted)
+    return sections
 
 
 def _apply(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> list[Problem]:
@@ -312,7 +316,7 @@ def _parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:
             continue
         try:
             parsed[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # as above: what is no YAML is plain text
             parsed[name.strip()] = value
     return parsed, problems
 
@@ -323,48 +327,19 @@ def _build(tree: dict[str, Any]) -> tuple[RunConfig, list[Problem]]:
         return RunConfig.model_validate(tree), []
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
-    fields = _fields()
+    fields = knobs.fields_of(RunConfig)
     problems: dict[str, Problem] = {}
+    places = []
     for mistake in mistakes:
-        name = _knob_of([str(part) for part in mistake["loc"]], fields)
-        problems.setdefault(name, _explain(name, _lookup(tree, name, mistake.get("input")), mistake, fields))
-    for name in problems:
-        _remove(tree, name.split("."))
+        place = knobs.knob_of([str(part) for part in mistake["loc"]], fields)
+        value = _lookup(tree, ".".join(place), mistake.get("input"))
+        unknown_section = len(place) == 1 and place[0] not in RunConfig.model_fields and isinstance(value, Mapping) and value
+        for name, wrong in _leaves(value, f"{place[0]}.") if unknown_section else [(".".join(place), value)]:
+            problems.setdefault(name, knobs.explain(name, wrong, mistake, fields))
+        places.append(place)
+    for place in places:
+        _remove(tree, place)
     return RunConfig.model_validate(tree), list(problems.values())
-
-
-def _explain(name: str, value: Any, mistake: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> Problem:
-    if name in fields:
-        said = mistake["msg"].removeprefix("Value error, ") if mistake["type"] == "value_error" else ""
-        return Problem(name, value, (f"{said}; " if said else "") + f"allowed: {_allowed_text(fields[name])}")
-    if name in RunConfig.model_fields:
-        knobs = [known.partition(".")[2] for known in fields if known.startswith(name + ".")]
-        return Problem(name, value, f"is a section and takes {', '.join(knobs)}")
-    leaf = name.rpartition(".")[2]
-    same_leaf = [known for known in fields if known.rpartition(".")[2] == leaf]
-    near_leaf = [known for known in fields if difflib.SequenceMatcher(None, leaf, known.rpartition(".")[2]).ratio() > 0.75]
-    meant = (same_leaf or difflib.get_close_matches(name, fields, 1, 0.7) or near_leaf or difflib.get_close_matches(name, fields, 1, 0.55))[:1]
-    hint = f"did you mean {meant[0]!r}?" if meant else "`pcl-ray train --describe` lists every knob"
-    return Problem(name, value, f"unknown key; {hint}")
-
-
-def _knob_of(location: list[str], fields: Mapping[str, FieldInfo]) -> str:
-    """Pydantic's location without the parts below a knob (union members, list positions)."""
-    for length in range(1, len(location) + 1):
-        if ".".join(location[:length]) in fields:
-            return ".".join(location[:length])
-    return ".".join(location)
-
-
-def _fields() -> dict[str, FieldInfo]:
-    fields: dict[str, FieldInfo] = {}
-    for name, field in RunConfig.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            fields |= {f"{name}.{leaf}": info for leaf, info in section.model_fields.items()}
-        else:
-            fields[name] = field
-    return fields
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -387,41 +362,3 @@ def _remove(tree: dict[str, Any], path: list[str]) -> None:
     for part in path[:-1]:
         tree = tree[part]
     tree.pop(path[-1], None)
-
-
-def _allowed_text(field: FieldInfo) -> str:
-    """What a knob takes, in words: choices and bounds."""
-    lists = typing.get_origin(field.annotation) is tuple
-    bounds = [f"{sign} {getattr(rule, mark)}" for rule in _rules(field) for mark, sign in _BOUNDS if getattr(rule, mark, None) is not None]
-    described = _type_text(field.annotation)
-    if not bounds:
-        return described
-    return f"{described}{', each' if lists else ''} {' and '.join(bounds)}"
-
-
-_BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-
-
-def _rules(field: FieldInfo) -> list[Any]:
-    found = list(field.metadata)
-    pending = list(typing.get_args(field.annotation))
-    while pending:
-        part = pending.pop()
-        if typing.get_origin(part) is Annotated:
-            for extra in part.__metadata__:
-                found += extra.metadata if isinstance(extra, FieldInfo) else [extra]
-        pending += typing.get_args(part) if typing.get_origin(part) is not Literal else []
-    return found
-
-
-def _type_text(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return _type_text(arguments[0])
-    if origin is Literal:
-        return " | ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join(_type_text(part) for part in arguments)
-    if origin is tuple:
-        return f"list of {_type_text(arguments[0])}" if arguments[-1] is Ellipsis else f"{len(arguments)} × {_type_text(arguments[0])}"
-    return {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "null"}.get(annotation, str(annotation))

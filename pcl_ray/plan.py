@@ -141,10 +141,10 @@ def _cluster_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
         if k > num_images:
             yield Problem("e_step.num_clusters", list(given), f"{stands} is more than the {num_images} training images; use a smaller count, or a share like 0.02")
         elif k < 2:
-            yield Problem("e_step.num_clusters", list(given), f"{stands} is fewer than 2 clusters; use at least {math.ceil(1.5 / num_images * 1e4) / 1e4} or a count")
+            yield Problem("e_step.num_clusters", list(given), f"{stands} is fewer than 2 clusters; use at least {math.ceil(1.5 / max(num_images, 2) * 1e4) / 1e4} or a count")
     wanted = config.loss.negative_prototypes
     smallest = min(counts)
-    if wanted != "all" and 2 <= smallest and wanted > smallest - 1:
+    if wanted != "all" and smallest >= 2 and wanted > smallest - 1:
         yield Problem(
             "loss.negative_prototypes", wanted, f"the smallest clustering has {smallest} prototypes, so at most {smallest - 1} negatives; lower it or write all"
         )

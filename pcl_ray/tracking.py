@@ -11,11 +11,9 @@ import logging
 import math
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,16 +24,13 @@ from urllib.parse import urlsplit
 
 from pcl_ray.config import TrackingConfig
 from pcl_ray.errors import Problem
-from pcl_ray.tracking_buffer import Outbox, Point, Unsent
+from pcl_ray.tracking_buffer import Outbox, Point, Unsent, as_texts, clean_name
 
 Status = Literal["finished", "failed", "stopped"]
 
 RUN_TAG = "pcl_ray.run_name"  # finds the run again; MLflow's own run name may be edited in the dashboard
 PENDING_FILE = "mlflow_pending.jsonl"
 BATCH_NAMES = 100  # parameters or tags in one request
-_LONGEST_NAME = 250
-_LONGEST_VALUE = 6000  # of a parameter; tags may be longer
-_REFUSED_IN_NAMES = re.compile(r"[^\w.\-: /]")
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _ALLOWED = "a server (http://… or https://…), a database (sqlite:////absolute/path/mlflow.db, postgresql://…, mysql://…, mssql://…), or databricks"
@@ -68,7 +63,7 @@ def _wrong_with(uri: str) -> str | None:
     if uri == "databricks" or (colon and kind == "databricks"):
         return None
     if not colon or len(scheme) < 2 or kind in ("file", ""):  # C:\… is a path too
-        return "MLflow does not support file stores any more; use sqlite:////absolute/path/mlflow.db or the address of a server (http://… or https://…)"
+        return "MLflow does not support file stores any more; use sqlite:////absolute/path/mlflow.db, or a server (http://… or https://…)"
     if kind in ("http", "https"):
         try:
             parts = urlsplit(uri)
@@ -151,8 +146,8 @@ def open_run(
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     artifacts = home.absolute() / "mlflow" / "artifacts"
-    store = _Store(tracking_uri(config, home), config.experiment, run_name, artifacts, _as_texts(params), run_id)
-    first = Unsent(tags=_as_texts(tags), files={"config.yaml": config_yaml})
+    store = _Store(tracking_uri(config, home), config.experiment, run_name, artifacts, as_texts(params), run_id)
+    first = Unsent(tags=as_texts(tags), files={"config.yaml": config_yaml})
     return MlflowRun(store, Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, warn))
 
 
@@ -161,8 +156,7 @@ class MlflowRun:
 
     def __init__(self, store: _Store, outbox: Outbox):
         self._store, self._outbox = store, outbox
-        self._diverged = False
-        self._not_numbers: set[str] = set()
+        self._diverged = self._no_number = False  # each is told once
 
     @property
     def run_id(self) -> str | None:
@@ -187,7 +181,9 @@ class MlflowRun:
             try:
                 point = Point(clean_name(name), float(value), int(step), now)
             except Exception as error:  # a value that is no number costs its own point, nothing else
-                self._say_once(name, f"metric {name!r} at step {step} is not recorded: {error}")
+                if not self._no_number:
+                    self._no_number = True
+                    self._outbox.say(f"metric {name!r} at step {step} is not recorded: {error}")
                 continue
             if math.isfinite(point.value):
                 points.append(point)
@@ -203,11 +199,6 @@ class MlflowRun:
     def finish(self, status: Status, timeout_s: float = 30) -> None:
         """Sends what is left and closes the run; what cannot be sent in `timeout_s` seconds is kept on disk. A second call does nothing."""
         self._outbox.close(_MLFLOW_STATUS[status], timeout_s)
-
-    def _say_once(self, name: str, message: str) -> None:
-        if name not in self._not_numbers:
-            self._not_numbers.add(name)
-            self._outbox.say(message)
 
 
 class _Store:
@@ -228,8 +219,8 @@ class _Store:
             return []
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # after the import, which sets levels of its own; errors reach us as exceptions
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # after the import, which sets levels of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach us as exceptions; logged too, they would bring tracebacks
         with _one_process(self.uri):
             self._client = MlflowClient(self.uri)
             self.experiment_id, messages = self._find_experiment()
@@ -341,25 +332,6 @@ def _without_password(uri: str) -> str:
     start, slashes, rest = uri.partition("://")
     place, slash, path = rest.partition("/")
     return start + slashes + place.rpartition("@")[2] + slash + path
-
-
-def clean_name(name: str) -> str:
-    """`name` as MLflow accepts it: letters, digits, `_ - . : /` and space, without empty or dotted parts between the slashes."""
-    parts = [part for part in _REFUSED_IN_NAMES.sub("_", str(name)).split("/") if part not in ("", ".", "..")]
-    return "/".join(parts)[:_LONGEST_NAME].rstrip("/") or "unnamed"
-
-
-def _as_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {clean_name(name): _as_text(value)[:_LONGEST_VALUE] for name, value in values.items()}
-
-
-def _as_text(value: Any) -> str:
-    """As the command line would have it: `250,500`, `true`, `null`, `0.2`."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return ",".join(map(_as_text, value))
-    return "null" if value is None else str(value)
 
 
 def _user() -> str:

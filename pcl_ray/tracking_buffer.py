@@ -1,14 +1,15 @@
 """Between a run and its tracking server: a buffer, the thread that empties it, and the file that keeps everything over an outage.
 
-Private to `tracking`, and knows nothing of MLflow: the server is whatever offers the methods of `Store`.
+Private to `tracking`. Of MLflow it knows only which names it accepts: the server is whatever offers the methods of `Store`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,9 @@ from typing import Any, NamedTuple, Protocol
 BATCH_POINTS = 500  # so many wake the thread early, and go into one request (MLflow takes at most 1,000)
 BUFFER_POINTS = 10_000  # more than that are not kept in memory during an outage
 _LONGEST_PAUSE_S = 60.0
+_LONGEST_NAME = 250
+_LONGEST_VALUE = 6000  # of a parameter; tags may be longer
+_REFUSED_IN_NAMES = re.compile(r"[^\w.\-: /]")
 
 
 class Point(NamedTuple):
@@ -79,19 +83,23 @@ class Outbox:
                 self._changed.notify_all()
 
     def close(self, status: str, timeout_s: float) -> None:
-        """Sends what is left and closes the run; what the server has not taken in `timeout_s` seconds goes to the file. A second call does nothing."""
+        """Sends what is left and closes the run; what is not sent in `timeout_s` seconds goes to the file. A second call does nothing."""
         with self._changed:
             if self._status is not None:
                 return
             self._status = status
             self._changed.notify_all()
-        self._thread.join(0.9 * timeout_s)  # the rest of the time is for the disk
-        with self._changed:
-            self._abandoned = True
-            left = bool(self._unsent)
-            kept = self._keep_on_disk()
+        try:
+            self._thread.join(0.9 * timeout_s)  # the rest of the time is for the disk
+        finally:  # an impatient second Ctrl-C loses nothing either
+            with self._changed:
+                self._abandoned = True
+                left = bool(self._unsent)
+                kept = self._keep_on_disk()
         if left and kept:
-            self.say(f"{self._store.name} has not taken everything yet. Nothing is lost: the rest is in {self._pending} and is sent when the run is resumed")
+            self.say(
+                f"{self._store.name} has not taken everything. Nothing is lost: the rest is in {self._pending}, and sent when the run is resumed"
+            )
 
     def say(self, message: str) -> None:
         try:
@@ -192,6 +200,26 @@ class Outbox:
             return False
         self._unsent.points, self._unsent.tags, self._unsent.files = [], {}, {}
         return True
+
+
+def clean_name(name: str) -> str:
+    """`name` as MLflow accepts it: letters, digits, `_ - . : /` and space, without empty or dotted parts between the slashes."""
+    parts = [part for part in _REFUSED_IN_NAMES.sub("_", str(name)).split("/") if part not in ("", ".", "..")]
+    return "/".join(parts)[:_LONGEST_NAME].rstrip("/") or "unnamed"
+
+
+def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters or tags as MLflow accepts them."""
+    return {clean_name(name): _as_text(value)[:_LONGEST_VALUE] for name, value in values.items()}
+
+
+def _as_text(value: Any) -> str:
+    """As the command line would have it: `250,500`, `true`, `null`, `0.2`."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return ",".join(map(_as_text, value))
+    return "null" if value is None else str(value)
 
 
 def append(path: Path, unsent: Unsent) -> None:

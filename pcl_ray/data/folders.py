@@ -15,7 +15,7 @@ import numpy as np
 from pcl_ray.data.images import NO_LABEL, FileImages, decode
 from pcl_ray.errors import DataError
 
-SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2".split())
+SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"])
 _TRAIN, _HOLDOUT = ("train", "training"), ("val", "valid", "validation", "holdout", "test")
 
 

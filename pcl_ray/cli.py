@@ -1,0 +1,195 @@
+"""The `pcl-ray` command. Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 128 + n stopped by signal n."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pcl_ray import __version__, config
+from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
+
+_BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and gives back the exit code. The user's mistakes become one message on stderr, without a traceback."""
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        return arguments.command(arguments)
+    except ConfigError as error:
+        return _complain(_listed(error.problems) if error.problems else str(error), 2)
+    except DataError as error:
+        return _complain(str(error), 2)
+    except RunFailed as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return _complain("stopped", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def entry() -> None:
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pcl-ray", description="Prototypical Contrastive Learning on Ray.")
+    parser.add_argument("--version", action="version", version=f"pcl_ray {__version__}")
+    parser.add_argument("verb", choices=["train"], help="train: run one experiment")
+    parser.add_argument("words", nargs="*", metavar="RECIPE [KEY=VALUE ...]", help=f"a shipped recipe ({', '.join(config.recipe_names())}) or a .yaml file")
+    parser.add_argument("--name", help="name of the new run; made up where it is left out")
+    parser.add_argument("--resume", metavar="NAME", help="go on with this run; takes no recipe, only KEY=VALUE")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
+    parser.add_argument("--describe", action="store_true", help="print every knob: type, default, range, meaning")
+    parser.add_argument("--result", type=Path, metavar="FILE", help="write the outcome as JSON")
+    parser.set_defaults(command=_train)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.describe:
+        _print_knobs()
+        return 0
+    recipe, overrides = _recipe_and_overrides(arguments)
+    if arguments.result is not None and not arguments.result.absolute().parent.is_dir():
+        raise ConfigError(f"--result: the folder {str(arguments.result.absolute().parent)!r} does not exist")
+    from pcl_ray.service import request, run
+
+    if arguments.dry_run:
+        asked = request.check(recipe, overrides) if recipe else request.check_stored(arguments.resume, overrides)
+        _print_plan(asked)
+        return 0
+    try:
+        if recipe:
+            result = run.start(request.check(recipe, overrides), name=arguments.name, stem=Path(recipe).stem)
+        else:
+            result = run.resume(arguments.resume, overrides)
+    except run.Stopped as stopped:
+        return _complain(str(stopped), stopped.exit_code)
+    if arguments.result is not None:
+        result.write(arguments.result)
+    _print_result(result)
+    return 0
+
+
+def _recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    """The recipe ("" with --resume) and the KEY=VALUE words, which may stand in any order."""
+    recipes = [word for word in arguments.words if "=" not in word]
+    overrides = [word for word in arguments.words if "=" in word]
+    if arguments.resume:
+        if recipes or arguments.name:
+            given = f"recipe {recipes[0]!r}" if recipes else f"--name {arguments.name}"
+            raise ConfigError(f"--resume {arguments.resume} uses the run's own recipe and name; leave out {given}")
+        return "", overrides
+    if not recipes:
+        raise ConfigError(f"which recipe? One of {', '.join(config.recipe_names())}, or the path of a .yaml file")
+    if len(recipes) > 1:
+        raise ConfigError(f"{recipes[1]!r} is neither KEY=VALUE nor the only recipe ({recipes[0]!r})")
+    return recipes[0], overrides
+
+
+def _print_knobs() -> None:
+    for knob in config.describe():
+        print(f"{knob.name} = {knob.default!r}\n    {knob.allowed}\n    {knob.sentence}")
+
+
+def _print_plan(asked: object) -> None:
+    from pcl_ray.service.request import Request
+
+    assert isinstance(asked, Request)
+    plan = asked.plan
+    negatives = ["all" if r is None else str(r) for r in plan.negatives]
+    where = f"{asked.config.resources.workers} Ray Train workers" if asked.config.resources.workers else "this process, without Ray"
+    e_steps = [epoch + 1 for epoch in plan.e_step_epochs if epoch < plan.epochs]
+    before = f"before epochs {_ranges(e_steps)} and after the last" if e_steps else "never"
+    rows = {
+        "images": f"{plan.num_images} to train on, {plan.num_holdout} held out",
+        "where": where,
+        "batch": f"{plan.global_batch} images a step, {plan.batch_per_worker} a worker",
+        "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {plan.epochs} epochs",
+        "warm-up": f"{min(plan.warmup_epochs, plan.epochs)} epochs of InfoNCE alone",
+        "E-steps": before,
+        "K": ", ".join(map(str, plan.num_clusters)),
+        "r": f"{', '.join(negatives)} negative prototypes",
+        "R": f"{plan.queue_size} keys in the queue",
+        "evaluation": f"after epochs {_ranges([epoch + 1 for epoch in plan.evaluation_epochs])}",
+        "features": f"{_size(plan.feature_bytes)} in the E-step",
+        "assignments": _size(plan.assignment_bytes),
+        "queue": f"{_size(plan.queue_bytes)} a worker",
+    }
+    for name, value in rows.items():
+        print(f"{name:<12} {value}")
+    for note in asked.notes:
+        print(f"{'note':<12} {note}")
+
+
+def _print_result(result: object) -> None:
+    from pcl_ray import tracking
+    from pcl_ray.service.folder import home
+    from pcl_ray.service.run import RunResult
+
+    assert isinstance(result, RunResult)
+    stored = config.load(Path(result.run_dir, "config.yaml"))
+    print()
+    for title, value in _table(result.metrics):
+        print(f"{title:<34} {value}")
+    print(f"{'run':<34} {result.run_name} ({result.state})\n\nNext:")
+    if stored.tracking.enabled:
+        print(f"  {tracking.ui_command(stored.tracking, home())}")
+    print("  pcl-ray train folder data.path=/path/to/your/pictures")
+
+
+def _table(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """The rows of the closing table; figures that a run without labels does not have are left out."""
+    clusterings = [m for m in range(100) if f"cluster/{m}/k" in metrics]
+    rows: list[tuple[str, str]] = []
+
+    def row(title: str, name: str, form: str) -> None:
+        if name in metrics:
+            rows.append((title, form.format(metrics[name])))
+
+    row("loss", "train/loss", "{:.3f}")
+    row("kNN accuracy, held-out images", "eval/knn_top1", "{:.4f}")
+    for m in clusterings:
+        row(f"clusters and labels, K = {metrics[f'cluster/{m}/k']:.0f}", f"cluster/{m}/ami", "AMI {:.3f}")
+    row("effective rank (RankMe)", "eval/rankme", "{:.1f}")
+    row("images/s in the M-step", "perf/images_per_second", "{:.0f}")
+    row("seconds in the E-step, all epochs", "perf/e_step_seconds_total", "{:.1f}")
+    row("seconds in all epochs", "perf/epoch_seconds_total", "{:.1f}")
+    return rows
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """1-3, 5, 7-9; long lists of single numbers are cut."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    shown = [f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts]
+    return ", ".join(shown if len(shown) <= 8 else [*shown[:4], "…", shown[-1]])
+
+
+def _size(count: float) -> str:
+    power = 0
+    while count >= 1024 and power < len(_BYTES) - 1:
+        count, power = count / 1024, power + 1
+    return f"{count:.1f} {_BYTES[power]}" if power else f"{count:.0f} B"
+
+
+def _listed(problems: Sequence[Problem]) -> str:
+    if len(problems) == 1:
+        return str(problems[0])
+    return f"{len(problems)} mistakes:\n" + "\n".join(f"  {problem}" for problem in problems)
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"pcl-ray: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,124 @@
+"""A run's folder under PCL_RAY_HOME: its configuration, its state, its lock.
+
+    runs/NAME/  config.yaml  state.json  lock  checkpoints/epoch_00012.pt  ray/  mlflow_pending.jsonl
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pcl_ray import config as configs
+from pcl_ray.config import RunConfig
+from pcl_ray.errors import ConfigError
+
+State = Literal["running", "finished", "failed", "stopped"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def home() -> Path:
+    """PCL_RAY_HOME, or ~/.pcl_ray. Absolute: a submitted job's working directory is thrown away."""
+    return Path(os.environ.get("PCL_RAY_HOME") or "~/.pcl_ray").expanduser().absolute()
+
+
+def check_writable() -> None:
+    """Raises ConfigError where nothing can be written under PCL_RAY_HOME."""
+    folder = home() / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a folder of yours") from None
+
+
+@dataclass
+class RunFolder:
+    """Held by one process at a time. Use as a context manager."""
+
+    name: str
+    path: Path
+    lock: IO[str]
+
+    @classmethod
+    def create(cls, name: str, config: RunConfig) -> RunFolder:
+        """A new run's folder. Raises ConfigError where the name is taken or not allowed."""
+        path = _path_of(name)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise ConfigError(f"run {name!r} exists already; go on with it by --resume {name}, or choose another --name") from None
+        folder = cls(name, path, _locked(path, name))
+        folder.write_config(config)
+        folder.write_state(state="running")
+        return folder
+
+    @classmethod
+    def open(cls, name: str) -> RunFolder:
+        """An existing run's folder. Raises ConfigError where there is none, or another process trains it."""
+        path = _path_of(name)
+        if not (path / "config.yaml").is_file():
+            known = sorted(entry.parent.name for entry in (home() / "runs").glob("*/config.yaml"))
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(f"there is no run {name!r} under {home() / 'runs'}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return cls(name, path, _locked(path, name))
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.close()
+
+    def read_config(self) -> RunConfig:
+        return configs.load(self.path / "config.yaml")
+
+    def write_config(self, config: RunConfig) -> None:
+        _write(self.path / "config.yaml", config.to_yaml())
+
+    def read_state(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "state.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def write_state(self, **changes: Any) -> None:
+        """Changes some entries of state.json: state, mlflow_run_id, fingerprint, error."""
+        _write(self.path / "state.json", json.dumps(self.read_state() | changes, indent=2))
+
+
+def free_name(stem: str, stamp: str) -> str:
+    """`stem-stamp`, with a number where that is taken."""
+    base = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
+    names = (f"{base[:60]}-{stamp}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+    return next(name for name in names if not _path_of(name).exists())
+
+
+def _path_of(name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"run name {name!r} is not allowed: letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit")
+    return home() / "runs" / name
+
+
+def _locked(path: Path, name: str) -> IO[str]:
+    file = (path / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"run {name!r} is being trained by another process; wait for it or stop it first") from None
+    except OSError:
+        pass  # storage without locks, as some network file systems are
+    return file
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

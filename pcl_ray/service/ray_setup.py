@@ -1,0 +1,195 @@
+"""Everything of a run that Ray holds: the connection, the actors, the trainer. Its parts are plain classes; here they are wrapped.
+
+    driver ── Board actor  ← events of rank 0
+           ├─ EStepActor   ← features of every worker, → ClusterSet
+           └─ TorchTrainer → controller → workers (`worker.run_worker`)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+import pcl_ray.config
+from pcl_ray.config import ResourcesConfig
+from pcl_ray.data.datasets import DataSplits
+from pcl_ray.errors import ConfigError, Problem, RunFailed
+from pcl_ray.service.actor import EStepActor
+from pcl_ray.service.events import Board, Event
+from pcl_ray.service.loop import Job
+from pcl_ray.service.worker import WorkerTask, run_worker
+
+_POLL_S = 0.3
+_START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
+
+
+def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) -> None:
+    """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and ConfigError where the cluster can never fit the run."""
+    config = job.config
+    with connected(config.resources):
+        _check_cluster(config.resources)
+        actor = _e_step_actor(config)
+        board = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
+        try:
+            _wait_until_up(actor, config.resources)
+            holdout_labels = splits.holdout.labels if splits.holdout is not None else None
+            task = WorkerTask(job, ray.put(splits), ray.put(splits.train.labels), ray.put(holdout_labels), actor, board)
+            _fit(_trainer(job, task), job, board, handle)
+        finally:
+            for part in (actor, board):
+                with suppress(RayError):
+                    ray.kill(part)
+
+
+@contextmanager
+def connected(resources: ResourcesConfig) -> Iterator[None]:
+    """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of our own that ends with the run."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+        else:
+            _own_ray(resources, quiet)
+    except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
+        raise RunFailed(f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _own_ray(resources: ResourcesConfig, quiet: dict[str, Any]) -> None:
+    # A token of its own, kept in memory: other users of this machine cannot submit code to our Ray.
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    needed = resources.workers * resources.cpus_per_worker + resources.e_step_cpus
+    # More than the cores where need be: on a laptop two workers and the actor take turns rather than being refused.
+    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), **quiet)
+
+
+def _check_cluster(resources: ResourcesConfig) -> None:
+    has = ray.cluster_resources()
+    for kind, name, each, actor in (
+        ("GPU", "resources.gpus_per_worker", resources.gpus_per_worker, resources.e_step_gpus),
+        ("CPU", "resources.cpus_per_worker", resources.cpus_per_worker, resources.e_step_cpus),
+    ):
+        needed = resources.workers * each + actor
+        if needed > has.get(kind, 0) + 1e-6:
+            message = f"{resources.workers} workers and the E-step actor need {needed:g} {kind}s, the cluster has {has.get(kind, 0):g}; lower it or resources.workers"
+            raise ConfigError([Problem(name, each, message)])
+
+
+def _e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
+    resources = config.resources
+    # Never a silent second try on an empty instance (max_task_retries): the workers push again.
+    options = {"num_cpus": resources.e_step_cpus, "num_gpus": resources.e_step_gpus, "max_restarts": -1, "max_task_retries": 0, "max_concurrency": 8}
+    return ray.remote(EStepActor).options(**options).remote(config)
+
+
+def _wait_until_up(actor: Any, resources: ResourcesConfig) -> None:
+    try:
+        ray.get(actor.ping.remote(), timeout=resources.start_timeout_s)
+    except GetTimeoutError:
+        raise RunFailed(
+            f"the E-step actor did not start within resources.start_timeout_s = {resources.start_timeout_s:g} s: "
+            f"no node has {resources.e_step_cpus:g} CPUs and {resources.e_step_gpus:g} GPUs free"
+        ) from None
+    except RayActorError as error:
+        raise RunFailed(f"the E-step actor could not start: {_last_line(error)}") from error
+
+
+def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
+    resources = job.config.resources
+    for name, value in {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.5,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": resources.start_timeout_s,
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": _longest_wait(job),
+    }.items():
+        os.environ.setdefault(name, str(value))
+    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+    return TorchTrainer(
+        run_worker,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(timeout_s=int(_longest_wait(job))),
+        scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker),
+        # Ray Train resumes by name from its own checkpoints; ours are in run_dir, so each attempt has a fresh name.
+        run_config=RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=os.path.join(job.run_dir, "ray"),
+            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=_START_TRIES),
+        ),
+    )
+
+
+def _fit(trainer: TorchTrainer, job: Job, board: Any, handle: Callable[[Event], None]) -> None:
+    """Runs the trainer in a thread, so that this one can show events, take signals, and notice when nothing happens any more."""
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:  # carried to the thread that waits
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    seen = time.monotonic()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        if _hand_over(board, handle):
+            seen = time.monotonic()
+        limit = _longest_wait(job) + job.config.resources.start_timeout_s
+        if time.monotonic() - seen > limit:
+            raise RunFailed(f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and e_step.timeout_s")
+    _hand_over(board, handle)
+    result = outcome[0]
+    if isinstance(result, BaseException):
+        raise RunFailed(_explanation(result)) from result
+    if result.return_value:
+        raise RunFailed(result.return_value)
+
+
+def _hand_over(board: Any, handle: Callable[[Event], None]) -> bool:
+    try:
+        events = ray.get(board.take.remote(), timeout=30)
+    except (RayActorError, GetTimeoutError):
+        return False  # the board is back soon; figures of an epoch are in its checkpoint as well
+    for event in events:
+        handle(event)
+    return bool(events)
+
+
+def _longest_wait(job: Job) -> float:
+    """Seconds that one worker may have to wait for another: a step, or an E-step with all its tries."""
+    return max(job.config.resources.step_timeout_s, 3 * job.config.e_step.timeout_s)
+
+
+def _explanation(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        worker, cause = min(failures.items())
+        return f"worker {worker} failed: {_last_line(cause)}"
+    return f"Ray Train failed: {_last_line(error)}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{lines[-1].strip() if lines else type(error).__name__}"

@@ -1,0 +1,88 @@
+"""What was asked for, checked before anything starts: torch and Ray are not imported here, so a mistake shows within a second or two."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pcl_ray import config as configs
+from pcl_ray import plan as plans
+from pcl_ray import tracking
+from pcl_ray.config import RunConfig
+from pcl_ray.data import datasets
+from pcl_ray.errors import ConfigError, DataError, Problem
+from pcl_ray.plan import RunPlan
+from pcl_ray.service import folder
+
+# Knobs that may change when a run goes on: where and how it is computed and shown, not what is computed.
+CHANGEABLE = (
+    "resources.",
+    "tracking.",
+    "evaluation.",
+    "data.path",
+    "data.loader_workers",
+    "e_step.threads",
+    "e_step.timeout_s",
+    "train.epochs",
+    "train.log_every_steps",
+    "train.checkpoint_every_epochs",
+    "train.keep_checkpoints",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    config: RunConfig
+    plan: RunPlan  # from the sizes that the data source tells without reading it
+    notes: tuple[str, ...]  # legal, but worth saying
+
+
+def check(recipe_or_path: str, overrides: Iterable[str] = ()) -> Request:
+    """The request, or ConfigError / DataError with all its mistakes: the configuration's and those that only show with data and machine."""
+    config, problems = configs.load_leniently(recipe_or_path, overrides)
+    return _checked(config, problems)
+
+
+def check_config(config: RunConfig) -> Request:
+    """As `check`, for a configuration that is itself all right."""
+    return _checked(config, [])
+
+
+def check_stored(name: str, overrides: Iterable[str]) -> Request:
+    """What going on with run `name` would do. Raises as `check` does."""
+    with folder.RunFolder.open(name) as stored:
+        return check_config(changed(stored.read_config(), overrides))
+
+
+def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
+    """A stored configuration with knobs changed for going on. Raises ConfigError for knobs that must stay as they are."""
+    new = configs.with_overrides(config, overrides)
+    before, after = config.flatten(), new.flatten()
+    fixed = [name for name in after if after[name] != before[name] and not name.startswith(CHANGEABLE)]
+    if fixed:
+        raise ConfigError([Problem(name, after[name], f"cannot change when a run goes on; it is {before[name]!r} there. Start a new run") for name in fixed])
+    return new
+
+
+def gpus_here() -> int:
+    """GPUs of this machine, without importing torch; device files are numbered."""
+    return len(glob.glob("/dev/nvidia[0-9]*")) + len(glob.glob("/dev/dxg"))
+
+
+def _checked(config: RunConfig, problems: list[Problem]) -> Request:
+    wrong = {problem.name for problem in problems}
+    problems = problems + [problem for problem in tracking.check_uri(config.tracking, folder.home()) if problem.name not in wrong]
+    try:
+        num_images, num_holdout = datasets.sizes(config.data)
+    except DataError as error:
+        if not problems:
+            raise
+        raise ConfigError([*problems, Problem("data.path", config.data.path, str(error))]) from None
+    elsewhere = bool(os.environ.get("RAY_ADDRESS")) and config.resources.workers > 0  # the cluster is asked when we are there
+    crossed, notes = plans.check(config, num_images, num_holdout, gpus=None if elsewhere else gpus_here())
+    problems += [problem for problem in crossed if problem.name not in wrong]
+    if problems:
+        raise ConfigError(problems)
+    return Request(config, plans.make(config, num_images, num_holdout), tuple(notes))

@@ -1,0 +1,235 @@
+"""The driver of one run: checks the request, holds the run's folder, trains, and follows what happens.
+
+    request → data → folder (new or resumed) → training (in this process, or on Ray) ─ events → display, MLflow
+                                                                                      → state.json → RunResult
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pcl_ray import plan as plans
+from pcl_ray import tracking
+from pcl_ray.config import RunConfig
+from pcl_ray.data import datasets
+from pcl_ray.data.datasets import DataSplits
+from pcl_ray.errors import ConfigError, DataError, RunFailed
+from pcl_ray.plan import RunPlan
+from pcl_ray.service import request
+from pcl_ray.service.events import Event
+from pcl_ray.service.folder import RunFolder, State, check_writable, free_name, home
+from pcl_ray.service.progress import Display
+from pcl_ray.service.request import Request
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `checkpoint` is a path that `model.weights.load_encoder` takes; `metrics` are the last epoch's, with totals."""
+
+    run_name: str
+    mlflow_run_id: str | None
+    state: State
+    run_dir: str
+    checkpoint: str | None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+class Stopped(Exception):
+    """The run was told to stop (Ctrl-C, SIGTERM); its last checkpoint stands."""
+
+    def __init__(self, name: str, signal_number: int):
+        self.exit_code = 128 + signal_number
+        super().__init__(f"stopped; go on with: pcl-ray train --resume {name}")
+
+
+def start(asked: Request, *, name: str | None = None, stem: str = "run", display: Display | None = None) -> RunResult:
+    """Trains a new run to its end. Raises ConfigError or DataError before anything has started, RunFailed after, Stopped on a signal."""
+    display = display or Display()
+    check_writable()
+    splits, plan = _load(asked.config, display)
+    _say(asked, splits, plan, display)
+    with RunFolder.create(name or free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder:
+        folder.write_state(fingerprint=splits.train.fingerprint)
+        return _run(folder, asked.config, plan, splits, display)
+
+
+def resume(name: str, overrides: list[str], *, display: Display | None = None) -> RunResult:
+    """Goes on with a run from its last checkpoint; of a finished one it gives back the result. Raises as `start` does."""
+    display = display or Display()
+    check_writable()
+    with RunFolder.open(name) as folder:
+        config = request.changed(folder.read_config(), overrides)
+        done = _epochs_done(folder)
+        state = folder.read_state()
+        if state.get("state") == "finished" and done >= config.train.epochs:
+            display.say(f"run {name} has finished all its {done} epochs: nothing left to do")
+            return _result(folder, "finished", state.get("mlflow_run_id"))
+        asked = request.check_config(config)
+        splits, plan = _load(config, display)
+        known = state.get("fingerprint")
+        if known and known != splits.train.fingerprint:
+            raise DataError(f"the images of run {name!r} have changed since it began (others, or in another order); start a new run")
+        folder.write_config(config)
+        _say(asked, splits, plan, display)
+        return _run(folder, config, plan, splits, display)
+
+
+def _load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
+    def progress(done: int, total: int) -> None:
+        display.say(f"checking images: {done} of {total}")
+
+    splits = datasets.load(config.data, cache_dir=home() / "checked_images", progress=progress)
+    if splits.bad:
+        listed = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
+        display.warn(f"{len(splits.bad)} images cannot be read and are left out:\n{listed}")
+    return splits, plans.make(config, len(splits.train), splits.num_holdout)
+
+
+def _say(asked: Request, splits: DataSplits, plan: RunPlan, display: Display) -> None:
+    classes = f", {len(splits.train.class_names)} classes" if splits.train.labels is not None else ", no labels"
+    display.say(f"data       {asked.config.data.source}: {plan.num_images} images to train on, {plan.num_holdout} held out{classes}")
+    display.say(f"plan       {plan.epochs} epochs × {plan.steps_per_epoch} steps of {plan.global_batch} images; K = {', '.join(map(str, plan.num_clusters))}")
+    for note in asked.notes:
+        display.say(f"note       {note}")
+
+
+def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, display: Display) -> RunResult:
+    tracker = tracking.open_run(
+        config.tracking,
+        home=home(),
+        run_name=folder.name,
+        run_dir=folder.path,
+        params=config.flatten(),
+        tags=tracking.run_tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": splits.train.fingerprint},
+        config_yaml=config.to_yaml(),
+        run_id=folder.read_state().get("mlflow_run_id"),
+        warn=display.warn,
+    )
+    display.say(f"run        {folder.name} in {folder.path}")
+    folder.write_state(state="running", error=None)
+    for entry in _history(folder):  # an epoch whose figures were lost with a killed driver; known points are skipped
+        tracker.log(entry["metrics"], entry["step"])
+    follow = _Follow(tracker, display, folder)
+    state: State = "failed"
+    try:
+        with _stopped_by_signals(folder.name):
+            display.begin(plan)
+            _train(folder, config, plan, splits, follow.handle)
+        state = "finished"
+    except Stopped:
+        state = "stopped"
+        raise
+    except RunFailed as failure:
+        folder.write_state(error=str(failure))
+        raise RunFailed(f"{failure}\n{_what_is_kept(folder)}") from failure
+    finally:
+        display.end()
+        for entry in _history(folder):
+            tracker.log(entry["metrics"], entry["step"])
+        tracker.finish(state)
+        folder.write_state(state=state, mlflow_run_id=tracker.run_id)
+    return _result(folder, state, tracker.run_id)
+
+
+def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]) -> None:
+    from pcl_ray.service.loop import Job, LocalEStep, train  # torch takes seconds to import: after the checks
+
+    job = Job(config, plan, str(folder.path))
+    if config.resources.workers:
+        from pcl_ray.service.ray_setup import train_on_ray
+
+        train_on_ray(job, splits, handle)
+        return
+    import torch
+
+    device = torch.device("cuda" if config.resources.gpus_per_worker else "cpu")
+    train(job, splits, device=device, e_step=LocalEStep(config, splits), share=lambda value: value, post=handle)
+
+
+class _Follow:
+    """Passes events on to the display and to MLflow."""
+
+    def __init__(self, tracker: tracking.MlflowRun | tracking.NullRun, display: Display, folder: RunFolder):
+        self._tracker, self._display, self._folder = tracker, display, folder
+        self._started = False
+        self._run_id: str | None = None
+
+    def handle(self, event: Event) -> None:
+        if event.kind == "start" and self._started:
+            self._display.warn(f"workers were lost and replaced; going on from epoch {event.epoch + 1}")
+        self._started = self._started or event.kind == "start"
+        if event.kind in ("step", "epoch"):
+            self._tracker.log(event.metrics, event.step)
+        if event.kind == "epoch" and self._tracker.run_id != self._run_id:
+            self._run_id = self._tracker.run_id
+            self._folder.write_state(mlflow_run_id=self._run_id)
+        self._display.handle(event)
+
+
+@contextmanager
+def _stopped_by_signals(name: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block with Stopped (only the main thread may listen for signals)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(name, number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _checkpoint(folder: RunFolder) -> Path | None:
+    found = sorted((folder.path / "checkpoints").glob("epoch_*.pt"))
+    return found[-1] if found else None
+
+
+def _epochs_done(folder: RunFolder) -> int:
+    path = _checkpoint(folder)
+    return int(path.stem.removeprefix("epoch_")) if path else 0
+
+
+def _history(folder: RunFolder) -> list[dict[str, Any]]:
+    path = _checkpoint(folder)
+    if path is None:
+        return []
+    from pcl_ray import checkpoint
+
+    try:
+        return checkpoint.load(path).history
+    except RunFailed:
+        return []  # the worker that resumes says so
+
+
+def _result(folder: RunFolder, state: State, mlflow_run_id: str | None) -> RunResult:
+    history, path = _history(folder), _checkpoint(folder)
+    metrics = dict(history[-1]["metrics"]) if history else {}
+    for name in ("perf/e_step_seconds", "perf/m_step_seconds", "perf/epoch_seconds"):
+        metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in history)
+    return RunResult(folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics)
+
+
+def _what_is_kept(folder: RunFolder) -> str:
+    path = _checkpoint(folder)
+    if path is None:
+        return f"No checkpoint was written; the run's folder is {folder.path}"
+    return f"The last good checkpoint is {path}; go on with: pcl-ray train --resume {folder.name}"
+
+

@@ -1,0 +1,171 @@
+"""InfoNCE and ProtoNCE against slow references, written from the paper's equations with loops over Python numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pcl_ray.losses import info_nce, proto_nce, prototype_logits, sample_negatives
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def reference_info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> float:
+    """Equation 1: the denominator holds the positive and the R negatives."""
+    total = 0.0
+    for q, k in zip(query.tolist(), key.tolist(), strict=True):
+        positive = math.exp(dot(q, k) / temperature)
+        negatives = sum(math.exp(dot(q, n) / temperature) for n in queue.tolist())
+        total -= math.log(positive / (positive + negatives))
+    return total / len(query)
+
+
+def reference_proto_nce(query: Tensor, prototypes: Tensor, phi: Tensor, positives: list[int], columns: list[int] | None, mask: bool) -> float:
+    """Equation 11, second term, for one clustering. `columns` None: over all prototypes. Each logit is divided by its own prototype's φ."""
+    c, f, total = prototypes.tolist(), phi.tolist(), 0.0
+    for row, q in enumerate(query.tolist()):
+        own = positives[row]
+        score = [math.exp(dot(q, c[j]) / f[j]) for j in range(len(c))]
+        if columns is None:
+            denominator = sum(score)
+        else:
+            denominator = score[own]  # the row's own column
+            for column, j in enumerate(columns):
+                if column != row and not (mask and j == own):
+                    denominator += score[j]
+        total -= math.log(score[own] / denominator)
+    return total / len(query)
+
+
+def unit(rows: int, dim: int, seed: int) -> Tensor:
+    return F.normalize(torch.randn(rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def a_case(batch: int = 7, k: int = 9, dim: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    phi = 0.1 + 0.3 * torch.rand(k, dtype=torch.float64, generator=generator)
+    return unit(batch, dim, seed + 1), unit(k, dim, seed + 2), phi
+
+
+DUPLICATES = [3, 1, 3, 0, 1, 3, 8]  # prototypes of a batch of 7: three images share one, two another
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
+@pytest.mark.parametrize(("batch", "queue"), [(1, 1), (4, 16), (9, 3)])
+def test_info_nce_is_equation_1(batch: int, queue: int, temperature: float) -> None:
+    query, key, negatives = unit(batch, 6, 0), unit(batch, 6, 1), unit(queue, 6, 2)
+    expected = reference_info_nce(query, key, negatives, temperature)
+    assert float(info_nce(query, key, negatives, temperature)) == pytest.approx(expected, rel=1e-12)
+    assert float(info_nce(query.float(), key.float(), negatives.float(), temperature)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_a_step_down_the_gradient_lowers_info_nce() -> None:
+    query, key, queue = unit(3, 4, 0).requires_grad_(), unit(3, 4, 1), unit(5, 4, 2)
+    info_nce(query, key, queue, 0.2).backward()
+    stepped = F.normalize((query - 0.01 * query.grad).detach(), dim=1)
+    assert reference_info_nce(stepped, key, queue, 0.2) < reference_info_nce(query.detach(), key, queue, 0.2)
+
+
+def test_proto_nce_over_all_prototypes() -> None:
+    query, prototypes, phi = a_case()
+    expected = reference_proto_nce(query, prototypes, phi, DUPLICATES, None, True)
+    assert float(proto_nce(query, prototypes, phi, torch.tensor(DUPLICATES))) == pytest.approx(expected, rel=1e-12)
+
+
+def test_each_logit_is_divided_by_the_concentration_of_its_own_prototype() -> None:
+    # With the image's own φ in every column (a plausible slip) both calls would agree on row 0.
+    query, prototypes, phi = a_case(batch=1)
+    other = phi.clone()
+    other[5] *= 3
+    assert float(proto_nce(query, prototypes, phi, torch.tensor([3]))) != pytest.approx(float(proto_nce(query, prototypes, other, torch.tensor([3]))))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("positives", [[3, 1, 4, 0, 2, 5, 8], DUPLICATES, [2] * 7], ids=["distinct", "some shared", "all shared"])
+@pytest.mark.parametrize("negatives", [[], [6], [6, 7]])
+def test_proto_nce_with_sampled_negatives(positives: list[int], negatives: list[int], mask: bool) -> None:
+    query, prototypes, phi = a_case()
+    expected = reference_proto_nce(query, prototypes, phi, positives, positives + negatives, mask)
+    found = proto_nce(query, prototypes, phi, torch.tensor(positives), torch.tensor(negatives, dtype=torch.long), mask_duplicates=mask)
+    assert float(found) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_masking_hides_only_duplicates() -> None:
+    query, prototypes, phi = a_case()
+    positives, negatives = torch.tensor(DUPLICATES), torch.tensor([6, 7])
+    logits, target = prototype_logits(query, prototypes, phi, positives, negatives)
+    columns = DUPLICATES + [6, 7]
+    hidden = {(row, column) for row in range(7) for column in range(9) if logits[row, column] == float("-inf")}
+    assert hidden == {(row, column) for row in range(7) for column in range(9) if columns[column] == DUPLICATES[row] and column != row}
+    assert target.tolist() == list(range(7))
+
+
+def test_masking_changes_nothing_without_duplicates_and_lowers_the_loss_with_them() -> None:
+    query, prototypes, phi = a_case()
+    distinct, shared, negatives = torch.tensor([3, 1, 4, 0, 2, 5, 8]), torch.tensor(DUPLICATES), torch.tensor([6, 7])
+    masked, plain = (proto_nce(query, prototypes, phi, distinct, negatives, mask_duplicates=mask) for mask in (True, False))
+    assert torch.equal(masked, plain)
+    masked, plain = (proto_nce(query, prototypes, phi, shared, negatives, mask_duplicates=mask) for mask in (True, False))
+    assert masked < plain
+
+
+def test_masked_columns_leave_the_gradient_finite() -> None:
+    query, prototypes, phi = a_case()
+    query.requires_grad_()
+    proto_nce(query, prototypes, phi, torch.full((7,), 2), torch.tensor([], dtype=torch.long)).backward()  # every other column is hidden
+    assert torch.isfinite(query.grad).all()
+
+
+@given(batch=st.integers(1, 6), k=st.integers(2, 8), seed=st.integers(0, 1000), mask=st.booleans(), sampled=st.booleans(), data=st.data())
+def test_proto_nce_equals_the_reference_for_any_batch(batch: int, k: int, seed: int, mask: bool, sampled: bool, data: st.DataObject) -> None:
+    query, prototypes, phi = a_case(batch, k, 4, seed)
+    positives = data.draw(st.lists(st.integers(0, k - 1), min_size=batch, max_size=batch))
+    negatives = data.draw(st.lists(st.sampled_from(range(k)), unique=True, max_size=k)) if sampled else None
+    columns = None if negatives is None else positives + negatives
+    drawn = None if negatives is None else torch.tensor(negatives, dtype=torch.long)
+    found = proto_nce(query, prototypes, phi, torch.tensor(positives), drawn, mask_duplicates=mask)
+    assert float(found) == pytest.approx(reference_proto_nce(query, prototypes, phi, positives, columns, mask), rel=1e-10, abs=1e-10)
+
+
+@given(k=st.integers(1, 40), count=st.integers(0, 50), seed=st.integers(0, 1000), data=st.data())
+def test_sampled_negatives_are_distinct_and_never_positives(k: int, count: int, seed: int, data: st.DataObject) -> None:
+    positives = data.draw(st.lists(st.integers(0, k - 1), min_size=1, max_size=20))
+    drawn = sample_negatives(k, torch.tensor(positives), count, torch.Generator().manual_seed(seed)).tolist()
+    assert len(drawn) == min(count, k - len(set(positives)))  # fewer only where fewer are left
+    assert len(set(drawn)) == len(drawn)
+    assert not set(drawn) & set(positives)
+    assert all(0 <= j < k for j in drawn)
+
+
+def test_sampled_negatives_follow_the_generator() -> None:
+    positives = torch.tensor([0, 5, 5, 9])
+    first, again, other = (sample_negatives(1000, positives, 50, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.dtype == torch.long
+
+
+def test_every_negative_is_drawn_equally_often() -> None:
+    positives, generator = torch.tensor([2, 2, 4]), torch.Generator().manual_seed(0)
+    times = torch.zeros(8)
+    for _ in range(2000):
+        times[sample_negatives(8, positives, 3, generator)] += 1
+    expected = 2000 * 3 / 6
+    others = times[[0, 1, 3, 5, 6, 7]]
+    assert times[[2, 4]].sum() == 0
+    assert (others - expected).abs().max() < 6 * math.sqrt(2000 * 0.5 * 0.5)  # six standard deviations of a binomial count
+
+
+def test_sampled_negatives_without_a_generator_follow_the_global_seed() -> None:
+    torch.manual_seed(7)
+    first = sample_negatives(100, torch.tensor([1]), 10)
+    torch.manual_seed(7)
+    assert torch.equal(first, sample_negatives(100, torch.tensor([1]), 10))
