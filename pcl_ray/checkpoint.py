@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,6 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
 
     A crash or a full disk leaves the earlier checkpoints untouched. Raises RunFailed with the reason where it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"epoch_{state.epoch:05d}.pt"
     partial = target.with_suffix(".partial")
     content = {
@@ -53,6 +53,7 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
         "channels": state.channels,
     }
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save(content, file)
             file.flush()
@@ -60,7 +61,8 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
         os.replace(partial, target)
         _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be missing
+            partial.unlink()
         kept = latest(folder)
         raise RunFailed(
             f"the checkpoint after epoch {state.epoch - 1} could not be written to {folder} ({_reason(error)}). "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
 import time
 import uuid
@@ -59,8 +58,6 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if os.environ.get("RAY_ADDRESS"):
@@ -76,10 +73,6 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
 
 
 def _own_ray(resources: ResourcesConfig, quiet: dict[str, Any]) -> None:
-    # A token of its own, kept in memory: other users of this machine cannot submit code to our Ray.
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     needed = resources.workers * resources.cpus_per_worker + resources.e_step_cpus
     # More than the cores where need be: on a laptop two workers and the actor take turns rather than being refused.
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), **quiet)

@@ -148,6 +148,9 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
 
     job = Job(config, plan, str(folder.path))
     if config.resources.workers:
+        from pcl_ray.service import ray_environment
+
+        ray_environment.set_defaults()
         from pcl_ray.service.ray_setup import train_on_ray
 
         train_on_ray(job, splits, handle)

@@ -1,0 +1,275 @@
+"""One epoch of training, on images so small that an epoch takes a fraction of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcl_ray import config as configs
+from pcl_ray import plan as plans
+from pcl_ray.clustering import ClusterSet
+from pcl_ray.config import RunConfig
+from pcl_ray.e_step import cluster
+from pcl_ray.errors import RunFailed
+from pcl_ray.losses import info_nce, proto_nce
+from pcl_ray.m_step import EpochMetrics, Learner, build_learner, run_epoch
+from pcl_ray.plan import RunPlan
+
+N, SIDE = 64, 8
+CPU = torch.device("cpu")
+KNOBS = {
+    "data.channels": 1,
+    "augment.mean": [0.5],
+    "augment.std": [0.5],
+    "encoder.backbone": "small_resnet",
+    "encoder.width": 4,
+    "encoder.blocks": [1, 1],
+    "encoder.dim": 8,
+    "encoder.momentum": 0.9,
+    "loss.queue_size": 32,
+    "e_step.num_clusters": [4, 6],
+    "e_step.warmup_epochs": 0,
+    "e_step.restarts": 1,
+    "e_step.threads": 1,
+    "optimizer.lr": 0.1,
+    "optimizer.schedule": "constant",
+    "train.epochs": 50,
+    "train.batch_size": 16,
+    "train.log_every_steps": 3,
+}
+
+
+@dataclass
+class Batch:
+    query_views: Tensor
+    key_views: Tensor
+    indices: Tensor
+
+
+def config_of(**changed: Any) -> RunConfig:
+    return configs.with_overrides(RunConfig(), KNOBS | {name.replace("__", "."): value for name, value in changed.items()})
+
+
+def images() -> Tensor:
+    """Four kinds of stripes; each image has its own noise."""
+    draw = torch.Generator().manual_seed(0)
+    kinds = torch.randn(4, 1, SIDE, SIDE, generator=draw)
+    return kinds[torch.arange(N) % 4] + 0.5 * torch.randn(N, 1, SIDE, SIDE, generator=draw)
+
+
+def batches(epoch: int = 0, size: int = 16) -> Iterator[Batch]:
+    """Two noisy views of each image, in an order of the epoch."""
+    draw, everything = torch.Generator().manual_seed(100 + epoch), images()
+    for ids in torch.randperm(N, generator=draw).split(size):
+        one, two = (everything[ids] + 0.2 * torch.randn(len(ids), 1, SIDE, SIDE, generator=draw) for _ in range(2))
+        yield Batch(one, two, ids)
+
+
+def setup(**changed: Any) -> tuple[RunConfig, RunPlan, Learner]:
+    config = config_of(**changed)
+    return config, plans.make(config, N), build_learner(config, CPU)
+
+
+def clusters_of(learner: Learner, config: RunConfig, epoch: int = 0) -> ClusterSet:
+    learner.pair.eval()
+    with torch.no_grad():
+        features = learner.pair.key(images())
+    return cluster(features, config.e_step, epoch=epoch, temperature=config.loss.temperature, seed=0)
+
+
+def trained(epochs: int, **changed: Any) -> tuple[Learner, list[EpochMetrics]]:
+    config, plan, learner = setup(**changed)
+    results = []
+    for epoch in range(epochs):
+        found = None if epoch < config.e_step.warmup_epochs else clusters_of(learner, config, epoch)
+        results.append(run_epoch(learner, batches(epoch), found, config, plan, epoch))
+    return learner, results
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "adamw", "lr": 0.003}, {"name": "lars", "lr": 10.0}], ids=lambda knobs: knobs["name"])
+def test_the_loss_falls(optimizer: dict[str, Any]) -> None:
+    _, results = trained(12, **{f"optimizer__{name}": value for name, value in optimizer.items()}, e_step__warmup_epochs=50)
+    losses = [result.values["train/loss"] for result in results]
+    # The first epochs contrast with the random start of the queue, which is easy; the queue is full of real keys after two.
+    assert sum(losses[-3:]) < 0.9 * sum(losses[2:5])
+
+
+@pytest.mark.parametrize("negatives", ["all", 2])
+def test_the_prototype_loss_falls_on_fixed_clusters(negatives: str | int) -> None:
+    config, plan, learner = setup(loss__negative_prototypes=negatives)
+    found = clusters_of(learner, config)
+    losses = [run_epoch(learner, batches(epoch), found, config, plan, epoch).values["train/loss_prototype"] for epoch in range(8)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_metrics_without_clusters() -> None:
+    config, plan, learner = setup()
+    result = run_epoch(learner, batches(), None, config, plan, 0)
+    assert set(result.values) == {"train/loss", "train/loss_instance", "train/accuracy_instance", "eval/alignment"}
+    assert result.values["train/loss"] == result.values["train/loss_instance"]
+    assert (result.images, result.last_step) == (64, 3)
+    assert run_epoch(learner, batches(1), None, config, plan, 1).last_step == 7
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_metrics_with_clusters_and_the_total(weight: float) -> None:
+    config, plan, learner = setup(loss__prototype_weight=weight)
+    values = run_epoch(learner, batches(), clusters_of(learner, config), config, plan, 0).values
+    assert {"train/loss_prototype", "train/accuracy_prototype_0", "train/accuracy_prototype_1"} < set(values)
+    assert values["train/loss"] == pytest.approx(values["train/loss_instance"] + weight * values["train/loss_prototype"], rel=1e-5)
+    assert all(0 <= value <= 1 for name, value in values.items() if "accuracy" in name)
+    assert 0 <= values["eval/alignment"] <= 4
+
+
+def test_weight_zero_is_info_nce_alone() -> None:
+    config, plan, learner = setup(loss__prototype_weight=0)
+    plain = build_learner(config, CPU)
+    found = run_epoch(learner, batches(), clusters_of(learner, config), config, plan, 0).values
+    assert found == run_epoch(plain, batches(), None, config, plan, 0).values
+
+
+def one_step(mask: bool, negatives: str | int) -> tuple[dict[str, float], Tensor, Tensor, Tensor, ClusterSet, Batch, RunConfig]:
+    """Metrics of one step, and what the step saw: query and key features before it, the queue before it."""
+    config, _, learner = setup(loss__negative_prototypes=negatives, loss__mask_duplicates=mask)
+    found, batch = clusters_of(learner, config), next(batches())
+    learner.pair.train()
+    with torch.no_grad():  # a copy: the running statistics of batch norm must not move twice
+        twin = build_learner(config, CPU)
+        query, key, queue = twin.query(batch.query_views), twin.pair.key(batch.key_views), learner.queue.keys.clone()
+    values = run_epoch(learner, [batch], found, config, plans.make(config, 16), 0).values
+    assert torch.allclose(learner.queue.keys[:16], key, atol=1e-6)
+    assert torch.equal(learner.queue.keys[16:], queue[16:])
+    return values, query, key, queue, found, batch, config
+
+
+def test_one_step_is_info_nce_plus_the_mean_over_clusterings() -> None:
+    values, query, key, queue, found, batch, config = one_step(True, "all")
+    instance = float(info_nce(query, key, queue, config.loss.temperature))
+    terms = [float(proto_nce(query, c.prototypes, c.concentration, c.assignments[batch.indices])) for c in found.clusterings]
+    assert values["train/loss_instance"] == pytest.approx(instance, rel=1e-4)
+    assert values["train/loss_prototype"] == pytest.approx(sum(terms) / 2, rel=1e-4)
+    assert values["train/loss"] == pytest.approx(instance + sum(terms) / 2, rel=1e-4)
+    right = [(query @ c.prototypes.T / c.concentration).argmax(dim=1) == c.assignments[batch.indices] for c in found.clusterings]
+    for m, rows in enumerate(right):
+        assert values[f"train/accuracy_prototype_{m}"] == pytest.approx(float(rows.float().mean()))
+    assert values["eval/alignment"] == pytest.approx(float((query - key).square().sum(dim=1).mean()), rel=1e-4)
+
+
+def test_sampled_negatives_of_one_step_that_takes_all_that_are_left() -> None:
+    # Asked for more negatives than are left beside the positives, any draw takes all of them: the loss is then known.
+    values, query, _, _, found, batch, _ = one_step(True, 3)
+    terms = []
+    for c in found.clusterings:
+        positives = c.assignments[batch.indices]
+        left = torch.tensor([j for j in range(c.num_clusters) if j not in positives], dtype=torch.long)
+        assert len(left) <= 3
+        terms.append(float(proto_nce(query, c.prototypes, c.concentration, positives, left)))
+    assert values["train/loss_prototype"] == pytest.approx(sum(terms) / 2, rel=1e-4)
+
+
+def test_mask_duplicates_reaches_the_loss() -> None:
+    assert one_step(True, 2)[0]["train/loss_prototype"] < one_step(False, 2)[0]["train/loss_prototype"]
+
+
+def test_each_step_takes_the_plans_learning_rate() -> None:
+    config, plan, learner = setup(optimizer__schedule="cosine", optimizer__warmup_epochs=1)
+    seen: list[float] = []
+    learner.optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: seen.append(optimizer.param_groups[0]["lr"]))
+    for epoch in range(2):
+        run_epoch(learner, batches(epoch), None, config, plan, epoch)
+    assert seen == [plan.lr_at(step) for step in range(8)]
+
+
+def test_key_encoder_follows_and_the_queue_turns() -> None:
+    config, plan, learner = setup()
+    start = {name: parameter.detach().clone() for name, parameter in learner.pair.key.named_parameters()}
+    run_epoch(learner, batches(), None, config, plan, 0)
+    assert all(not torch.equal(parameter, start[name]) for name, parameter in learner.pair.key.named_parameters())
+    assert all(parameter.grad is None for parameter in learner.pair.key.parameters())
+    assert learner.queue.pointer == 64 % 32
+    assert torch.allclose(learner.queue.keys.norm(dim=1), torch.ones(32), atol=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 100])
+def test_progress_comes_every_few_steps_and_at_the_end(every: int) -> None:
+    config, plan, learner = setup(train__log_every_steps=every)
+    seen: list[tuple[int, dict[str, float]]] = []
+    result = run_epoch(learner, batches(1), None, config, plan, 1, lambda step, means: seen.append((step, means)))
+    steps = {1: [4, 5, 6, 7], 3: [6, 7], 4: [7], 100: [7]}[every]  # the second epoch has steps 4 to 7
+    assert [step for step, _ in seen] == steps
+    sizes = [b - a for a, b in zip([3, *steps], steps, strict=False)]
+    for name, value in result.values.items():  # the epoch's mean weighs each step alike
+        assert value == pytest.approx(sum(n * means[name] for n, (_, means) in zip(sizes, seen, strict=True)) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+@pytest.mark.parametrize("bad", [0, 2, 3])
+def test_a_loss_that_is_not_finite_names_epoch_and_step(every: int, bad: int) -> None:
+    config, plan, learner = setup(train__log_every_steps=every)
+
+    def broken() -> Iterator[Batch]:
+        for position, batch in enumerate(batches(2)):
+            if position == bad:
+                batch.query_views[1, 0, 0, 0] = float("nan")
+            yield batch
+
+    with pytest.raises(RunFailed, match=rf"loss is nan in epoch 2, step {8 + bad} \(the instance term; learning rate 0\.1.*try a tenth of optimizer\.lr"):
+        run_epoch(learner, broken(), None, config, plan, 2)
+
+
+def test_a_huge_learning_rate_fails_the_run_and_names_it() -> None:
+    config, plan, learner = setup(optimizer__lr=100, loss__temperature=0.0001)
+    for parameter in learner.pair.query.parameters():
+        parameter.data.mul_(1e30)
+    with pytest.raises(RunFailed, match=r"in epoch 0, step \d+ .*learning rate 100"):
+        run_epoch(learner, batches(), None, config, plan, 0)
+
+
+def test_a_bad_prototype_term_is_named() -> None:
+    config, plan, learner = setup()
+    found = clusters_of(learner, config)
+    found.clusterings[1].concentration[:] = 0.0
+    with pytest.raises(RunFailed, match="epoch 0, step 0 .the prototype term"):
+        run_epoch(learner, batches(), found, config, plan, 0)
+
+
+@pytest.mark.parametrize("negatives", ["all", 2])
+def test_same_seed_same_weights_bit_by_bit(negatives: str | int) -> None:
+    first, results = trained(2, loss__negative_prototypes=negatives)
+    again, repeated = trained(2, loss__negative_prototypes=negatives)
+    state = again.pair.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in first.pair.state_dict().items())
+    assert [result.values for result in results] == [result.values for result in repeated]
+
+
+def test_clusters_are_only_read() -> None:
+    config, plan, learner = setup(loss__negative_prototypes=2)
+    found = clusters_of(learner, config)
+    before = [(c.prototypes.clone(), c.assignments.clone(), c.concentration.clone()) for c in found.clusterings]
+    run_epoch(learner, batches(), found, config, plan, 0)
+    for c, (prototypes, assignments, phi) in zip(found.clusterings, before, strict=True):
+        assert torch.equal(c.prototypes, prototypes)
+        assert torch.equal(c.assignments, assignments)
+        assert torch.equal(c.concentration, phi)
+
+
+def test_training_with_clusters_pulls_images_to_their_prototypes() -> None:
+    config, plan, learner = setup(e_step__num_clusters=[4])
+    found = clusters_of(learner, config)
+    (c,) = found.clusterings
+
+    def agreement() -> float:
+        learner.pair.train()  # batch statistics, as in training
+        with torch.no_grad():
+            return float(F.cosine_similarity(learner.pair.query(images()), c.prototypes[c.assignments]).mean())
+
+    before = agreement()
+    for epoch in range(5):
+        run_epoch(learner, batches(epoch), found, config, plan, epoch)
+    assert agreement() > before + 0.1
