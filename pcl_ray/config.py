@@ -217,7 +217,8 @@ class RunConfig(Section):
 def describe() -> list[knobs.Knob]:
     """Every knob with its type, default, range and a sentence."""
     return [
-        knobs.Knob(name, knobs.type_text(field.annotation), field.get_default(), knobs.allowed_text(field), field.description or "") for name, field in knobs.fields_of(RunConfig).items()
+        knobs.Knob(name, knobs.type_text(field.annotation), field.get_default(), knobs.allowed_text(field), field.description or "")
+        for name, field in knobs.fields_of(RunConfig).items()
     ]
 
 

@@ -1,7 +1,7 @@
 """The E-step: momentum features of all images, k-means for every K, a concentration φ for every prototype.
 
-    momentum encoder → features [N, C] → checks → for each K: k-means → raw centroids, assignments, distances
-                                                     → prototypes (normalised centroids), φ (from the distances to the raw ones) → ClusterSet
+momentum encoder → features [N, C] → checks → for each K: k-means → raw centroids, assignments, distances
+                                                 → prototypes (normalised centroids), φ (from the distances to the raw ones) → ClusterSet
 """
 
 from __future__ import annotations

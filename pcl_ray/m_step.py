@@ -1,7 +1,7 @@
 """The M-step: one epoch of momentum contrast with ProtoNCE, given the clusters of the E-step.
 
-    two views, indices → query encoder (gradients) ─┬─ InfoNCE against key and queue ──────────────────┐
-                       → momentum encoder (shuffled) ┘  ProtoNCE against prototype assignments[index] ─┴→ loss → optimizer → EMA → enqueue
+two views, indices → query encoder (gradients) ─┬─ InfoNCE against key and queue ──────────────────┐
+                   → momentum encoder (shuffled) ┘  ProtoNCE against prototype assignments[index] ─┴→ loss → optimizer → EMA → enqueue
 """
 
 from __future__ import annotations
@@ -170,9 +170,7 @@ def _on_device(clusters: ClusterSet, device: torch.device) -> list[_Prototypes]:
     return [_Prototypes(c.prototypes.to(device), c.concentration.to(device), c.assignments) for c in clusters.clusterings]
 
 
-def _prototype_term(
-    query_BC: Tensor, indices: Tensor, part: _Prototypes, config: RunConfig, plan: RunPlan, step: int, which: int
-) -> tuple[Tensor, Tensor]:
+def _prototype_term(query_BC: Tensor, indices: Tensor, part: _Prototypes, config: RunConfig, plan: RunPlan, step: int, which: int) -> tuple[Tensor, Tensor]:
     """Loss and accuracy of one clustering."""
     positives_B = part.assignments_N[indices].to(query_BC.device, non_blocking=True)
     negatives_M = None

@@ -121,7 +121,9 @@ def _batch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
         yield Problem("train.batch_size", batch, f"gives each of the {workers} workers {batch // workers} image a step; at least {2 * workers} is needed")
     if num_images < batch:
         yield Problem(
-            "train.batch_size", batch, f"the training part has only {num_images} images, so no batch of {workers} × {batch // workers} fits; at most {num_images}"
+            "train.batch_size",
+            batch,
+            f"the training part has only {num_images} images, so no batch of {workers} × {batch // workers} fits; at most {num_images}",
         )
     elif config.loss.queue_size > steps * batch:
         yield Problem(
@@ -139,9 +141,15 @@ def _cluster_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
     for value, k in zip(given, counts, strict=True):
         stands = f"{k}" if isinstance(value, int) else f"{value} of {num_images} images, that is {k},"
         if k > num_images:
-            yield Problem("e_step.num_clusters", list(given), f"{stands} is more than the {num_images} training images; use a smaller count, or a share like 0.02")
+            yield Problem(
+                "e_step.num_clusters", list(given), f"{stands} is more than the {num_images} training images; use a smaller count, or a share like 0.02"
+            )
         elif k < 2:
-            yield Problem("e_step.num_clusters", list(given), f"{stands} is fewer than 2 clusters; use at least {math.ceil(1.5 / max(num_images, 2) * 1e4) / 1e4} or a count")
+            yield Problem(
+                "e_step.num_clusters",
+                list(given),
+                f"{stands} is fewer than 2 clusters; use at least {math.ceil(1.5 / max(num_images, 2) * 1e4) / 1e4} or a count",
+            )
     wanted = config.loss.negative_prototypes
     smallest = min(counts)
     if wanted != "all" and smallest >= 2 and wanted > smallest - 1:

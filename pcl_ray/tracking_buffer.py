@@ -97,9 +97,7 @@ class Outbox:
                 left = bool(self._unsent)
                 kept = self._keep_on_disk()
         if left and kept:
-            self.say(
-                f"{self._store.name} has not taken everything. Nothing is lost: the rest is in {self._pending}, and sent when the run is resumed"
-            )
+            self.say(f"{self._store.name} has not taken everything. Nothing is lost: the rest is in {self._pending} and sent on resume")
 
     def say(self, message: str) -> None:
         try:

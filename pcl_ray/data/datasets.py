@@ -213,9 +213,7 @@ def _file_parts(config: DataConfig) -> tuple[FileImages, FileImages | None]:
     return train, folders.with_classes(folders.find_images(holdout_folder, config.channels), train.class_names)
 
 
-def _files(
-    config: DataConfig, cache_dir: Path, progress: Callable[[int, int], None]
-) -> tuple[tuple[FileImages, FileImages | None], list[BadImage]]:
+def _files(config: DataConfig, cache_dir: Path, progress: Callable[[int, int], None]) -> tuple[tuple[FileImages, FileImages | None], list[BadImage]]:
     train, holdout = _file_parts(config)
     if not config.check_images:
         return (train, holdout), []

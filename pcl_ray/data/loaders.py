@@ -1,6 +1,6 @@
 """Batches for one worker. What a batch holds follows from (seed, epoch, position) alone, not from how many workers or processes read.
 
-    epoch → one permutation of all images → step s takes rows s·B … → this worker's part of them → (epoch, index) → two views by (seed, epoch, index)
+epoch → one permutation of all images → step s takes rows s·B … → this worker's part of them → (epoch, index) → two views by (seed, epoch, index)
 """
 
 from __future__ import annotations

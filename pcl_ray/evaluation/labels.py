@@ -22,7 +22,7 @@ def agreement(assignments_N: Tensor | np.ndarray, labels_N: Tensor | np.ndarray)
     if len(known) > _SAMPLE:
         known = np.random.default_rng(0).choice(known, _SAMPLE, replace=False)
     assignments, labels = assignments[known], labels[known]
-    table = metrics.cluster.contingency_matrix(labels, assignments)
+    table = np.asarray(metrics.cluster.contingency_matrix(labels, assignments))
     return {
         "ami": float(metrics.adjusted_mutual_info_score(labels, assignments)),
         "nmi": float(metrics.normalized_mutual_info_score(labels, assignments)),

@@ -78,7 +78,7 @@ def _backbone(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]:
 def _timm_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
     if importlib.util.find_spec("timm") is None:
         raise ConfigError([Problem("encoder.backbone", f"timm:{name}", "timm is not installed; `pip install timm`, or choose a torchvision ResNet")])
-    import timm
+    import timm  # pyrefly: ignore[missing-import]  # an optional extra
 
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]

@@ -24,5 +24,5 @@ class MomentumPair(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        keys, queries = list(self.key.parameters()), [parameter.detach() for parameter in self.query.parameters()]
+        keys, queries = ([parameter.detach() for parameter in model.parameters()] for model in (self.key, self.query))
         torch._foreach_lerp_(keys, queries, 1 - self.momentum)

@@ -1,6 +1,6 @@
 """A run's folder under PCL_RAY_HOME: its configuration, its state, its lock.
 
-    runs/NAME/  config.yaml  state.json  lock  checkpoints/epoch_00012.pt  ray/  mlflow_pending.jsonl
+runs/NAME/  config.yaml  state.json  lock  checkpoints/epoch_00012.pt  ray/  mlflow_pending.jsonl
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The EM loop as one worker runs it; the same code in Ray Train workers and, with `resources.workers: 0`, in one process.
 
-    latest checkpoint or fresh learner
-      └→ for each epoch:  M-step ─→ features of all images (momentum encoder, evaluation view) ─→ E-step: clusters for the next epoch, figures
-                            └─────────── checkpoint (rank 0, atomic) ←──────────────────────────────┘   → epoch event
+latest checkpoint or fresh learner
+  └→ for each epoch:  M-step ─→ features of all images (momentum encoder, evaluation view) ─→ E-step: clusters for the next epoch, figures
+                        └─────────── checkpoint (rank 0, atomic) ←──────────────────────────────┘   → epoch event
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +33,12 @@ from pcl_ray.service.actor import EStepActor, EStepAnswer, EStepRequest
 from pcl_ray.service.events import Event, Post
 
 _ALIVE_EVERY_S = 0.5
-T = TypeVar("T")
+
+
+class Share(Protocol):
+    """Gives every worker rank 0's value."""
+
+    def __call__(self, value: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class _Progress:
     history: list[dict[str, Any]]
 
 
-def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Callable[[T], T], post: Post) -> None:
-    """Trains what is left of the run. `share` gives every worker rank 0's value; `post` is called on rank 0 only.
+def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post) -> None:
+    """Trains what is left of the run. `post` is called on rank 0 only.
 
     Raises RunFailed on all workers alike: loss not finite, features that cannot be clustered, checkpoint that cannot be written or read.
     """
@@ -188,7 +193,7 @@ def _telling(batches: Iterator[Batch], epoch: int, plan: RunPlan, tell: Post) ->
         yield batch
 
 
-def _restore(job: Job, learner: Learner, share: Callable[[Any], Any]) -> _Progress:
+def _restore(job: Job, learner: Learner, share: Share) -> _Progress:
     """The newest checkpoint's state, or that of a fresh run. Rank 0 chooses the file for all."""
     torch.manual_seed(job.config.seed + 7919 * (rank() + 1))  # dropout and the like: another stream on each worker
     newest = checkpoint.latest(job.checkpoints)
@@ -205,7 +210,7 @@ def _restore(job: Job, learner: Learner, share: Callable[[Any], Any]) -> _Progre
     return _Progress(state.epoch, state.clusters, state.history)
 
 
-def _save(job: Job, learner: Learner, progress: _Progress, share: Callable[[Any], Any]) -> None:
+def _save(job: Job, learner: Learner, progress: _Progress, share: Share) -> None:
     """Rank 0 writes, all learn whether it worked."""
     states = list(all_gather(_random_state(learner.device)[None].to(learner.device)).cpu())
     problem = None

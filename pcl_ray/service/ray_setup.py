@@ -1,8 +1,8 @@
 """Everything of a run that Ray holds: the connection, the actors, the trainer. Its parts are plain classes; here they are wrapped.
 
-    driver ── Board actor  ← events of rank 0
-           ├─ EStepActor   ← features of every worker, → ClusterSet
-           └─ TorchTrainer → controller → workers (`worker.run_worker`)
+driver ── Board actor  ← events of rank 0
+       ├─ EStepActor   ← features of every worker, → ClusterSet
+       └─ TorchTrainer → controller → workers (`worker.run_worker`)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) 
     with connected(config.resources):
         _check_cluster(config.resources)
         actor = _e_step_actor(config)
-        board = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
+        board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
         try:
             _wait_until_up(actor, config.resources)
             holdout_labels = splits.holdout.labels if splits.holdout is not None else None
@@ -86,7 +86,9 @@ def _check_cluster(resources: ResourcesConfig) -> None:
     ):
         needed = resources.workers * each + actor
         if needed > has.get(kind, 0) + 1e-6:
-            message = f"{resources.workers} workers and the E-step actor need {needed:g} {kind}s, the cluster has {has.get(kind, 0):g}; lower it or resources.workers"
+            message = (
+                f"{resources.workers} workers and the E-step actor need {needed:g} {kind}s, the cluster has {has.get(kind, 0):g}; lower it or resources.workers"
+            )
             raise ConfigError([Problem(name, each, message)])
 
 
@@ -118,17 +120,20 @@ def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
     }.items():
         os.environ.setdefault(name, str(value))
     per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+    failures: Any = {"max_failures": resources.max_failures, "controller_failure_limit": _START_TRIES}
+    settings: Any = {  # Any: Ray picks the classes of one of its two Train versions at run time, which a type checker does not follow
+        "scaling_config": ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker),
+        # Ray Train resumes by name from its own checkpoints; ours are in run_dir, so each attempt has a fresh name.
+        "run_config": RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}", storage_path=os.path.join(job.run_dir, "ray"), failure_config=FailureConfig(**failures)
+        ),
+    }
+    loop: Any = run_worker  # gives back a str; Ray declares None
     return TorchTrainer(
-        run_worker,
+        loop,
         train_loop_config={"task": task},
         torch_config=TorchConfig(timeout_s=int(_longest_wait(job))),
-        scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker),
-        # Ray Train resumes by name from its own checkpoints; ours are in run_dir, so each attempt has a fresh name.
-        run_config=RunConfig(
-            name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=os.path.join(job.run_dir, "ray"),
-            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=_START_TRIES),
-        ),
+        **settings,
     )
 
 

@@ -1,7 +1,7 @@
 """The driver of one run: checks the request, holds the run's folder, trains, and follows what happens.
 
-    request → data → folder (new or resumed) → training (in this process, or on Ray) ─ events → display, MLflow
-                                                                                      → state.json → RunResult
+request → data → folder (new or resumed) → training (in this process, or on Ray) ─ events → display, MLflow
+                                                                                  → state.json → RunResult
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from pcl_ray import tracking
 from pcl_ray.config import RunConfig
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
-from pcl_ray.errors import ConfigError, DataError, RunFailed
+from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.plan import RunPlan
 from pcl_ray.service import request
 from pcl_ray.service.events import Event
@@ -234,5 +233,3 @@ def _what_is_kept(folder: RunFolder) -> str:
     if path is None:
         return f"No checkpoint was written; the run's folder is {folder.path}"
     return f"The last good checkpoint is {path}; go on with: pcl-ray train --resume {folder.name}"
-
-

@@ -119,7 +119,9 @@ def test_uri_is_the_configured_one_then_the_environment_then_sqlite_below_home(t
 def test_file_stores_are_refused_with_the_way_out(uri: str, tmp_path: Path) -> None:
     [problem] = check_uri(TrackingConfig(uri=uri), tmp_path)
     assert problem.name == "tracking.uri"
-    assert "file stores" in problem.message and "sqlite:////" in problem.message and "http" in problem.message
+    assert "file stores" in problem.message
+    assert "sqlite:////" in problem.message
+    assert "http" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -193,12 +195,15 @@ def test_everything_arrives(opener: Opener, tmp_path: Path, monkeypatch: pytest.
     store = default_client(opener.home)
     found = store.get_run(run.run_id)
     assert opener.warnings == []
-    assert found.info.status == "FINISHED" and found.info.run_name == "first"
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "first"
     assert found.data.params["loss.temperature"] == "0.2"
     assert found.data.params["e_step.num_clusters"] == "25000,50000,100000"
-    assert found.data.params["loss.mask_duplicates"] == "true" and found.data.params["data.path"] == "null"
+    assert found.data.params["loss.mask_duplicates"] == "true"
+    assert found.data.params["data.path"] == "null"
     assert set(found.data.params) == set(config.flatten())
-    assert found.data.tags["version.torch"] == "2.14.1" and found.data.tags[tracking.RUN_TAG] == "first"
+    assert found.data.tags["version.torch"] == "2.14.1"
+    assert found.data.tags[tracking.RUN_TAG] == "first"
     history = store.get_metric_history(run.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(0, 2.0), (50, 1.0)]
     assert all(before <= metric.timestamp <= after for metric in history)
@@ -256,7 +261,8 @@ def test_an_unknown_run_id_and_another_name_make_new_runs(opener: Opener) -> Non
     other.finish("finished", timeout_s=HANG)
     again = opener(run_name="it's another")
     again.finish("finished", timeout_s=HANG)
-    assert other.run_id not in (None, first.run_id) and again.run_id == other.run_id
+    assert other.run_id not in (None, first.run_id)
+    assert again.run_id == other.run_id
 
 
 def test_changed_params_become_tags_and_new_ones_are_added(opener: Opener) -> None:
@@ -279,7 +285,8 @@ def test_more_than_the_server_takes_in_one_request(opener: Opener) -> None:
     run.finish("finished", timeout_s=HANG)
     store = default_client(opener.home)
     data = store.get_run(run.run_id).data
-    assert len(data.params) == 230 and len(data.params["p0"]) == 6000
+    assert len(data.params) == 230
+    assert len(data.params["p0"]) == 6000
     assert sum(name.startswith("t") for name in data.tags) == 230
     assert steps(store, run.run_id, "a") == list(range(1200)) == steps(store, run.run_id, "b")
 
@@ -291,7 +298,8 @@ def test_values_that_are_not_finite_are_dropped_and_the_first_is_named(opener: O
     run.log({"other": float("nan")}, 3)
     run.finish("failed", timeout_s=HANG)
     store = default_client(opener.home)
-    assert steps(store, run.run_id, "train/loss") == [1] and steps(store, run.run_id, "other") == [1]
+    assert steps(store, run.run_id, "train/loss") == [1]
+    assert steps(store, run.run_id, "other") == [1]
     assert store.get_run(run.run_id).data.tags["diverged"] == "train/loss@2"
 
 
@@ -301,7 +309,8 @@ def test_odd_names_and_values_cost_only_themselves(opener: Opener) -> None:
         run.log({"inertia@64": 1.0, "../up//x": 2.0, "none": None, "good": 3.0}, step)  # type: ignore[dict-item]
     run.finish("finished", timeout_s=HANG)
     assert default_client(opener.home).get_run(run.run_id).data.metrics == {"inertia_64": 1.0, "up/x": 2.0, "good": 3.0}
-    assert len(opener.warnings) == 1 and "'none'" in opener.warnings[0]
+    assert len(opener.warnings) == 1
+    assert "'none'" in opener.warnings[0]
 
 
 def test_a_deleted_experiment_is_restored_with_a_warning(opener: Opener) -> None:
@@ -312,8 +321,10 @@ def test_a_deleted_experiment_is_restored_with_a_warning(opener: Opener) -> None
     second = opener()
     second.finish("finished", timeout_s=HANG)
     assert store.get_experiment_by_name("pcl_ray").lifecycle_stage == "active"
-    assert len(opener.warnings) == 1 and "restored" in opener.warnings[0]
-    assert second.run_id == first.run_id and store.get_run(second.run_id).info.status == "FINISHED"
+    assert len(opener.warnings) == 1
+    assert "restored" in opener.warnings[0]
+    assert second.run_id == first.run_id
+    assert store.get_run(second.run_id).info.status == "FINISHED"
 
 
 def test_off_means_nothing_happens(tmp_path: Path) -> None:
@@ -322,13 +333,17 @@ def test_off_means_nothing_happens(tmp_path: Path) -> None:
     run.log({"a": 1.0}, 0)
     run.log_text("x", "y")
     run.finish("finished")
-    assert isinstance(run, NullRun) and run.run_id is None and run.link() is None
+    assert isinstance(run, NullRun)
+    assert run.run_id is None
+    assert run.link() is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tags_name_versions_host_and_commit(tmp_path: Path) -> None:
     tags = tracking.run_tags(tmp_path)
-    assert tags["version.python"].count(".") == 2 and tags["version.mlflow"] and tags["hostname"]
+    assert tags["version.python"].count(".") == 2
+    assert tags["version.mlflow"]
+    assert tags["hostname"]
     assert "git.commit" not in tags
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "code.py").write_text("1\n")
@@ -337,7 +352,8 @@ def test_tags_name_versions_host_and_commit(tmp_path: Path) -> None:
     assert tracking.run_tags(tmp_path)["git.dirty"] == "false"
     (tmp_path / "code.py").write_text("2\n")
     tags = tracking.run_tags(tmp_path)
-    assert tags["git.dirty"] == "true" and len(tags["git.commit"]) == 40
+    assert tags["git.dirty"] == "true"
+    assert len(tags["git.commit"]) == 40
     (tmp_path / "installed").mkdir()
     assert "git.commit" not in tracking.run_tags(tmp_path / "installed")
 
@@ -357,9 +373,8 @@ print("run", run.run_id)
 def test_processes_that_open_a_new_store_at_once_all_succeed_and_print_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
     command = [sys.executable, "-c", _ONE_PROCESS, str(tmp_path / "new")]
-    started = [
-        subprocess.Popen([*command, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) for name in "abc"
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen([*command, name], **pipes, text=True, cwd=tmp_path, env=environment) for name in "abc"]
     answers = [process.communicate(timeout=HANG) for process in started]
     assert all(out.startswith("run ") and "None" not in out and error == "" for out, error in answers), answers
     assert len({out for out, _ in answers}) == 3
@@ -377,10 +392,14 @@ def test_a_server_that_is_down_costs_nothing_and_is_made_up_for_later(opener: Op
     run.log({"train/loss": 2.0}, 2)
     run.log_text("text", "a.txt")
     run.finish("stopped", timeout_s=HANG)
-    assert run.run_id is None and run.link() is None
-    assert uri in opener.warnings[0] and "nothing is lost" in opener.warnings[0] and "refused" in opener.warnings[0]
+    assert run.run_id is None
+    assert run.link() is None
+    assert uri in opener.warnings[0]
+    assert "nothing is lost" in opener.warnings[0]
+    assert "refused" in opener.warnings[0]
     assert "secret" not in " ".join(opener.warnings)
-    assert len(opener.warnings) == 2 and str(opener.pending) in opener.warnings[1]
+    assert len(opener.warnings) == 2
+    assert str(opener.pending) in opener.warnings[1]
     assert [json.loads(line).get("step") for line in opener.pending.read_text().splitlines()][:2] == [1, 2]
 
     with opener.pending.open("a") as file:
@@ -398,7 +417,8 @@ def test_a_server_that_is_down_costs_nothing_and_is_made_up_for_later(opener: Op
     history = default_client(opener.home).get_metric_history(there.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     assert [path.read_text() for path in opener.home.glob("mlflow/artifacts/*/artifacts/a.txt")] == ["text"]
-    assert not opener.pending.exists() and opener.warnings == []
+    assert not opener.pending.exists()
+    assert opener.warnings == []
 
 
 def test_an_outage_in_the_middle_is_told_once_and_its_end_too(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +443,9 @@ def test_an_outage_in_the_middle_is_told_once_and_its_end_too(opener: Opener, mo
     wait_until(lambda: len(opener.warnings) == 2)
     run.finish("finished", timeout_s=HANG)
     assert steps(default_client(opener.home), run.run_id, "x") == list(range(24))
-    assert "nothing is lost" in opener.warnings[0] and "answers again" in opener.warnings[1] and len(opener.warnings) == 2
+    assert "nothing is lost" in opener.warnings[0]
+    assert "answers again" in opener.warnings[1]
+    assert len(opener.warnings) == 2
     assert not opener.pending.exists()
 
 
@@ -434,7 +456,8 @@ def test_a_broken_database_is_one_warning_and_no_traceback(opener: Opener, capfd
         database.execute("drop table metrics")
     run.log({"x": 1.0}, 1)
     run.finish("finished", timeout_s=HANG)
-    assert "no such table: metrics" in opener.warnings[0] and opener.pending.exists()
+    assert "no such table: metrics" in opener.warnings[0]
+    assert opener.pending.exists()
     assert capfd.readouterr() == ("", "")
 
 
@@ -448,7 +471,8 @@ def test_a_black_hole_blocks_neither_log_nor_finish(opener: Opener) -> None:
             run.log({"x": 1.0}, step)
         logged = time.monotonic() - start
         run.finish("finished", timeout_s=4)
-        assert logged < 30 and time.monotonic() - start < logged + 20  # guards against hanging, not timings
+        assert logged < 30
+        assert time.monotonic() - start < logged + 20
     assert len(opener.pending.read_text().splitlines()) >= 1000
     assert "Nothing is lost" in opener.warnings[-1]
 
@@ -523,9 +547,11 @@ def test_a_real_server(opener: Opener, tmp_path: Path, empty_store: Path, capfd:
         again.finish("finished", timeout_s=HANG)
         store = client(uri)
         found = store.get_run(run.run_id)
-        assert again.run_id == run.run_id and opener.warnings == []
+        assert again.run_id == run.run_id
+        assert opener.warnings == []
         assert steps(store, run.run_id, "train/loss") == [1, 2, 3]
-        assert found.info.status == "FINISHED" and found.data.tags["changed.loss.temperature"] == "0.1"
+        assert found.info.status == "FINISHED"
+        assert found.data.tags["changed.loss.temperature"] == "0.1"
         assert [file.path for file in store.list_artifacts(run.run_id)] == ["config.yaml"]
         assert run.link() == f"{uri}/#/experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
     assert list((tmp_path / "server" / "artifacts").rglob("config.yaml"))
