@@ -193,3 +193,7 @@ def _complain(message: str, code: int) -> int:
     sys.stdout.flush()
     print(f"pcl-ray: {message}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    entry()

@@ -7,13 +7,14 @@ parameter. Defaults are the paper's v2 setting where the paper has one. Imports 
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pcl_ray import knobs
 from pcl_ray.errors import ConfigError, Problem
@@ -36,11 +37,11 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _bool_is_no_number(cls, value: object, info: Any) -> object:
+    def _as_written(cls, value: object, info: Any) -> object:
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and annotation is not bool:
             raise ValueError("true/false given")
-        return value
+        return _numbers(value) if typing.get_origin(annotation) is tuple else value
 
 
 class DataConfig(Section):
@@ -106,7 +107,7 @@ class LossConfig(Section):
 class EStepConfig(Section):
     """Clustering of the momentum features, once an epoch."""
 
-    num_clusters: Annotated[tuple[int | float, ...], BeforeValidator(_numbers)] = Field(
+    num_clusters: tuple[int | float, ...] = Field(
         (25000, 50000, 100000), min_length=1, description="K: one clustering for each number; 2 or more is a count, a number below 1 a share of the N images."
     )
     alpha: float = Field(10.0, ge=0, le=1e6, description="α: smooths the concentration of small clusters (it is not the weight of the prototype term).")
@@ -216,10 +217,7 @@ class RunConfig(Section):
 
 def describe() -> list[knobs.Knob]:
     """Every knob with its type, default, range and a sentence."""
-    return [
-        knobs.Knob(name, knobs.type_text(field.annotation), field.get_default(), knobs.allowed_text(field), field.description or "")
-        for name, field in knobs.fields_of(RunConfig).items()
-    ]
+    return [knobs.knob_from(name, field) for name, field in knobs.fields_of(RunConfig).items()]
 
 
 def recipe_names() -> list[str]:

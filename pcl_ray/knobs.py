@@ -24,6 +24,10 @@ class Knob:
     sentence: str
 
 
+def knob_from(name: str, field: FieldInfo) -> Knob:
+    return Knob(name, type_text(field.annotation), field.get_default(), allowed_text(field), field.description or "")
+
+
 def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """Every knob of a model of sections under its dotted name."""
     fields: dict[str, FieldInfo] = {}

@@ -185,7 +185,9 @@ def _prototype_term(query_BC: Tensor, indices: Tensor, part: _Prototypes, config
     logits, target_B = prototype_logits(
         query_BC, part.prototypes_KC, part.concentration_K, positives_B, negatives_M, mask_duplicates=config.loss.mask_duplicates
     )
-    return F.cross_entropy(logits, target_B), (logits.argmax(dim=1) == target_B).float().mean()
+    # Right is the prototype, not the column: without masking several columns may hold the image's own one, all with the same logit.
+    chosen_B = logits.argmax(dim=1) if negatives_M is None else torch.cat([positives_B, negatives_M])[logits.argmax(dim=1)]
+    return F.cross_entropy(logits, target_B), (chosen_B == positives_B).float().mean()
 
 
 def _precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:

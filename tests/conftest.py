@@ -13,6 +13,9 @@ from hypothesis import settings
 
 import pcl_ray
 
+# Before torch is imported, and for every process that tests start: threads that wait for each other on busy cores cost a hundredfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples on every machine, and no example fails for being slow: tests assert no times.
 settings.register_profile("pcl_ray", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("pcl_ray")

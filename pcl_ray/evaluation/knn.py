@@ -10,7 +10,7 @@ from torch import Tensor
 def knn_accuracy(
     bank_NC: Tensor, bank_labels_N: Tensor, query_QC: Tensor, query_labels_Q: Tensor, *, neighbours: int = 200, temperature: float = 0.07
 ) -> float:
-    """Share of the queries (0..1) whose class wins the vote of the nearest bank features, each vote weighted exp(cosine / temperature).
+    """Share of the queries (0..1) whose class wins the vote of the nearest bank features; a vote weighs exp(cosine / temperature).
 
     Features are normalised here. Images with a negative label take no part. NaN where no labelled bank or query image is left.
     """

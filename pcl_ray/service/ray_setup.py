@@ -86,9 +86,7 @@ def _check_cluster(resources: ResourcesConfig) -> None:
     ):
         needed = resources.workers * each + actor
         if needed > has.get(kind, 0) + 1e-6:
-            message = (
-                f"{resources.workers} workers and the E-step actor need {needed:g} {kind}s, the cluster has {has.get(kind, 0):g}; lower it or resources.workers"
-            )
+            message = f"the workers and the E-step actor need {needed:g} {kind}s together, the cluster has {has.get(kind, 0):g}"
             raise ConfigError([Problem(name, each, message)])
 
 
@@ -120,13 +118,13 @@ def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
     }.items():
         os.environ.setdefault(name, str(value))
     per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
-    failures: Any = {"max_failures": resources.max_failures, "controller_failure_limit": _START_TRIES}
-    settings: Any = {  # Any: Ray picks the classes of one of its two Train versions at run time, which a type checker does not follow
+    # Any: Ray picks the classes of one of its two Train versions at run time, which a type checker does not follow.
+    limits: Any = {"max_failures": resources.max_failures, "controller_failure_limit": _START_TRIES}
+    failures: Any = FailureConfig(**limits)
+    settings: Any = {
         "scaling_config": ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker),
         # Ray Train resumes by name from its own checkpoints; ours are in run_dir, so each attempt has a fresh name.
-        "run_config": RunConfig(
-            name=f"attempt-{uuid.uuid4().hex[:8]}", storage_path=os.path.join(job.run_dir, "ray"), failure_config=FailureConfig(**failures)
-        ),
+        "run_config": RunConfig(name=f"attempt-{uuid.uuid4().hex[:8]}", storage_path=os.path.join(job.run_dir, "ray"), failure_config=failures),
     }
     loop: Any = run_worker  # gives back a str; Ray declares None
     return TorchTrainer(

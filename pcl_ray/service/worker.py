@@ -99,6 +99,7 @@ class ActorEStep:
         deadline = time.monotonic() + self._task.job.config.resources.start_timeout_s
         while time.monotonic() < deadline:
             try:
-                return ray.get(self._task.actor.ping.remote(), timeout=30)
+                ray.get(self._task.actor.ping.remote(), timeout=30)
+                return
             except (*_ACTOR_GONE, GetTimeoutError):
                 time.sleep(0.5)

@@ -56,7 +56,9 @@ def found(distances: list[float], assignments: list[int], k: int, **options: obj
     return concentration(torch.tensor(distances, dtype=torch.float64), torch.tensor(assignments), k, **options).tolist()
 
 
-@pytest.mark.parametrize("options", [{}, {"alpha": 1.0}, {"alpha": 0.0}, {"temperature": 0.07}, {"clip": (0.0, 100.0)}, {"clip": (25.0, 50.0)}, {"normalise": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"alpha": 1.0}, {"alpha": 0.0}, {"temperature": 0.07}, {"clip": (0.0, 100.0)}, {"clip": (25.0, 50.0)}, {"normalise": False}]
+)
 @pytest.mark.parametrize(("n", "k"), [(200, 7), (60, 25), (3, 2)])
 def test_equals_the_reference(n: int, k: int, options: dict[str, object]) -> None:
     distances, assignments = random_case(n, k)

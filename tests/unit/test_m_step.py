@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
-from pcl_ray.clustering import ClusterSet
+from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.e_step import cluster
 from pcl_ray.errors import RunFailed
@@ -31,7 +31,7 @@ KNOBS = {
     "encoder.width": 4,
     "encoder.blocks": [1, 1],
     "encoder.dim": 8,
-    "encoder.momentum": 0.9,
+    "encoder.momentum": 0.99,
     "loss.queue_size": 32,
     "e_step.num_clusters": [4, 6],
     "e_step.warmup_epochs": 0,
@@ -92,20 +92,33 @@ def trained(epochs: int, **changed: Any) -> tuple[Learner, list[EpochMetrics]]:
     return learner, results
 
 
-@pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "adamw", "lr": 0.003}, {"name": "lars", "lr": 10.0}], ids=lambda knobs: knobs["name"])
-def test_the_loss_falls(optimizer: dict[str, Any]) -> None:
-    _, results = trained(12, **{f"optimizer__{name}": value for name, value in optimizer.items()}, e_step__warmup_epochs=50)
+def test_info_nce_falls_over_the_epochs() -> None:
+    _, results = trained(12, e_step__warmup_epochs=50)
     losses = [result.values["train/loss"] for result in results]
-    # The first epochs contrast with the random start of the queue, which is easy; the queue is full of real keys after two.
+    # The first two epochs contrast with the random start of the queue, which is easy.
     assert sum(losses[-3:]) < 0.9 * sum(losses[2:5])
 
 
+def kinds() -> ClusterSet:
+    """One cluster for each kind of stripes, on axes of their own: right, and learnable."""
+    return ClusterSet(0, (Clustering(torch.eye(8)[:4], torch.arange(N) % 4, torch.full((4,), 0.2)),))
+
+
 @pytest.mark.parametrize("negatives", ["all", 2])
-def test_the_prototype_loss_falls_on_fixed_clusters(negatives: str | int) -> None:
-    config, plan, learner = setup(loss__negative_prototypes=negatives)
-    found = clusters_of(learner, config)
-    losses = [run_epoch(learner, batches(epoch), found, config, plan, epoch).values["train/loss_prototype"] for epoch in range(8)]
-    assert losses[-1] < 0.7 * losses[0]
+def test_training_pulls_images_to_their_prototypes(negatives: str | int) -> None:
+    config, plan, learner = setup(loss__negative_prototypes=negatives, e_step__num_clusters=[4])
+    found = kinds()
+
+    def agreement() -> float:
+        learner.pair.train()  # batch statistics, as in training
+        with torch.no_grad():
+            return float(F.cosine_similarity(learner.pair.query(images()), torch.eye(8)[torch.arange(N) % 4]).mean())
+
+    before = agreement()
+    results = [run_epoch(learner, batches(epoch), found, config, plan, epoch).values for epoch in range(8)]
+    assert results[-1]["train/loss_prototype"] < 0.5 * results[0]["train/loss_prototype"]
+    assert results[-1]["train/accuracy_prototype_0"] > results[0]["train/accuracy_prototype_0"]
+    assert agreement() > before + 0.2
 
 
 def test_metrics_without_clusters() -> None:
@@ -177,6 +190,13 @@ def test_mask_duplicates_reaches_the_loss() -> None:
     assert one_step(True, 2)[0]["train/loss_prototype"] < one_step(False, 2)[0]["train/loss_prototype"]
 
 
+def test_accuracy_counts_the_prototype_and_not_the_column() -> None:
+    # With four prototypes and sixteen images each row finds its own prototype in several columns.
+    masked, unmasked = (one_step(mask, 2)[0] for mask in (True, False))
+    for m in range(2):
+        assert masked[f"train/accuracy_prototype_{m}"] == unmasked[f"train/accuracy_prototype_{m}"] > 0
+
+
 def test_each_step_takes_the_plans_learning_rate() -> None:
     config, plan, learner = setup(optimizer__schedule="cosine", optimizer__warmup_epochs=1)
     seen: list[float] = []
@@ -219,7 +239,8 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(every: int, bad: int) ->
                 batch.query_views[1, 0, 0, 0] = float("nan")
             yield batch
 
-    with pytest.raises(RunFailed, match=rf"loss is nan in epoch 2, step {8 + bad} \(the instance term; learning rate 0\.1.*try a tenth of optimizer\.lr"):
+    said = rf"loss is nan in epoch 2, step {8 + bad} \(the instance term; learning rate 0\.1.*try a tenth of optimizer\.lr"
+    with pytest.raises(RunFailed, match=said):
         run_epoch(learner, broken(), None, config, plan, 2)
 
 
@@ -257,19 +278,3 @@ def test_clusters_are_only_read() -> None:
         assert torch.equal(c.prototypes, prototypes)
         assert torch.equal(c.assignments, assignments)
         assert torch.equal(c.concentration, phi)
-
-
-def test_training_with_clusters_pulls_images_to_their_prototypes() -> None:
-    config, plan, learner = setup(e_step__num_clusters=[4])
-    found = clusters_of(learner, config)
-    (c,) = found.clusterings
-
-    def agreement() -> float:
-        learner.pair.train()  # batch statistics, as in training
-        with torch.no_grad():
-            return float(F.cosine_similarity(learner.pair.query(images()), c.prototypes[c.assignments]).mean())
-
-    before = agreement()
-    for epoch in range(5):
-        run_epoch(learner, batches(epoch), found, config, plan, epoch)
-    assert agreement() > before + 0.1

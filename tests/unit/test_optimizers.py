@@ -15,7 +15,9 @@ def norm(values: list[float]) -> float:
     return math.sqrt(sum(value * value for value in values))
 
 
-def reference_step(weight: list[float], grad: list[float], momentum: list[float], adapt: bool, lr: float, mu: float, decay: float, trust: float) -> None:
+def reference_step(
+    weight: list[float], grad: list[float], momentum: list[float], *, adapt: bool, lr: float, mu: float, decay: float, trust: float
+) -> None:
     """One LARS step (You et al., 2017, algorithm 1) on Python numbers, in place."""
     update = list(grad)
     if adapt:
@@ -38,7 +40,8 @@ def test_lars_is_the_reference_over_several_steps() -> None:
         for weight, momentum, parameter in zip(expected, momenta, parameters, strict=True):
             parameter.grad = torch.randn(parameter.shape, generator=draw)
             # Biases and normalisation are one-dimensional: plain momentum, no weight decay.
-            reference_step(weight, parameter.grad.flatten().tolist(), momentum, parameter.ndim > 1, 0.5, 0.9, 0.1, 0.01)
+            gradient, adapt = parameter.grad.flatten().tolist(), parameter.ndim > 1
+            reference_step(weight, gradient, momentum, adapt=adapt, lr=0.5, mu=0.9, decay=0.1, trust=0.01)
         optimizer.step()
     for weight, parameter in zip(expected, parameters, strict=True):
         assert parameter.detach().flatten().tolist() == pytest.approx(weight, rel=1e-4, abs=1e-6)

@@ -123,11 +123,16 @@ def test_shares_become_counts() -> None:
 # One row: what is changed, the number of images, the knob at fault, and what its message must hold, a number for the way out among it.
 MISTAKES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
     "more clusters than images": ({"e_step__num_clusters": [10, 2000]}, N, "e_step.num_clusters", ["2000 is more than the 1000", "share like 0.02"]),
-    "a share of fewer than two": ({"e_step__num_clusters": [0.001]}, N, "e_step.num_clusters", ["0.001 of 1000 images, that is 1,", "at least 0.0015"]),
+    "a share of fewer than two": ({"e_step__num_clusters": [0.001]}, N, "e_step.num_clusters", ["0.001 of 1000 images, that is 1", "least 0.0015"]),
     "a share of none": ({"e_step__num_clusters": [1e-6]}, N, "e_step.num_clusters", ["that is 0,", "at least 0.0015"]),
     "fewer images than a batch": ({}, 60, "train.batch_size", ["only 60 images", "at most 60"]),
     "batch over workers": ({"resources__workers": 3}, N, "train.batch_size", ["resources.workers = 3", "e.g. 102"]),
-    "one image a worker": ({"train__batch_size": 4, "resources__workers": 4, "loss__queue_size": 8}, N, "train.batch_size", ["4 workers 1 image", "at least 8"]),
+    "one image a worker": (
+        {"train__batch_size": 4, "resources__workers": 4, "loss__queue_size": 8},
+        N,
+        "train.batch_size",
+        ["4 workers 1 image", "at least 8"],
+    ),
     "more negatives than prototypes": ({"loss__negative_prototypes": 10}, N, "loss.negative_prototypes", ["10 prototypes", "at most 9", "all"]),
     "a queue the run never fills": ({"loss__queue_size": 10001}, N, "loss.queue_size", ["only 10000 places", "train.epochs"]),
     "a warm-up of the rate over the whole run": ({"optimizer__warmup_epochs": 10}, N, "optimizer.warmup_epochs", ["below train.epochs = 10"]),

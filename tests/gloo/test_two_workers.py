@@ -1,0 +1,346 @@
+"""Two processes on one global batch against one process: the same loss, gradients, weights and queue.
+
+The processes start once and write what they saw to files; the tests compare those. Batch norm couples the images of a worker's batch, so the
+encoders here normalise by groups within each image instead: then two workers must equal one, up to the order of float sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pcl_ray import config as configs
+from pcl_ray import m_step
+from pcl_ray import plan as plans
+from pcl_ray.clustering import Clustering, ClusterSet
+from pcl_ray.errors import RunFailed
+from pcl_ray.m_step import run_epoch
+from pcl_ray.model import encoder
+from pcl_ray.model.gather import all_gather, average_buffers, encode_shuffled, mean_over_workers, rank, world_size
+
+WORLD, BATCH, STEPS, N = 2, 8, 3, 24
+CPU = torch.device("cpu")
+KNOBS = {
+    "data.channels": 1,
+    "augment.mean": [0.5],
+    "augment.std": [0.5],
+    "encoder.backbone": "small_resnet",
+    "encoder.width": 4,
+    "encoder.blocks": [1, 1],
+    "encoder.dim": 6,
+    "encoder.momentum": 0.9,
+    "encoder.batch_norm": "plain",
+    "loss.queue_size": 20,  # no multiple of the batch: it wraps within one
+    "e_step.num_clusters": [5, 12],
+    "e_step.warmup_epochs": 0,
+    "optimizer.lr": 0.05,
+    "train.batch_size": BATCH,
+    "train.log_every_steps": 1,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "instance": {"loss.prototype_weight": 0},
+    "all": {"loss.negative_prototypes": "all"},
+    "sampled": {"loss.negative_prototypes": 3},
+    "unmasked": {"loss.negative_prototypes": 3, "loss.mask_duplicates": False},
+    "shuffled": {"loss.negative_prototypes": 3, "encoder.batch_norm": "shuffle"},
+}
+
+
+@dataclass
+class Batch:
+    query_views: Tensor
+    key_views: Tensor
+    indices: Tensor
+
+
+def without_batch_norm(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(2, child.num_features))
+        else:
+            without_batch_norm(child)
+    return module
+
+
+@contextmanager
+def group_normalised() -> Iterator[None]:
+    """Within it `build_learner` builds its usual encoder, with the batch norm exchanged."""
+    original = encoder.build
+    encoder.build = lambda *arguments: without_batch_norm(original(*arguments))
+    try:
+        yield
+    finally:
+        encoder.build = original
+
+
+def part(rows: Tensor) -> Tensor:
+    """This worker's rows of a global batch."""
+    return rows.chunk(world_size())[rank()]
+
+
+def my_batches() -> Iterator[Batch]:
+    draw = torch.Generator().manual_seed(3)
+    for ids in torch.randperm(N, generator=draw).split(BATCH):
+        one, two = (torch.randn(BATCH, 1, 8, 8, generator=draw) for _ in range(2))
+        yield Batch(part(one), part(two), part(ids))
+
+
+def clusters() -> ClusterSet:
+    """Few enough clusters that a batch holds several images of one, also across the two workers."""
+    draw = torch.Generator().manual_seed(4)
+
+    def one(k: int) -> Clustering:
+        phi = 0.1 + 0.2 * torch.rand(k, generator=draw)
+        return Clustering(F.normalize(torch.randn(k, 6, generator=draw), dim=1), torch.randint(k, (N,), generator=draw), phi)
+
+    return ClusterSet(0, (one(5), one(12)))
+
+
+def train(knobs: dict[str, Any]) -> dict[str, Any]:
+    """Three steps of the real M-step: metrics of each, gradients of the first, and what is left at the end."""
+    config = configs.with_overrides(configs.RunConfig(), KNOBS | {"train.epochs": 4} | knobs)
+    plan = plans.make(config, N)
+    with group_normalised():
+        learner = m_step.build_learner(config, CPU)
+    gradients: list[dict[str, Tensor]] = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *arguments: gradients.append({name: parameter.grad.clone() for name, parameter in learner.pair.query.named_parameters()})
+    )
+    metrics: list[dict[str, float]] = []
+    result = run_epoch(learner, my_batches(), clusters(), config, plan, 0, lambda step, means: metrics.append(means))
+    return {
+        "metrics": metrics,
+        "gradients": gradients[0],
+        "weights": learner.pair.state_dict(),
+        "queue": learner.queue.keys,
+        "pointer": learner.queue.pointer,
+        "images": result.images,
+        "parallel": isinstance(learner.query, DistributedDataParallel),
+    }
+
+
+def exchange() -> dict[str, Any]:
+    """The functions of `gather`, each on rows that tell their worker."""
+    torch.manual_seed(rank())
+    images = torch.arange(3.0)[:, None] + 10 * (rank() + 1)
+    seen: list[Tensor] = []
+
+    def encode(rows: Tensor) -> Tensor:
+        seen.append(rows)
+        return rows * 2
+
+    norm = nn.BatchNorm1d(2)
+    norm.running_mean[:] = torch.tensor([1.0, 2.0]) * (rank() + 1)
+    norm.running_var[:] = 4.0 * (rank() + 1)
+    norm.num_batches_tracked += 5 + rank()
+    weight = norm.weight.detach().clone()
+    average_buffers(norm)
+    average_buffers(nn.Linear(2, 2))  # has none: nothing to do, and no worker waits for another
+    return {
+        "gathered": all_gather(images),
+        "gathered ids": all_gather(torch.arange(3).flip(0) + rank()),
+        "gathered strided": all_gather(torch.arange(6.0).view(2, 3).T + 10 * rank()),
+        "mean": mean_over_workers(torch.tensor([1.0, 5.0]) * (rank() + 1)),
+        "shuffled": [encode_shuffled(encode, images, seed=seed) for seed in range(4)],
+        "images": images,
+        "encoded": seen,
+        "norm": norm.state_dict(),
+        "weight kept": torch.equal(weight, norm.weight),
+        "rank": (rank(), world_size()),
+    }
+
+
+def fail() -> str:
+    """One worker's images are broken: both must stop, or one would wait for the other for ever."""
+    config = configs.with_overrides(configs.RunConfig(), KNOBS | {"train.epochs": 4})
+    learner = m_step.build_learner(config, CPU)
+    batches = list(my_batches())
+    if rank() == 1:
+        batches[1].key_views[0, 0, 0, 0] = float("nan")
+    try:
+        run_epoch(learner, batches, None, config, plans.make(config, N), 0)
+    except RunFailed as error:
+        return str(error)
+    return "went on"
+
+
+def buffers_after_batch_norm() -> dict[str, Any]:
+    """Real batch norm: statistics differ between the workers until they are averaged."""
+    config = configs.with_overrides(configs.RunConfig(), KNOBS | {"train.epochs": 4})
+    learner = m_step.build_learner(config, CPU)
+    run_epoch(learner, my_batches(), None, config, plans.make(config, N), 0)
+    before = learner.pair.query.backbone.stem[1].running_mean.clone()
+    average_buffers(learner.pair)
+    probe = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return {"before": before, "after": learner.pair.query.backbone.stem[1].running_mean, "features": learner.pair.eval().query(probe).detach()}
+
+
+def everything() -> dict[str, Any]:
+    with_workers = {"resources.workers": world_size()}
+    return {name: train(knobs | with_workers) for name, knobs in CASES.items()} | {
+        "exchange": exchange(),
+        "failure": fail(),
+        "batch norm": buffers_after_batch_norm(),
+    }
+
+
+def worker(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=WORLD, timeout=timedelta(seconds=60))
+    try:
+        torch.save(everything(), f"{folder}/worker_{number}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def joined(context: mp.ProcessContext, seconds: int) -> None:
+    """Waits for the workers; ends those that hang, so that a deadlock is a failure and not a test run without end."""
+    for _ in range(seconds):
+        if context.join(timeout=1):
+            return
+    for process in context.processes:
+        process.kill()
+    pytest.fail(f"the workers did not end within {seconds} s")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("gloo")
+    joined(mp.start_processes(worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"), seconds=180)
+    return [torch.load(folder / f"worker_{number}.pt", weights_only=True) for number in range(WORLD)]
+
+
+@pytest.fixture(scope="module")
+def one() -> Callable[[str], dict[str, Any]]:
+    """The same steps in this process, without a process group; each case once."""
+    done: dict[str, dict[str, Any]] = {}
+
+    def run(case: str) -> dict[str, Any]:
+        if case not in done:
+            done[case] = train(CASES[case] | {"resources.workers": 1})
+        return done[case]
+
+    return run
+
+
+close = partial(torch.allclose, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_metrics_equal_one_process(two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str) -> None:
+    expected = one(case)["metrics"]
+    assert len(expected) == STEPS
+    for results in two:
+        for step in range(STEPS):
+            assert results[case]["metrics"][step] == pytest.approx(expected[step], rel=1e-4, abs=1e-5)
+    assert ("train/loss_prototype" in expected[0]) is (case != "instance")
+    assert two[0][case]["metrics"] == two[1][case]["metrics"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_one_process(two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str) -> None:
+    expected = one(case)["gradients"]
+    for results in two:
+        assert results[case]["parallel"]
+        assert list(results[case]["gradients"]) == list(expected)
+        for name, gradient in results[case]["gradients"].items():
+            assert close(gradient, expected[name]), name
+    assert any(gradient.abs().max() > 1e-2 for gradient in expected.values())  # far above the tolerance
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_and_queue_after_three_steps_equal_one_process(two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str) -> None:
+    expected = one(case)
+    for results in two:
+        found = results[case]
+        assert list(found["weights"]) == list(expected["weights"])
+        for name, value in found["weights"].items():
+            assert close(value, expected["weights"][name]), name
+        assert close(found["queue"], expected["queue"])
+        assert (found["pointer"], found["images"]) == (expected["pointer"], expected["images"]) == (BATCH * STEPS % 20, N)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_workers_stay_equal_bit_by_bit(two: list[dict[str, Any]], case: str) -> None:
+    first, second = (results[case] for results in two)
+    assert torch.equal(first["queue"], second["queue"])
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+
+
+def test_the_cases_differ(one: Callable[[str], dict[str, Any]]) -> None:
+    # Else a knob that is ignored in both ways of running would pass everything above.
+    losses = {case: one(case)["metrics"][0]["train/loss"] for case in CASES}
+    assert len({round(losses[case], 4) for case in ("instance", "all", "sampled", "unmasked")}) == 4
+    assert losses["shuffled"] == pytest.approx(losses["sampled"], rel=1e-6)  # one process has nobody to shuffle with
+
+
+def test_rank_and_world(two: list[dict[str, Any]]) -> None:
+    assert [tuple(results["exchange"]["rank"]) for results in two] == [(0, 2), (1, 2)]
+    assert (rank(), world_size()) == (0, 1)
+
+
+def test_all_gather_is_in_rank_order(two: list[dict[str, Any]]) -> None:
+    for results in two:
+        found = results["exchange"]
+        assert found["gathered"].flatten().tolist() == [10, 11, 12, 20, 21, 22]
+        assert found["gathered ids"].tolist() == [2, 1, 0, 3, 2, 1]
+        assert found["gathered strided"].tolist() == [[0, 3], [1, 4], [2, 5], [10, 13], [11, 14], [12, 15]]
+        assert found["mean"].tolist() == [1.5, 7.5]
+
+
+def test_shuffled_features_come_back_in_the_callers_order(two: list[dict[str, Any]]) -> None:
+    for results in two:
+        found = results["exchange"]
+        for features in found["shuffled"]:
+            assert torch.equal(features, found["images"] * 2)
+
+
+def test_shuffling_mixes_the_batches_of_the_workers(two: list[dict[str, Any]]) -> None:
+    rounds = list(zip(*(results["exchange"]["encoded"] for results in two), strict=True))
+    assert all(sorted(torch.cat(parts).flatten().tolist()) == [10, 11, 12, 20, 21, 22] for parts in rounds)  # each image is encoded once
+    assert any(set(mine.flatten().tolist()) & {20, 21, 22} for mine, _ in rounds)
+    assert len({tuple(mine.flatten().tolist()) for mine, _ in rounds}) > 1  # another permutation for another seed
+
+
+def test_average_buffers(two: list[dict[str, Any]]) -> None:
+    for number, results in enumerate(two):
+        found = results["exchange"]["norm"]
+        assert found["running_mean"].tolist() == [1.5, 3.0]
+        assert found["running_var"].tolist() == [6.0, 6.0]
+        assert found["num_batches_tracked"] == 5 + number  # a count is no statistic
+        assert results["exchange"]["weight kept"]
+
+
+def test_averaged_statistics_let_all_workers_evaluate_alike(two: list[dict[str, Any]]) -> None:
+    first, second = (results["batch norm"] for results in two)
+    assert not torch.equal(first["before"], second["before"])
+    assert torch.allclose(first["after"], (first["before"] + second["before"]) / 2, atol=1e-6)
+    assert torch.equal(first["after"], second["after"])
+    assert torch.equal(first["features"], second["features"])
+
+
+def test_one_broken_worker_stops_both_with_the_same_message(two: list[dict[str, Any]]) -> None:
+    assert "loss is nan in epoch 0, step 1" in two[0]["failure"]
+    assert two[0]["failure"] == two[1]["failure"]
+
+
+def test_without_a_process_group_everything_is_the_identity() -> None:
+    rows, norm = torch.arange(6.0).view(3, 2), nn.BatchNorm1d(2)
+    norm.running_mean[:] = 3.0
+    average_buffers(norm)
+    assert norm.running_mean.tolist() == [3.0, 3.0]
+    assert torch.equal(all_gather(rows), rows)
+    assert torch.equal(mean_over_workers(rows.clone()), rows)
+    assert torch.equal(encode_shuffled(lambda images: images + 1, rows, seed=0), rows + 1)
