@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import math
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,44 +138,52 @@ def _idx_part(folder: Path, prefix: str, channels: int) -> ArrayImages | None:
     path = _idx_file(folder, f"{prefix}-images", required=prefix == "train")
     if path is None:
         return None
-    pixels = _read_idx(path)
-    if pixels.ndim != 3:
-        raise DataError(f"{path} holds an array of shape {pixels.shape}; images [N, H, W] are needed")
+    pixels = _read_idx(path, _idx_shape(path, images=True))
     labels_path = _idx_file(folder, f"{prefix}-labels", required=False)
-    labels = None if labels_path is None else _read_idx(labels_path).astype(np.int64)
+    labels = None if labels_path is None else _read_idx(labels_path, _idx_shape(labels_path)).astype(np.int64)
     _same_length(labels, len(pixels), str(labels_path))
     return ArrayImages(to_channels(pixels, channels), labels, () if labels is None else tuple(map(str, range(labels.max(initial=-1) + 1))))
 
 
 def _idx_file(folder: Path, start: str, *, required: bool) -> Path | None:
-    found = sorted(path for path in folder.iterdir() if path.name.startswith(start) and "idx" in path.name)
+    found = sorted(path for path in folder.iterdir() if path.name.startswith(start) and "idx" in path.name and path.is_file())
     if not found and required:
         raise DataError(f"no file {start}-idx3-ubyte(.gz) in {folder}; data.source = idx reads MNIST's file names")
     return found[0] if found else None
 
 
-def _read_idx(path: Path, *, header_only: bool = False) -> np.ndarray:
-    """An idx file, gzipped or not: two zero bytes, type 8 (unsigned byte), the number of dimensions, their sizes (big-endian), the values."""
+def _idx_shape(path: Path, *, images: bool = False) -> tuple[int, ...]:
+    """The header of an idx file: two zero bytes, type 8 (unsigned byte), the number of dimensions, their sizes (big-endian)."""
+    header = _idx_bytes(path, 4)
+    if len(header) < 4 or header[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path} is not an idx file of unsigned bytes")
+    header = _idx_bytes(path, 4 + 4 * header[3])[4:]
+    shape = tuple(int.from_bytes(header[at : at + 4], "big") for at in range(0, len(header), 4))
+    if images and (len(shape) != 3 or not all(shape)):
+        raise DataError(f"{path} holds an array of shape {shape}; images [N, H, W] are needed")
+    return shape
+
+
+def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.frombuffer(_idx_bytes(path), dtype=np.uint8)[4 + 4 * len(shape) :]
+    if len(values) != math.prod(shape):
+        raise DataError(f"{path} holds {len(values)} values where its header announces {math.prod(shape)}: it is cut short or damaged")
+    return values.reshape(shape)
+
+
+def _idx_bytes(path: Path, count: int = -1) -> bytes:
+    """The first `count` bytes, or all, of a file that is gzipped or not."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            start = file.read(4)
-            if len(start) < 4 or start[:3] != b"\x00\x00\x08":
-                raise DataError(f"{path} is not an idx file of unsigned bytes")
-            shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(start[3]))
-            if header_only:
-                return np.broadcast_to(np.uint8(0), shape)
-            values = np.frombuffer(file.read(), dtype=np.uint8)
-    except (OSError, EOFError) as error:
+            return file.read(count)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    if len(values) != np.prod(shape):
-        raise DataError(f"{path} is cut short: {len(values)} of {int(np.prod(shape))} bytes")
-    return values.reshape(shape)
 
 
 def _idx_sizes(folder: Path) -> tuple[int, int]:
     train, holdout = _idx_file(folder, "train-images", required=True), _idx_file(folder, "t10k-images", required=False)
     assert train is not None
-    return len(_read_idx(train, header_only=True)), len(_read_idx(holdout, header_only=True)) if holdout else 0
+    return _idx_shape(train, images=True)[0], _idx_shape(holdout, images=True)[0] if holdout else 0
 
 
 # --- CIFAR, STL-10
@@ -194,7 +205,8 @@ def _torchvision(config: DataConfig) -> tuple[ArrayImages, ArrayImages]:
     except (RuntimeError, OSError) as error:
         raise DataError(f"data.path = {config.path!r} does not hold {config.source} as torchvision lays it out: {str(error).splitlines()[0]}") from None
     first, second = (
-        ArrayImages(to_channels(np.asarray(pixels), config.channels), np.asarray(labels, dtype=np.int64), tuple(train.classes)) for pixels, labels in parts
+        ArrayImages(to_channels(np.asarray(pixels), config.channels), np.asarray(labels, dtype=np.int64), tuple(getattr(train, "classes", ())))
+        for pixels, labels in parts
     )
     return first, second
 
@@ -210,7 +222,7 @@ def _file_parts(config: DataConfig) -> tuple[FileImages, FileImages | None]:
     train = folders.find_images(train_folder, config.channels)
     if holdout_folder is None:
         return train, None
-    return train, folders.with_classes(folders.find_images(holdout_folder, config.channels), train.class_names)
+    return train, folders.find_images(holdout_folder, config.channels, train.class_names)
 
 
 def _files(config: DataConfig, cache_dir: Path, progress: Callable[[int, int], None]) -> tuple[tuple[FileImages, FileImages | None], list[BadImage]]:
@@ -252,10 +264,10 @@ def _open_arrays(config: DataConfig) -> dict[str, np.ndarray]:
     path = Path(config.path).expanduser().absolute()
     if not path.is_file():
         raise DataError(f"data.path = {config.path!r} is not a file")
-    try:
-        arrays = _read_npz(path) if path.suffix == ".npz" else _read_npy(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix or 'an array file'}: {str(error).splitlines()[0]}") from None
+    arrays = _read_arrays(path)
+    beside = path.with_name(f"{path.stem}_labels.npy")
+    if path.suffix == ".npy" and beside.is_file():
+        arrays["labels"] = _read_arrays(beside)["images"]
     for part in ("images", "test_images"):
         if part in arrays:
             _check_pixels(arrays[part], f"{part} in {path}")
@@ -264,19 +276,21 @@ def _open_arrays(config: DataConfig) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by their names, or the one of an .npy file as `images`, not read yet. The content tells which it is."""
     aliases = {"x": "images", "y": "labels", "x_test": "test_images", "y_test": "test_labels", "x_train": "images", "y_train": "labels"}
-    with np.load(path, allow_pickle=False) as content:
-        arrays = {aliases.get(name, name): content[name] for name in content.files}
+    try:
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {"images": content}
+        with content:
+            members = {aliases.get(name, name): content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as {path.suffix or 'an array file'}: {' '.join(str(error).split())}") from None
+    arrays = {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
     if "images" not in arrays:
         raise DataError(f"{path} has the arrays {', '.join(arrays) or 'none'}; 'images' is needed, 'labels', 'test_images' and 'test_labels' are optional")
     return arrays
-
-
-def _read_npy(path: Path) -> dict[str, np.ndarray]:
-    arrays = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
-    labels = path.with_name(f"{path.stem}_labels.npy")
-    return arrays | ({"labels": np.load(labels, allow_pickle=False)} if labels.is_file() else {})
 
 
 def _check_pixels(pixels: np.ndarray, what: str) -> None:
@@ -286,11 +300,12 @@ def _check_pixels(pixels: np.ndarray, what: str) -> None:
 
 
 def _class_numbers(parts: list[np.ndarray]) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Class names and labels 0..classes−1; a negative whole number means that the image has none."""
+    """Class names and labels 0..classes−1; a negative number or NaN means that the image has none."""
     if not parts:
         return (), []
     everything = np.concatenate([np.asarray(part).ravel() for part in parts])
-    missing = everything < 0 if np.issubdtype(everything.dtype, np.signedinteger) else np.zeros(len(everything), dtype=bool)
+    numeric = np.issubdtype(everything.dtype, np.integer) or np.issubdtype(everything.dtype, np.floating)
+    missing = ~(everything >= 0) if numeric else np.zeros(len(everything), dtype=bool)
     names, found = np.unique(everything[~missing], return_inverse=True)
     numbers = np.full(len(everything), NO_LABEL, dtype=np.int64)
     numbers[~missing] = found

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcl_ray.data.images import NO_LABEL, FileImages, decode
+from pcl_ray.data.images import NO_LABEL, FileImages, decode, quiet
 from pcl_ray.errors import DataError
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"])
@@ -33,31 +33,24 @@ def find_parts(root: Path) -> tuple[Path, Path | None]:
     return (train, holdout) if train and holdout else (root, None)
 
 
-def find_images(root: Path, channels: int) -> FileImages:
+def find_images(root: Path, channels: int, class_names: tuple[str, ...] | None = None) -> FileImages:
     """All image files under `root`, in the order of their names; labels where every image lies in one of two or more folders of the first level.
 
-    Raises DataError where there are none.
+    class_names: the training part's, for a held-out part; its labels are their numbers, and a class that is not among them has none.
+    Raises DataError where there are no images.
     """
     files = sorted(_walk(root))
     if not files:
         raise DataError(f"no images in {str(root)!r} (looked for {' '.join(sorted(SUFFIXES))} in it and below)")
-    tops = [file.partition("/")[0] if "/" in file else None for file in files]
-    classes = tuple(sorted({top for top in tops if top is not None}))
-    labels = None
-    if None not in tops and len(classes) > 1:
-        number = {name: i for i, name in enumerate(classes)}
-        labels = np.array([number[top] for top in tops if top is not None], dtype=np.int64)
     encoded = np.array([file.encode("utf-8", "surrogateescape") for file in files])
-    return FileImages(str(root), encoded, channels, labels, classes if labels is not None else ())
-
-
-def with_classes(images: FileImages, class_names: tuple[str, ...]) -> FileImages:
-    """Labels renumbered to the training part's classes; a class it does not know has no label."""
-    if images.labels is None:
-        return images
+    tops = [file.partition("/")[0] if "/" in file else None for file in files]
+    if class_names is None:
+        class_names = tuple(sorted({top for top in tops if top is not None}))
+    if None in tops or len(class_names) < 2:
+        return FileImages(str(root), encoded, channels)
     number = {name: i for i, name in enumerate(class_names)}
-    mapping = np.array([number.get(name, NO_LABEL) for name in images.class_names], dtype=np.int64)
-    return FileImages(images.root, images.files, images.channels, mapping[images.labels], class_names)
+    labels = np.array([number.get(top or "", NO_LABEL) for top in tops], dtype=np.int64)
+    return FileImages(str(root), encoded, channels, labels, class_names)
 
 
 def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int], None]) -> list[BadImage]:
@@ -70,7 +63,7 @@ def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int],
     except (OSError, ValueError, TypeError):
         pass  # not checked yet, or a damaged note of it
     bad: list[BadImage] = []
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
+    with quiet(), ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
         for done, found in enumerate(pool.map(_check, [images.path(i) for i in range(len(images))]), start=1):
             if found:
                 bad.append(found)
@@ -90,18 +83,22 @@ def without(images: FileImages, bad: list[BadImage]) -> FileImages:
 
 
 def _walk(root: Path) -> Iterator[str]:
+    """Every folder once. Links come after all real folders and in the order of their names, so that a link to a folder of the tree never hides it."""
     seen: set[str] = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back up the tree
-            below.clear()
-            continue
-        seen.add(real)
-        below[:] = [name for name in below if not name.startswith((".", "__MACOSX"))]
-        here = Path(folder).relative_to(root)
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield (here / name).as_posix()
+    starts = [str(root)]
+    for start in starts:
+        for folder, below, files in os.walk(start):
+            real = os.path.realpath(folder)
+            if real in seen:  # a link back into the tree
+                below.clear()
+                continue
+            seen.add(real)
+            below[:] = sorted(name for name in below if not name.startswith((".", "__MACOSX")))
+            starts += [path for name in below if os.path.islink(path := os.path.join(folder, name))]
+            here = Path(folder).relative_to(root)
+            for name in files:
+                if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                    yield (here / name).as_posix()
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 NO_LABEL = -1
+_ORIENTATION = 0x0112  # EXIF
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Images(Protocol):
@@ -79,7 +91,8 @@ class FileImages:
         return Path(self.root, self.files[index].decode("utf-8", "surrogateescape"))
 
     def read(self, index: int) -> np.ndarray:
-        return decode(self.path(index), self.channels)
+        with quiet():
+            return decode(self.path(index), self.channels)
 
     def take(self, indices: np.ndarray) -> FileImages:
         return replace(self, files=self.files[indices], labels=None if self.labels is None else self.labels[indices])
@@ -93,22 +106,34 @@ def decode(path: Path, channels: int, *, draft: int | None = None) -> np.ndarray
     """The picture upright as [H, W, channels] uint8, whatever the file's mode: transparency on white, 16 bits scaled to 8.
 
     draft: a JPEG may be decoded at a smaller scale, down to this many pixels a side; faster where only readability matters.
-    Raises OSError, ValueError and other kinds that Pillow raises for damaged files.
+    Raises OSError, ValueError and other kinds that Pillow raises for damaged files. Its warnings are the caller's to silence: see `quiet`.
     """
+    with Image.open(path) as image:
+        if draft:
+            image.draft(None, (draft, draft))
+        image.filename = ""  # else Pillow maps the file, and scrambles uncompressed TIFFs that are to be turned
+        image.load()
+        return as_array(_upright(image), channels)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Pillow's warnings (damaged EXIF, large pictures) kept back: what matters is whether it decodes. Enter it from one thread at a time."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF, large pictures: what matters is whether it decodes
-        with Image.open(path) as image:
-            if draft:
-                image.draft(None, (draft, draft))
-            # Pillow's own list of transpositions by EXIF tag; it loads the pixels
-            return as_array(ImageOps.exif_transpose(image), channels)
+        warnings.simplefilter("ignore")
+        yield
 
 
 def as_array(image: Image.Image, channels: int) -> np.ndarray:
     """[H, W, channels] uint8 of a Pillow image of any mode."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_eight_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    match image.mode:
+        case "La":
+            image = image.convert("LA")
+        case "LAB":
+            image = image.convert("RGB")  # Pillow has no way from LAB to grey
+        case mode if mode.startswith("I") or mode == "F":
+            image = _to_eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
@@ -127,13 +152,26 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     return ((pixels @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation asks. `ImageOps.exif_transpose` also writes the tags anew, and so refuses sound pictures with one damaged tag."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # no EXIF that can be read says nothing about the pixels
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.array(image)
+    """Grey of 16 or 32 bits, or floats in 0..1 or 0..255, as L; a value that stands for transparent becomes white."""
+    values = np.nan_to_num(np.array(image))
     if image.mode == "F":
         scaled = values * 255 if values.max(initial=0) <= 1 else values
     else:
         scaled = values / 257  # 65535 → 255
-    return Image.fromarray(np.clip(np.nan_to_num(scaled), 0, 255).round().astype(np.uint8))
+    if "transparency" in image.info:
+        scaled = np.where(values == image.info["transparency"], 255, scaled)
+    return Image.fromarray(np.clip(scaled, 0, 255).round().astype(np.uint8))
 
 
 def _label_bytes(labels: np.ndarray | None) -> bytes:

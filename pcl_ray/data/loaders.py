@@ -69,10 +69,10 @@ class _TrainingSampler(Sampler[list[tuple[int, int]]]):
         return self.num_images // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images)
-        for step in range(len(self)):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size][self.here]
-            yield [(self.epoch, int(row)) for row in rows]
+        epoch = self.epoch  # read now and not at the first batch: another epoch may be asked for before
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+        batches = (order[step * self.batch_size : (step + 1) * self.batch_size][self.here] for step in range(len(self)))
+        return ([(epoch, int(row)) for row in rows] for rows in batches)
 
 
 class _Views(Dataset[Batch]):
@@ -114,7 +114,10 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 def _data_loader(dataset: Dataset, batches: object, workers: int, pin_memory: bool) -> DataLoader:
     several = {"multiprocessing_context": "forkserver", "persistent_workers": True, "timeout": _READ_TIMEOUT_S} if workers else {}
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, pin_memory=pin_memory, **several)  # type: ignore[arg-type]
+    generator = torch.Generator()  # the loader draws a seed from it at every pass: not from the training's own
+    return DataLoader(  # type: ignore[arg-type]
+        dataset, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, pin_memory=pin_memory, generator=generator, **several
+    )
 
 
 def _as_is(batch: object) -> object:

@@ -28,9 +28,9 @@ def measure(
     if labels_N is not None and holdout_QC is not None and holdout_labels_Q is not None:
         figures["eval/knn_top1"] = knn_accuracy(
             features,
-            torch.from_numpy(labels_N),
+            torch.tensor(labels_N),  # a copy: labels come read-only out of Ray's store, which from_numpy warns about
             torch.from_numpy(holdout_QC),
-            torch.from_numpy(holdout_labels_Q),
+            torch.tensor(holdout_labels_Q),
             neighbours=config.knn_neighbours,
             temperature=config.knn_temperature,
         )

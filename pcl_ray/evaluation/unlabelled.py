@@ -9,7 +9,9 @@ _SAMPLE = 25_600  # as in the RankMe paper
 
 
 def rankme(features_NC: Tensor) -> float:
-    """Effective rank, 1..C: exp of the entropy of the normalised singular values (Garrido et al., ICML 2023, equation 1)."""
+    """Effective rank, 1..C: exp of the entropy of the normalised singular values (Garrido et al., ICML 2023, equation 1); NaN where a feature is not finite."""
+    if not torch.isfinite(features_NC).all():
+        return float("nan")
     values = torch.linalg.svdvals(_sample(features_NC, _SAMPLE).double())
     share = values / values.sum().clamp(min=1e-12) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))

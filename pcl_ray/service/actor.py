@@ -73,8 +73,9 @@ class EStepActor:
         """Clusters and measures what was pushed under `key`. Never raises for features that cannot be clustered: see EStepAnswer."""
         with self._lock:
             shards, self._shards = (self._shards, {}) if key == self._key else ({}, self._shards)
-        if (arrived := len(shards.get("train", []))) < request.shards:
-            return EStepAnswer(missing=f"{arrived} of {request.shards} shards of features")
+        for part in ("train", "holdout") if request.evaluate and request.num_holdout else ("train",):
+            if (arrived := len(shards.get(part, []))) < request.shards:
+                return EStepAnswer(missing=f"{request.shards - arrived} of {request.shards} shards of {part} features")
         features = assemble(shards["train"], request.num_images)
         metrics: dict[str, float] = {}
         clusters = None

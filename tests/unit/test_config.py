@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +214,9 @@ def test_to_yaml_is_a_recipe_of_the_same_configuration(tmp_path_factory: pytest.
 
 @given(name=st.sampled_from(sorted(RunConfig().flatten()) + ["nothing", "loss", "loss.x.y", "."]), value=st.text(max_size=12))
 def test_no_override_ends_in_anything_but_a_configuration_or_a_config_error(name: str, value: str) -> None:
-    try:
-        config = configs.load("digits", [f"{name}={value}"])
-    except ConfigError as error:
-        assert [problem.message for problem in error.problems]
-    else:
-        assert isinstance(config, RunConfig)
+    # Any other exception would reach the user as a traceback.
+    with suppress(ConfigError):
+        assert isinstance(configs.load("digits", [f"{name}={value}"]), RunConfig)
 
 
 def test_the_configuration_is_frozen() -> None:

@@ -15,9 +15,10 @@ def norm(values: list[float]) -> float:
     return math.sqrt(sum(value * value for value in values))
 
 
-def reference_step(
-    weight: list[float], grad: list[float], momentum: list[float], *, adapt: bool, lr: float, mu: float, decay: float, trust: float
-) -> None:
+Numbers = list[float]
+
+
+def reference_step(weight: Numbers, grad: Numbers, momentum: Numbers, *, adapt: bool, lr: float, mu: float, decay: float, trust: float) -> None:
     """One LARS step (You et al., 2017, algorithm 1) on Python numbers, in place."""
     update = list(grad)
     if adapt:

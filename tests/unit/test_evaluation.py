@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pcl_ray.clustering import Clustering, ClusterSet
+from pcl_ray.config import EvaluationConfig
+from pcl_ray.evaluation import agreement, alignment, knn_accuracy, measure, rankme, uniformity
+
+
+def features(n: int, dim: int = 8, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def labels(n: int, classes: int = 4, seed: int = 0, lowest: int = 0) -> Tensor:
+    return torch.randint(lowest, classes, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+# --- kNN
+
+
+def slow_knn(bank: Tensor, bank_labels: Tensor, query: Tensor, query_labels: Tensor, neighbours: int, temperature: float) -> float:
+    """The definition (Wu et al., section 3.4), one query at a time in float64."""
+    rows = [(row.double() / row.double().norm(), int(label)) for row, label in zip(bank, bank_labels, strict=True) if label >= 0]
+    right = asked = 0
+    for row, label in zip(query, query_labels, strict=True):
+        if label < 0:
+            continue
+        near = sorted(((float(row.double() / row.double().norm() @ other), of) for other, of in rows), reverse=True)[:neighbours]
+        votes: dict[int, float] = {}
+        for cosine, of in near:
+            votes[of] = votes.get(of, 0.0) + math.exp(cosine / temperature)
+        right += max(votes, key=lambda of: votes[of]) == int(label)
+        asked += 1
+    return right / asked
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 15), st.integers(1, 50), st.sampled_from([0.05, 0.07, 0.2, 1.0]))
+def test_knn_is_the_definition(seed: int, bank_size: int, queries: int, neighbours: int, temperature: float) -> None:
+    """Some images without a label, features of any length, more neighbours than the bank has."""
+    dice = torch.Generator().manual_seed(seed)
+    bank, query = (torch.randn(n, 5, generator=dice) * 3 for n in (bank_size, queries))
+    bank_labels, query_labels = labels(bank_size, 4, seed, -1), labels(queries, 5, seed + 1, -1)
+    found = knn_accuracy(bank, bank_labels, query, query_labels, neighbours=neighbours, temperature=temperature)
+    if (bank_labels < 0).all() or (query_labels < 0).all():
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(slow_knn(bank, bank_labels, query, query_labels, neighbours, temperature))
+
+
+def test_knn_of_separate_groups_and_of_noise() -> None:
+    of = labels(300)
+    grouped = torch.eye(8)[of] + 0.05 * features(300)
+    assert knn_accuracy(grouped[:200], of[:200], grouped[200:], of[200:], neighbours=20) == 1.0
+    assert knn_accuracy(grouped[:200], of[:200], grouped[200:], (of[200:] + 1) % 4, neighbours=20) == 0.0
+    noise = knn_accuracy(features(2000), labels(2000), features(500, seed=1), labels(500, seed=1), neighbours=20)
+    assert 0.17 < noise < 0.33  # a quarter
+
+
+def test_near_neighbours_count_more_than_many_far_ones() -> None:
+    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    of, query = torch.tensor([0, 1, 1, 1]), torch.tensor([[1.0, 0.1]])
+    assert knn_accuracy(bank, of, query, torch.tensor([0]), neighbours=4, temperature=0.07) == 1.0
+    assert knn_accuracy(bank, of, query, torch.tensor([1]), neighbours=4, temperature=10.0) == 1.0  # nearly one vote each
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-30])
+def test_tiny_temperatures_do_not_overflow(temperature: float) -> None:
+    """exp(1/1e-4) is no float; what is left is the nearest neighbour's class."""
+    bank, of = features(50), labels(50)
+    nearest = of[(features(20, seed=1) @ bank.T).argmax(dim=1)]
+    assert knn_accuracy(bank, of, features(20, seed=1), nearest, neighbours=50, temperature=temperature) == 1.0
+
+
+def test_images_without_a_label_take_no_part_in_knn() -> None:
+    bank, of = features(60), labels(60)
+    half = torch.arange(60) % 2 == 0
+    wrong = torch.where(half, of, torch.tensor(-1))
+    expected = knn_accuracy(bank[half], of[half], bank, of, neighbours=5)
+    assert knn_accuracy(bank, wrong, bank, of, neighbours=5) == expected
+    assert knn_accuracy(bank, of, bank, wrong, neighbours=1) == 1.0  # each its own neighbour
+
+
+def test_a_class_that_the_bank_does_not_have_is_never_right() -> None:
+    assert knn_accuracy(features(20), labels(20, 2), features(10), torch.full((10,), 7), neighbours=5) == 0.0
+
+
+@pytest.mark.parametrize(("bank", "query"), [(0, 5), (5, 0), (0, 0)])
+def test_no_labelled_images_give_nan(bank: int, query: int) -> None:
+    assert math.isnan(knn_accuracy(features(10), labels(10).where(torch.arange(10) < bank, -1), features(10), labels(10).where(torch.arange(10) < query, -1)))
+
+
+# --- clusters against labels
+
+
+def test_the_labels_themselves_under_other_numbers_agree_perfectly() -> None:
+    of = labels(200, 5)
+    renamed = torch.tensor([3, 0, 4, 1, 2])[of]
+    assert agreement(renamed, of) == pytest.approx({"ami": 1.0, "nmi": 1.0, "ari": 1.0, "purity": 1.0})
+
+
+def test_random_clusters_agree_by_chance_only() -> None:
+    figures = agreement(labels(3000, 50, seed=1), labels(3000, 5))
+    assert abs(figures["ami"]) < 0.02
+    assert abs(figures["ari"]) < 0.02
+    assert figures["nmi"] > 0.005  # not adjusted, so it grows with the number of clusters
+
+
+def test_purity_by_hand() -> None:
+    assignments, of = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2]), np.array([0, 0, 1, 1, 1, 0, 2, 2, 1])
+    assert agreement(assignments, of)["purity"] == pytest.approx((2 + 2 + 2) / 9)
+    assert agreement(np.arange(9), of)["purity"] == 1.0  # every image its own cluster: why purity compares no clusterings of different K
+    assert agreement(np.zeros(9, dtype=np.int64), of)["purity"] == pytest.approx(4 / 9)
+
+
+def test_images_without_a_label_take_no_part_in_agreement() -> None:
+    assignments, of = labels(100, 6, seed=1), labels(100, 4)
+    known = torch.arange(100) < 40
+    assert agreement(assignments, of.where(known, -1)) == pytest.approx(agreement(assignments[:40], of[:40]))
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_agreement_needs_two_labels(known: int) -> None:
+    assert agreement(labels(10), labels(10).where(torch.arange(10) < known, -1)) == {}
+
+
+def test_a_large_clustering_is_judged_by_a_fixed_sample() -> None:
+    of = labels(60_000, 3)
+    noisy = torch.where(torch.arange(60_000) % 4 == 0, labels(60_000, 3, seed=1), of)
+    figures = agreement(noisy, of)
+    assert figures == agreement(noisy, of)
+    assert figures["purity"] == pytest.approx(float((noisy == of).float().mean()), abs=0.003)
+
+
+# --- without labels
+
+
+@pytest.mark.parametrize("dim", [2, 8, 64])
+def test_rankme_counts_the_directions_that_are_used(dim: int) -> None:
+    assert rankme(torch.eye(dim).repeat(5, 1)) == pytest.approx(dim, rel=1e-3)
+    assert rankme(torch.ones(50, dim)) == pytest.approx(1.0, abs=0.01)
+    assert rankme(torch.outer(features(1, 50)[0], features(1, dim)[0])) == pytest.approx(1.0, abs=0.01)
+    half = torch.eye(dim).repeat(5, 1)
+    half[:, dim // 2 :] = 0
+    assert rankme(half) == pytest.approx(dim // 2, rel=1e-3)
+
+
+def test_rankme_by_hand() -> None:
+    """Singular values 3 and 1: shares 3/4 and 1/4."""
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert rankme(torch.diag(torch.tensor([3.0, -1.0]))) == pytest.approx(math.exp(entropy), rel=1e-4)
+
+
+def test_rankme_of_zeros_is_the_lowest_rank() -> None:
+    assert rankme(torch.zeros(20, 8)) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rankme_of_a_diverged_encoder_is_nan(value: float) -> None:
+    data = features(20)
+    data[3, 2] = value
+    assert math.isnan(rankme(data))
+
+
+def test_uniformity_by_hand() -> None:
+    square = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])  # squared distances 2, 4, 2
+    assert uniformity(square) == pytest.approx(math.log((2 * math.exp(-4) + math.exp(-8)) / 3), rel=1e-5)
+    assert uniformity(torch.ones(20, 4) / 2) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_uniformity_is_lower_for_spread_features() -> None:
+    even = features(500)
+    bunched = F.normalize(even + torch.tensor([2.0] + [0.0] * 7), dim=1)
+    assert uniformity(even) < uniformity(bunched) < 0
+
+
+def test_alignment_by_hand() -> None:
+    query, key = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    assert alignment(query, key) == pytest.approx((0 + 4) / 2)
+    assert alignment(query, query) == 0.0
+
+
+def test_large_sets_are_judged_by_a_fixed_sample() -> None:
+    data = features(30_000, 4)
+    state = torch.get_rng_state()
+    assert rankme(data) == rankme(data) == pytest.approx(rankme(data[:20_000]), rel=0.01)
+    assert uniformity(data) == uniformity(data) == pytest.approx(uniformity(data[:4000]), rel=0.05)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# --- all together
+
+N, Q = 60, 20
+LABEL_FREE = {"eval/rankme", "eval/uniformity"}
+KNN = {"eval/knn_top1"}
+CLUSTERS = {f"cluster/{m}/{name}" for m in (0, 1) for name in ("ami", "nmi", "ari", "purity")}
+
+
+def clusters() -> ClusterSet:
+    return ClusterSet(1, tuple(Clustering(features(k), labels(N, k), torch.ones(k)) for k in (4, 9)))
+
+
+@pytest.mark.parametrize(
+    ("with_labels", "with_holdout", "with_holdout_labels", "with_clusters", "keys"),
+    [
+        (True, True, True, True, LABEL_FREE | KNN | CLUSTERS),
+        (True, True, True, False, LABEL_FREE | KNN),
+        (True, False, False, True, LABEL_FREE | CLUSTERS),
+        (True, True, False, True, LABEL_FREE | CLUSTERS),
+        (False, True, True, True, LABEL_FREE),
+        (False, False, False, False, LABEL_FREE),
+    ],
+)
+def test_what_is_measured(with_labels: bool, with_holdout: bool, with_holdout_labels: bool, with_clusters: bool, keys: set[str]) -> None:
+    figures = measure(
+        features(N).numpy(),
+        labels(N).numpy() if with_labels else None,
+        features(Q, seed=1).numpy() if with_holdout else None,
+        labels(Q).numpy() if with_holdout_labels else None,
+        clusters() if with_clusters else None,
+        EvaluationConfig(),
+    )
+    assert set(figures) == keys
+    assert all(isinstance(value, float) and math.isfinite(value) for value in figures.values())
+
+
+def test_each_figure_is_that_of_its_function() -> None:
+    data, of, query, query_of = features(N), labels(N), features(Q, seed=1), labels(Q, seed=1)
+    settings = EvaluationConfig(knn_neighbours=7, knn_temperature=0.5)
+    figures = measure(data.numpy(), of.numpy(), query.numpy(), query_of.numpy(), clusters(), settings)
+    assert figures["eval/rankme"] == rankme(data)
+    assert figures["eval/uniformity"] == uniformity(data)
+    assert figures["eval/knn_top1"] == knn_accuracy(data, of, query, query_of, neighbours=7, temperature=0.5)
+    for m, clustering in enumerate(clusters().clusterings):
+        assert {name: figures[f"cluster/{m}/{name}"] for name in ("ami", "nmi", "ari", "purity")} == agreement(clustering.assignments, of)
+
+
+def test_labels_that_say_nothing_are_as_no_labels() -> None:
+    none = np.full(N, -1)
+    assert set(measure(features(N).numpy(), none, features(Q).numpy(), none[:Q], clusters(), EvaluationConfig())) == LABEL_FREE
+
+
+def test_figures_that_are_no_number_are_left_out() -> None:
+    diverged = np.full((N, 8), np.nan, dtype=np.float32)
+    assert measure(diverged, None, None, None, None, EvaluationConfig()) == {}
+    assert set(measure(features(1).numpy(), None, None, None, None, EvaluationConfig())) == {"eval/rankme"}  # one image has no pairs
+
+
+def test_arrays_may_be_read_only(recwarn: pytest.WarningsRecorder) -> None:
+    """Labels come read-only out of Ray's store."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else torch says it once a process
+    of = labels(N).numpy()
+    of.setflags(write=False)
+    figures = measure(features(N).numpy(), of, features(Q).numpy(), of[:Q], clusters(), EvaluationConfig())
+    torch.set_warn_always(before)
+    assert "eval/knn_top1" in figures
+    assert [str(entry.message) for entry in recwarn if "writ" in str(entry.message)] == []
