@@ -33,7 +33,7 @@ def _numbers(value: object) -> object:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, coerce_numbers_to_str=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -283,6 +283,8 @@ def _sections(tree: Mapping[Any, Any]) -> dict[str, Any]:
     sections: dict[str, Any] = {}
     dotted: dict[str, Any] = {}
     for key, value in tree.items():
+        if value is None and isinstance(getattr(RunConfig(), str(key), None), Section):
+            continue  # a section's heading with nothing below it
         (dotted if "." in str(key) else sections)[str(key)] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
     _apply(sections, dotted)
     return sections

@@ -122,8 +122,9 @@ def run_epoch(
             sums += table.sum(dim=0)
             unread = 0
             on_progress(step - 1, _named(meter.names, means))
+    assert seen == plan.steps_per_epoch, f"{seen} batches came, {plan.steps_per_epoch} were planned"
     seconds = time.perf_counter() - start
-    return EpochMetrics(_named(meter.names, sums / max(seen, 1)), seen * plan.global_batch, seconds, waited, step - 1)
+    return EpochMetrics(_named(meter.names, sums / seen), seen * plan.global_batch, seconds, waited, step - 1)
 
 
 def _train_step(learner: Learner, batch: Any, shared: list[_Prototypes], config: RunConfig, plan: RunPlan, step: int) -> list[Tensor]:

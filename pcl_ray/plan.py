@@ -104,12 +104,21 @@ def check(config: RunConfig, num_images: int, num_holdout: int = 0, *, gpus: int
     `gpus`: GPUs of this machine, None where the run goes to a cluster that is asked later.
     """
     problems = [*_batch_problems(config, num_images), *_cluster_problems(config, num_images), *_model_problems(config)]
-    wanted = config.resources.gpus_per_worker + config.resources.e_step_gpus
-    if gpus is not None and wanted > 0 and gpus == 0:
-        name = "resources.gpus_per_worker" if config.resources.gpus_per_worker else "resources.e_step_gpus"
-        value = config.resources.gpus_per_worker or config.resources.e_step_gpus
-        problems.append(Problem(name, value, "there is no GPU on this machine; set it to 0 to train on the CPU, or submit to a cluster that has GPUs"))
+    if gpus is not None:
+        problems += _gpu_problems(config, gpus)
     return problems, [] if problems else list(_notes(config, num_images, num_holdout))
+
+
+def _gpu_problems(config: RunConfig, gpus: int) -> Iterator[Problem]:
+    resources = config.resources
+    wanted = max(resources.workers, 1) * resources.gpus_per_worker + resources.e_step_gpus
+    if wanted > gpus:
+        name = "resources.gpus_per_worker" if resources.gpus_per_worker else "resources.e_step_gpus"
+        value = resources.gpus_per_worker or resources.e_step_gpus
+        if gpus:
+            yield Problem(name, value, f"the run asks for {wanted:g} GPUs and this machine has {gpus}; lower it or resources.workers, or submit to a cluster")
+        else:
+            yield Problem(name, value, "there is no GPU on this machine; set it to 0 to train on the CPU, or submit to a cluster that has GPUs")
 
 
 def _batch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,11 +114,11 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 
 def _data_loader(dataset: Dataset, batches: object, workers: int, pin_memory: bool) -> DataLoader:
-    several = {"multiprocessing_context": "forkserver", "persistent_workers": True, "timeout": _READ_TIMEOUT_S} if workers else {}
-    generator = torch.Generator()  # the loader draws a seed from it at every pass: not from the training's own
-    return DataLoader(  # type: ignore[arg-type]
-        dataset, batch_sampler=batches, collate_fn=_as_is, num_workers=workers, pin_memory=pin_memory, generator=generator, **several
-    )
+    # A generator of its own: the loader draws a seed at every pass, which must not come out of the training's randomness.
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory, "generator": torch.Generator()}
+    if workers:
+        options |= {"multiprocessing_context": "forkserver", "persistent_workers": True, "timeout": _READ_TIMEOUT_S}
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_is, **options)  # type: ignore[arg-type]
 
 
 def _as_is(batch: object) -> object:

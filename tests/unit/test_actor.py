@@ -64,7 +64,7 @@ def test_an_answer_holds_the_clusters_and_the_figures() -> None:
     assert answer.clusters is not None
     assert answer.clusters.epoch == 2
     assert [answer.metrics[f"cluster/{m}/k"] for m in (0, 1)] == [3.0, 7.0]
-    assert {"eval/rankme", "eval/uniformity", "eval/knn_top1", "cluster/0/ami", "cluster/1/purity", "cluster/1/phi_mean", "cluster/0/empty"} <= set(answer.metrics)
+    assert {"eval/rankme", "eval/knn_top1", "cluster/0/ami", "cluster/1/purity", "cluster/1/phi_mean", "cluster/0/empty"} <= set(answer.metrics)
     assert all(isinstance(value, float) and np.isfinite(value) for value in answer.metrics.values())
 
 

@@ -109,9 +109,7 @@ def idx_folder(folder: Path, *, zipped: bool = False, **parts: np.ndarray | byte
 @pytest.mark.parametrize("channels", [1, 3])
 def test_idx_files(tmp_path: Path, zipped: bool, channels: int) -> None:
     labels = np.array([1, 0, 2, 1, 0])
-    folder = idx_folder(
-        tmp_path / "mnist", zipped=zipped, train_images=pixels(5), train_labels=labels, t10k_images=pixels(3), t10k_labels=labels[:3]
-    )
+    folder = idx_folder(tmp_path / "mnist", zipped=zipped, train_images=pixels(5), train_labels=labels, t10k_images=pixels(3), t10k_labels=labels[:3])
     splits = load("idx", folder, channels=channels)
     assert (len(splits.train), splits.num_holdout) == (5, 3)
     assert all(np.array_equal(splits.train.read(i), np.repeat(pixels(5)[i][:, :, None], channels, axis=2)) for i in range(5))
@@ -343,7 +341,10 @@ def damaged_arrays(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", ["empty.npy", "empty.npz", "cut.npy", "header.npy", "cut.npz", "scrambled.npz", "table.csv", "object.npy", "text.npz"])
+ARRAY_DAMAGE = ["empty.npy", "empty.npz", "cut.npy", "header.npy", "cut.npz", "scrambled.npz", "table.csv", "object.npy", "text.npz"]
+
+
+@pytest.mark.parametrize("name", ARRAY_DAMAGE)
 def test_array_files_that_cannot_be_read_are_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(damaged_arrays(tmp_path)[name])
@@ -358,7 +359,7 @@ def test_a_broken_label_file_is_named_and_not_the_images(tmp_path: Path) -> None
         load("arrays", tmp_path / "a.npy")
 
 
-@pytest.mark.parametrize(("path", "said"), [(None, r"needs data\.path: a \.npy or \.npz file"), ("nowhere.npz", "is not a file"), (".", "is not a file")])
+@pytest.mark.parametrize(("path", "said"), [(None, r"needs data\.path: a \.npy or \.npz"), ("nowhere.npz", "is not a file"), (".", "is not a file")])
 def test_arrays_need_a_file(path: str | None, said: str) -> None:
     with pytest.raises(DataError, match=said):
         datasets.sizes(DataConfig(source="arrays", path=path))
@@ -385,7 +386,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, source: str) -> list[tuple[object,
         labels = np.where(np.arange(count) < 5_000, np.arange(count) % 10, -1) if split != "test" else np.arange(count) % 10
         return SimpleNamespace(data=data, labels=labels)  # without class_names.txt it has no classes
 
-    monkeypatch.setattr(torchvision.datasets, {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}[source], stl10 if source == "stl10" else cifar)
+    monkeypatch.setattr(torchvision.datasets, source.upper(), stl10 if source == "stl10" else cifar)
     return asked
 
 
@@ -496,6 +497,6 @@ def test_every_source_gives_the_same_images_again_and_survives_pickling(tmp_path
 
 
 def test_sizes_reads_no_torch(run_python: object) -> None:
-    script = "import sys; from pcl_ray.config import DataConfig; from pcl_ray.data import datasets; print(datasets.sizes(DataConfig()), 'torch' in sys.modules)"
+    script = "import sys; from pcl_ray.data import datasets; print(datasets.sizes(datasets.DataConfig()), 'torch' in sys.modules)"
     done = run_python(script)  # type: ignore[operator]
     assert done.stdout.strip() == "(1438, 359) False", done.stderr

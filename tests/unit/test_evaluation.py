@@ -94,7 +94,8 @@ def test_a_class_that_the_bank_does_not_have_is_never_right() -> None:
 
 @pytest.mark.parametrize(("bank", "query"), [(0, 5), (5, 0), (0, 0)])
 def test_no_labelled_images_give_nan(bank: int, query: int) -> None:
-    assert math.isnan(knn_accuracy(features(10), labels(10).where(torch.arange(10) < bank, -1), features(10), labels(10).where(torch.arange(10) < query, -1)))
+    bank_labels, query_labels = (labels(10).where(torch.arange(10) < known, -1) for known in (bank, query))
+    assert math.isnan(knn_accuracy(features(10), bank_labels, features(10), query_labels))
 
 
 # --- clusters against labels

@@ -1,0 +1,36 @@
+"""Real Ray, through the command a user types. Each run starts a Ray of its own in its own process, and ends it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIMIT_S = 600  # a guard against hanging, not a measurement
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+    result: dict[str, Any]
+
+
+@pytest.fixture
+def pcl_ray(tmp_path: Path) -> Callable[..., Ended]:
+    """Runs `pcl-ray train WORDS --result …` to its end."""
+
+    def run(*words: str) -> Ended:
+        result = tmp_path / "result.json"
+        command = [sys.executable, "-m", "pcl_ray.cli", "train", *words, "--result", str(result)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=tmp_path)
+        return Ended(done.returncode, done.stdout, done.stderr, json.loads(result.read_text()) if result.exists() else {})
+
+    return run
