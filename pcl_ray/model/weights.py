@@ -20,6 +20,7 @@ def load_encoder(path: str | Path, *, encoder: Literal["query", "momentum"] = "q
     Takes a checkpoint of ours, or a `.pth.tar` with `state_dict` keys `module.encoder_q.…` / `module.encoder_k.…`. Nothing in the file is executed
     (`weights_only`). Raises DataError where the file is neither, or does not fit.
     """
+    path = Path(path).expanduser()
     if encoder not in ("query", "momentum"):
         raise ValueError(f"encoder must be 'query' or 'momentum', not {encoder!r}")
     try:

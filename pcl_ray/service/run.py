@@ -7,6 +7,7 @@ request → data → folder (new or resumed) → training (in this process, or o
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -143,6 +144,8 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
 
 
 def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]) -> None:
+    # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want the cores. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pcl_ray.service.loop import Job, LocalEStep, train  # torch takes seconds to import: after the checks
 
     job = Job(config, plan, str(folder.path))

@@ -411,6 +411,14 @@ def test_a_long_check_tells_how_far_it_is(tmp_path: Path) -> None:
     assert told == [(1000, 2100), (2000, 2100)]
 
 
+def test_what_pillow_only_warns_of_is_fine_and_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    root = tree(tmp_path / "data", "1.png", "2.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # a warning from there on, an error from twice that
+    splits = load(root)
+    assert [splits.train.read(i)[0, 0, 0] for i in range(2)] == [0, 1]
+    assert [str(entry.message) for entry in recwarn] == []
+
+
 def test_checking_in_threads_leaves_the_warning_filters_as_they_were(tmp_path: Path) -> None:
     images = folders.find_images(tree(tmp_path / "data", *(f"{i}.png" for i in range(200))), 3)
     before = list(warnings.filters)

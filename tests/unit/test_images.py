@@ -89,10 +89,10 @@ def test_one_transparent_colour_becomes_white(tmp_path: Path, mode: str, colour:
 
 
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
-    values = np.array([[0, 32768, 65535, 257, 300]], dtype=np.uint16)
+    values = np.array([[0, 32768, 65535, 257, 60000]], dtype=np.uint16)
     for suffix in ("png", "tif"):
         path = saved(tmp_path / f"a.{suffix}", Image.fromarray(values))
-        assert decode(path, 1)[0, :, 0].tolist() == [0, 128, 255, 1, 1]
+        assert decode(path, 1)[0, :, 0].tolist() == [0, 128, 255, 1, 233]
         assert decode(path, 3)[0, 1].tolist() == [128] * 3
 
 
@@ -226,9 +226,8 @@ def test_arrays_to_channels(shape: tuple[int, ...], channels: int) -> None:
         assert (converted == pixels.reshape(4, 3, 2, 1)).all()
 
 
-@given(st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=1, max_size=40))
-def test_arrays_turn_grey_as_files_do(rows: list[tuple[int, int, int]]) -> None:
-    pixels = np.array(rows, dtype=np.uint8).reshape(1, -1, 1, 3)
+def test_arrays_turn_grey_as_files_do() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 500, 400, 3), dtype=np.uint8)
     assert np.array_equal(to_channels(pixels, 1)[0], as_array(Image.fromarray(pixels[0]), 1))
 
 

@@ -108,6 +108,12 @@ def test_another_seed_gives_another_order_and_other_views() -> None:
     assert (first.query_views[first.indices.argsort()] != other.query_views[other.indices.argsort()]).flatten(1).any(dim=1).sum() > 25
 
 
+def test_equal_images_get_views_of_their_own() -> None:
+    alike = ArrayImages(np.repeat(images(1).pixels, 30, axis=0))
+    batch = next(TrainingLoader(alike, config(30)).epoch(0))
+    assert len({view.numpy().tobytes() for view in (*batch.query_views, *batch.key_views)}) > 50
+
+
 def test_a_view_does_not_depend_on_the_batch_around_it() -> None:
     small, large = (list(TrainingLoader(images(), config(size)).epoch(4)) for size in (3, 30))
     assert same(joined(small), joined(large))
