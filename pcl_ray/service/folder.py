@@ -54,7 +54,13 @@ class RunFolder:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
+            if not (path / "config.yaml").exists():  # made by a process that was killed right after; nothing is in it
+                return cls._filled(name, path, config)
             raise ConfigError(f"run {name!r} exists already; go on with it by --resume {name}, or choose another --name") from None
+        return cls._filled(name, path, config)
+
+    @classmethod
+    def _filled(cls, name: str, path: Path, config: RunConfig) -> RunFolder:
         folder = cls(name, path, _locked(path, name))
         folder.write_config(config)
         folder.write_state(state="running")

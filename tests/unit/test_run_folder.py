@@ -176,3 +176,9 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
 def test_the_state_is_plain_json() -> None:
     with RunFolder.create("first", CONFIG) as folder:
         assert json.loads((folder.path / "state.json").read_text()) == {"state": "running"}
+
+
+def test_a_folder_left_empty_by_a_killed_process_does_not_take_the_name() -> None:
+    (home() / "runs" / "half").mkdir(parents=True)
+    with RunFolder.create("half", RunConfig()) as folder:
+        assert folder.read_state()["state"] == "running"
