@@ -66,13 +66,11 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     try:
         if recipe:
-            result = run.start(request.check(recipe, overrides), name=arguments.name, stem=Path(recipe).stem)
+            result = run.start(request.check(recipe, overrides), name=arguments.name, stem=Path(recipe).stem, result_file=arguments.result)
         else:
-            result = run.resume(arguments.resume, overrides)
+            result = run.resume(arguments.resume, overrides, result_file=arguments.result)
     except run.Stopped as stopped:
         return _complain(str(stopped), stopped.exit_code)
-    if arguments.result is not None:
-        result.write(arguments.result)
     _print_result(result)
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import RunPlan
 from pcl_ray.service import folder
 
+_CONNECT_S = 5
 # Knobs that may change when a run goes on: where and how it is computed and shown, not what is computed.
 CHANGEABLE = (
     "resources.",
@@ -71,6 +73,18 @@ def gpus_here() -> int:
     return len(glob.glob("/dev/nvidia[0-9]*")) + len(glob.glob("/dev/dxg"))
 
 
+def _unreachable(address: str) -> str | None:
+    """Why no cluster can be there. Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:
+        return None  # auto, local: Ray finds its own
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        return f"no Ray cluster answers there ({error}); unset it to start a Ray on this machine, or `ray start --head` first"
+    return None
+
+
 def _checked(config: RunConfig, problems: list[Problem]) -> Request:
     wrong = {problem.name for problem in problems}
     problems = problems + [problem for problem in tracking.check_uri(config.tracking, folder.home()) if problem.name not in wrong]
@@ -80,7 +94,10 @@ def _checked(config: RunConfig, problems: list[Problem]) -> Request:
         if not problems:
             raise
         raise ConfigError([*problems, Problem("data.path", config.data.path, str(error))]) from None
-    elsewhere = bool(os.environ.get("RAY_ADDRESS")) and config.resources.workers > 0  # the cluster is asked when we are there
+    address = os.environ.get("RAY_ADDRESS", "") if config.resources.workers else ""
+    elsewhere = bool(address)  # then the cluster is asked for its GPUs when we are there
+    if elsewhere and (unreachable := _unreachable(address)):
+        problems.append(Problem("RAY_ADDRESS", address, unreachable))
     crossed, notes = plans.check(config, num_images, num_holdout, gpus=None if elsewhere else gpus_here())
     problems += [problem for problem in crossed if problem.name not in wrong]
     if problems:

@@ -42,9 +42,6 @@ class RunResult:
     checkpoint: str | None
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-
 
 class Stopped(Exception):
     """The run was told to stop (Ctrl-C, SIGTERM); its last checkpoint stands."""
@@ -54,18 +51,21 @@ class Stopped(Exception):
         super().__init__(f"stopped; go on with: pcl-ray train --resume {name}")
 
 
-def start(asked: Request, *, name: str | None = None, stem: str = "run", display: Display | None = None) -> RunResult:
-    """Trains a new run to its end. Raises ConfigError or DataError before anything has started, RunFailed after, Stopped on a signal."""
+def start(asked: Request, *, name: str | None = None, stem: str = "run", display: Display | None = None, result_file: Path | None = None) -> RunResult:
+    """Trains a new run to its end. Raises ConfigError or DataError before anything has started, RunFailed after, Stopped on a signal.
+
+    result_file: gets the RunResult as JSON however the run ends, once it has started.
+    """
     display = display or Display()
     check_writable()
     splits, plan = _load(asked.config, display)
     _say(asked, splits, plan, display)
     with RunFolder.create(name or free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder:
         folder.write_state(fingerprint=splits.train.fingerprint)
-        return _run(folder, asked.config, plan, splits, display)
+        return _run(folder, asked.config, plan, splits, display, result_file)
 
 
-def resume(name: str, overrides: list[str], *, display: Display | None = None) -> RunResult:
+def resume(name: str, overrides: list[str], *, display: Display | None = None, result_file: Path | None = None) -> RunResult:
     """Goes on with a run from its last checkpoint; of a finished one it gives back the result. Raises as `start` does."""
     display = display or Display()
     check_writable()
@@ -75,7 +75,7 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None) -
         state = folder.read_state()
         if state.get("state") == "finished" and done >= config.train.epochs:
             display.say(f"run {name} has finished all its {done} epochs: nothing left to do")
-            return _result(folder, "finished", state.get("mlflow_run_id"))
+            return _result(folder, "finished", state.get("mlflow_run_id"), result_file)
         asked = request.check_config(config)
         splits, plan = _load(config, display)
         known = state.get("fingerprint")
@@ -83,7 +83,7 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None) -
             raise DataError(f"the images of run {name!r} have changed since it began (others, or in another order); start a new run")
         folder.write_config(config)
         _say(asked, splits, plan, display)
-        return _run(folder, config, plan, splits, display)
+        return _run(folder, config, plan, splits, display, result_file)
 
 
 def _load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
@@ -105,7 +105,7 @@ def _say(asked: Request, splits: DataSplits, plan: RunPlan, display: Display) ->
         display.say(f"note       {note}")
 
 
-def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, display: Display) -> RunResult:
+def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, display: Display, result_file: Path | None) -> RunResult:
     tracker = tracking.open_run(
         config.tracking,
         home=home(),
@@ -140,7 +140,8 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
             tracker.log(entry["metrics"], entry["step"])
         tracker.finish(state)
         folder.write_state(state=state, mlflow_run_id=tracker.run_id)
-    return _result(folder, state, tracker.run_id)
+        result = _result(folder, state, tracker.run_id, result_file)
+    return result
 
 
 def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]) -> None:
@@ -223,12 +224,15 @@ def _history(folder: RunFolder) -> list[dict[str, Any]]:
         return []  # the worker that resumes says so
 
 
-def _result(folder: RunFolder, state: State, mlflow_run_id: str | None) -> RunResult:
+def _result(folder: RunFolder, state: State, mlflow_run_id: str | None, file: Path | None) -> RunResult:
     history, path = _history(folder), _checkpoint(folder)
     metrics = dict(history[-1]["metrics"]) if history else {}
     for name in ("perf/e_step_seconds", "perf/m_step_seconds", "perf/epoch_seconds"):
         metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in history)
-    return RunResult(folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics)
+    result = RunResult(folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics)
+    if file is not None:
+        file.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    return result
 
 
 def _what_is_kept(folder: RunFolder) -> str:

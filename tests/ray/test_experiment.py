@@ -31,6 +31,7 @@ SMALL = (
     "e_step.warmup_epochs=1",
     "tracking.enabled=false",
 )
+FEW_STEPS = ("train.epochs=4", "train.batch_size=64", "loss.queue_size=512", "e_step.warmup_epochs=1", "e_step.num_clusters=30,60")
 
 
 def runs() -> Path:
@@ -70,10 +71,11 @@ def assert_recorded(result: dict[str, Any]) -> None:
 def test_fashion_mnist(pcl_ray: Callable[..., Any]) -> None:
     if not FASHION_MNIST.is_dir() and "CI" not in os.environ:
         pytest.skip(f"no Fashion-MNIST in {FASHION_MNIST}; Debian's package dataset-fashion-mnist installs it")
-    ended = pcl_ray("fashion_mnist", f"data.path={FASHION_MNIST}", "data.limit=3000", "train.epochs=3", "e_step.warmup_epochs=1", "e_step.num_clusters=30,60")
+    ended = pcl_ray("fashion_mnist", f"data.path={FASHION_MNIST}", "data.limit=3000", *FEW_STEPS)
     assert ended.code == 0, ended.err
-    assert ended.result["metrics"]["eval/knn_top1"] > 0.65  # ten classes; the best of raw features of an untrained encoder stay below
-    assert ended.result["metrics"]["cluster/0/ami"] > 0.3
+    # An untrained encoder has a kNN accuracy of 0.57 and an AMI of 0.26 on these images.
+    assert ended.result["metrics"]["eval/knn_top1"] > 0.58
+    assert ended.result["metrics"]["cluster/0/ami"] > 0.35
     assert "3000 images to train on, 10000 held out" in ended.out
 
 

@@ -146,7 +146,9 @@ def test_without_warm_up_the_first_epoch_has_clusters(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_step_cause_and_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     # At this rate the weights overflow after some steps. Evaluation off: the checkpoint of the epochs before stands.
-    assert train("--name", "hot", "optimizer.lr=100", "optimizer.momentum=0.99", "optimizer.weight_decay=1", "train.epochs=40") == 1
+    words = ("--name", "hot", "optimizer.lr=100", "optimizer.momentum=0.99", "optimizer.weight_decay=1", "train.epochs=40")
+    assert train(*words, "--result", str(home().parent / "hot.json")) == 1
+    assert json.loads((home().parent / "hot.json").read_text())["state"] == "failed"
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert "optimizer.lr" in said
@@ -213,6 +215,12 @@ def test_a_wrong_request_is_one_message_and_exit_code_2(
     assert told in captured.err
     assert "Traceback" not in captured.err
     assert not list((home() / "runs").glob("*/config.yaml"))
+
+
+def test_a_cluster_that_is_not_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert cli.main(["train", "digits"]) == 2
+    assert "RAY_ADDRESS = '127.0.0.1:1': no Ray cluster answers there" in capsys.readouterr().err
 
 
 def test_mistakes_of_recipe_and_cross_checks_come_together(capsys: pytest.CaptureFixture[str]) -> None:
