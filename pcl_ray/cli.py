@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,8 +139,17 @@ def _print_result(result: object) -> None:
         print(f"{title:<34} {value}")
     print(f"{'run':<34} {result.run_name} ({result.state})\n\nNext:")
     if stored.tracking.enabled:
-        print(f"  {tracking.ui_command(stored.tracking, home())}")
-    print("  pcl-ray train folder data.path=/path/to/your/pictures")
+        print(f"  {_typed(tracking.ui_command(stored.tracking, home()))}")
+    print(f"  {_typed('pcl-ray train folder data.path=/path/to/your/pictures')}")
+
+
+def _typed(command: str) -> str:
+    """The command as it can be typed here: with the path of its program where that is not on PATH, as in an environment that is not activated."""
+    program, space, rest = command.partition(" ")
+    beside = Path(sys.executable).with_name(program)
+    if not space or not beside.exists() or shutil.which(program) == str(beside):
+        return command
+    return f"{os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else beside} {rest}"
 
 
 def _table(metrics: dict[str, float]) -> list[tuple[str, str]]:
