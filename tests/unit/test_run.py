@@ -86,6 +86,15 @@ def test_nothing_is_written_into_the_working_directory(tmp_path: Path, monkeypat
     assert list(empty.iterdir()) == []
 
 
+def test_a_tracking_server_that_is_down_costs_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("train.epochs=2", "tracking.enabled=true", "tracking.uri=http://127.0.0.1:9", "--name", "untracked") == 0
+    said = capsys.readouterr()
+    assert "warning: " in said.err
+    assert "http://127.0.0.1:9" in said.err
+    assert "untracked (finished)" in said.out
+    assert (home() / "runs/untracked/mlflow_pending.jsonl").stat().st_size > 0
+
+
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped() -> None:
     class StopsAfterTwo(Display):
         def handle(self, event: Event) -> None:
