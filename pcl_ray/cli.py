@@ -146,8 +146,8 @@ def _print_result(result: object) -> None:
 def _typed(command: str) -> str:
     """The command as it can be typed here: with the path of its program where that is not on PATH, as in an environment that is not activated."""
     program, space, rest = command.partition(" ")
-    beside = Path(sys.executable).with_name(program)
-    if not space or not beside.exists() or shutil.which(program) == str(beside):
+    beside = Path(sys.executable).parent / program
+    if not space or not beside.exists() or shutil.which(program) == str(beside):  # no space: the address of a server
         return command
     return f"{os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else beside} {rest}"
 
