@@ -75,6 +75,11 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None, r
         state = folder.read_state()
         if state.get("state") == "finished" and done >= config.train.epochs:
             display.say(f"run {name} has finished all its {done} epochs: nothing left to do")
+            if (folder.path / tracking.PENDING_FILE).exists():  # what MLflow did not take at the time
+                tracker = _open_tracker(folder, config, state.get("fingerprint", ""), display)
+                tracker.finish("finished")
+                folder.write_state(mlflow_run_id=tracker.run_id)
+                return _result(folder, "finished", tracker.run_id, result_file)
             return _result(folder, "finished", state.get("mlflow_run_id"), result_file)
         asked = request.check_config(config)
         splits, plan = _load(config, display)
@@ -106,17 +111,7 @@ def _say(asked: Request, splits: DataSplits, plan: RunPlan, display: Display) ->
 
 
 def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, display: Display, result_file: Path | None) -> RunResult:
-    tracker = tracking.open_run(
-        config.tracking,
-        home=home(),
-        run_name=folder.name,
-        run_dir=folder.path,
-        params=config.flatten(),
-        tags=tracking.run_tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": splits.train.fingerprint},
-        config_yaml=config.to_yaml(),
-        run_id=folder.read_state().get("mlflow_run_id"),
-        warn=display.warn,
-    )
+    tracker = _open_tracker(folder, config, splits.train.fingerprint, display)
     display.say(f"run        {folder.name} in {folder.path}")
     folder.write_state(state="running", error=None)
     for entry in _history(folder):  # an epoch whose figures were lost with a killed driver; known points are skipped
@@ -142,6 +137,20 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         folder.write_state(state=state, mlflow_run_id=tracker.run_id)
         result = _result(folder, state, tracker.run_id, result_file)
     return result
+
+
+def _open_tracker(folder: RunFolder, config: RunConfig, fingerprint: str, display: Display) -> tracking.MlflowRun | tracking.NullRun:
+    return tracking.open_run(
+        config.tracking,
+        home=home(),
+        run_name=folder.name,
+        run_dir=folder.path,
+        params=config.flatten(),
+        tags=tracking.run_tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint},
+        config_yaml=config.to_yaml(),
+        run_id=folder.read_state().get("mlflow_run_id"),
+        warn=display.warn,
+    )
 
 
 def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 
 from pcl_ray import checkpoint, cli
@@ -92,7 +93,13 @@ def test_a_tracking_server_that_is_down_costs_a_warning(capsys: pytest.CaptureFi
     assert "warning: " in said.err
     assert "http://127.0.0.1:9" in said.err
     assert "untracked (finished)" in said.out
-    assert (home() / "runs/untracked/mlflow_pending.jsonl").stat().st_size > 0
+    pending = home() / "runs/untracked/mlflow_pending.jsonl"
+    assert pending.stat().st_size > 0
+    store = f"sqlite:///{home()}/mlflow/mlflow.db"
+    assert cli.main(["train", "--resume", "untracked", f"tracking.uri={store}", "--result", str(home() / "r.json")]) == 0
+    assert not pending.exists()
+    run_id = json.loads((home() / "r.json").read_text())["mlflow_run_id"]
+    assert len(MlflowClient(store).get_metric_history(run_id, "train/loss")) == 2
 
 
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped() -> None:
