@@ -36,6 +36,5 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -65,7 +65,7 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
             partial.unlink()
         kept = latest(folder)
         raise RunFailed(
-            f"the checkpoint after epoch {state.epoch - 1} could not be written to {folder} ({_reason(error)}). "
+            f"the checkpoint after epoch {state.epoch} could not be written to {folder} ({_reason(error)}). "
             + (f"The last good one is {kept.name}: free some space and resume" if kept else "There is none from before; free some space and start again")
         ) from error
     prune(folder, keep)

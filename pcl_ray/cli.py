@@ -7,10 +7,16 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pcl_ray import __version__, config
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
+
+if TYPE_CHECKING:
+    from pcl_ray.service.request import Request
+    from pcl_ray.service.run import RunResult
 
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -19,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives back the exit code. The user's mistakes become one message on stderr, without a traceback."""
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # ≥ and φ on a terminal that has no such letters
     try:
         return arguments.command(arguments)
     except ConfigError as error:
@@ -57,11 +66,14 @@ def _train(arguments: argparse.Namespace) -> int:
         _print_knobs()
         return 0
     recipe, overrides = _recipe_and_overrides(arguments)
-    if arguments.result is not None and not arguments.result.absolute().parent.is_dir():
-        raise ConfigError(f"--result: the folder {str(arguments.result.absolute().parent)!r} does not exist")
+    if arguments.result is not None:
+        _check_result_file(arguments.result)
     from pcl_ray.service import request, run
+    from pcl_ray.service.folder import check_free
 
     if arguments.dry_run:
+        if arguments.name:
+            check_free(arguments.name)
         asked = request.check(recipe, overrides) if recipe else request.check_stored(arguments.resume, overrides)
         _print_plan(asked)
         return 0
@@ -74,6 +86,17 @@ def _train(arguments: argparse.Namespace) -> int:
         return _complain(str(stopped), stopped.exit_code)
     _print_result(result)
     return 0
+
+
+def _check_result_file(path: Path) -> None:
+    """Opens it, so that hours of training do not end in a file that cannot be written."""
+    there = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"--result {str(path)!r} cannot be written: {error.strerror}") from None
+    if not there:
+        path.unlink()
 
 
 def _recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:
@@ -97,10 +120,7 @@ def _print_knobs() -> None:
         print(f"{knob.name} = {knob.default!r}\n    {knob.allowed}\n    {knob.sentence}")
 
 
-def _print_plan(asked: object) -> None:
-    from pcl_ray.service.request import Request
-
-    assert isinstance(asked, Request)
+def _print_plan(asked: Request) -> None:
     plan = asked.plan
     negatives = ["all" if r is None else str(r) for r in plan.negatives]
     where = f"{asked.config.resources.workers} Ray Train workers" if asked.config.resources.workers else "this process, without Ray"
@@ -127,12 +147,10 @@ def _print_plan(asked: object) -> None:
         print(f"{'note':<12} {note}")
 
 
-def _print_result(result: object) -> None:
+def _print_result(result: RunResult) -> None:
     from pcl_ray import tracking
     from pcl_ray.service.folder import home
-    from pcl_ray.service.run import RunResult
 
-    assert isinstance(result, RunResult)
     stored = config.load(Path(result.run_dir, "config.yaml"))
     print()
     for title, value in _table(result.metrics):

@@ -171,7 +171,9 @@ class ResourcesConfig(Section):
     e_step_gpus: float = Field(0.0, ge=0, le=8, description="GPUs that the E-step actor reserves.")
     max_failures: int = Field(2, ge=0, le=1000, description="How often lost workers are replaced and the run goes on from its last checkpoint.")
     start_timeout_s: float = Field(300.0, gt=0, description="Seconds to wait for workers and actor to start.")
-    step_timeout_s: float = Field(1800.0, gt=0, description="Seconds after which a worker that waits for another gives up.")
+    step_timeout_s: float = Field(
+        1800.0, gt=0, description="Seconds after which a worker that waits for another gives up, beside the e_step.timeout_s of an E-step."
+    )
 
 
 class TrackingConfig(Section):

@@ -53,7 +53,7 @@ def cluster(
 ) -> ClusterSet:
     """The clusterings that epoch `epoch` trains with, one for each of `settings.num_clusters`.
 
-    features_NC: momentum features in data set order, L2-normalised. `previous`: the last E-step's result, for settings that start from it.
+    features_NC: momentum features in data set order, L2-normalised. `previous`: the last E-step's result; no setting starts from it yet.
     Raises EStepRefused for features that are not finite, that have collapsed, or that are too few for K.
     """
     features = torch.as_tensor(np.asarray(features_NC), dtype=torch.float32) if isinstance(features_NC, np.ndarray) else features_NC.float().cpu()
@@ -89,22 +89,22 @@ def _check(features: Tensor, counts: tuple[int, ...], epoch: int) -> None:
     bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten()
     if len(bad):
         raise EStepRefused(
-            f"before epoch {epoch}: the features of {len(bad)} of {len(features)} images are not finite, the first at index {bad[:5].tolist()}; "
+            f"before epoch {epoch + 1}: the features of {len(bad)} of {len(features)} images are not finite, the first at index {bad[:5].tolist()}; "
             "the encoder has diverged, try a lower optimizer.lr or a longer optimizer.warmup_epochs"
         )
     spread = float((features - features.mean(dim=0)).square().sum(dim=1).mean())
     if spread < COLLAPSED:
         raise EStepRefused(
-            f"before epoch {epoch}: the features have collapsed onto one point (mean squared distance to their mean {spread:.1e}); "
+            f"before epoch {epoch + 1}: the features have collapsed onto one point (mean squared distance to their mean {spread:.1e}); "
             "try a lower optimizer.lr, a longer e_step.warmup_epochs, or a larger loss.queue_size"
         )
     largest = max(counts)
     if largest > len(features):
-        raise EStepRefused(f"before epoch {epoch}: {largest} clusters need at least as many images, there are {len(features)}")
+        raise EStepRefused(f"before epoch {epoch + 1}: {largest} clusters need at least as many images, there are {len(features)}")
     distinct = _distinct_rows(features)
     if largest > distinct:
         raise EStepRefused(
-            f"before epoch {epoch}: {largest} clusters were asked for, but only {distinct} of the {len(features)} features differ; "
+            f"before epoch {epoch + 1}: {largest} clusters were asked for, but only {distinct} of the {len(features)} features differ; "
             "lower e_step.num_clusters, or look for duplicate images"
         )
 

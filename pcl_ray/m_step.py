@@ -83,7 +83,7 @@ def build_learner(config: RunConfig, device: torch.device) -> Learner:
         pair = MomentumPair.of(encoder.build(config.encoder, config.data.channels), config.encoder.momentum)
         queue = KeyQueue(config.loss.queue_size, config.encoder.dim)
     if config.encoder.batch_norm == "sync" and world_size() > 1:
-        pair = nn.SyncBatchNorm.convert_sync_batchnorm(pair)
+        pair.query, pair.key = (encoder.with_sync_batch_norm(part, config.encoder) for part in (pair.query, pair.key))
     pair, queue = pair.to(device), queue.to(device)
     query = pair.query
     if world_size() > 1:
@@ -193,7 +193,7 @@ def _prototype_term(query_BC: Tensor, indices: Tensor, part: _Prototypes, config
 
 def _precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
     wanted = config.train.precision
-    if device.type == "cuda" and (wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported())):
+    if device.type == "cuda" and (wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
 
@@ -214,7 +214,7 @@ def _stop_if_not_finite(table: Tensor, epoch: int, first_step: int, plan: RunPla
         step = first_step + row
         guilty = "the instance term" if not torch.isfinite(table[row, 1]) else "the prototype term"
         raise RunFailed(
-            f"the loss is {float(table[row, 0])} in epoch {epoch}, step {step} ({guilty}; learning rate {plan.lr_at(step):.3g}, "
+            f"the loss is {float(table[row, 0])} in epoch {epoch + 1}, step {step + 1} ({guilty}; learning rate {plan.lr_at(step):.3g}, "
             f"temperature {config.loss.temperature}). Most likely the learning rate is too high or the temperature too low: "
             "try a tenth of optimizer.lr, optimizer.warmup_epochs, or a higher loss.temperature"
         )

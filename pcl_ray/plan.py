@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class RunPlan:
     e_step_epochs: tuple[int, ...]  # epochs that begin with new clusters; `epochs` stands for the final clustering
     evaluation_epochs: tuple[int, ...]  # evaluated at the end of these epochs
     feature_bytes: int  # [N, C] float32
-    assignment_bytes: int  # int32 for each clustering
+    assignment_bytes: int  # int64 for each clustering
     queue_bytes: int  # [R, C] float32
     optimizer: OptimizerConfig
 
@@ -92,7 +93,7 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         e_step_epochs=e_steps + ((epochs,) if e_steps else ()),
         evaluation_epochs=tuple(sorted(evaluated)),
         feature_bytes=num_images * config.encoder.dim * 4,
-        assignment_bytes=num_images * 4 * len(counts),
+        assignment_bytes=num_images * 8 * len(counts),
         queue_bytes=config.loss.queue_size * config.encoder.dim * 4,
         optimizer=config.optimizer,
     )
@@ -103,10 +104,13 @@ def check(config: RunConfig, num_images: int, num_holdout: int = 0, *, gpus: int
 
     `gpus`: GPUs of this machine, None where the run goes to a cluster that is asked later.
     """
-    problems = [*_batch_problems(config, num_images), *_cluster_problems(config, num_images), *_model_problems(config)]
-    if gpus is not None:
-        problems += _gpu_problems(config, gpus)
+    problems = [*check_alone(config, gpus=gpus), *_batch_problems(config, num_images), *_cluster_problems(config, num_images)]
     return problems, [] if problems else list(_notes(config, num_images, num_holdout))
+
+
+def check_alone(config: RunConfig, *, gpus: int | None = None) -> list[Problem]:
+    """The mistakes that show without knowing the number of images."""
+    return [*_worker_problems(config), *_model_problems(config), *(_gpu_problems(config, gpus) if gpus is not None else ())]
 
 
 def _gpu_problems(config: RunConfig, gpus: int) -> Iterator[Problem]:
@@ -121,13 +125,27 @@ def _gpu_problems(config: RunConfig, gpus: int) -> Iterator[Problem]:
             yield Problem(name, value, "there is no GPU on this machine; set it to 0 to train on the CPU, or submit to a cluster that has GPUs")
 
 
-def _batch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
+def _worker_problems(config: RunConfig) -> Iterator[Problem]:
     batch, workers = config.train.batch_size, max(config.resources.workers, 1)
-    steps = num_images // batch * config.train.epochs
     if batch % workers:
         yield Problem("train.batch_size", batch, f"must be a multiple of resources.workers = {workers}, e.g. {math.ceil(batch / workers) * workers}")
     elif batch // workers < 2:
         yield Problem("train.batch_size", batch, f"gives each of the {workers} workers {batch // workers} image a step; at least {2 * workers} is needed")
+    if workers > 1 and 0 < config.resources.gpus_per_worker <= 0.5:
+        yield Problem(
+            "resources.gpus_per_worker",
+            config.resources.gpus_per_worker,
+            "NCCL takes one worker a GPU; more than 0.5 each, or fewer workers with larger batches",
+        )
+    if config.data.on_bad_image == "skip" and not config.data.check_images:
+        yield Problem("data.on_bad_image", "skip", "needs data.check_images = true: only the check before the run can leave images out")
+    if config.optimizer.warmup_epochs >= config.train.epochs:
+        yield Problem("optimizer.warmup_epochs", config.optimizer.warmup_epochs, f"must be below train.epochs = {config.train.epochs}")
+
+
+def _batch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
+    batch, workers = config.train.batch_size, max(config.resources.workers, 1)
+    steps = num_images // batch * config.train.epochs
     if num_images < batch:
         yield Problem(
             "train.batch_size",
@@ -140,8 +158,6 @@ def _batch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
             config.loss.queue_size,
             f"the whole run fills only {steps * batch} places, the rest would stay random; at most that, or raise train.epochs",
         )
-    if config.optimizer.warmup_epochs >= config.train.epochs:
-        yield Problem("optimizer.warmup_epochs", config.optimizer.warmup_epochs, f"must be below train.epochs = {config.train.epochs}")
 
 
 def _cluster_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
@@ -168,6 +184,8 @@ def _cluster_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
 
 
 def _model_problems(config: RunConfig) -> Iterator[Problem]:
+    if config.encoder.backbone.startswith("timm:") and importlib.util.find_spec("timm") is None:
+        yield Problem("encoder.backbone", config.encoder.backbone, "timm is not installed; `pip install timm`, or choose a torchvision ResNet")
     channels, workers = config.data.channels, max(config.resources.workers, 1)
     for name, value in (("augment.mean", config.augment.mean), ("augment.std", config.augment.std)):
         if len(value) != channels:
@@ -187,7 +205,11 @@ def _notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str
         yield f"loss.queue_size = {queue} exceeds the {num_images} images: the queue holds older features of the image itself as negatives"
     if max(counts) * 10 > num_images and warmup < epochs:
         yield f"e_step.num_clusters: {max(counts)} clusters get {num_images / max(counts):.1f} images each on average; 10 or more are steadier"
-    if config.encoder.batch_norm == "shuffle" and config.resources.workers <= 1:
-        yield "encoder.batch_norm = shuffle has no effect with one worker"
+    wanted, batch = config.loss.negative_prototypes, config.train.batch_size
+    if wanted != "all" and wanted > min(counts) - batch:
+        yield (
+            f"loss.negative_prototypes = {wanted}: a batch of {batch} may hold so many of the {min(counts)} prototypes that fewer are left to draw; "
+            "then all that are left are taken"
+        )
     if not num_holdout:
         yield "no held-out images: no kNN accuracy; data.holdout keeps a share of the images for evaluation"

@@ -54,7 +54,7 @@ def check_uri(config: TrackingConfig, home: Path) -> list[Problem]:
     uri = tracking_uri(config, home)
     wrong = _wrong_with(uri)
     origin = "" if config.uri else " (the value is that of MLFLOW_TRACKING_URI)"
-    return [Problem("tracking.uri", _without_password(uri), wrong + origin)] if wrong else []
+    return [Problem("tracking.uri", public_uri(uri), wrong + origin)] if wrong else []
 
 
 def _wrong_with(uri: str) -> str | None:
@@ -80,7 +80,7 @@ def _wrong_with(uri: str) -> str | None:
 
 def ui_command(config: TrackingConfig, home: Path) -> str:
     """What to type, or the address to open, to see the dashboard."""
-    uri = _without_password(tracking_uri(config, home))
+    uri = public_uri(tracking_uri(config, home))
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if _is_database(uri) else uri
 
 
@@ -165,7 +165,7 @@ class MlflowRun:
 
     def link(self) -> str | None:
         """Address of the run on a server; None for a database, or before the server was reached."""
-        uri = _without_password(self._store.uri).rstrip("/")
+        uri = public_uri(self._store.uri).rstrip("/")
         if not uri.startswith(("http://", "https://")) or self.run_id is None:
             return None
         return f"{uri}/#/experiments/{self._store.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
@@ -206,7 +206,7 @@ class _Store:
 
     def __init__(self, uri: str, experiment: str, run_name: str, artifacts: Path, params: dict[str, str], wanted: str | None):
         self.uri, self._experiment, self._run_name, self._artifacts, self._params, self._wanted = uri, experiment, run_name, artifacts, params, wanted
-        self.name = f"MLflow at {_without_password(uri)}"
+        self.name = f"MLflow at {public_uri(uri)}"
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self._client: Any = None
@@ -328,7 +328,7 @@ def _is_database(uri: str) -> bool:
     return uri.lower().startswith(_DATABASES)
 
 
-def _without_password(uri: str) -> str:
+def public_uri(uri: str) -> str:
     start, slashes, rest = uri.partition("://")
     place, slash, path = rest.partition("/")
     return start + slashes + place.rpartition("@")[2] + slash + path

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from pcl_ray.errors import DataError
+
 NO_LABEL = -1
 _ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = {
@@ -79,7 +81,7 @@ class FileImages:
     """Images in files, decoded when they are read."""
 
     root: str
-    files: np.ndarray  # [N] bytes (utf-8) relative to root: one numpy array is shared between processes, a list of a million strings is not
+    files: np.ndarray  # [N] bytes (utf-8) relative to root: Ray workers of a node share one numpy array, which a list of a million strings does not allow
     channels: int
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
@@ -91,8 +93,13 @@ class FileImages:
         return Path(self.root, self.files[index].decode("utf-8", "surrogateescape"))
 
     def read(self, index: int) -> np.ndarray:
-        with quiet():
-            return decode(self.path(index), self.channels)
+        """Raises DataError, naming the file, where it does not decode: it broke or went after the check, or `data.check_images` is off."""
+        try:
+            with quiet():
+                return decode(self.path(index), self.channels)
+        except Exception as error:  # Pillow raises many kinds, most of them without the file's name
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{self.path(index)} cannot be read: {reason}; data.check_images=true finds all such files before a run") from error
 
     def take(self, indices: np.ndarray) -> FileImages:
         return replace(self, files=self.files[indices], labels=None if self.labels is None else self.labels[indices])

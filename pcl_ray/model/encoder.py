@@ -84,7 +84,17 @@ def _timm_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ConfigError([Problem("encoder.backbone", f"timm:{name}", f"timm has no such model; near: {', '.join(near) or 'none'}")])
     model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
-    return model, model.num_features
+    # Some of timm's models end in a layer of their own, wider or narrower than the last features.
+    return model, getattr(model, "head_hidden_size", None) or model.num_features
+
+
+def with_sync_batch_norm(model: nn.Module, config: EncoderConfig) -> nn.Module:
+    """The model with batch statistics over all workers. timm's layers hold activations that only timm's own conversion keeps."""
+    if config.backbone.startswith("timm:"):
+        from timm.layers import convert_sync_batchnorm  # pyrefly: ignore[missing-import]
+
+        return convert_sync_batchnorm(model)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -24,7 +25,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def home() -> Path:
     """PCL_RAY_HOME, or ~/.pcl_ray. Absolute: a submitted job's working directory is thrown away."""
-    return Path(os.environ.get("PCL_RAY_HOME") or "~/.pcl_ray").expanduser().absolute()
+    given = os.environ.get("PCL_RAY_HOME") or "~/.pcl_ray"
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(f"PCL_RAY_HOME = {given!r} names a home folder that does not exist") from None
 
 
 def check_writable() -> None:
@@ -33,7 +38,7 @@ def check_writable() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
-        probe.write_text("")
+        probe.write_bytes(bytes(4096))  # an empty file would fit on a full disk
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a folder of yours") from None
@@ -54,9 +59,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            if not (path / "config.yaml").exists():  # made by a process that was killed right after; nothing is in it
-                return cls._filled(name, path, config)
-            raise ConfigError(f"run {name!r} exists already; go on with it by --resume {name}, or choose another --name") from None
+            check_free(name)  # without a config.yaml it was made by a process that was killed right after: nothing is in it
         return cls._filled(name, path, config)
 
     @classmethod
@@ -86,7 +89,10 @@ class RunFolder:
         return configs.load(self.path / "config.yaml")
 
     def write_config(self, config: RunConfig) -> None:
-        _write(self.path / "config.yaml", config.to_yaml())
+        try:
+            _write(self.path / "config.yaml", config.to_yaml())
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written ({error.strerror}): free some space, or set PCL_RAY_HOME to another folder") from None
 
     def read_state(self) -> dict[str, Any]:
         try:
@@ -95,8 +101,15 @@ class RunFolder:
             return {}
 
     def write_state(self, **changes: Any) -> None:
-        """Changes some entries of state.json: state, mlflow_run_id, fingerprint, error."""
-        _write(self.path / "state.json", json.dumps(self.read_state() | changes, indent=2))
+        """Changes some entries of state.json: state, mlflow_run_id, fingerprint, error. A full disk must not end a run for it."""
+        with suppress(OSError):
+            _write(self.path / "state.json", json.dumps(self.read_state() | changes, indent=2))
+
+
+def check_free(name: str) -> None:
+    """Raises ConfigError where a new run cannot have this name."""
+    if (_path_of(name) / "config.yaml").exists():
+        raise ConfigError(f"run {name!r} exists already; go on with it by --resume {name}, or choose another --name")
 
 
 def free_name(stem: str, stamp: str) -> str:

@@ -84,22 +84,31 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
     def between(epoch: int, evaluate: bool) -> dict[str, float]:
         return _between_epochs(f"{attempt}/{epoch}", epoch, evaluate, learner, features, progress, plan, e_step, tell)
 
-    if progress.epoch == 0 and plan.clusters_before(0):
-        between(0, evaluate=False)
+    # Without warm-up, or where a run that ended in its warm-up is made longer, the first epoch's clusters are still to be made.
+    initial: dict[str, float] = {}
+    if progress.epoch < plan.epochs and plan.clusters_before(progress.epoch) and not _fresh(progress.clusters, progress.epoch):
+        initial = between(progress.epoch, evaluate=False)
     for epoch in range(progress.epoch, plan.epochs):
         start = time.perf_counter()
-        current = progress.clusters if plan.clusters_before(epoch) or epoch >= plan.warmup_epochs else None
+        current = progress.clusters if epoch >= plan.warmup_epochs else None
         trained = run_epoch(
             learner, _telling(batches.epoch(epoch), epoch, plan, tell), current, config, plan, epoch, on_progress=_step_events(epoch, config, plan, tell)
         )
         average_buffers(learner.pair)
         metrics = _training_metrics(trained, epoch, plan) | between(epoch + 1, plan.evaluates_after(epoch))
         metrics["perf/epoch_seconds"] = time.perf_counter() - start
+        for name in ("perf/e_step_seconds", "perf/feature_seconds") if initial else ():
+            metrics[name] = metrics.get(name, 0.0) + initial[name]
+        initial = {}
         progress.epoch = epoch + 1
         progress.history.append({"epoch": epoch, "step": trained.last_step, "metrics": metrics})
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
             _save(job, learner, progress, share)
         tell(Event("epoch", epoch, trained.last_step, metrics))
+
+
+def _fresh(clusters: ClusterSet | None, epoch: int) -> bool:
+    return clusters is not None and clusters.epoch == epoch
 
 
 class LocalEStep:
@@ -177,6 +186,8 @@ def _step_events(epoch: int, config: RunConfig, plan: RunPlan, tell: Post) -> Ca
     start, first = time.perf_counter(), epoch * plan.steps_per_epoch
 
     def on_progress(step: int, means: dict[str, float]) -> None:
+        if (step + 1) % plan.steps_per_epoch == 0:
+            return  # a step has one point: that of the last is the mean of the epoch, which follows
         rate = (step + 1 - first) * plan.global_batch / (time.perf_counter() - start)
         tell(Event("step", epoch, step, means | {"perf/images_per_second": rate, "train/lr": plan.lr_at(step)}))
 

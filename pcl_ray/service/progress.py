@@ -76,7 +76,7 @@ class Display:
         epoch = f"epoch {event.epoch + 1}/{self._plan.epochs}"
         if event.kind == "start" and event.epoch:
             self.say(f"going on with {epoch}")
-        elif event.kind == "step" and (event.step + 1) % self._plan.steps_per_epoch:  # the epoch's own line follows its last step
+        elif event.kind == "step":
             self.say(f"{epoch}  step {event.step + 1}/{self._plan.total_steps}  {_figures(event.metrics)}")
         elif event.kind == "epoch":
             self.say(f"{epoch} done in {event.metrics['perf/epoch_seconds']:.1f} s  {_figures(event.metrics)}")

@@ -174,8 +174,8 @@ def _hand_over(board: Any, handle: Callable[[Event], None]) -> bool:
 
 
 def _longest_wait(job: Job) -> float:
-    """Seconds that one worker may have to wait for another: a step, or an E-step with all its tries."""
-    return max(job.config.resources.step_timeout_s, 3 * job.config.e_step.timeout_s)
+    """Seconds that one worker may have to wait for another: rank 0 may be in an E-step, and then in a step."""
+    return job.config.resources.step_timeout_s + job.config.e_step.timeout_s
 
 
 def _explanation(error: BaseException) -> str:

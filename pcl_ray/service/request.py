@@ -88,18 +88,24 @@ def _unreachable(address: str) -> str | None:
 def _checked(config: RunConfig, problems: list[Problem]) -> Request:
     wrong = {problem.name for problem in problems}
     problems = problems + [problem for problem in tracking.check_uri(config.tracking, folder.home()) if problem.name not in wrong]
+    missing, num_images, num_holdout = "", 0, 0
     try:
         num_images, num_holdout = datasets.sizes(config.data)
     except DataError as error:
-        if not problems:
-            raise
-        raise ConfigError([*problems, Problem("data.path", config.data.path, str(error))]) from None
+        missing = str(error)
+    except OSError as error:
+        missing = f"{error.filename or config.data.path} cannot be read: {error.strerror or error}"
     address = os.environ.get("RAY_ADDRESS", "") if config.resources.workers else ""
     elsewhere = bool(address)  # then the cluster is asked for its GPUs when we are there
     if elsewhere and (unreachable := _unreachable(address)):
         problems.append(Problem("RAY_ADDRESS", address, unreachable))
-    crossed, notes = plans.check(config, num_images, num_holdout, gpus=None if elsewhere else gpus_here())
+    gpus = None if elsewhere else gpus_here()
+    crossed, notes = (plans.check_alone(config, gpus=gpus), []) if missing else plans.check(config, num_images, num_holdout, gpus=gpus)
     problems += [problem for problem in crossed if problem.name not in wrong]
+    if missing and not problems:
+        raise DataError(missing)
+    if missing:
+        problems.append(Problem("data.path", config.data.path, missing.removeprefix(f"data.path = {config.data.path!r} ")))
     if problems:
         raise ConfigError(problems)
     return Request(config, plans.make(config, num_images, num_holdout), tuple(notes))

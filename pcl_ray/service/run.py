@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,14 +21,14 @@ from typing import Any
 
 from pcl_ray import plan as plans
 from pcl_ray import tracking
-from pcl_ray.config import RunConfig
+from pcl_ray.config import RunConfig, with_overrides
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.plan import RunPlan
 from pcl_ray.service import request
 from pcl_ray.service.events import Event
-from pcl_ray.service.folder import RunFolder, State, check_writable, free_name, home
+from pcl_ray.service.folder import RunFolder, State, check_free, check_writable, free_name, home
 from pcl_ray.service.progress import Display
 from pcl_ray.service.request import Request
 
@@ -57,7 +59,9 @@ def start(asked: Request, *, name: str | None = None, stem: str = "run", display
     result_file: gets the RunResult as JSON however the run ends, once it has started.
     """
     display = display or Display()
-    check_writable()
+    _before_anything()
+    if name:
+        check_free(name)  # before a million images are looked at
     splits, plan = _load(asked.config, display)
     _say(asked, splits, plan, display)
     with RunFolder.create(name or free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder:
@@ -68,7 +72,7 @@ def start(asked: Request, *, name: str | None = None, stem: str = "run", display
 def resume(name: str, overrides: list[str], *, display: Display | None = None, result_file: Path | None = None) -> RunResult:
     """Goes on with a run from its last checkpoint; of a finished one it gives back the result. Raises as `start` does."""
     display = display or Display()
-    check_writable()
+    _before_anything()
     with RunFolder.open(name) as folder:
         config = request.changed(folder.read_config(), overrides)
         done = _epochs_done(folder)
@@ -89,6 +93,12 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None, r
         folder.write_config(config)
         _say(asked, splits, plan, display)
         return _run(folder, config, plan, splits, display, result_file)
+
+
+def _before_anything() -> None:
+    # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want the cores. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    check_writable()
 
 
 def _load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
@@ -128,34 +138,49 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         raise
     except RunFailed as failure:
         folder.write_state(error=str(failure))
-        raise RunFailed(f"{failure}\n{_what_is_kept(folder)}") from failure
+        details = f"\nAll that is known is in {_write_traceback(folder)}" if failure.__cause__ else ""
+        raise RunFailed(f"{failure}\n{_what_is_kept(folder)}{details}") from failure
+    except Exception as error:
+        folder.write_state(error=repr(error))
+        _write_traceback(folder)
+        raise
     finally:
         display.end()
+        # What others wait for first: a server that does not answer may hold `finish` until we are killed.
+        folder.write_state(state=state, mlflow_run_id=tracker.run_id)
+        result = _result(folder, state, tracker.run_id, result_file)
         for entry in _history(folder):
             tracker.log(entry["metrics"], entry["step"])
         tracker.finish(state)
-        folder.write_state(state=state, mlflow_run_id=tracker.run_id)
-        result = _result(folder, state, tracker.run_id, result_file)
+        if tracker.run_id != result.mlflow_run_id:
+            folder.write_state(mlflow_run_id=tracker.run_id)
+            result = _result(folder, state, tracker.run_id, result_file)
     return result
 
 
+def _write_traceback(folder: RunFolder) -> Path:
+    path = folder.path / "error.txt"
+    with suppress(OSError):
+        path.write_text(traceback.format_exc())
+    return path
+
+
 def _open_tracker(folder: RunFolder, config: RunConfig, fingerprint: str, display: Display) -> tracking.MlflowRun | tracking.NullRun:
+    public = with_overrides(config, {"tracking.uri": tracking.public_uri(config.tracking.uri)}) if config.tracking.uri else config
     return tracking.open_run(
         config.tracking,
         home=home(),
         run_name=folder.name,
         run_dir=folder.path,
-        params=config.flatten(),
+        params=public.flatten(),  # without the password that a URI may hold
         tags=tracking.run_tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint},
-        config_yaml=config.to_yaml(),
+        config_yaml=public.to_yaml(),
         run_id=folder.read_state().get("mlflow_run_id"),
         warn=display.warn,
     )
 
 
 def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]) -> None:
-    # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want the cores. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pcl_ray.service.loop import Job, LocalEStep, train  # torch takes seconds to import: after the checks
 
     job = Job(config, plan, str(folder.path))
@@ -240,7 +265,10 @@ def _result(folder: RunFolder, state: State, mlflow_run_id: str | None, file: Pa
         metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in history)
     result = RunResult(folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics)
     if file is not None:
-        file.write_text(json.dumps(asdict(result), indent=2) + "\n")
+        try:
+            file.write_text(json.dumps(asdict(result), indent=2) + "\n")
+        except OSError as error:  # it could be written when the run began; the run itself is safe
+            print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
     return result
 
 

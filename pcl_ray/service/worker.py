@@ -17,7 +17,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from pcl_ray.clustering import ClusterSet
-from pcl_ray.errors import RunFailed
+from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.gather import rank
 from pcl_ray.service import loop
@@ -49,7 +49,7 @@ def run_worker(config: dict[str, WorkerTask]) -> str:
     splits = ray.get(task.splits, timeout=job.config.resources.start_timeout_s)
     try:
         loop.train(job, splits, device=get_device(), e_step=ActorEStep(task), share=broadcast_from_rank_zero, post=task.board.post.remote)
-    except RunFailed as failure:
+    except (RunFailed, ConfigError) as failure:
         return str(failure)
     return ""
 
@@ -67,10 +67,12 @@ class ActorEStep:
             self._push(f"{key}/{attempt}", shards)
             barrier()  # all shards are there, or their worker has seen the actor go
             verdict = broadcast_from_rank_zero(self._ask(f"{key}/{attempt}", request, previous) if rank() == 0 else None)
-            answer, reason = verdict
+            answer, reason, final = verdict
             if answer is not None:
                 return ray.get(answer, timeout=self._limit_s)
-        raise RunFailed(f"the E-step before epoch {request.epoch} failed {_TRIES} times; the last time: {reason}")
+            if final:
+                raise RunFailed(f"the E-step before epoch {request.epoch + 1}: {reason}")
+        raise RunFailed(f"the E-step before epoch {request.epoch + 1} failed {_TRIES} times; the last time: {reason}")
 
     def _push(self, key: str, shards: dict[str, FeatureShard]) -> None:
         pushes = [self._task.actor.push.remote(key, part, shard.indices, shard.features) for part, shard in shards.items()]
@@ -79,21 +81,22 @@ class ActorEStep:
         except (*_ACTOR_GONE, GetTimeoutError):
             pass  # `run` finds the shard missing, and all push again
 
-    def _ask(self, key: str, request: EStepRequest, previous: ClusterSet | None) -> tuple[ray.ObjectRef | None, str]:
-        """A reference to the answer, or None and why there is none."""
+    def _ask(self, key: str, request: EStepRequest, previous: ClusterSet | None) -> tuple[ray.ObjectRef | None, str, bool]:
+        """A reference to the answer; or None, why there is none, and whether another try is useless."""
         task = self._task
         answer = task.actor.run.remote(key, request, previous, task.labels, task.holdout_labels)
         try:
             missing = ray.get(answer, timeout=self._limit_s).missing
         except GetTimeoutError:
-            return None, f"no answer within e_step.timeout_s = {self._limit_s:g} s"
+            # The first clustering still runs; a second one beside it would only slow both down.
+            return None, f"no answer within e_step.timeout_s = {self._limit_s:g} s; raise it, or lower e_step.num_clusters or e_step.restarts", True
         except _ACTOR_GONE as error:
             missing = f"the actor ({type(error).__name__})"
         if not missing:
-            return answer, ""
+            return answer, "", False
         task.board.post.remote(Event("warning", request.epoch, text=f"the E-step actor was restarted; sending the features again (lost: {missing})"))
         self._wait_for_actor()
-        return None, f"lost {missing}"
+        return None, f"lost {missing}", False
 
     def _wait_for_actor(self) -> None:
         deadline = time.monotonic() + self._task.job.config.resources.start_timeout_s

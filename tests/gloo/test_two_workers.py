@@ -332,7 +332,7 @@ def test_averaged_statistics_let_all_workers_evaluate_alike(two: list[dict[str, 
 
 
 def test_one_broken_worker_stops_both_with_the_same_message(two: list[dict[str, Any]]) -> None:
-    assert "loss is nan in epoch 0, step 1" in two[0]["failure"]
+    assert "loss is nan in epoch 1, step 2" in two[0]["failure"]
     assert two[0]["failure"] == two[1]["failure"]
 
 

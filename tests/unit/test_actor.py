@@ -140,7 +140,7 @@ def test_features_that_cannot_be_clustered_are_refused_and_not_raised(rows: np.n
     assert answer.clusters is None
     assert answer.missing == ""
     assert said in answer.refused
-    assert "before epoch 2" in answer.refused
+    assert "before epoch 3" in answer.refused
 
 
 def test_a_diverged_encoder_during_warm_up_is_no_exception() -> None:

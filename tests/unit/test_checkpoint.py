@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, run_python: C
     folder = tmp_path / "checkpoints"
     done = run_python(FULL_DISK, str(limit), str(folder), "6", "7")
     assert done.returncode == 0, done.stderr
-    assert "the checkpoint after epoch 6 could not be written to" in done.stdout
+    assert "the checkpoint after epoch 7 could not be written to" in done.stdout
     assert os.strerror(errno.EFBIG) in done.stdout
     assert "The last good one is epoch_00006.pt: free some space and resume" in done.stdout
     assert [path.name for path in folder.iterdir()] == ["epoch_00006.pt"]  # nothing half written either

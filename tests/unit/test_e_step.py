@@ -86,14 +86,14 @@ def test_leaves_the_features_alone() -> None:
 def test_refuses_features_that_are_not_finite(value: float) -> None:
     data = features()
     data[7, 2], data[40, 0] = value, value
-    with pytest.raises(EStepRefused, match=r"before epoch 3.*2 of 120.*\[7, 40\].*optimizer\.lr"):
+    with pytest.raises(EStepRefused, match=r"before epoch 4.*2 of 120.*\[7, 40\].*optimizer\.lr"):
         run(data, settings(4))
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-4])
 def test_refuses_collapsed_features(noise: float) -> None:
     data = F.normalize(torch.ones(120, 8) + noise * torch.randn(120, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    with pytest.raises(EStepRefused, match=r"before epoch 3.*collapsed.*optimizer\.lr"):
+    with pytest.raises(EStepRefused, match=r"before epoch 4.*collapsed.*optimizer\.lr"):
         run(data, settings(4))
 
 

@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(every: int, bad: int) ->
                 batch.query_views[1, 0, 0, 0] = float("nan")
             yield batch
 
-    said = rf"loss is nan in epoch 2, step {8 + bad} \(the instance term; learning rate 0\.1.*try a tenth of optimizer\.lr"
+    said = rf"loss is nan in epoch 3, step {9 + bad} \(the instance term; learning rate 0\.1.*try a tenth of optimizer\.lr"
     with pytest.raises(RunFailed, match=said):
         run_epoch(learner, broken(), None, config, plan, 2)
 
@@ -248,7 +248,7 @@ def test_a_huge_learning_rate_fails_the_run_and_names_it() -> None:
     config, plan, learner = setup(optimizer__lr=100, loss__temperature=0.0001)
     for parameter in learner.pair.query.parameters():
         parameter.data.mul_(1e30)
-    with pytest.raises(RunFailed, match=r"in epoch 0, step \d+ .*learning rate 100"):
+    with pytest.raises(RunFailed, match=r"in epoch 1, step \d+ .*learning rate 100"):
         run_epoch(learner, batches(), None, config, plan, 0)
 
 
@@ -256,7 +256,7 @@ def test_a_bad_prototype_term_is_named() -> None:
     config, plan, learner = setup()
     found = clusters_of(learner, config)
     found.clusterings[1].concentration[:] = 0.0
-    with pytest.raises(RunFailed, match="epoch 0, step 0 .the prototype term"):
+    with pytest.raises(RunFailed, match="epoch 1, step 1 .the prototype term"):
         run_epoch(learner, batches(), found, config, plan, 0)
 
 

@@ -51,7 +51,7 @@ def test_the_numbers_of_a_plan() -> None:
     assert plan.num_clusters == (10, 50)
     assert plan.negatives == (7, 7)
     assert plan.queue_size == 500
-    assert (plan.feature_bytes, plan.assignment_bytes, plan.queue_bytes) == (1000 * 16 * 4, 1000 * 4 * 2, 500 * 16 * 4)
+    assert (plan.feature_bytes, plan.assignment_bytes, plan.queue_bytes) == (1000 * 16 * 4, 1000 * 8 * 2, 500 * 16 * 4)
 
 
 def test_no_workers_is_one_process_and_all_negatives_is_none() -> None:
@@ -205,7 +205,7 @@ def test_gpus_are_only_missed_where_there_are_none(gpus: int | None) -> None:
         ({"e_step__warmup_epochs": 10}, N, 9, "e_step.warmup_epochs = 10 covers all 10 epochs"),
         ({"loss__queue_size": 1500}, N, 9, "loss.queue_size = 1500 exceeds the 1000 images"),
         ({"e_step__num_clusters": [400]}, N, 9, "400 clusters get 2.5 images each"),
-        ({"encoder__batch_norm": "shuffle"}, N, 9, "encoder.batch_norm = shuffle has no effect with one worker"),
+        ({"loss__negative_prototypes": 8}, N, 9, "fewer are left to draw"),
         ({}, N, 0, "data.holdout"),
     ],
 )

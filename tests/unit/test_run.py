@@ -32,6 +32,7 @@ TINY = (
     "loss.queue_size=100",
     "data.limit=300",
     "train.batch_size=64",
+    "train.log_every_steps=2",
     "train.epochs=4",
     "train.keep_checkpoints=10",
     "e_step.num_clusters=6,12",
@@ -99,7 +100,7 @@ def test_a_tracking_server_that_is_down_costs_a_warning(capsys: pytest.CaptureFi
     assert cli.main(["train", "--resume", "untracked", f"tracking.uri={store}", "--result", str(home() / "r.json")]) == 0
     assert not pending.exists()
     run_id = json.loads((home() / "r.json").read_text())["mlflow_run_id"]
-    assert len(MlflowClient(store).get_metric_history(run_id, "train/loss")) == 2
+    assert len(MlflowClient(store).get_metric_history(run_id, "train/loss")) == 4
 
 
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped() -> None:
@@ -218,7 +219,12 @@ def test_a_folder_with_bad_pictures(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--resume", "nobody"], "there is no run 'nobody'"),
         (["digits", "--resume", "nobody"], "leave out recipe 'digits'"),
         ([], "which recipe?"),
-        (["digits", "--result", "/nowhere/at/all/r.json"], "does not exist"),
+        (["digits", "--result", "/nowhere/at/all/r.json"], "cannot be written: No such file"),
+        (["digits", "--result", "/"], "cannot be written: Is a directory"),
+        (["digits", "data.on_bad_image=skip", "data.check_images=false"], "needs data.check_images"),
+        (["digits", "encoder.backbone=timm:convnext_nano"], "timm is not installed"),
+        (["digits", "data.source=folder", "data.path=/nowhere/at/all", "train.batch_size=63", "resources.gpus_per_worker=1"], "3 mistakes"),
+        (["digits", "resources.workers=2", "resources.gpus_per_worker=0.5"], "one worker a GPU"),
     ],
 )
 def test_a_wrong_request_is_one_message_and_exit_code_2(
@@ -329,3 +335,32 @@ def test_sigterm_stops_a_run_that_resumes(tmp_path: Path) -> None:
     assert "Traceback" not in said
     done = checkpoint.epochs_done(checkpoint.latest(home() / "runs/long/checkpoints") or Path("epoch_00000.pt"))
     assert cli.main(["train", "--resume", "long", f"train.epochs={done + 1}"]) == 0
+
+
+def test_a_run_that_ended_in_its_warm_up_and_is_made_longer_clusters_at_once() -> None:
+    """The straight run clusters before epoch 3; so must the one that had stopped there, though its checkpoint holds no clusters."""
+    assert train("--name", "warm", "e_step.warmup_epochs=2", "train.epochs=2", "optimizer.schedule=constant") == 0
+    assert cli.main(["train", "--resume", "warm", "train.epochs=4"]) == 0
+    assert train("--name", "straight", "e_step.warmup_epochs=2", "train.epochs=4", "optimizer.schedule=constant") == 0
+    assert_same(weights("warm", 4), weights("straight", 4))
+
+
+def test_mlflow_has_the_means_of_the_epochs(tmp_path: Path) -> None:
+    result = tmp_path / "r.json"
+    assert train("tracking.enabled=true", "--result", str(result)) == 0
+    written = json.loads(result.read_text())
+    points = MlflowClient(f"sqlite:///{home()}/mlflow/mlflow.db").get_metric_history(written["mlflow_run_id"], "train/loss")
+    assert [point.step for point in points] == [1, 3, 5, 7, 9, 11, 13, 15]  # every second of four steps, the last being the epoch's mean
+    assert points[-1].value == written["metrics"]["train/loss"]
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pcl_ray.service.loop.run_epoch", broken)
+    with pytest.raises(AssertionError):
+        train("--name", "bug")
+    assert "AssertionError" in (home() / "runs/bug/error.txt").read_text()
+    state = json.loads((home() / "runs/bug/state.json").read_text())
+    assert (state["state"], state["error"]) == ("failed", "AssertionError()")

@@ -69,8 +69,9 @@ def test_a_write_that_fails_keeps_what_was_there(monkeypatch: pytest.MonkeyPatch
 
     with RunFolder.create("first", CONFIG) as folder:
         monkeypatch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="No space"):
-            folder.write_state(state="finished")
+        folder.write_state(state="finished")  # must not end a run
+        with pytest.raises(ConfigError, match="No space"):
+            folder.write_config(CONFIG)
         assert folder.read_state() == {"state": "running"}
 
 
