@@ -55,7 +55,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Images of one size, in one array: read by all workers of a node from the same memory."""
+    """Images of one size, in one array, which all Ray workers of a node share; loader processes (`data.loader_workers`) each get a copy."""
 
     pixels: np.ndarray  # [N, H, W, channels] uint8
     labels: np.ndarray | None = None

@@ -105,7 +105,10 @@ def _load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
     def progress(done: int, total: int) -> None:
         display.say(f"checking images: {done} of {total}")
 
-    splits = datasets.load(config.data, cache_dir=home() / "checked_images", progress=progress)
+    try:
+        splits = datasets.load(config.data, cache_dir=home() / "checked_images", progress=progress)
+    except OSError as error:  # a folder that may be listed but not read, a disk that fails
+        raise DataError(f"{error.filename or config.data.path} cannot be read: {error.strerror or error}") from error
     if splits.bad:
         listed = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
         display.warn(f"{len(splits.bad)} images cannot be read and are left out:\n{listed}")
