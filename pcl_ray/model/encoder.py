@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 
 import torch.nn.functional as F
@@ -75,14 +76,24 @@ def _backbone(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]:
     return resnet, width
 
 
-def _timm_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
+def timm_problem(backbone: str) -> Problem | None:
+    """What is wrong with a `timm:NAME` backbone, if anything."""
+    name = backbone.removeprefix("timm:")
     if importlib.util.find_spec("timm") is None:
-        raise ConfigError([Problem("encoder.backbone", f"timm:{name}", "timm is not installed; `pip install timm`, or choose a torchvision ResNet")])
+        return Problem("encoder.backbone", backbone, "timm is not installed; `pip install timm`, or choose a torchvision ResNet")
     import timm  # pyrefly: ignore[missing-import]  # an optional extra
 
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ConfigError([Problem("encoder.backbone", f"timm:{name}", f"timm has no such model; near: {', '.join(near) or 'none'}")])
+    if timm.is_model(name):
+        return None
+    near = difflib.get_close_matches(name, timm.list_models(), 5)
+    return Problem("encoder.backbone", backbone, f"timm has no such model; near: {', '.join(near) or 'none'}")
+
+
+def _timm_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
+    if problem := timm_problem(f"timm:{name}"):
+        raise ConfigError([problem])
+    import timm  # pyrefly: ignore[missing-import]
+
     model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
     # Some of timm's models end in a layer of their own, wider or narrower than the last features.
     return model, getattr(model, "head_hidden_size", None) or model.num_features

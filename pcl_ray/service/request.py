@@ -102,6 +102,10 @@ def _checked(config: RunConfig, problems: list[Problem]) -> Request:
     gpus = None if elsewhere else gpus_here()
     crossed, notes = (plans.check_alone(config, gpus=gpus), []) if missing else plans.check(config, num_images, num_holdout, gpus=gpus)
     problems += [problem for problem in crossed if problem.name not in wrong]
+    if config.encoder.backbone.startswith("timm:") and not any(problem.name == "encoder.backbone" for problem in problems):
+        from pcl_ray.model.encoder import timm_problem  # torch and timm take seconds to import, and only they know timm's models
+
+        problems += [problem] if (problem := timm_problem(config.encoder.backbone)) else []
     if missing and not problems:
         raise DataError(missing)
     if missing:
