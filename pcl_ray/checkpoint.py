@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcl_ray.checkpoint_files import complete, latest
+from pcl_ray.checkpoint_files import epochs_done as epochs_done
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import RunFailed
 
 FORMAT = 1
-_NAME = re.compile(r"epoch_(\d{5,})\.pt$")
 
 
 @dataclass
@@ -93,25 +93,9 @@ def load(path: Path) -> RunState:
         raise RunFailed(f"checkpoint {path} cannot be read ({_reason(error)}); remove it to go on from the one before") from error
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    found = _all(folder)
-    return found[-1] if found else None
-
-
 def prune(folder: Path, keep: int) -> None:
-    for path in _all(folder)[:-keep]:
+    for path in complete(folder)[:-keep]:
         path.unlink(missing_ok=True)
-
-
-def _all(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("epoch_*.pt") if _NAME.search(path.name)), key=epochs_done) if folder.is_dir() else []
-
-
-def epochs_done(path: Path) -> int:
-    match = _NAME.search(path.name)
-    assert match, path
-    return int(match[1])
 
 
 def _sync_folder(folder: Path) -> None:

@@ -285,7 +285,8 @@ def _sections(tree: Mapping[Any, Any]) -> dict[str, Any]:
     sections: dict[str, Any] = {}
     dotted: dict[str, Any] = {}
     for key, value in tree.items():
-        if value is None and isinstance(getattr(RunConfig(), str(key), None), Section):
+        field = RunConfig.model_fields.get(str(key))
+        if value is None and field is not None and isinstance(field.default, Section):
             continue  # a section's heading with nothing below it
         (dotted if "." in str(key) else sections)[str(key)] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
     _apply(sections, dotted)

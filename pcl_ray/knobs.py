@@ -44,9 +44,7 @@ def explain(name: str, value: Any, mistake: Mapping[str, Any], fields: Mapping[s
     """One of pydantic's errors as a Problem that says what is allowed."""
     if name in fields:
         said = mistake["msg"].removeprefix("Value error, ") if mistake["type"] == "value_error" else ""
-        described = mistake["type"] == "string_pattern_mismatch"  # a pattern means nothing to most; the description lists what it takes
-        allowed = (fields[name].description or "").rstrip(".") if described else allowed_text(fields[name])
-        return Problem(name, value, (f"{said}; " if said else "") + f"allowed: {allowed}")
+        return Problem(name, value, (f"{said}; " if said else "") + f"allowed: {allowed_text(fields[name])}")
     if any(known.startswith(name + ".") for known in fields):
         knobs = [known.partition(".")[2] for known in fields if known.startswith(name + ".")]
         return Problem(name, value, f"is a section and takes {', '.join(knobs)}")
@@ -69,7 +67,7 @@ def knob_of(location: list[str], fields: Mapping[str, FieldInfo]) -> list[str]:
 def allowed_text(field: FieldInfo) -> str:
     """What a knob takes, in words: choices and bounds."""
     lists = typing.get_origin(field.annotation) is tuple
-    if any(getattr(rule, "pattern", None) for rule in _rules(field)):
+    if any(getattr(rule, "pattern", None) for rule in _rules(field)):  # means nothing to most; the description lists what it takes
         return (field.description or "").rstrip(".")
     bounds = [f"{sign} {getattr(rule, mark)}" for rule in _rules(field) for mark, sign in _BOUNDS if getattr(rule, mark, None) is not None]
     described = type_text(field.annotation)

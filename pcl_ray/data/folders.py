@@ -55,8 +55,8 @@ def find_images(root: Path, channels: int, class_names: tuple[str, ...] | None =
 
 def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int], None]) -> list[BadImage]:
     """The files that do not decode, with reasons. The answer is kept under `cache_dir` until a file's name, size or time changes."""
-    states = [_state(images.path(i)) for i in range(len(images))]
-    key = hashlib.blake2b(json.dumps([images.root, images.files.tolist().__repr__(), states]).encode(), digest_size=16).hexdigest()
+    paths = [images.path(i) for i in range(len(images))]
+    key = hashlib.blake2b(repr([(path, *_state(path)) for path in paths]).encode(errors="surrogateescape"), digest_size=16).hexdigest()
     cached = cache_dir / f"{key}.json"
     try:
         return [BadImage(**entry) for entry in json.loads(cached.read_text())]
@@ -64,11 +64,11 @@ def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int],
         pass  # not checked yet, or a damaged note of it
     bad: list[BadImage] = []
     with quiet(), ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        for done, found in enumerate(pool.map(_check, [images.path(i) for i in range(len(images))]), start=1):
+        for done, found in enumerate(pool.map(_check, paths), start=1):
             if found:
                 bad.append(found)
             if done % 1000 == 0:
-                progress(done, len(images))
+                progress(done, len(paths))
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         cached.write_text(json.dumps([vars(entry) for entry in bad]))

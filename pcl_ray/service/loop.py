@@ -92,7 +92,7 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
         start = time.perf_counter()
         current = progress.clusters if epoch >= plan.warmup_epochs else None
         trained = run_epoch(
-            learner, _telling(batches.epoch(epoch), epoch, plan, tell), current, config, plan, epoch, on_progress=_step_events(epoch, config, plan, tell)
+            learner, _telling(batches.epoch(epoch), epoch, plan, tell), current, config, plan, epoch, on_progress=_step_events(epoch, plan, tell)
         )
         average_buffers(learner.pair)
         metrics = _training_metrics(trained, epoch, plan) | between(epoch + 1, plan.evaluates_after(epoch))
@@ -182,7 +182,7 @@ def _training_metrics(trained: EpochMetrics, epoch: int, plan: RunPlan) -> dict[
     }
 
 
-def _step_events(epoch: int, config: RunConfig, plan: RunPlan, tell: Post) -> Callable[[int, dict[str, float]], None]:
+def _step_events(epoch: int, plan: RunPlan, tell: Post) -> Callable[[int, dict[str, float]], None]:
     start, first = time.perf_counter(), epoch * plan.steps_per_epoch
 
     def on_progress(step: int, means: dict[str, float]) -> None:

@@ -14,13 +14,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pcl_ray import checkpoint_files, tracking
 from pcl_ray import plan as plans
-from pcl_ray import tracking
 from pcl_ray.config import RunConfig, with_overrides
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
@@ -43,6 +43,15 @@ class RunResult:
     run_dir: str
     checkpoint: str | None
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def write(self, file: Path | None) -> None:
+        """As JSON, where a file was asked for. It could be written when the run began; if not now, that is a warning: the run itself is safe."""
+        if file is None:
+            return
+        try:
+            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
 
 
 class Stopped(Exception):
@@ -75,16 +84,20 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None, r
     _before_anything()
     with RunFolder.open(name) as folder:
         config = request.changed(folder.read_config(), overrides)
-        done = _epochs_done(folder)
+        newest = _checkpoint(folder)
+        done = checkpoint_files.epochs_done(newest) if newest else 0
         state = folder.read_state()
         if state.get("state") == "finished" and done >= config.train.epochs:
             display.say(f"run {name} has finished all its {done} epochs: nothing left to do")
+            run_id = state.get("mlflow_run_id")
             if (folder.path / tracking.PENDING_FILE).exists():  # what MLflow did not take at the time
                 tracker = _open_tracker(folder, config, state.get("fingerprint", ""), display)
                 tracker.finish("finished")
-                folder.write_state(mlflow_run_id=tracker.run_id)
-                return _result(folder, "finished", tracker.run_id, result_file)
-            return _result(folder, "finished", state.get("mlflow_run_id"), result_file)
+                run_id = tracker.run_id
+                folder.write_state(mlflow_run_id=run_id)
+            result = _result(folder, "finished", run_id, _history(folder))
+            result.write(result_file)
+            return result
         asked = request.check_config(config)
         splits, plan = _load(config, display)
         known = state.get("fingerprint")
@@ -151,13 +164,16 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         display.end()
         # What others wait for first: a server that does not answer may hold `finish` until we are killed.
         folder.write_state(state=state, mlflow_run_id=tracker.run_id)
-        result = _result(folder, state, tracker.run_id, result_file)
-        for entry in _history(folder):
+        history = _history(folder)
+        result = _result(folder, state, tracker.run_id, history)
+        result.write(result_file)
+        for entry in history:
             tracker.log(entry["metrics"], entry["step"])
         tracker.finish(state)
         if tracker.run_id != result.mlflow_run_id:
             folder.write_state(mlflow_run_id=tracker.run_id)
-            result = _result(folder, state, tracker.run_id, result_file)
+            result = replace(result, mlflow_run_id=tracker.run_id)
+            result.write(result_file)
     return result
 
 
@@ -240,13 +256,7 @@ def _stopped_by_signals(name: str) -> Iterator[None]:
 
 
 def _checkpoint(folder: RunFolder) -> Path | None:
-    found = sorted((folder.path / "checkpoints").glob("epoch_*.pt"))
-    return found[-1] if found else None
-
-
-def _epochs_done(folder: RunFolder) -> int:
-    path = _checkpoint(folder)
-    return int(path.stem.removeprefix("epoch_")) if path else 0
+    return checkpoint_files.latest(folder.path / "checkpoints")
 
 
 def _history(folder: RunFolder) -> list[dict[str, Any]]:
@@ -261,18 +271,12 @@ def _history(folder: RunFolder) -> list[dict[str, Any]]:
         return []  # the worker that resumes says so
 
 
-def _result(folder: RunFolder, state: State, mlflow_run_id: str | None, file: Path | None) -> RunResult:
-    history, path = _history(folder), _checkpoint(folder)
+def _result(folder: RunFolder, state: State, mlflow_run_id: str | None, history: list[dict[str, Any]]) -> RunResult:
+    path = _checkpoint(folder)
     metrics = dict(history[-1]["metrics"]) if history else {}
     for name in ("perf/e_step_seconds", "perf/m_step_seconds", "perf/epoch_seconds"):
         metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in history)
-    result = RunResult(folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics)
-    if file is not None:
-        try:
-            file.write_text(json.dumps(asdict(result), indent=2) + "\n")
-        except OSError as error:  # it could be written when the run began; the run itself is safe
-            print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
-    return result
+    return RunResult(folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics)
 
 
 def _what_is_kept(folder: RunFolder) -> str:

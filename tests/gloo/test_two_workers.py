@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from small import GREY_ENCODER
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,13 +33,7 @@ from pcl_ray.model.gather import all_gather, average_buffers, encode_shuffled, m
 
 WORLD, BATCH, STEPS, N = 2, 8, 3, 24
 CPU = torch.device("cpu")
-KNOBS = {
-    "data.channels": 1,
-    "augment.mean": [0.5],
-    "augment.std": [0.5],
-    "encoder.backbone": "small_resnet",
-    "encoder.width": 4,
-    "encoder.blocks": [1, 1],
+KNOBS = GREY_ENCODER | {
     "encoder.dim": 6,
     "encoder.momentum": 0.9,
     "encoder.batch_norm": "plain",

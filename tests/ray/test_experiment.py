@@ -13,24 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from small import DIGITS_RUN
 
 from pcl_ray import checkpoint
 
 FASHION_MNIST = Path(os.environ.get("PCL_RAY_TEST_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-SMALL = (
-    "resources.workers=2",
-    "augment.image_size=8",
-    "encoder.width=4",
-    "encoder.blocks=1,1",
-    "encoder.dim=16",
-    "loss.queue_size=100",
-    "data.limit=300",
-    "train.batch_size=64",
-    "train.epochs=4",
-    "e_step.num_clusters=6,12",
-    "e_step.warmup_epochs=1",
-    "tracking.enabled=false",
-)
+SMALL = ("resources.workers=2", *DIGITS_RUN)
 FEW_STEPS = ("train.epochs=4", "train.batch_size=64", "loss.queue_size=512", "e_step.warmup_epochs=1", "e_step.num_clusters=30,60")
 
 

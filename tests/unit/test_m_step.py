@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small import GREY_ENCODER
 from torch import Tensor
 
 from pcl_ray import config as configs
@@ -23,13 +24,7 @@ from pcl_ray.plan import RunPlan
 
 N, SIDE = 64, 8
 CPU = torch.device("cpu")
-KNOBS = {
-    "data.channels": 1,
-    "augment.mean": [0.5],
-    "augment.std": [0.5],
-    "encoder.backbone": "small_resnet",
-    "encoder.width": 4,
-    "encoder.blocks": [1, 1],
+KNOBS = GREY_ENCODER | {
     "encoder.dim": 8,
     "encoder.momentum": 0.99,
     "loss.queue_size": 32,

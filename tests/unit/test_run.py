@@ -16,6 +16,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
+from small import DIGITS_RUN
 
 from pcl_ray import checkpoint, cli
 from pcl_ray.model.weights import load_encoder
@@ -23,22 +24,7 @@ from pcl_ray.service import run
 from pcl_ray.service.events import Event
 from pcl_ray.service.progress import Display
 
-TINY = (
-    "resources.workers=0",
-    "augment.image_size=8",
-    "encoder.width=4",
-    "encoder.blocks=1,1",
-    "encoder.dim=16",
-    "loss.queue_size=100",
-    "data.limit=300",
-    "train.batch_size=64",
-    "train.log_every_steps=2",
-    "train.epochs=4",
-    "train.keep_checkpoints=10",
-    "e_step.num_clusters=6,12",
-    "e_step.warmup_epochs=1",
-    "tracking.enabled=false",
-)
+TINY = ("resources.workers=0", *DIGITS_RUN, "train.log_every_steps=2", "train.keep_checkpoints=10")
 
 
 def train(*words: str) -> int:

@@ -1,0 +1,26 @@
+"""The files of checkpoints by their names. Without torch, so that the driver can look before it takes seconds to load it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_NAME = re.compile(r"epoch_(\d{5,})\.pt$")
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    found = complete(folder)
+    return found[-1] if found else None
+
+
+def complete(folder: Path) -> list[Path]:
+    """All complete checkpoints, oldest first."""
+    return sorted((path for path in folder.glob("epoch_*.pt") if _NAME.search(path.name)), key=epochs_done) if folder.is_dir() else []
+
+
+def epochs_done(path: Path) -> int:
+    """The epochs that a checkpoint's name says are done."""
+    match = _NAME.search(path.name)
+    assert match, path
+    return int(match[1])

@@ -1,0 +1,27 @@
+"""Settings that several tests share: a run and an encoder so small that an epoch takes a fraction of a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DIGITS_RUN = (
+    "augment.image_size=8",
+    "encoder.width=4",
+    "encoder.blocks=1,1",
+    "encoder.dim=16",
+    "loss.queue_size=100",
+    "data.limit=300",
+    "train.batch_size=64",
+    "train.epochs=4",
+    "e_step.num_clusters=6,12",
+    "e_step.warmup_epochs=1",
+    "tracking.enabled=false",
+)
+GREY_ENCODER: dict[str, Any] = {
+    "data.channels": 1,
+    "augment.mean": [0.5],
+    "augment.std": [0.5],
+    "encoder.backbone": "small_resnet",
+    "encoder.width": 4,
+    "encoder.blocks": [1, 1],
+}
