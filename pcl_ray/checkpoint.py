@@ -18,7 +18,17 @@ from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import RunFailed
 
-FORMAT = 1
+FORMAT = 2  # 2: the state of the E-step beside its clusters
+
+
+@dataclass(frozen=True, eq=False)
+class EStepState:
+    """How the last E-steps went. Not usable: the features had collapsed, and the next epoch trains without prototypes."""
+
+    usable: bool = True
+    failures: int = 0  # E-steps in a row without a clustering
+    concluded: int | None = None  # the epoch before which the last E-step was, however it ended; one that is still under way is made again
+    bank: Tensor | None = None  # [N, C], the feature bank
 
 
 @dataclass
@@ -32,6 +42,7 @@ class RunState:
     history: list[dict[str, Any]]  # one entry an epoch: {"epoch", "step", "metrics"}
     encoder: EncoderConfig  # with the number of channels, enough to rebuild the encoder from this file alone
     channels: int
+    e_step: EStepState = EStepState()
 
 
 def save(state: RunState, folder: Path, keep: int) -> Path:
@@ -51,6 +62,7 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
         "history": state.history,
         "encoder": state.encoder.model_dump(),
         "channels": state.channels,
+        "e_step": {name: getattr(state.e_step, name) for name in ("usable", "failures", "concluded", "bank")},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +98,7 @@ def load(path: Path) -> RunState:
             history=content["history"],
             encoder=EncoderConfig(**content["encoder"]),
             channels=content["channels"],
+            e_step=EStepState(**content.get("e_step", {"concluded": content["clusters"]["epoch"] if content["clusters"] else None})),
         )
     except RunFailed:
         raise

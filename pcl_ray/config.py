@@ -113,8 +113,39 @@ class EStepConfig(Section):
     alpha: float = Field(10.0, ge=0, le=1e6, description="α: smooths the concentration of small clusters (it is not the weight of the prototype term).")
     warmup_epochs: int = Field(20, ge=0, description="Epochs of InfoNCE alone before the first clustering.")
     every_epochs: int = Field(1, ge=1, description="Cluster anew at every this many epochs after the warm-up.")
-    iterations: int = Field(20, ge=1, le=1000, description="Lloyd iterations of k-means.")
-    restarts: int = Field(5, ge=1, le=100, description="Runs of k-means from other starting points; the best is kept.")
+    warm_start: Literal["labels", "centroids", "none"] = Field(
+        "labels",
+        description="From the second E-step on, begin with the means of the new features over the last assignments, with the last centroids, or anew.",
+    )
+    iterations: int = Field(5, ge=1, le=1000, description="Passes of k-means after a warm start.")
+    cold_iterations: int | None = Field(None, ge=1, le=1000, description="Iterations of a run that begins anew; null takes iterations, but at least 20.")
+    restarts: int = Field(5, ge=1, le=100, description="Runs that begin anew, from other random points; the best is kept.")
+    restart_every: int = Field(0, ge=0, description="Begin anew at every this many E-steps; 0 only where the warm start turns out bad.")
+    backend: Literal["auto", "faiss", "torch"] = Field("auto", description="What finds nearest centroids; auto: torch for features on a GPU, else faiss.")
+    shortlist_from: int = Field(
+        5000, ge=0, description="K from which CPUs compare a point only with the centroids around its last one, checked on 1 % of the points; 0 never."
+    )
+    mode: Literal["auto", "single", "distributed", "sharded"] = Field(
+        "auto", description="Where features are clustered: in one actor, in the workers that hold them, or in several actors; auto chooses by size."
+    )
+    shards: int = Field(0, ge=0, le=1024, description="Actors of mode sharded; 0 takes as many as memory_gb asks for.")
+    memory_gb: float = Field(8.0, gt=0, description="GB of features that auto gives to one E-step actor.")
+    feature_dtype: Literal["float32", "float16"] = Field("float32", description="How features travel to the E-step and lie there.")
+    features: Literal["fresh", "bank"] = Field(
+        "fresh", description="fresh: an evaluation pass over all images (the paper); bank: momentum features of the M-step, which saves the pass."
+    )
+    bank_momentum: float = Field(0.5, ge=0, lt=1, description="bank: share of its old self that a row keeps when its image is seen again.")
+    fresh_every: int = Field(0, ge=0, description="bank: a fresh pass at every this many E-steps; 0 only at the first.")
+    overlap: bool = Field(False, description="Cluster while the next epoch trains on the last prototypes; all workers change over at the same step.")
+    switch_step: int | None = Field(
+        None, ge=0, description="overlap: step of the epoch at which the new prototypes come into force; null: when they are ready."
+    )
+    nested: bool = Field(False, description="Make each coarser clustering of the prototypes of the next finer one.")
+    nested_passes: int = Field(3, ge=0, le=1000, description="nested: passes over the images after that; 0 keeps a strict hierarchy.")
+    balance: float | None = Field(None, ge=1, description="No cluster gets more images than this many times the mean size; null: no limit.")
+    collapse_cone: float = Field(0.999, gt=0, le=1, description="Mean cosine of two images above which features count as collapsed.")
+    collapse_rank: float = Field(5.0, ge=0, description="Effective rank below which features count as collapsed (with fewer than 20 dimensions, a quarter).")
+    patience: int = Field(3, ge=1, description="E-steps in a row without a usable clustering after which the run ends.")
     spherical: bool = Field(False, description="Normalise the centroids after every iteration.")
     clip: tuple[float, float] = Field((10.0, 90.0), description="Percentiles that the concentrations are clipped to.")
     normalise: bool = Field(True, description="Scale the concentrations so that their mean is the temperature.")

@@ -23,6 +23,7 @@ def proto_nce(
     negatives_M: Tensor | None = None,
     *,
     mask_duplicates: bool = True,
+    valid_K: Tensor | None = None,
 ) -> Tensor:
     """The prototype term of one clustering: mean over the batch of −log softmax of q·c_j/φ_j at the image's own prototype; a scalar.
 
@@ -30,17 +31,30 @@ def proto_nce(
     the columns are the B in-batch positives, followed by the M negatives.
     mask_duplicates: hide from row b every other column that is b's own prototype. Two images of one batch often share a prototype and would be
     each other's false negatives; False keeps them in, as the published code does.
+    valid_K: [K] bool, prototypes that stand for images. The others are nobody's negatives, and an image whose prototype is one of them, or −1, adds
+    nothing to the sum (it still counts in the mean, so that workers with different batches weigh alike).
     """
-    logits, target_B = prototype_logits(query_BC, prototypes_KC, concentration_K, positives_B, negatives_M, mask_duplicates=mask_duplicates)
-    return F.cross_entropy(logits, target_B)
+    logits, target_B = prototype_logits(query_BC, prototypes_KC, concentration_K, positives_B, negatives_M, mask_duplicates=mask_duplicates, valid_K=valid_K)
+    return prototype_loss(logits, target_B, positives_B, valid_K)
 
 
-def sample_negatives(num_prototypes: int, positives_B: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """[count] distinct prototype ids, none of which is in positives_B; fewer where fewer are left."""
+def prototype_loss(logits: Tensor, target_B: Tensor, positives_B: Tensor, valid_K: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of `prototype_logits`, in which images without a valid prototype count as 0."""
+    if valid_K is None:
+        return F.cross_entropy(logits, target_B)
+    counted_B = (positives_B >= 0) & valid_K[positives_B.clamp(min=0)]
+    return torch.where(counted_B, F.cross_entropy(logits, target_B, reduction="none"), 0.0).mean()
+
+
+def sample_negatives(num_prototypes: int, positives_B: Tensor, count: int, generator: torch.Generator | None = None, valid_K: Tensor | None = None) -> Tensor:
+    """[count] distinct prototype ids, valid and none of them in positives_B; fewer where fewer are left."""
     device = positives_B.device if generator is None else generator.device
     order_K = torch.rand(num_prototypes, generator=generator, device=device).to(positives_B.device)
+    if valid_K is not None:
+        order_K[~valid_K] = -1.0
+        positives_B = positives_B[positives_B >= 0]
     order_K[positives_B] = -1.0  # rand is in [0, 1): positives come last
-    if count > num_prototypes - len(positives_B):  # only then may too few be left; counting them waits for the device
+    if valid_K is not None or count > num_prototypes - len(positives_B):  # only then may too few be left; counting them waits for the device
         count = min(count, int((order_K >= 0).sum()))
     return order_K.topk(count).indices
 
@@ -64,15 +78,26 @@ def prototype_logits(
     negatives_M: Tensor | None = None,
     *,
     mask_duplicates: bool = True,
+    valid_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits q·c_j/φ_j, [B, K] or [B, B + M], and the target column of each row [B]; arguments as in `proto_nce`."""
+    """Logits q·c_j/φ_j, [B, K] or [B, B + M], and the target column of each row [B]; arguments as in `proto_nce`.
+
+    Hidden columns are −∞. The target of a row never is, so that gradients stay finite: `prototype_loss` leaves out rows that have none.
+    """
     if negatives_M is None:
-        return query_BC @ prototypes_KC.T / concentration_K, positives_B
-    columns = torch.cat([positives_B, negatives_M])
-    logits = query_BC @ prototypes_KC[columns].T / concentration_K[columns]
-    target_B = torch.arange(len(positives_B), device=positives_B.device)
-    if mask_duplicates:
-        own = columns == positives_B[:, None]
-        own[target_B, target_B] = False  # the target itself stays
-        logits = logits.masked_fill(own, float("-inf"))
+        target_B = positives_B if valid_K is None else positives_B.clamp(min=0)
+        logits = query_BC @ prototypes_KC.T / concentration_K
+        hidden = None if valid_K is None else (~valid_K).expand_as(logits).clone()
+    else:
+        columns = torch.cat([positives_B, negatives_M])
+        target_B = torch.arange(len(positives_B), device=positives_B.device)
+        hidden = columns == positives_B[:, None] if mask_duplicates else None
+        if valid_K is not None:
+            unknown, columns = columns < 0, columns.clamp(min=0)
+            gone = (unknown | ~valid_K[columns]).expand(len(positives_B), -1)
+            hidden = gone.clone() if hidden is None else hidden | gone
+        logits = query_BC @ prototypes_KC[columns].T / concentration_K[columns]
+    if hidden is not None:
+        hidden[torch.arange(len(target_B), device=target_B.device), target_B] = False  # the target itself stays
+        logits = logits.masked_fill(hidden, float("-inf"))
     return logits, target_B

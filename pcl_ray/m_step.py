@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from pcl_ray.clustering import ClusterSet
+from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import RunFailed
-from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, sample_negatives
+from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, prototype_loss, sample_negatives
 from pcl_ray.model import KeyQueue, MomentumPair, encoder, optimizers
+from pcl_ray.model.bank import FeatureBank
 from pcl_ray.model.gather import all_gather, encode_shuffled, mean_over_workers, rank, world_size
 from pcl_ray.plan import RunPlan
 
@@ -37,8 +37,10 @@ class Learner:
     optimizer: Optimizer
     query: nn.Module  # pair.query, wrapped for data-parallel training where there are several workers
     device: torch.device
+    bank: FeatureBank | None = None  # filled as a by-product, with e_step.features = bank
 
     def state_dict(self) -> dict[str, Any]:
+        """All but the bank, of which each worker has a part."""
         return {"model": self.pair.state_dict(), "queue": self.queue.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,10 +102,12 @@ def run_epoch(
     plan: RunPlan,
     epoch: int,
     on_progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    switch: Callable[[int], ClusterSet | None] = lambda step: None,
 ) -> EpochMetrics:
     """Trains one epoch. `batches` yields `.query_views`, `.key_views` [b, channels, S, S] and `.indices` [b]; `clusters` None: InfoNCE alone.
 
-    `on_progress(step, means)` is called on every worker each `train.log_every_steps` steps. Raises RunFailed at the first loss that is not finite.
+    `on_progress(step, means)` is called on every worker each `train.log_every_steps` steps. `switch(i)` is asked before step i of the epoch, on every
+    worker; from then on the clusters that it gives are trained with. Raises RunFailed at the first loss that is not finite.
     """
     learner.pair.train()
     shared = _on_device(clusters, learner.device) if clusters is not None and config.loss.prototype_weight > 0 else []
@@ -112,6 +116,8 @@ def run_epoch(
     every, unread, seen = config.train.log_every_steps, 0, 0
     for batch, wait in _timed(batches):
         waited += wait
+        if (newer := switch(seen)) is not None and shared:
+            shared = _on_device(newer, learner.device)
         for group in learner.optimizer.param_groups:
             group["lr"] = plan.lr_at(step)
         meter.add(_train_step(learner, batch, shared, config, plan, step))
@@ -149,7 +155,10 @@ def _train_step(learner: Learner, batch: Any, shared: list[_Prototypes], config:
     loss.backward()
     learner.optimizer.step()
     learner.pair.update()
-    learner.queue.enqueue(all_gather(key_BC))
+    keys = all_gather(key_BC)
+    learner.queue.enqueue(keys)
+    if learner.bank is not None:
+        learner.bank.update(all_gather(batch.indices.to(device)), keys)
     return [loss, *values]
 
 
@@ -165,10 +174,19 @@ class _Prototypes:
     prototypes_KC: Tensor
     concentration_K: Tensor
     assignments_N: Tensor  # stays on the CPU, shared by all workers of the node: only a batch of it is copied
+    valid_K: Tensor | None  # None where every prototype has images and every image a prototype
 
 
 def _on_device(clusters: ClusterSet, device: torch.device) -> list[_Prototypes]:
-    return [_Prototypes(c.prototypes.to(device), c.concentration.to(device), c.assignments) for c in clusters.clusterings]
+    return [_Prototypes(c.prototypes.to(device), c.concentration.to(device), c.assignments, _mask(c, device)) for c in clusters.clusterings]
+
+
+def _mask(clustering: Clustering, device: torch.device) -> Tensor | None:
+    """Which prototypes take part; None where there is nothing to leave out."""
+    valid = clustering.valid
+    if (valid is None or bool(valid.all())) and not len(clustering.assignments[clustering.assignments < 0]):
+        return None
+    return (torch.ones(clustering.num_clusters, dtype=torch.bool) if valid is None else valid).to(device)
 
 
 def _prototype_term(query_BC: Tensor, indices: Tensor, part: _Prototypes, config: RunConfig, plan: RunPlan, step: int, which: int) -> tuple[Tensor, Tensor]:
@@ -179,16 +197,22 @@ def _prototype_term(query_BC: Tensor, indices: Tensor, part: _Prototypes, config
         # All workers draw the same negatives, and the other workers' positives are columns too: the loss is that of the whole batch.
         everywhere = all_gather(positives_B)
         generator = torch.Generator(device=query_BC.device).manual_seed(_seed(config.seed, step, which))
-        drawn = sample_negatives(len(part.prototypes_KC), everywhere, count, generator)
+        drawn = sample_negatives(len(part.prototypes_KC), everywhere, count, generator, part.valid_K)
         here = len(positives_B)
         others = torch.cat([everywhere[: rank() * here], everywhere[(rank() + 1) * here :]])
         negatives_M = torch.cat([others, drawn])
     logits, target_B = prototype_logits(
-        query_BC, part.prototypes_KC, part.concentration_K, positives_B, negatives_M, mask_duplicates=config.loss.mask_duplicates
+        query_BC,
+        part.prototypes_KC,
+        part.concentration_K,
+        positives_B,
+        negatives_M,
+        mask_duplicates=config.loss.mask_duplicates,
+        valid_K=part.valid_K,
     )
     # Right is the prototype, not the column: without masking several columns may hold the image's own one, all with the same logit.
     chosen_B = logits.argmax(dim=1) if negatives_M is None else torch.cat([positives_B, negatives_M])[logits.argmax(dim=1)]
-    return F.cross_entropy(logits, target_B), (chosen_B == positives_B).float().mean()
+    return prototype_loss(logits, target_B, positives_B, part.valid_K), (chosen_B == positives_B).float().mean()
 
 
 def _precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:

@@ -9,9 +9,12 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from pcl_ray.config import OptimizerConfig, RunConfig
+from pcl_ray.config import EStepConfig, OptimizerConfig, RunConfig
 from pcl_ray.errors import ConfigError, Problem
+
+EStepMode = Literal["single", "distributed", "sharded"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class RunPlan:
     queue_size: int  # R
     e_step_epochs: tuple[int, ...]  # epochs that begin with new clusters; `epochs` stands for the final clustering
     evaluation_epochs: tuple[int, ...]  # evaluated at the end of these epochs
-    feature_bytes: int  # [N, C] float32
+    e_step_mode: EStepMode  # where features are clustered
+    e_step_shards: int  # actors of mode sharded, else 0
+    feature_bytes: int  # [N, C] as they travel
     assignment_bytes: int  # int64 for each clustering
     queue_bytes: int  # [R, C] float32
     optimizer: OptimizerConfig
@@ -58,10 +63,40 @@ class RunPlan:
     def evaluates_after(self, epoch: int) -> bool:
         return epoch in self.evaluation_epochs
 
+    def takes_fresh_features(self, epoch: int, fresh_every: int) -> bool:
+        """With e_step.features = bank: whether the E-step before `epoch` makes a pass of its own. The first does, since the bank begins with it, and
+        the final one, whose prototypes go with the exported encoder."""
+        number = self.e_step_epochs.index(epoch) if epoch in self.e_step_epochs else 0
+        return number == 0 or epoch == self.epochs or (fresh_every > 0 and number % fresh_every == 0)
+
 
 def resolve_num_clusters(num_clusters: tuple[int | float, ...], num_images: int) -> tuple[int, ...]:
     """Counts stay; shares of N become counts, rounded."""
     return tuple(round(k * num_images) if isinstance(k, float) else k for k in num_clusters)
+
+
+def e_step_mode(config: RunConfig, num_images: int) -> EStepMode:
+    """Where the features are clustered: as asked for, or by size and machines. GPU workers cluster what they hold; without GPUs one actor does it, or
+    several where the features outgrow `e_step.memory_gb`."""
+    e_step, resources = config.e_step, config.resources
+    if resources.workers == 0:
+        return "single"
+    if e_step.mode != "auto":
+        return e_step.mode
+    if resources.workers > 1 and resources.gpus_per_worker > 0 and not e_step.overlap:
+        return "distributed"
+    return "single" if feature_bytes(config, num_images) <= e_step.memory_gb * 1e9 else "sharded"
+
+
+def e_step_shards(config: RunConfig, num_images: int) -> int:
+    """Actors that share the features in mode sharded, else 0."""
+    if e_step_mode(config, num_images) != "sharded":
+        return 0
+    return config.e_step.shards or max(2, math.ceil(feature_bytes(config, num_images) / (config.e_step.memory_gb * 1e9)))
+
+
+def feature_bytes(config: RunConfig, num_images: int) -> int:
+    return num_images * config.encoder.dim * (2 if config.e_step.feature_dtype == "float16" else 4)
 
 
 def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
@@ -92,7 +127,9 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         # The last weights get their clustering too: it belongs to the exported encoder and to the reported agreement with labels.
         e_step_epochs=e_steps + ((epochs,) if e_steps else ()),
         evaluation_epochs=tuple(sorted(evaluated)),
-        feature_bytes=num_images * config.encoder.dim * 4,
+        e_step_mode=e_step_mode(config, num_images),
+        e_step_shards=e_step_shards(config, num_images),
+        feature_bytes=feature_bytes(config, num_images),
         assignment_bytes=num_images * 8 * len(counts),
         queue_bytes=config.loss.queue_size * config.encoder.dim * 4,
         optimizer=config.optimizer,
@@ -105,12 +142,13 @@ def check(config: RunConfig, num_images: int, num_holdout: int = 0, *, gpus: int
     `gpus`: GPUs of this machine, None where the run goes to a cluster that is asked later.
     """
     problems = [*check_alone(config, gpus=gpus), *_batch_problems(config, num_images), *_cluster_problems(config, num_images)]
+    problems += _switch_problems(config, num_images)
     return problems, [] if problems else list(_notes(config, num_images, num_holdout))
 
 
 def check_alone(config: RunConfig, *, gpus: int | None = None) -> list[Problem]:
     """The mistakes that show without knowing the number of images."""
-    return [*_worker_problems(config), *_model_problems(config), *(_gpu_problems(config, gpus) if gpus is not None else ())]
+    return [*_worker_problems(config), *_model_problems(config), *_e_step_problems(config), *(_gpu_problems(config, gpus) if gpus is not None else ())]
 
 
 def _gpu_problems(config: RunConfig, gpus: int) -> Iterator[Problem]:
@@ -183,6 +221,28 @@ def _cluster_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
         )
 
 
+def _e_step_problems(config: RunConfig) -> Iterator[Problem]:
+    e_step, workers = config.e_step, config.resources.workers
+    if e_step.mode in ("distributed", "sharded") and workers == 0:
+        yield Problem("e_step.mode", e_step.mode, "needs resources.workers of 1 or more; in one process there is only single")
+    if e_step.overlap and e_step.mode == "distributed":
+        yield Problem("e_step.overlap", True, "with e_step.mode = distributed the workers themselves cluster and cannot train meanwhile; use single or sharded")
+    if e_step.shards and e_step.mode != "sharded":
+        yield Problem("e_step.shards", e_step.shards, "is for e_step.mode = sharded")
+    if e_step.switch_step is not None and not e_step.overlap:
+        yield Problem("e_step.switch_step", e_step.switch_step, "is for e_step.overlap = true")
+    if e_step.fresh_every and e_step.features != "bank":
+        yield Problem("e_step.fresh_every", e_step.fresh_every, "is for e_step.features = bank")
+    if e_step.features == "bank" and e_step.every_epochs > 1 and e_step.bank_momentum >= 0.9:
+        yield Problem("e_step.bank_momentum", e_step.bank_momentum, "the bank would hold features many epochs old; below 0.9 with e_step.every_epochs > 1")
+
+
+def _switch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
+    step, steps = config.e_step.switch_step, num_images // config.train.batch_size
+    if step is not None and steps and step >= steps:
+        yield Problem("e_step.switch_step", step, f"an epoch has {steps} steps, so at most {steps - 1}")
+
+
 def _model_problems(config: RunConfig) -> Iterator[Problem]:
     if config.encoder.backbone.startswith("timm:") and importlib.util.find_spec("timm") is None:
         yield Problem("encoder.backbone", config.encoder.backbone, "timm is not installed; `pip install timm`, or choose a torchvision ResNet")
@@ -211,5 +271,10 @@ def _notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str
             f"loss.negative_prototypes = {wanted}: a batch of {batch} may hold so many of the {min(counts)} prototypes that fewer are left to draw; "
             "then all that are left are taken"
         )
+    e_step = config.e_step
+    if e_step.warm_start == "none" and e_step.iterations != EStepConfig().iterations and e_step.cold_iterations is None and e_step.iterations < 20:
+        yield f"e_step.iterations = {e_step.iterations} is for warm starts; without them 20 are made, e_step.cold_iterations changes that"
+    if config.resources.e_step_gpus and e_step_mode(config, num_images) == "distributed":
+        yield "resources.e_step_gpus: the workers cluster on their own GPUs (e_step.mode = distributed); the E-step actor needs none"
     if not num_holdout:
         yield "no held-out images: no kNN accuracy; data.holdout keeps a share of the images for evaluation"

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What clipping and stand-ins hide of the φ of a clustering: they make a collapsed one look healthy."""
+
+    raw_p10: float  # percentiles of φ before clipping and scaling, of the clusters with several images
+    raw_p50: float
+    raw_p90: float
+    imputed: int  # clusters with one image or none, which take the largest φ
+    zeros: int  # clusters whose images lie on one point
+    clipped: float  # share of the K values that clipping changed
+
+    def figures(self) -> dict[str, float]:
+        """Keys phi_raw_p10/p50/p90, phi_imputed, phi_zeros (counts), phi_clipped (share)."""
+        return {
+            "phi_raw_p10": self.raw_p10,
+            "phi_raw_p50": self.raw_p50,
+            "phi_raw_p90": self.raw_p90,
+            "phi_imputed": float(self.imputed),
+            "phi_zeros": float(self.zeros),
+            "phi_clipped": self.clipped,
+        }
 
 
 def concentration(
@@ -27,15 +52,27 @@ def concentration(
     assignments = torch.as_tensor(assignments_N, dtype=torch.long).cpu()
     sizes = torch.bincount(assignments, minlength=num_clusters)
     sums = torch.zeros(num_clusters, dtype=torch.float64).index_add_(0, assignments, distances)
-    phi = sums / (sizes * torch.log(sizes + alpha)).clamp(min=1e-12)
+    return concentration_of_sums(sums, sizes, alpha=alpha, temperature=temperature, clip=clip, normalise=normalise)[0]
+
+
+def concentration_of_sums(
+    distances_K: Tensor, sizes_K: Tensor, *, alpha: float, temperature: float, clip: tuple[float, float], normalise: bool
+) -> tuple[Tensor, Hidden]:
+    """`concentration` from each cluster's sum of distances [K] float64 and size [K], which processes can add up; and what the result hides."""
+    sizes = sizes_K.cpu()
+    phi = distances_K.cpu() / (sizes * torch.log(sizes + alpha)).clamp(min=1e-12)
     several = sizes > 1
+    raw = phi[several].numpy()
+    p10, p50, p90 = (float(np.percentile(raw, at)) if len(raw) else 0.0 for at in (10, 50, 90))
     phi[~several] = phi[several].max() if several.any() else 0.0
     low, high = np.percentile(phi.numpy(), clip)
+    clipped = float(((phi < low) | (phi > high)).double().mean())
+    hidden = Hidden(p10, p50, p90, int((~several).sum()), int((raw == 0).sum()), clipped)
     phi = phi.clamp(float(low), float(high))
     positive = phi > 0
     if not positive.any():
-        return torch.full((num_clusters,), temperature, dtype=torch.float32)
+        return torch.full((len(phi),), temperature, dtype=torch.float32), hidden
     phi[~positive] = phi[positive].min()
     if normalise:
         phi *= temperature / phi.mean()
-    return phi.to(torch.float32)
+    return phi.to(torch.float32), hidden

@@ -1,13 +1,19 @@
-"""k-means with faiss."""
+"""k-means: Lloyd's algorithm from random points or a given start, the best of several runs."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pcl_ray.clustering.group import Group
+from pcl_ray.clustering.lloyd import Assign, Run, lloyd, random_start
+from pcl_ray.clustering.nearest import Backend, Nearest
+from pcl_ray.clustering.points import Points
+
+_BLOCK = 65536
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,53 +35,81 @@ def kmeans(
     spherical: bool = False,
     threads: int = 0,
     gpu: bool = False,
+    backend: Backend = "faiss",
+    group: Group | None = None,
+    ids: Tensor | None = None,
+    total: int | None = None,
 ) -> KMeansResult:
     """Lloyd's k-means on [N, C]; the best of `restarts` runs. Centroids, assignments and distances belong together.
 
-    start_KC: centroids to start from instead of random points (then one run). threads: 0 takes all cores. gpu: search on faiss' GPUs.
-    Same seed and input, same result. Raises ValueError for features or starting centroids that are not finite, for fewer points than K, and for a
-    start of another shape.
+    start_KC: centroids to start from instead of random points (then one run). spherical: centroids are normalised after every iteration.
+    threads: CPU threads, 0 takes all cores. gpu: search on faiss' GPUs; features that lie on a GPU are clustered there anyway.
+    group, ids, total: this process holds the rows `ids` of `total` and all processes of the group call this; assignments and distances are those of its rows.
+    Same seed and input, same result, bit by bit on CPUs: on any number of threads and processes, by either backend; of equally near centroids the one
+    with the lowest id. Raises ValueError for features or starting centroids that are not finite, for fewer points than K, and for a start of another shape.
     """
-    import faiss
-
-    features = np.ascontiguousarray(features_NC.cpu().numpy() if isinstance(features_NC, Tensor) else features_NC, dtype=np.float32)
-    count, dim = features.shape
-    if not 1 <= num_clusters <= count:
-        raise ValueError(f"{num_clusters} clusters need at least as many points, there are {count}")
-    _check_finite(features, "features")
-    start = None if start_KC is None else np.ascontiguousarray(start_KC, dtype=np.float32)
+    rows = torch.as_tensor(np.asarray(features_NC) if not isinstance(features_NC, Tensor) else features_NC)
+    rows = rows.contiguous() if rows.dtype in (torch.float32, torch.float16) else rows.float().contiguous()
+    total = len(rows) if total is None else total
+    if not 1 <= num_clusters <= total:
+        raise ValueError(f"{num_clusters} clusters need at least as many points, there are {total}")
+    _check_finite(rows, "features")
+    start = None if start_KC is None else torch.as_tensor(np.asarray(start_KC), dtype=torch.float32)
     if start is not None:
-        if start.shape != (num_clusters, dim):
-            raise ValueError(f"start_KC has shape {start.shape}, {num_clusters} clusters of {dim} dimensions need {(num_clusters, dim)}")
+        if start.shape != (num_clusters, rows.shape[1]):
+            raise ValueError(
+                f"start_KC has shape {tuple(start.shape)}, {num_clusters} clusters of {rows.shape[1]} dimensions need {(num_clusters, rows.shape[1])}"
+            )
         _check_finite(start, "starting centroids")
-    faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
-    clustering = faiss.Kmeans(
-        dim,
-        num_clusters,
-        niter=iterations,
-        nredo=1 if start is not None else restarts,  # faiss' restarts would all go on from the given centroids
-        seed=seed,
-        spherical=spherical,
-        gpu=gpu,
-        min_points_per_centroid=1,
-        max_points_per_centroid=max(count // num_clusters + 1, 256),  # never a subsample
-    )
-    clustering.train(features, init_centroids=start)
-    _, nearest = clustering.index.search(features, 1)
-    points, centroids = torch.from_numpy(features), torch.from_numpy(np.array(clustering.centroids))
-    assignments = torch.from_numpy(nearest[:, 0].astype(np.int64))
-    distances = _distances(points, centroids, assignments)
-    return KMeansResult(centroids, assignments, distances, float((distances.double() ** 2).sum()))
+        start = start.to(rows.device)
+    points = Points.of(rows, ids, total=total, group=group)
+    find = assigner(Nearest(backend, threads, gpu))
+    squares = points.squares()
+    if start is not None:
+        best = lloyd(points, start, find, passes=iterations + 1, seed=seed, squares=squares, spherical=spherical)
+    else:
+        best = best_of(points, num_clusters, find, passes=iterations + 1, restarts=restarts, seed=seed, squares=squares, spherical=spherical)
+    distances = distances_to(points, best.centroids, best.labels)
+    return KMeansResult(best.centroids, best.labels, distances, best.objective if points.group.size > 1 else float(distances.double().square().sum()))
 
 
-def _check_finite(rows: np.ndarray, what: str) -> None:
+def assigner(nearest: Nearest) -> Assign:
+    """Brute force: every centroid is looked at in every pass."""
+
+    def assign(points: Points, centroids_KC: Tensor, *, labels: Tensor | None, spread: float) -> Tensor:
+        return nearest(points, centroids_KC, spread=spread)
+
+    return assign
+
+
+def best_of(points: Points, num_clusters: int, assign: Assign, *, passes: int, restarts: int, seed: int, squares: Tensor, spherical: bool = False) -> Run:
+    """The run with the smallest objective of `restarts` from random points; of equal ones the first."""
+    best: Run | None = None
+    for number in range(restarts):
+        own = seed + 7919 * number
+        start, _ = random_start(points, num_clusters, own)
+        run = lloyd(points, start, assign, passes=passes, seed=own, squares=squares, spherical=spherical)
+        if best is None or run.objective < best.objective:
+            best = run
+    assert best is not None
+    return best
+
+
+def distances_to(points: Points, centroids_KC: Tensor, labels: Tensor) -> Tensor:
+    """[n] float32 distance to the own centroid, by subtraction: ‖x‖² − 2x·c + ‖c‖² loses small distances to rounding. 0 below the features' own rounding."""
+    centroids = centroids_KC.to(points.device)
+    out = []
+    for rows, ids in zip(points.rows.split(_BLOCK), labels.split(_BLOCK), strict=True):
+        wide = rows.float()
+        distance = torch.linalg.vector_norm(wide - centroids[ids.clamp(min=0)], dim=1)
+        floor = 2.0**-23 * torch.linalg.vector_norm(wide, dim=1)
+        out.append(torch.where(distance > floor, distance, 0.0))
+    return torch.cat(out) if out else torch.zeros(0, device=points.device)
+
+
+def _check_finite(rows: Tensor, what: str) -> None:
     """Raises ValueError for NaN, infinities and values whose square overflows: faiss would end the whole process."""
-    bad = np.flatnonzero(~np.isfinite(np.einsum("ij,ij->i", rows, rows)))
+    norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1).square() for block in rows.split(_BLOCK)]) if len(rows) else torch.zeros(0)
+    bad = (~torch.isfinite(norms)).nonzero().flatten()
     if len(bad):
         raise ValueError(f"{len(bad)} of {len(rows)} {what} are not finite, the first: {bad[:5].tolist()}")
-
-
-def _distances(points: Tensor, centroids: Tensor, assignments: Tensor, chunk: int = 65536) -> Tensor:
-    """[N] distance to the assigned centroid, by subtraction: faiss' ‖x‖² − 2x·c + ‖c‖² loses small distances to rounding."""
-    parts = zip(points.split(chunk), assignments.split(chunk), strict=True)
-    return torch.cat([torch.linalg.vector_norm(rows - centroids[ids], dim=1) for rows, ids in parts])

@@ -19,13 +19,16 @@ class Clustering:
     """
 
     prototypes: Tensor  # [K, C] float32, L2-normalised centroids
-    assignments: Tensor  # [N] int64, cluster of each image
+    assignments: Tensor  # [N] int64, cluster of each image; −1 for one that could not be clustered and had no cluster before
     concentration: Tensor  # [K] float32, φ
     objective: float = float("nan")  # sum of squared distances to the raw centroids
+    valid: Tensor | None = None  # [K] bool, prototypes that have images; None: all. The others are neither positives nor negatives
+    norms: Tensor | None = None  # [K] float32, lengths of the raw centroids: centroid = prototype · norm
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = (self.prototypes.numpy(), self.assignments.numpy(), self.concentration.numpy())
-        return _clustering_of, (*arrays, self.objective)
+        optional = (None if extra is None else extra.numpy() for extra in (self.valid, self.norms))
+        return _clustering_of, (*arrays, self.objective, *optional)
 
     @property
     def num_clusters(self) -> int:
@@ -34,7 +37,12 @@ class Clustering:
     @property
     def sizes(self) -> Tensor:
         """[K] int64, images in each cluster."""
-        return torch.bincount(self.assignments, minlength=self.num_clusters)
+        return torch.bincount(self.assignments[self.assignments >= 0], minlength=self.num_clusters)
+
+    @property
+    def centroids(self) -> Tensor | None:
+        """[K, C] float32, the raw centroids; None where their lengths are not known."""
+        return None if self.norms is None else self.prototypes * self.norms[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +63,8 @@ class ClusterSet:
                     "assignments": c.assignments.to(torch.int32),
                     "concentration": c.concentration,
                     "objective": c.objective,
+                    "valid": c.valid,
+                    "norms": c.norms,
                 }
                 for c in self.clusterings
             ],
@@ -65,8 +75,16 @@ class ClusterSet:
         return cls(state["epoch"], tuple(Clustering(**{**c, "assignments": c["assignments"].long()}) for c in state["clusterings"]))
 
 
-def _clustering_of(prototypes: np.ndarray, assignments: np.ndarray, concentration: np.ndarray, objective: float) -> Clustering:
-    return Clustering(_shared(prototypes), _shared(assignments), _shared(concentration), objective)
+def _clustering_of(
+    prototypes: np.ndarray,
+    assignments: np.ndarray,
+    concentration: np.ndarray,
+    objective: float,
+    valid: np.ndarray | None = None,
+    norms: np.ndarray | None = None,
+) -> Clustering:
+    extras = (None if extra is None else _shared(extra) for extra in (valid, norms))
+    return Clustering(_shared(prototypes), _shared(assignments), _shared(concentration), objective, *extras)
 
 
 def _shared(array: np.ndarray) -> Tensor:

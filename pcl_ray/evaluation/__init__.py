@@ -2,7 +2,7 @@
 
 from pcl_ray.evaluation.knn import knn_accuracy
 from pcl_ray.evaluation.labels import agreement
-from pcl_ray.evaluation.measure import measure
+from pcl_ray.evaluation.measure import measure, measure_clusters
 from pcl_ray.evaluation.unlabelled import alignment, rankme, uniformity
 
-__all__ = ["agreement", "alignment", "knn_accuracy", "measure", "rankme", "uniformity"]
+__all__ = ["agreement", "alignment", "knn_accuracy", "measure", "measure_clusters", "rankme", "uniformity"]

@@ -17,7 +17,7 @@ def agreement(assignments_N: Tensor | np.ndarray, labels_N: Tensor | np.ndarray)
     from sklearn import metrics
 
     assignments, labels = np.asarray(assignments_N), np.asarray(labels_N)
-    known = np.flatnonzero(labels >= 0)
+    known = np.flatnonzero((labels >= 0) & (assignments >= 0))
     if len(known) < 2:
         return {}
     assignments, labels = assignments[known], labels[known]

@@ -22,7 +22,7 @@ def measure(
     clusters: ClusterSet | None,
     config: EvaluationConfig,
 ) -> dict[str, float]:
-    """eval/rankme and eval/uniformity always; with labels eval/knn_top1 on the held-out part and cluster/M/ami … of clustering number M."""
+    """eval/rankme and eval/uniformity always; with labels eval/knn_top1 on the held-out part and the figures of `measure_clusters`."""
     features = torch.from_numpy(features_NC)
     figures = {"eval/rankme": rankme(features), "eval/uniformity": uniformity(features)}
     if labels_N is not None and holdout_QC is not None and holdout_labels_Q is not None:
@@ -34,7 +34,12 @@ def measure(
             neighbours=config.knn_neighbours,
             temperature=config.knn_temperature,
         )
-    if labels_N is not None and clusters is not None:
-        for m, clustering in enumerate(clusters.clusterings):
-            figures |= {f"cluster/{m}/{name}": value for name, value in agreement(clustering.assignments, labels_N).items()}
+    figures |= measure_clusters(clusters, labels_N)
     return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+
+def measure_clusters(clusters: ClusterSet | None, labels_N: np.ndarray | None) -> dict[str, float]:
+    """cluster/M/ami … of clustering number M, where there are clusters and labels."""
+    if clusters is None or labels_N is None:
+        return {}
+    return {f"cluster/{m}/{name}": value for m, c in enumerate(clusters.clusterings) for name, value in agreement(c.assignments, labels_N).items()}

@@ -35,6 +35,15 @@ def mean_over_workers(values: Tensor) -> Tensor:
     return values
 
 
+def any_worker(flag: bool, device: torch.device) -> bool:
+    """Whether it is true on one worker at least; all get the same answer."""
+    if world_size() == 1:
+        return flag
+    shared = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return bool(shared)
+
+
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
     """Averages floating-point buffers (batch-norm statistics) over workers, so that all evaluate with the same ones."""

@@ -1,8 +1,9 @@
-"""The E-step actor: gathers the workers' features, clusters them, measures.
+"""The E-step actor: gathers what the workers send, clusters, measures, and is the one that says which clusters come next.
 
-    every worker: push(key, part, indices, features) ─┐
-                                                      ├→ shards of that key → assemble → cluster → quality, evaluation
-    rank 0: run(key, request, …) ─────────────────────┘                                  → EStepAnswer, as the method's result
+    single       every worker: push(key, "train", rows …) ─→ rank 0: run(key, request, …)
+                                                                └→ assemble → cluster → quality, evaluation → EStepAnswer
+    distributed, every worker or shard clusters its rows with the others, then: push_result(key, labels …) ─→ rank 0: run(key, request, …)
+    sharded                                                     └→ merge → quality, evaluation of a sample → EStepAnswer
 
 A plain class: `service.ray_setup` wraps it. The answer is a return value and not something the actor puts into the store, so that it outlives the
 actor. A restarted actor is empty; `run` then says what is missing and the workers push again.
@@ -13,54 +14,88 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 
 from pcl_ray.clustering import ClusterSet, quality
 from pcl_ray.config import RunConfig
-from pcl_ray.e_step import EStepRefused, cluster
-from pcl_ray.evaluation import measure
-from pcl_ray.features import FeatureShard, assemble
+from pcl_ray.evaluation import measure, measure_clusters
+from pcl_ray.features import FeatureShard, Gathering
+from pcl_ray.service.shards import EStepRequest, Outcome, ShardAnswer, attempt, merged
 
-
-@dataclass(frozen=True)
-class EStepRequest:
-    """What is wanted between epoch `epoch` − 1 and epoch `epoch`."""
-
-    epoch: int
-    cluster: bool
-    evaluate: bool
-    shards: int  # how many workers push
-    num_images: int
-    num_holdout: int
+_EVALUATION_ROWS = 200_000  # where the features stay with the workers, so many are sent for evaluation
 
 
 @dataclass(frozen=True)
 class EStepAnswer:
+    """What comes of an E-step. It has new clusters, or says why not."""
+
     clusters: ClusterSet | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    refused: str = ""  # why the features cannot be clustered; trying again does not help
+    refused: str = ""  # why there are no new clusters; trying again does not help
+    outcome: Outcome = "clustered"  # refused: the run cannot go on; collapsed: train without prototypes; rejected: keep the earlier clusters
     missing: str = ""  # what has not arrived, because the actor was restarted; pushing again helps
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Part:
+    """Features of one part of the images (train or holdout) as they arrive."""
+
+    pieces: list[FeatureShard] = field(default_factory=list)  # from workers that did not say how many there will be
+    gathering: Gathering | None = None
+    done: int = 0  # workers that have sent all
+
+    def add(self, shard: FeatureShard, total: int | None) -> None:
+        if total is None:
+            self.pieces.append(shard)
+            return
+        if self.gathering is None:
+            self.gathering = Gathering(total)
+        self.gathering.add(shard)
+
+    def whole(self, total: int) -> np.ndarray:
+        gathering = self.gathering or Gathering(total)
+        for piece in self.pieces:
+            gathering.add(piece)
+        return gathering.whole()
 
 
 class EStepActor:
-    """Shards are kept for one key at a time: a push under a new key drops the old ones."""
+    """What is pushed is kept for one key at a time: a push under a new key drops the old."""
 
     def __init__(self, config: RunConfig):
         self._config = config
         self._lock = threading.Lock()
         self._key = ""
-        self._shards: dict[str, list[FeatureShard]] = {}
+        self._parts: dict[str, _Part] = {}
+        self._results: list[ShardAnswer] = []
 
     def ping(self) -> None:
         """Answers as soon as the actor is up."""
 
-    def push(self, key: str, part: str, indices: np.ndarray, features: np.ndarray) -> None:
-        """One worker's features of a part (train or holdout). Arrays come in as top-level arguments: Ray hands those over without copying."""
+    def push(self, key: str, part: str, indices: np.ndarray, features: np.ndarray, total: int | None = None, done: bool = True) -> None:
+        """Some of one worker's features of a part (train or holdout), of `total` images; `done` with its last.
+
+        Arrays come in as top-level arguments: Ray hands those over without copying, and they are copied to their place at once.
+        """
         with self._lock:
-            if key != self._key:
-                self._key, self._shards = key, {}
-            self._shards.setdefault(part, []).append(FeatureShard(indices, features))
+            self._under(key)
+            held = self._parts.setdefault(part, _Part())
+            held.add(FeatureShard(indices, features), total)
+            held.done += done
+
+    def push_result(self, key: str, answer: ShardAnswer) -> None:
+        """What a worker or shard found, where clustering is theirs."""
+        with self._lock:
+            self._under(key)
+            self._results.append(answer)
+
+    def _under(self, key: str) -> None:
+        if key != self._key:
+            self._key, self._parts, self._results = key, {}, []
 
     def run(
         self,
@@ -69,48 +104,68 @@ class EStepActor:
         previous: ClusterSet | None,
         labels: np.ndarray | None,
         holdout_labels: np.ndarray | None,
+        results: int = 0,
+        *given: ShardAnswer,
     ) -> EStepAnswer:
-        """Clusters and measures what was pushed under `key`. Never raises for features that cannot be clustered: see EStepAnswer."""
+        """Clusters and measures what was pushed under `key`; or merges `results` answers, `given` or pushed. Features that cannot be clustered are no
+        error: see EStepAnswer."""
         with self._lock:
-            shards, self._shards = (self._shards, {}) if key == self._key else ({}, self._shards)
-        for part in ("train", "holdout") if request.evaluate and request.num_holdout else ("train",):
-            if (arrived := len(shards.get(part, []))) < request.shards:
-                return EStepAnswer(missing=f"{request.shards - arrived} of {request.shards} shards of {part} features")
-        features = assemble(shards["train"], request.num_images)
-        metrics: dict[str, float] = {}
-        clusters = None
+            parts, answers = (self._parts, [*self._results, *given]) if key == self._key else ({}, list(given))
+            if key == self._key:
+                self._parts, self._results = {}, []
+        if missing := _missing(request, parts, len(answers), results):
+            return EStepAnswer(missing=missing)
+        stride = evaluation_stride(request.num_images) if results else 1
+        features = parts["train"].whole(-(-request.num_images // stride)) if "train" in parts else None
         start = time.perf_counter()
+        answer = EStepAnswer()
         if request.cluster:
-            try:
-                clusters = self._cluster(features, request.epoch, previous)
-            except EStepRefused as refusal:
-                return EStepAnswer(refused=str(refusal))
-            metrics |= _quality(clusters, previous)
-            metrics["perf/cluster_seconds"] = time.perf_counter() - start
+            if not results:
+                assert features is not None
+                answers = [attempt(torch.from_numpy(features), None, request, self._config, previous, gpu=self._config.resources.e_step_gpus > 0)]
+            answer = _concluded(answers, request, previous)
+            if answer.outcome == "refused":
+                return answer
+            answer.metrics["perf/cluster_seconds"] = time.perf_counter() - start
         start = time.perf_counter()
         if request.evaluate:
-            holdout = assemble(shards["holdout"], request.num_holdout) if request.num_holdout else None
-            metrics |= measure(features, labels, holdout, holdout_labels, clusters, self._config.evaluation)
-            metrics["perf/evaluation_seconds"] = time.perf_counter() - start
-        return EStepAnswer(clusters, metrics)
-
-    def _cluster(self, features: np.ndarray, epoch: int, previous: ClusterSet | None) -> ClusterSet:
-        config = self._config
-        return cluster(
-            features,
-            config.e_step,
-            epoch=epoch,
-            temperature=config.loss.temperature,
-            seed=config.seed,
-            previous=previous,
-            gpu=config.resources.e_step_gpus > 0,
-        )
+            assert features is not None
+            holdout = parts["holdout"].whole(request.num_holdout) if request.num_holdout else None
+            of_features = labels if labels is None else labels[::stride]
+            answer.metrics.update(measure(features, of_features, holdout, holdout_labels, None, self._config.evaluation))
+            answer.metrics.update(measure_clusters(answer.clusters, labels))
+            answer.metrics["perf/evaluation_seconds"] = time.perf_counter() - start
+        return answer
 
 
-def _quality(clusters: ClusterSet, previous: ClusterSet | None) -> dict[str, float]:
-    before = previous.clusterings if previous is not None else (None,) * len(clusters.clusterings)
-    return {
+def evaluation_stride(num_images: int) -> int:
+    """Every so many images are evaluated where the features are not in the actor anyway."""
+    return -(-num_images // _EVALUATION_ROWS)
+
+
+def _missing(request: EStepRequest, parts: dict[str, _Part], arrived: int, results: int) -> str:
+    if request.cluster and arrived < results:
+        return f"{results - arrived} of {results} results"
+    wanted = ["train"] if request.evaluate or not results else []
+    for part in [*wanted, "holdout"] if request.evaluate and request.num_holdout else wanted:
+        if (done := parts[part].done if part in parts else 0) < request.shards:
+            return f"{request.shards - done} of {request.shards} shards of {part} features"
+    return ""
+
+
+def _concluded(answers: list[ShardAnswer], request: EStepRequest, previous: ClusterSet | None) -> EStepAnswer:
+    """The answer that the processes, who all agree, have come to."""
+    first = next((answer for answer in answers if answer.common), answers[0])
+    if first.outcome != "clustered":
+        return EStepAnswer(refused=first.reason, outcome=first.outcome)
+    clusters = merged(answers, request)
+    return EStepAnswer(clusters, _quality(clusters, previous, first), warnings=first.warnings)
+
+
+def _quality(clusters: ClusterSet, previous: ClusterSet | None, answer: ShardAnswer) -> dict[str, float]:
+    before: Any = previous.clusterings if previous is not None else (None,) * len(clusters.clusterings)
+    return dict(answer.figures) | {
         f"cluster/{m}/{name}": value
-        for m, (clustering, old) in enumerate(zip(clusters.clusterings, before, strict=True))
-        for name, value in {"k": float(clustering.num_clusters), **quality(clustering, old)}.items()
+        for m, (clustering, old, common) in enumerate(zip(clusters.clusterings, before, answer.common, strict=True))
+        for name, value in {"k": float(clustering.num_clusters), **quality(clustering, old), **common[-1]}.items()
     }

@@ -11,9 +11,9 @@ from typing import Literal
 @dataclass(frozen=True)
 class Event:
     """kind: start (training begins or goes on at `epoch`), alive (a step was taken), step (means over some steps), epoch (all figures of an
-    epoch, after its checkpoint is safe), phase (what is being done now), warning."""
+    epoch, after its checkpoint is safe), figures (more of an epoch that has been told), phase (what is being done now), warning."""
 
-    kind: Literal["start", "alive", "step", "epoch", "phase", "warning"]
+    kind: Literal["start", "alive", "step", "epoch", "figures", "phase", "warning"]
     epoch: int = 0
     step: int = 0  # global step of the last batch trained
     metrics: dict[str, float] = field(default_factory=dict)

@@ -55,6 +55,8 @@ class Display:
         self._latest |= event.metrics
         if event.kind == "warning":
             self.warn(event.text)
+        elif event.kind == "figures":
+            pass  # shown with the next line
         elif self._bar is not None:
             self._update_bar(self._bar, event)
         else:

@@ -2,6 +2,7 @@
 
 driver ── Board actor  ← events of rank 0
        ├─ EStepActor   ← features of every worker, → ClusterSet
+       ├─ EStepShard … ← in mode sharded: the features of a range of the images each
        └─ TorchTrainer → controller → workers (`worker.run_worker`)
 """
 
@@ -28,6 +29,7 @@ from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.service.actor import EStepActor
 from pcl_ray.service.events import Board, Event
 from pcl_ray.service.loop import Job
+from pcl_ray.service.shards import EStepShard
 from pcl_ray.service.worker import WorkerTask, run_worker
 
 _POLL_S = 0.3
@@ -37,23 +39,25 @@ _START_TRIES = 1  # worker groups that could not even start are tried once more,
 def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) -> None:
     """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and ConfigError where the cluster can never fit the run."""
     config = job.config
-    with connected(config.resources):
-        _check_cluster(config.resources)
+    with connected(config.resources, job.plan.e_step_shards):
+        _check_cluster(config.resources, job.plan.e_step_shards)
         actor = _e_step_actor(config)
+        shards = tuple(_shard_actor(config, number, job.plan.e_step_shards) for number in range(job.plan.e_step_shards))
         board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
         try:
-            _wait_until_up(actor, config.resources)
+            for part in (actor, *shards):
+                _wait_until_up(part, config.resources)
             holdout_labels = splits.holdout.labels if splits.holdout is not None else None
-            task = WorkerTask(job, ray.put(splits), ray.put(splits.train.labels), ray.put(holdout_labels), actor, board)
+            task = WorkerTask(job, ray.put(splits), ray.put(splits.train.labels), ray.put(holdout_labels), actor, board, shards)
             _fit(_trainer(job, task), job, board, handle)
         finally:
-            for part in (actor, board):
+            for part in (actor, board, *shards):
                 with suppress(RayError):
                     ray.kill(part)
 
 
 @contextmanager
-def connected(resources: ResourcesConfig) -> Iterator[None]:
+def connected(resources: ResourcesConfig, e_step_shards: int = 0) -> Iterator[None]:
     """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of our own that ends with the run."""
     if ray.is_initialized():
         yield
@@ -63,7 +67,7 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)
         else:
-            _own_ray(resources, quiet)
+            _own_ray(resources, e_step_shards, quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
         raise RunFailed(f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}") from error
     try:
@@ -72,17 +76,17 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def _own_ray(resources: ResourcesConfig, quiet: dict[str, Any]) -> None:
-    needed = resources.workers * resources.cpus_per_worker + resources.e_step_cpus
+def _own_ray(resources: ResourcesConfig, e_step_shards: int, quiet: dict[str, Any]) -> None:
+    needed = resources.workers * resources.cpus_per_worker + (1 + e_step_shards) * resources.e_step_cpus
     # More than the cores where need be: on a laptop two workers and the actor take turns rather than being refused.
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), **quiet)
 
 
-def _check_cluster(resources: ResourcesConfig) -> None:
+def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
     has = ray.cluster_resources()
     for kind, name, each, actor in (
         ("GPU", "resources.gpus_per_worker", resources.gpus_per_worker, resources.e_step_gpus),
-        ("CPU", "resources.cpus_per_worker", resources.cpus_per_worker, resources.e_step_cpus),
+        ("CPU", "resources.cpus_per_worker", resources.cpus_per_worker, (1 + e_step_shards) * resources.e_step_cpus),
     ):
         needed = resources.workers * each + actor
         if needed > has.get(kind, 0) + 1e-6:
@@ -95,6 +99,18 @@ def _e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
     # Never a silent second try on an empty instance (max_task_retries): the workers push again.
     options = {"num_cpus": resources.e_step_cpus, "num_gpus": resources.e_step_gpus, "max_restarts": -1, "max_task_retries": 0, "max_concurrency": 8}
     return ray.remote(EStepActor).options(**options).remote(config)
+
+
+def _shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int) -> Any:
+    # SPREAD: they exist because their features do not fit on one machine.
+    options: Any = {
+        "num_cpus": config.resources.e_step_cpus,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 4,
+        "scheduling_strategy": "SPREAD",
+    }
+    return ray.remote(EStepShard).options(**options).remote(config, number, count)
 
 
 def _wait_until_up(actor: Any, resources: ResourcesConfig) -> None:

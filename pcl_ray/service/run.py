@@ -229,7 +229,7 @@ class _Follow:
         if event.kind == "start" and self._started:
             self._display.warn(f"workers were lost and replaced; going on from epoch {event.epoch + 1}")
         self._started = self._started or event.kind == "start"
-        if event.kind in ("step", "epoch"):
+        if event.kind in ("step", "epoch", "figures"):
             self._tracker.log(event.metrics, event.step)
         if event.kind == "epoch" and self._tracker.run_id != self._run_id:
             self._run_id = self._tracker.run_id

@@ -16,7 +16,14 @@ from pcl_ray.e_step import cluster
 from pcl_ray.service.actor import EStepActor, EStepAnswer, EStepRequest
 
 N, Q, K = 60, 12, (3, 7)
-CONFIG = RunConfig.model_validate({"e_step": {"num_clusters": K, "iterations": 5, "restarts": 1, "threads": 1}, "evaluation": {"knn_neighbours": 5}})
+
+
+def config_of(**e_step: object) -> RunConfig:
+    knobs = {"num_clusters": K, "iterations": 5, "restarts": 1, "threads": 1, **e_step}
+    return RunConfig.model_validate({"e_step": knobs, "evaluation": {"knn_neighbours": 5}})
+
+
+CONFIG = config_of()
 REQUEST = EStepRequest(epoch=2, cluster=True, evaluate=True, shards=3, num_images=N, num_holdout=Q)
 OF = np.arange(N) % 3
 
@@ -185,8 +192,15 @@ def test_clusters_are_compared_with_the_previous_ones() -> None:
     assert "cluster/0/nmi_previous" not in first.metrics
     again = ask(filled(), previous=first.clusters)
     assert again.metrics["cluster/0/nmi_previous"] == pytest.approx(1.0)
-    other = ask(filled(), replace(REQUEST, epoch=3), previous=first.clusters)
+    later = ask(filled(), replace(REQUEST, epoch=3), previous=first.clusters)  # a warm start: the same features keep their clusters
+    assert later.metrics["cluster/1/nmi_previous"] == pytest.approx(1.0)
+    assert later.metrics["cluster/1/cold"] == 0
+    anew = EStepActor(config_of(warm_start="none"))
+    for part in shards() + shards("holdout"):
+        anew.push("1/2", *part)
+    other = ask(anew, replace(REQUEST, epoch=3), previous=first.clusters)
     assert 0 <= other.metrics["cluster/1/nmi_previous"] < 1
+    assert other.metrics["cluster/1/cold"] == 1
 
 
 def test_answers_travel() -> None:

@@ -1,0 +1,66 @@
+"""Momentum features of every epoch of a real run, for the benchmarks: Fashion-MNIST, the shipped recipe, one process.
+
+python benchmarks/real_features.py --images 30000 --epochs 16      # ten minutes on one core; kept under PCL_RAY_HOME/benchmarks
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+WARMUP = 3
+
+
+def of_epochs(images: int, epochs: int, *, dim: int = 128, seed: int = 0) -> list[np.ndarray]:
+    """[images, dim] float32 before each epoch from the warm-up's end on. Trained once, then read."""
+    from pcl_ray.service.folder import home
+
+    folder = home() / "benchmarks" / f"fashion_{images}_{dim}_{epochs}_{seed}"
+    files = [folder / f"{epoch:03d}.npy" for epoch in range(WARMUP, epochs + 1)]
+    if not all(file.exists() for file in files):
+        folder.mkdir(parents=True, exist_ok=True)
+        _train(images, epochs, dim, seed, folder)
+    return [np.load(file).astype(np.float32) for file in files]
+
+
+def _train(images: int, epochs: int, dim: int, seed: int, folder: Path) -> None:
+    import torch
+
+    from pcl_ray import config, plan
+    from pcl_ray.data import datasets
+    from pcl_ray.features import assemble
+    from pcl_ray.service.loop import Job, LocalEStep, train
+
+    settings = config.load(
+        "fashion_mnist",
+        [f"data.limit={images}", f"train.epochs={epochs}", f"seed={seed}", f"encoder.dim={dim}", f"e_step.warmup_epochs={WARMUP}", "resources.workers=0"]
+        + ["evaluation.every_epochs=0", "e_step.threads=1"],
+    )
+    splits = datasets.load(settings.data, cache_dir=folder)
+
+    class Keeps(LocalEStep):
+        def __call__(self, key: str, request: Any, shards: Any, previous: Any) -> Any:
+            features = assemble([shards["train"]], request.num_images)
+            np.save(folder / f"{request.epoch:03d}.npy", features)
+            print(f"features before epoch {request.epoch + 1} of {epochs}", flush=True)
+            return super().__call__(key, request, shards, previous)
+
+    with tempfile.TemporaryDirectory() as run_dir:
+        made = plan.make(settings, len(splits.train), splits.num_holdout)
+        job = Job(settings, made, run_dir)
+        train(job, splits, device=torch.device("cpu"), e_step=Keeps(settings, splits), share=lambda value: value, post=lambda event: None)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=30000)
+    parser.add_argument("--epochs", type=int, default=16)
+    given = parser.parse_args()
+    print(f"{len(of_epochs(given.images, given.epochs))} epochs of features")

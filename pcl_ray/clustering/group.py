@@ -1,0 +1,60 @@
+"""The processes that share one clustering: each holds some of the points, all take every decision from the same reduced numbers.
+
+Everything in `clustering` is written once, for a shard and its group; one process is a group of one, where nothing is exchanged.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Group:
+    """One process alone: every exchange is the identity."""
+
+    rank = 0
+    size = 1
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Adds every tensor up over the group, in place. Exact for whole numbers and for values on one grid (`points.Points`)."""
+
+    def max(self, value: float) -> float:
+        """The largest of the processes' values."""
+        return value
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """[n, …] of every process, which may differ in n, one after the other in rank order."""
+        return rows
+
+
+class TorchGroup(Group):
+    """The processes of a torch.distributed group: gloo on CPUs, NCCL on GPUs. `device` is where its tensors travel from."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | None = None):
+        self._group = group
+        self._device = device or torch.device("cpu")
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def sum(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            moved = tensor.to(self._device)
+            dist.all_reduce(moved, group=self._group)
+            if moved is not tensor:
+                tensor.copy_(moved)
+
+    def max(self, value: float) -> float:
+        moved = torch.tensor(value, dtype=torch.float64, device=self._device)
+        dist.all_reduce(moved, op=dist.ReduceOp.MAX, group=self._group)
+        return float(moved)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        counts = torch.zeros(self.size, dtype=torch.long)
+        counts[self.rank] = len(rows)
+        self.sum(counts)
+        longest = int(counts.max())
+        padded = torch.zeros((longest, *rows.shape[1:]), dtype=rows.dtype, device=self._device)
+        padded[: len(rows)] = rows.to(self._device)
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self._group)
+        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]).to(rows.device)

@@ -1,0 +1,94 @@
+"""Whether features can be clustered, and whether a clustering can be used. φ cannot tell: its clip and its stand-ins make a collapsed run look healthy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pcl_ray.clustering.points import Moments, Points
+
+# Mean squared distance of unit features to their mean below which nothing is left to cluster: all images sit on one point.
+COLLAPSED_SPREAD = 1e-4
+NORMS = (0.5, 1.5)  # features are L2-normalised; zero vectors and rows that were added up twice lie outside
+FEW = 1e-4  # share of rows that may be unusable; more, and the encoder is broken
+_SAMPLE = 16384  # rows that the gauges are taken from
+_RANK_DIMS = 512  # dimensions that the rank is taken in
+
+_EMPTY, _SINGLETONS = 0.01, 0.25
+_DOMINANT, _TIMES_MEAN = 0.1, 20.0
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """How spread out unit features are."""
+
+    cone: float  # ‖mean‖², the mean cosine of two random images: 1 where all point one way
+    spread: float  # mean squared distance to the mean
+    rank: float  # effective rank: exp of the entropy of the singular values around the mean (RankMe, Garrido et al., ICML 2023)
+
+    def figures(self) -> dict[str, float]:
+        return {"features/cone": self.cone, "features/spread": self.spread, "features/rank": self.rank}
+
+
+def unusable(rows_nC: Tensor) -> tuple[Tensor, Tensor]:
+    """Two [n] bool: rows that are not finite, and finite rows whose length is nowhere near one."""
+    norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in rows_nC.split(65536)]) if len(rows_nC) else torch.zeros(0)
+    broken = ~torch.isfinite(norms)
+    return broken, ~broken & ((norms < NORMS[0]) | (norms > NORMS[1]))
+
+
+def gauges(points: Points) -> Gauges:
+    """Of the group's points, from a choice of them that does not depend on how they are spread."""
+    stride = max(1, points.total // _SAMPLE)
+    rows = points.rows[(points.ids % stride == 0).to(points.device)].double()
+    if points.dim > _RANK_DIMS:  # a random projection keeps what is asked here: whether the rank is small
+        draw = torch.randn(points.dim, _RANK_DIMS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        rows = rows @ draw.to(rows.device) / math.sqrt(_RANK_DIMS)
+    total, products, count = rows.sum(dim=0), rows.T @ rows, torch.tensor(len(rows))
+    points.group.sum(total, products, count)
+    mean = total / max(int(count), 1)
+    covariance = products / max(int(count), 1) - torch.outer(mean, mean)
+    values = torch.linalg.eigvalsh(covariance.cpu()).clamp(min=0).sqrt()
+    share = values / values.sum().clamp(min=1e-12) + 1e-12
+    return Gauges(float(mean.square().sum()), float(covariance.trace()), float(torch.exp(-(share * share.log()).sum())))
+
+
+def collapse(found: Gauges, dim: int, *, cone: float, rank: float) -> str:
+    """Why these features have collapsed, by the limits of `e_step.collapse_cone` and `e_step.collapse_rank`; "" if they have not."""
+    if found.spread < COLLAPSED_SPREAD:
+        return f"the features have collapsed onto one point (mean squared distance to their mean {found.spread:.1e})"
+    if found.cone > cone:
+        return f"the features have collapsed into a cone (mean cosine of two images {found.cone:.3f}, the limit is e_step.collapse_cone = {cone:g})"
+    least = min(rank, dim / 4)  # of few dimensions even healthy features use few
+    if found.rank < least:
+        return f"the features have collapsed into {found.rank:.1f} of {dim} dimensions (the limit is {least:g}, from e_step.collapse_rank)"
+    return ""
+
+
+def faults(moments: Moments, total: int) -> list[str]:
+    """What makes a clustering unusable, in words; empty if nothing does."""
+    sizes, num_clusters = moments.sizes, len(moments.sizes)
+    found = []
+    empty, singletons = int((sizes == 0).sum()), int((sizes == 1).sum())
+    if empty > _EMPTY * num_clusters:
+        found.append(f"{empty} of {num_clusters} clusters are empty")
+    if singletons > _SINGLETONS * num_clusters and total >= 4 * num_clusters:  # with fewer images a cluster, many singletons are to be expected
+        found.append(f"{singletons} of {num_clusters} clusters hold one image")
+    largest = int(sizes.argmax())
+    share = int(sizes[largest]) / total
+    # Duplicates of one image are one cluster, and rightly so.
+    if share > max(_DOMINANT, _TIMES_MEAN / num_clusters) and moments.scatter()[largest] > 0:
+        found.append(f"one of {num_clusters} clusters holds {share:.0%} of the images")
+    return found
+
+
+def duplicates(moments: Moments, total: int) -> str:
+    """A warning where one image, many times over, fills a cluster of its own; else ""."""
+    largest = int(moments.sizes.argmax())
+    share = int(moments.sizes[largest]) / total
+    if share > max(_DOMINANT, _TIMES_MEAN / len(moments.sizes)) and moments.scatter()[largest] == 0:
+        return f"one cluster holds {share:.0%} of the images, all with the same features: look for duplicate images"
+    return ""

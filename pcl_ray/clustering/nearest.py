@@ -1,0 +1,137 @@
+"""The nearest centroid of every point, the one step of k-means that costs time. Never the whole N × K matrix of distances.
+
+Which centroid is nearest must not depend on how the points are cut into blocks, threads or processes, while float32 matrix products do. So each
+backend also looks at the second nearest: where the two are closer than rounding can tell apart, the row is decided again in float64. The labels are
+then the true ones, ties go to the lowest id, and every CPU backend gives the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcl_ray.clustering.points import Points
+
+Backend = Literal["faiss", "torch"]
+_ROWS = 65536  # rows that are handed to a backend at a time
+_SCORES = 2**22  # scores [rows, centroids] that are held at a time on a CPU: 16 MiB
+_HALF_NEEDS = 1e-2  # mean squared distance to the centroid below which half precision orders neighbours wrongly
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """How nearest centroids are found: the backend, its CPU threads (0: all cores), and whether faiss may use a GPU."""
+
+    backend: Backend = "faiss"
+    threads: int = 0
+    gpu: bool = False
+
+    def __call__(self, points: Points, centroids_KC: Tensor, *, spread: float = 0.0) -> Tensor:
+        """[n] int64 on the points' device, for float32 centroids [K, C] on any.
+
+        spread: mean squared distance of the points to their centroids, where known; a GPU then computes in half precision where that is enough.
+        """
+        if len(centroids_KC) == 1:
+            return torch.zeros(len(points.rows), dtype=torch.long, device=points.device)
+        with cpu_threads(self.threads):
+            if points.device.type == "cuda":
+                from pcl_ray.clustering import fused  # brings Triton, which only GPUs need
+
+                return fused.nearest(points.rows, centroids_KC.to(points.device), half=spread >= _HALF_NEEDS)
+            find = _faiss_finder(centroids_KC, self.threads, self.gpu) if self.backend == "faiss" else _torch_finder(centroids_KC)
+            parts = [_decided(block.float(), centroids_KC, find) for block in points.rows.split(_ROWS)]
+            return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+
+
+_Finder = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows [b, C] → nearest [b], and how much farther the second nearest is, in squared distance [b]
+
+
+def _decided(rows: Tensor, centroids: Tensor, find: _Finder) -> Tensor:
+    nearest, margin = find(rows)
+    unclear = (margin <= tolerance(rows, centroids)).nonzero().flatten()
+    if len(unclear):
+        nearest[unclear] = exactly_nearest(rows[unclear], centroids)
+    return nearest
+
+
+def tolerance(rows: Tensor, centroids: Tensor) -> Tensor:
+    """[b] how much two float32 squared distances ‖x‖² − 2x·c + ‖c‖² of a row may be wrong against each other: the bound of error analysis for
+    inner products of C terms, 3(C + 2) units in the last place of the larger norm, for either."""
+    unit, terms = 2.0**-24, 3 * (rows.shape[1] + 2)
+    largest = centroids.double().square().sum(dim=1).max()
+    return (2 * unit * terms * torch.maximum(rows.double().square().sum(dim=1), largest)).float()
+
+
+def exactly_nearest(rows: Tensor, centroids: Tensor) -> Tensor:
+    """[b] the nearest centroid in float64; of equally near ones the lowest id."""
+    wide = centroids.double()
+    half_squares = wide.square().sum(dim=1) / 2
+    ids = torch.arange(len(wide), device=rows.device)
+    out = []
+    for block in rows.double().split(max(1, _SCORES // len(wide))):
+        scores = half_squares - block @ wide.T
+        best = scores.amin(dim=1, keepdim=True)
+        # Equal distances may differ in the last place of a float64: far below what float32 features can tell.
+        equal = scores <= best + 1e-14 * (block.square().sum(dim=1, keepdim=True) + half_squares.max())
+        out.append(torch.where(equal, ids, len(wide)).amin(dim=1))
+    return torch.cat(out)
+
+
+def _faiss_finder(centroids: Tensor, threads: int, gpu: bool) -> _Finder:
+    import faiss
+
+    faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
+    index = faiss.IndexFlatL2(centroids.shape[1])
+    index.add(np.ascontiguousarray(centroids.numpy(), dtype=np.float32))
+    if gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
+        index = faiss.index_cpu_to_all_gpus(index)
+
+    def find(rows: Tensor) -> tuple[Tensor, Tensor]:
+        distances, ids = index.search(np.ascontiguousarray(rows.numpy(), dtype=np.float32), 2)
+        return torch.from_numpy(ids[:, 0].copy()), torch.from_numpy(distances[:, 1] - distances[:, 0])
+
+    return find
+
+
+def _torch_finder(centroids: Tensor) -> _Finder:
+    half_squares, turned = centroids.square().sum(dim=1) / 2, centroids.T.contiguous()
+
+    def find(rows: Tensor) -> tuple[Tensor, Tensor]:
+        nearest, margins = [], []
+        for block in rows.split(max(64, _SCORES // len(centroids))):
+            scores = torch.addmm(half_squares, block, turned, alpha=-1)
+            best, margin = two_best(scores)
+            nearest.append(best)
+            margins.append(margin)
+        return torch.cat(nearest), torch.cat(margins)
+
+    return find
+
+
+def two_best(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Of scores ‖c‖²/2 − x·c on a CPU [..., K]: the position of the smallest, and how much larger the second is, in squared distance. Overwrites scores."""
+    best = torch.from_numpy(scores.numpy().argmin(axis=-1))[..., None]  # numpy's is vectorised, torch's on CPUs is not
+    first = scores.gather(-1, best)
+    second = scores.scatter_(-1, best, float("inf")).amin(dim=-1, keepdim=True)
+    return best[..., 0], 2 * (second - first)[..., 0]
+
+
+class cpu_threads:
+    """Within it, torch's products on CPUs use so many threads (0: as many as they did)."""
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        if self._count:
+            torch.set_num_threads(self._count)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)

@@ -1,0 +1,143 @@
+"""The points of one process, and exact sums over them.
+
+Sums of features must not depend on how the points are spread over processes and threads, nor on the order of addition: then one shard and several
+give the same centroids bit by bit. Float64 alone does not promise that. So every summand is first rounded to a multiple of 2⁻ˢ, with s so large that
+it changes nothing visible and so small that any sum of N of them is exact in the 53 bits of a float64. Exact sums have a second use: a pass of
+Lloyd's algorithm only has to move the few points whose label changed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pcl_ray.clustering.group import Group
+
+_BLOCK = 8192  # rows at a time in float64: 8 MiB at 128 dimensions, which stays in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """This process's rows of the [N, C] features of the whole group."""
+
+    rows: Tensor  # [n, C] float32 or float16, on any device
+    ids: Tensor  # [n] int64 on the CPU: which of the N points each row is
+    total: int  # N, over the group
+    largest: float  # no coordinate of the group is larger
+    group: Group
+
+    @classmethod
+    def of(cls, rows: Tensor, ids: Tensor | None = None, *, total: int | None = None, group: Group | None = None, largest: float | None = None) -> Points:
+        """Points with the largest coordinate of the group, which sets the grid (`largest`: where that is known)."""
+        group = group or Group()
+        ids = torch.arange(len(rows)) if ids is None else ids
+        total = len(rows) if total is None else total
+        if largest is None:
+            low, high = torch.aminmax(rows) if rows.numel() else (torch.zeros(1), torch.zeros(1))
+            largest = group.max(max(float(high), -float(low), 0.0))
+        return cls(rows, ids, total, largest, group)
+
+    def take(self, positions: Tensor) -> Points:
+        """Some of the rows, for as long as their sums are not needed by the group."""
+        return replace(self, rows=self.rows[positions.to(self.rows.device)], ids=self.ids[positions.cpu()])
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+    @property
+    def dim(self) -> int:
+        return self.rows.shape[1]
+
+    def squares(self) -> Tensor:
+        """[n] float64, ‖x‖² of every row, on the grid."""
+        parts = [block.double().square().sum(dim=1) for block in self.rows.split(_BLOCK)]
+        return on_grid(torch.cat(parts), self.total, self.dim * self.largest**2) if parts else torch.zeros(0, dtype=torch.float64, device=self.device)
+
+    def sums(self, labels: Tensor, values: Tensor, largest: float, num_clusters: int) -> Tensor:
+        """[K] float64, the sum of a number [n] that each row has, by cluster and over the group; exact. Negative labels take no part."""
+        known = labels >= 0
+        out = torch.zeros(num_clusters, dtype=torch.float64, device=self.device)
+        out.index_add_(0, labels[known], on_grid(values[known], self.total, largest))
+        self.group.sum(out)
+        return out
+
+
+def on_grid(values: Tensor, total: int, largest: float) -> Tensor:
+    """The values rounded to multiples of 2⁻ˢ, so that the sum of any `total` of them, none larger than `largest`, is exact. A new float64 tensor."""
+    bits = 52 - math.ceil(math.log2(max(total, 2))) - (math.ceil(math.log2(largest)) if largest > 0 else 0)
+    return values.to(torch.float64, copy=True).mul_(2.0**bits).round_().div_(2.0**bits)
+
+
+@dataclass(eq=False)
+class Moments:
+    """Size, sum and sum of squares of every cluster, over the whole group and the same on all of its processes.
+
+    sizes: [K] int64. sums: [K, C] float64 and squares: [K] float64, both on the grid and therefore exact.
+    """
+
+    sizes: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, points: Points, labels: Tensor, squares: Tensor, num_clusters: int) -> Moments:
+        """From all points; rows with a negative label take no part."""
+        here = cls._zeros(points, num_clusters)
+        known = (labels >= 0).nonzero().flatten()
+        here._add(points, known if len(known) < len(labels) else None, labels, squares, sign=1.0)
+        points.group.sum(here.sizes, here.sums, here.squares)
+        return here
+
+    def moved(self, points: Points, before: Tensor, after: Tensor, squares: Tensor) -> int:
+        """Takes over new labels, in place; gives back how many rows of the group changed. Exact, so equal to a new count."""
+        changed = (before != after).nonzero().flatten()
+        count = torch.tensor(len(changed))
+        points.group.sum(count)
+        if count > 0:
+            change = self._zeros(points, len(self.sizes))
+            left = changed[before[changed] >= 0]
+            change._add(points, left, before, squares, sign=-1.0)
+            change._add(points, changed, after, squares, sign=1.0)
+            points.group.sum(change.sizes, change.sums, change.squares)
+            self.sizes += change.sizes
+            self.sums += change.sums
+            self.squares += change.squares
+        return int(count)
+
+    def means(self) -> Tensor:
+        """[K, C] float64; rows of empty clusters are zero."""
+        return self.sums / self.sizes.clamp(min=1)[:, None]
+
+    def scatter(self) -> Tensor:
+        """[K] float64, sum of squared distances of each cluster's points to their mean; 0 where it is below the rounding of the sums."""
+        within = self.squares - self.sums.square().sum(dim=1) / self.sizes.clamp(min=1)
+        return torch.where(within > 1e-12 * self.squares, within, 0.0)
+
+    def objective(self, centroids_KC: Tensor) -> float:
+        """Sum of squared distances of all points to the given centroids of their clusters."""
+        centroids = centroids_KC.double()
+        each = self.squares - 2 * (centroids * self.sums).sum(dim=1) + self.sizes * centroids.square().sum(dim=1)
+        return max(float(each.sum()), 0.0)
+
+    @staticmethod
+    def _zeros(points: Points, num_clusters: int) -> Moments:
+        wide = {"dtype": torch.float64, "device": points.device}
+        return Moments(
+            torch.zeros(num_clusters, dtype=torch.long, device=points.device),
+            torch.zeros(num_clusters, points.dim, **wide),
+            torch.zeros(num_clusters, **wide),
+        )
+
+    def _add(self, points: Points, positions: Tensor | None, labels: Tensor, squares: Tensor, *, sign: float) -> None:
+        """Adds (or takes away) rows at `positions`, None for all, to the clusters that `labels` names."""
+        count = len(labels) if positions is None else len(positions)
+        for start in range(0, count, _BLOCK):
+            part = slice(start, start + _BLOCK) if positions is None else positions[start : start + _BLOCK]
+            of = labels[part]
+            self.sums.index_add_(0, of, on_grid(points.rows[part], points.total, points.largest), alpha=sign)
+            self.squares.index_add_(0, of, squares[part], alpha=sign)
+            self.sizes.index_add_(0, of, torch.ones_like(of), alpha=int(sign))
