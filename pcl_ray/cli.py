@@ -15,6 +15,7 @@ from pcl_ray import __version__, config
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
 
 if TYPE_CHECKING:
+    from pcl_ray.plan import RunPlan
     from pcl_ray.service.request import Request
     from pcl_ray.service.run import RunResult
 
@@ -137,7 +138,8 @@ def _print_plan(asked: Request) -> None:
         "r": f"{', '.join(negatives)} negative prototypes",
         "R": f"{plan.queue_size} keys in the queue",
         "evaluation": f"after epochs {_ranges([epoch + 1 for epoch in plan.evaluation_epochs])}",
-        "features": f"{_size(plan.feature_bytes)} in the E-step",
+        "clustering": _where_clustered(asked.config, plan),
+        "features": f"{_size(plan.feature_bytes)} in the E-step, {_features_from(asked.config.e_step)}",
         "assignments": _size(plan.assignment_bytes),
         "queue": f"{_size(plan.queue_bytes)} a worker",
     }
@@ -145,6 +147,26 @@ def _print_plan(asked: Request) -> None:
         print(f"{name:<12} {value}")
     for note in asked.notes:
         print(f"{'note':<12} {note}")
+
+
+def _where_clustered(settings: config.RunConfig, plan: RunPlan) -> str:
+    e_step = settings.e_step
+    match plan.e_step_mode:
+        case "single":
+            where = "in one actor" if settings.resources.workers else "in this process"
+        case "distributed":
+            where = f"in the {settings.resources.workers} workers, each with the features it made"
+        case "sharded":
+            where = f"in {plan.e_step_shards} actors, each with a range of the images"
+    start = "cold each time" if e_step.warm_start == "none" else f"cold at first, then {e_step.iterations} passes from the last {e_step.warm_start}"
+    overlap = "; while the next epoch trains" if e_step.overlap else ""
+    return f"{plan.e_step_mode}: {where}; {start}{overlap}"
+
+
+def _features_from(e_step: config.EStepConfig) -> str:
+    if e_step.features == "fresh":
+        return "from a pass over all images each time"
+    return "from the M-step's momentum features" + (f", from a pass at every {e_step.fresh_every} E-steps" if e_step.fresh_every else ", after a first pass")
 
 
 def _print_result(result: RunResult) -> None:

@@ -131,6 +131,7 @@ def cluster(
     """The clusterings that epoch `epoch` trains with, one for each of `settings.num_clusters`.
 
     features_NC: momentum features in data set order, float32 or float16, L2-normalised. previous: the last E-step's result, to start from.
+    gpu: cluster on this process's GPU, if it has one.
     Raises EStepRefused for features that are not finite or too few for K, Collapsed where they have collapsed, Rejected where no usable clustering was found.
     """
     rows = features_NC if isinstance(features_NC, Tensor) else torch.as_tensor(np.asarray(features_NC))
@@ -156,6 +157,8 @@ def cluster_shard(
     Raises as `cluster` does, on all processes alike.
     """
     rows = rows_nC.contiguous() if rows_nC.dtype in (torch.float32, torch.float16) else rows_nC.float().contiguous()
+    if gpu and settings.backend != "faiss" and torch.cuda.is_available():
+        rows = rows.cuda()  # they stay there for all passes; faiss would copy them at each
     ids = torch.arange(len(rows)) if ids is None else ids
     counts = resolve_num_clusters(settings.num_clusters, total)
     with cpu_threads(settings.threads or os.cpu_count() or 1):
@@ -274,17 +277,15 @@ class _Search:
 
     def _warm_or_cold(self, k: int, seed: int, previous: ClusterSet | None, m: int) -> _Found:
         before = _labels_before(previous, m, k, self.points.ids)
-        if self.settings.warm_start == "none" or previous is None or before is None:
+        if previous is None or before is None or not _starts_warm(self.settings, self.when.epoch):
             return self._cold(k, seed)
         last = previous.clusterings[m].objective
         warm = self._warm(k, seed, previous.clusterings[m], before)
         if warm is not None and not warm.run.objective > WORSE * last:
             return warm
         cold = self._cold(k, seed)
-        if cold.run.objective > WORSE * last:
-            other = self._cold(k, seed ^ 0x5EED)
-            cold = min(cold, other, key=lambda found: found.run.objective)
-            cold.warnings.append(f"the mean squared distance rose from {last / self.points.total:.3g} to {cold.run.objective / self.points.total:.3g}")
+        if cold.run.objective > WORSE * last:  # bad luck, or the features have spread out, as they do early on: a second run tells
+            cold = min(cold, self._cold(k, seed ^ 0x5EED), key=lambda found: found.run.objective)
         return cold
 
     def _warm(self, k: int, seed: int, last: Clustering, before: Tensor) -> _Found | None:
@@ -326,7 +327,7 @@ class _Search:
         """From the finer clustering's prototypes, then `nested_passes` over the points."""
         before = _labels_before(previous, m, k, self.points.ids)
         start = None
-        if before is not None and self.settings.warm_start != "none":  # keeps the numbers of the clusters
+        if before is not None and _starts_warm(self.settings, self.when.epoch):  # keeps the numbers of the clusters
             old = Moments.of(self.points, before.to(self.points.device), self.squares, k)
             start = old.means()
             split_into_empty(start, old, seed)
@@ -369,6 +370,14 @@ class _Search:
     def _nearest(self) -> Nearest:
         backend = "faiss" if self.settings.backend == "auto" else self.settings.backend
         return Nearest(backend, self.settings.threads, self.gpu)
+
+
+def _starts_warm(settings: EStepConfig, epoch: int) -> bool:
+    """Whether the E-step before `epoch` may begin with what the last one left: not with warm starts off, nor at every `restart_every`-th."""
+    if settings.warm_start == "none":
+        return False
+    number = (epoch - settings.warmup_epochs) // settings.every_epochs
+    return not settings.restart_every or number % settings.restart_every != 0
 
 
 def _finished(points: Points, found: _Found, settings: EStepConfig, temperature: float) -> ShardClustering:

@@ -2,7 +2,7 @@
 
 Which centroid is nearest must not depend on how the points are cut into blocks, threads or processes, while float32 matrix products do. So each
 backend also looks at the second nearest: where the two are closer than rounding can tell apart, the row is decided again in float64. The labels are
-then the true ones, ties go to the lowest id, and every CPU backend gives the same.
+then the true ones, ties go to the lowest id, and every CPU backend gives the same. (GPUs: see `fused`.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Nearest:
     def __call__(self, points: Points, centroids_KC: Tensor, *, spread: float = 0.0) -> Tensor:
         """[n] int64 on the points' device, for float32 centroids [K, C] on any.
 
-        spread: mean squared distance of the points to their centroids, where known; a GPU then computes in half precision where that is enough.
+        spread: mean squared distance of the points to their centroids, where known; a GPU then computes in half precision where that is enough. There
+        labels are exact up to the rounding that `fused` states.
         """
         if len(centroids_KC) == 1:
             return torch.zeros(len(points.rows), dtype=torch.long, device=points.device)
@@ -43,7 +44,7 @@ class Nearest:
             if points.device.type == "cuda":
                 from pcl_ray.clustering import fused  # brings Triton, which only GPUs need
 
-                return fused.nearest(points.rows, centroids_KC.to(points.device), half=spread >= _HALF_NEEDS)
+                return fused.nearest(points.rows, centroids_KC.to(points.device), half=spread >= _HALF_NEEDS, largest=points.largest)
             find = _faiss_finder(centroids_KC, self.threads, self.gpu) if self.backend == "faiss" else _torch_finder(centroids_KC)
             parts = [_decided(block.float(), centroids_KC, find) for block in points.rows.split(_ROWS)]
             return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)

@@ -17,6 +17,7 @@ from torch import Tensor
 from pcl_ray.clustering.group import Group
 
 _BLOCK = 8192  # rows at a time in float64: 8 MiB at 128 dimensions, which stays in the cache
+_BLOCK_GPU = 2**18  # there a block costs a launch
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +50,17 @@ class Points:
         return self.rows.device
 
     @property
+    def block(self) -> int:
+        """Rows to take at a time where they are widened to float64."""
+        return _BLOCK_GPU if self.rows.is_cuda else _BLOCK
+
+    @property
     def dim(self) -> int:
         return self.rows.shape[1]
 
     def squares(self) -> Tensor:
         """[n] float64, ‖x‖² of every row, on the grid."""
-        parts = [block.double().square().sum(dim=1) for block in self.rows.split(_BLOCK)]
+        parts = [block.double().square().sum(dim=1) for block in self.rows.split(self.block)]
         return on_grid(torch.cat(parts), self.total, self.dim * self.largest**2) if parts else torch.zeros(0, dtype=torch.float64, device=self.device)
 
     def sums(self, labels: Tensor, values: Tensor, largest: float, num_clusters: int) -> Tensor:
@@ -66,9 +72,15 @@ class Points:
         return out
 
 
+def grid_bits(total: int, largest: float) -> int:
+    """s, so that sums of `total` multiples of 2⁻ˢ, none larger than `largest`, are exact in float64."""
+    assert math.isfinite(largest), "no grid for features that are not finite"
+    return 52 - math.ceil(math.log2(max(total, 2))) - (math.ceil(math.log2(largest)) if largest > 0 else 0)
+
+
 def on_grid(values: Tensor, total: int, largest: float) -> Tensor:
     """The values rounded to multiples of 2⁻ˢ, so that the sum of any `total` of them, none larger than `largest`, is exact. A new float64 tensor."""
-    bits = 52 - math.ceil(math.log2(max(total, 2))) - (math.ceil(math.log2(largest)) if largest > 0 else 0)
+    bits = grid_bits(total, largest)
     return values.to(torch.float64, copy=True).mul_(2.0**bits).round_().div_(2.0**bits)
 
 
@@ -77,11 +89,13 @@ class Moments:
     """Size, sum and sum of squares of every cluster, over the whole group and the same on all of its processes.
 
     sizes: [K] int64. sums: [K, C] float64 and squares: [K] float64, both on the grid and therefore exact.
+    rounding: how far a row's square on the grid may lie from the square of the row on the grid.
     """
 
     sizes: Tensor
     sums: Tensor
     squares: Tensor
+    rounding: float
 
     @classmethod
     def of(cls, points: Points, labels: Tensor, squares: Tensor, num_clusters: int) -> Moments:
@@ -115,7 +129,7 @@ class Moments:
     def scatter(self) -> Tensor:
         """[K] float64, sum of squared distances of each cluster's points to their mean; 0 where it is below the rounding of the sums."""
         within = self.squares - self.sums.square().sum(dim=1) / self.sizes.clamp(min=1)
-        return torch.where(within > 1e-12 * self.squares, within, 0.0)
+        return torch.where(within > 1e-12 * self.squares + self.rounding * self.sizes, within, 0.0)
 
     def objective(self, centroids_KC: Tensor) -> float:
         """Sum of squared distances of all points to the given centroids of their clusters."""
@@ -126,17 +140,21 @@ class Moments:
     @staticmethod
     def _zeros(points: Points, num_clusters: int) -> Moments:
         wide = {"dtype": torch.float64, "device": points.device}
+        # half a step of either grid, and the square of a row half a step off in all coordinates
+        total, dim, largest = points.total, points.dim, points.largest
+        rounding = 0.5 * 2.0 ** -grid_bits(total, dim * largest**2) + dim * largest * 2.0 ** -grid_bits(total, largest)
         return Moments(
             torch.zeros(num_clusters, dtype=torch.long, device=points.device),
-            torch.zeros(num_clusters, points.dim, **wide),
+            torch.zeros(num_clusters, dim, **wide),
             torch.zeros(num_clusters, **wide),
+            rounding,
         )
 
     def _add(self, points: Points, positions: Tensor | None, labels: Tensor, squares: Tensor, *, sign: float) -> None:
         """Adds (or takes away) rows at `positions`, None for all, to the clusters that `labels` names."""
         count = len(labels) if positions is None else len(positions)
-        for start in range(0, count, _BLOCK):
-            part = slice(start, start + _BLOCK) if positions is None else positions[start : start + _BLOCK]
+        for start in range(0, count, points.block):
+            part = slice(start, start + points.block) if positions is None else positions[start : start + points.block]
             of = labels[part]
             self.sums.index_add_(0, of, on_grid(points.rows[part], points.total, points.largest), alpha=sign)
             self.squares.index_add_(0, of, squares[part], alpha=sign)

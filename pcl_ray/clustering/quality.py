@@ -11,7 +11,8 @@ def quality(clustering: Clustering, previous: Clustering | None = None) -> dict[
     """Sizes, concentrations and, against the previous E-step, the normalised mutual information of the assignments.
 
     Keys: objective (mean squared distance an image), empty, singletons (counts), largest_share (of the images), size_p10/p50/p90 (images),
-    phi_min/mean/max, nmi_previous (0..1, only with `previous`).
+    phi_min/mean/max; with `previous` nmi_previous (0..1), and where K is the same drift (mean of 1 − cosine to the
+    prototype of the same number) and objective_ratio (to the one before: it rises while features spread out, and jumps where something broke).
     """
     sizes = clustering.sizes
     percentiles = sizes.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
@@ -31,5 +32,9 @@ def quality(clustering: Clustering, previous: Clustering | None = None) -> dict[
     if previous is not None and len(previous.assignments) == len(clustering.assignments):
         from sklearn.metrics import normalized_mutual_info_score
 
+        if previous.num_clusters == clustering.num_clusters:
+            if previous.objective > 0:  # not nan
+                figures["objective_ratio"] = clustering.objective / previous.objective
+            figures["drift"] = 1 - float((previous.prototypes * clustering.prototypes).sum(dim=1).mean())
         figures["nmi_previous"] = float(normalized_mutual_info_score(previous.assignments.numpy(), clustering.assignments.numpy()))
     return figures

@@ -67,8 +67,8 @@ def test_fashion_mnist(pcl_ray: Callable[..., Any]) -> None:
     assert "3000 images to train on, 10000 held out" in ended.out
 
 
-def start_long_run(name: str, tmp_path: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "pcl_ray.cli", "train", "digits", *SMALL, "train.epochs=60", "train.keep_checkpoints=100", "--name", name]
+def start_long_run(name: str, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "pcl_ray.cli", "train", "digits", *SMALL, "train.epochs=60", "train.keep_checkpoints=100", *more, "--name", name]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True)
 
 
@@ -138,3 +138,59 @@ def test_a_loss_that_is_not_finite_is_one_message_and_not_tried_again(pcl_ray: C
     assert "optimizer.lr" in ended.err
     assert "Traceback" not in ended.err
     assert "replaced" not in ended.err
+
+
+def test_where_the_clustering_runs_makes_no_difference(pcl_ray: Callable[..., Any]) -> None:
+    """In the actor, in the workers, in three actors: the same weights, prototypes and assignments, bit by bit."""
+    found = {}
+    for mode, words in {"single": (), "distributed": (), "sharded": ("e_step.shards=3",)}.items():
+        ended = pcl_ray("digits", *SMALL, f"e_step.mode={mode}", *words, "--name", mode)
+        assert ended.code == 0, ended.err
+        assert ended.err == ""
+        found[mode] = checkpoint.load(runs() / mode / "checkpoints/epoch_00004.pt")
+        assert found[mode].clusters.epoch == 4
+    for mode in ("distributed", "sharded"):
+        assert_equal_states(found["single"], found[mode])
+        names = {name: value for name, value in found["single"].history[-1]["metrics"].items() if name.startswith(("cluster/", "eval/"))}
+        assert {name: found[mode].history[-1]["metrics"][name] for name in names} == pytest.approx(names)
+
+
+def assert_equal_states(first: Any, second: Any) -> None:
+    weights, others = first.learner["model"], second.learner["model"]
+    assert all(torch.equal(weights[key], others[key]) for key in weights if isinstance(weights[key], torch.Tensor))
+    for one, other in zip(first.clusters.clusterings, second.clusters.clusterings, strict=True):
+        assert one.objective == other.objective
+        for name in ("prototypes", "assignments", "concentration", "valid"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_overlap_with_workers_changes_over_at_the_same_step_on_all(pcl_ray: Callable[..., Any]) -> None:
+    """The same as in one process would be asking too much (batch norm sees half the images): twice the same is asked, which a step too early on one
+    worker would break, as it would the weights that the workers share."""
+    words = ("e_step.overlap=true", "e_step.switch_step=2", "e_step.features=bank", "train.epochs=5")
+    states = []
+    for name in ("once", "twice"):
+        ended = pcl_ray("digits", *SMALL, *words, "--name", name)
+        assert ended.code == 0, ended.err
+        states.append(checkpoint.load(runs() / name / "checkpoints/epoch_00005.pt"))
+    assert_equal_states(*states)
+    assert states[0].e_step.bank.shape == (300, 16)
+
+
+@pytest.mark.slow
+def test_a_killed_shard_is_replaced_and_the_outcome_is_the_same(pcl_ray: Callable[..., Any], tmp_path: Path) -> None:
+    words = ("train.epochs=60", "train.keep_checkpoints=100", "e_step.mode=sharded", "e_step.shards=2")
+    undisturbed = pcl_ray("digits", *SMALL, *words, "--name", "undisturbed")
+    assert undisturbed.code == 0, undisturbed.err
+    with start_long_run("disturbed", tmp_path, *words) as process:
+        try:
+            wait_for_epochs(process, "disturbed", 5)
+            victims = children_of(process, "EStepShard")
+            assert victims
+            os.kill(victims[0], signal.SIGKILL)
+            _, said = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    assert process.returncode == 0, said
+    assert "sending the features again" in said
+    assert_equal_states(*(checkpoint.load(runs() / name / "checkpoints/epoch_00060.pt") for name in ("undisturbed", "disturbed")))
