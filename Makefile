@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: install demo test test-slow check format clean
+.PHONY: install demo test test-slow bench check format clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The machine should do nothing else meanwhile. QUICK=--quick: small sizes, a few minutes, no claims about speed.
+bench: install
+	for name in estep estep_scale estep_quality; do $(BIN)/python benchmarks/$$name.py $(QUICK) --json benchmarks/$$name.json || exit 1; done
 
 check: install
 	$(BIN)/ruff check .

@@ -38,7 +38,11 @@ UNSTEADY = 0.5  # or that changes more than this share of the labels
 
 
 class EStepRefused(ValueError):
-    """The features cannot be clustered. The message says why and what to try."""
+    """The features cannot be clustered. The message says why and what to try; `figures` what was measured."""
+
+    def __init__(self, message: str, figures: dict[str, float] | None = None):
+        super().__init__(message)
+        self.figures = figures or {}
 
 
 class Collapsed(EStepRefused):
@@ -169,9 +173,9 @@ def cluster_shard(
         gauges = health.gauges(points)
         if reason := health.collapse(gauges, points.dim, cone=settings.collapse_cone, rank=settings.collapse_rank):
             advice = "try a lower optimizer.lr, a longer e_step.warmup_epochs, or a larger loss.queue_size"
-            raise Collapsed(f"{when}: {reason}; {advice}")
+            raise Collapsed(f"{when}: {reason}; {advice}", gauges.figures())
         seeds = np.random.SeedSequence([seed, when.epoch]).generate_state(len(counts))
-        search = _Search(points, points.squares(), settings, when, gpu)
+        search = _Search(points, points.squares(), gauges, settings, when, gpu)
         found = search.all_of(counts, [int(s) for s in seeds], previous)
         clusterings = []
         for m, one in enumerate(found):
@@ -237,6 +241,7 @@ class _Search:
 
     points: Points
     squares: Tensor  # [n]
+    gauges: health.Gauges
     settings: EStepConfig
     when: When
     gpu: bool
@@ -261,7 +266,7 @@ class _Search:
         self._refuse_too_few_distinct(k, found.run)
         again = self._cold(k, seed ^ 0x5EED)
         if still := health.faults(again.run.moments, self.points.total):
-            raise Rejected(f"{self.when}: no usable clustering with K = {k}: {'; '.join(still)}")
+            raise Rejected(f"{self.when}: no usable clustering with K = {k}: {'; '.join(still)}", self.gauges.figures())
         again.warnings.append(f"the first try could not be used ({'; '.join(wrong)}); clustered anew from other points")
         return again
 
@@ -306,7 +311,7 @@ class _Search:
         else:
             start = last.centroids.to(points.device)
         known = labels if moments is not None else None
-        run = self._lloyd(start.float(), seed, self.settings.iterations, shortlist, known, moments, go_on)
+        run = self._lloyd(start.float(), seed, self.settings.iterations, shortlist, known, moments, last.objective / points.total, go_on)
         return _Found(run, False, shortlist, run.changed[0] / points.total) if go_on(run) else None
 
     def _cold(self, k: int, seed: int) -> _Found:
@@ -320,6 +325,7 @@ class _Search:
             seed=seed,
             squares=self.squares,
             spherical=settings.spherical,
+            spread=self.gauges.spread,
         )
         return _Found(run, True, shortlist, 1.0)
 
@@ -338,11 +344,19 @@ class _Search:
         if not self.settings.nested_passes:
             return _Found(Run(means, labels, moments, [moments.objective(means)], [0]), False, None, 0.0)
         shortlist = self._shortlist(k)
-        run = self._lloyd(means, seed, self.settings.nested_passes, shortlist, labels, moments, lambda run: True)
+        run = self._lloyd(means, seed, self.settings.nested_passes, shortlist, labels, moments, moments.objective(means) / self.points.total)
         return _Found(run, False, shortlist, run.changed[0] / self.points.total)
 
     def _lloyd(
-        self, start: Tensor, seed: int, passes: int, shortlist: Shortlist | None, labels: Tensor | None, moments: Moments | None, go_on: Callable[[Run], bool]
+        self,
+        start: Tensor,
+        seed: int,
+        passes: int,
+        shortlist: Shortlist | None,
+        labels: Tensor | None,
+        moments: Moments | None,
+        spread: float,
+        go_on: Callable[[Run], bool] = lambda run: True,
     ) -> Run:
         return lloyd(
             self.points,
@@ -354,6 +368,7 @@ class _Search:
             labels=labels,
             moments=moments,
             spherical=self.settings.spherical,
+            spread=spread,
             go_on=go_on,
         )
 

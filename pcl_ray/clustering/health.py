@@ -30,7 +30,7 @@ class Gauges:
     rank: float  # effective rank: exp of the entropy of the singular values around the mean (RankMe, Garrido et al., ICML 2023)
 
     def figures(self) -> dict[str, float]:
-        return {"features/cone": self.cone, "features/spread": self.spread, "features/rank": self.rank}
+        return {"cluster/cone": self.cone, "cluster/spread": self.spread, "cluster/rank": self.rank}
 
 
 def unusable(rows_nC: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,13 +83,24 @@ def assigner(nearest: Nearest) -> Assign:
     return assign
 
 
-def best_of(points: Points, num_clusters: int, assign: Assign, *, passes: int, restarts: int, seed: int, squares: Tensor, spherical: bool = False) -> Run:
+def best_of(
+    points: Points,
+    num_clusters: int,
+    assign: Assign,
+    *,
+    passes: int,
+    restarts: int,
+    seed: int,
+    squares: Tensor,
+    spherical: bool = False,
+    spread: float = math.inf,
+) -> Run:
     """The run with the smallest objective of `restarts` from random points; of equal ones the first."""
     best: Run | None = None
     for number in range(restarts):
         own = seed + 7919 * number
         start, _ = random_start(points, num_clusters, own)
-        run = lloyd(points, start, assign, passes=passes, seed=own, squares=squares, spherical=spherical)
+        run = lloyd(points, start, assign, passes=passes, seed=own, squares=squares, spherical=spherical, spread=spread)
         if best is None or run.objective < best.objective:
             best = run
     assert best is not None

@@ -52,16 +52,18 @@ def lloyd(
     labels: Tensor | None = None,
     moments: Moments | None = None,
     spherical: bool = False,
+    spread: float = math.inf,
     go_on: Callable[[Run], bool] = lambda run: True,
 ) -> Run:
     """At most `passes` passes from the raw centroids [K, C]; fewer where a pass changes no label, or `go_on` says no after the first.
 
     squares: `points.squares()`. labels, moments: what the start was made of (both or neither), so that only changes are counted.
+    spread: what is known of the mean squared distance before the first pass.
     seed: of the directions in which clusters are split to fill empty ones. Every process of the group gets the same start, seed and settings.
     """
     run = Run(start_KC.float(), labels if labels is not None else torch.full((len(points.rows),), -1, device=points.device), moments or _none(points, start_KC))
     for number in range(passes):
-        spread = run.objectives[-1] / points.total if run.objectives else math.inf
+        spread = run.objectives[-1] / points.total if run.objectives else spread
         found = assign(points, run.centroids, labels=run.labels if labels is not None or number else None, spread=spread)
         if number == 0 and moments is None:
             run.moments, changed = Moments.of(points, found, squares, len(start_KC)), points.total

@@ -157,7 +157,7 @@ def _concluded(answers: list[ShardAnswer], request: EStepRequest, previous: Clus
     """The answer that the processes, who all agree, have come to."""
     first = next((answer for answer in answers if answer.common), answers[0])
     if first.outcome != "clustered":
-        return EStepAnswer(refused=first.reason, outcome=first.outcome)
+        return EStepAnswer(metrics=dict(first.figures), refused=first.reason, outcome=first.outcome)
     clusters = merged(answers, request)
     return EStepAnswer(clusters, _quality(clusters, previous, first), warnings=first.warnings)
 

@@ -269,7 +269,8 @@ class _Between:
         elif answer.clusters is not None:
             progress.clusters, progress.e_step = answer.clusters, EStepState(concluded=self._epoch)
         waited = time.perf_counter() - start - answer.metrics.get("perf/evaluation_seconds", 0.0)
-        return answer.metrics | ({"perf/e_step_seconds": waited} if self._clustering else {})
+        of_clustering = {"perf/e_step_seconds": waited, "cluster/failures": float(progress.e_step.failures)}
+        return answer.metrics | (of_clustering if self._clustering else {})
 
     def _keep(self, answer: EStepAnswer) -> None:
         progress, limit = self._progress, self._job.config.e_step.patience

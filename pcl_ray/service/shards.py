@@ -72,11 +72,11 @@ def attempt(
             gpu=gpu,
         )
     except Collapsed as reason:
-        return ShardAnswer("collapsed", str(reason))
+        return ShardAnswer("collapsed", str(reason), figures=reason.figures)
     except Rejected as reason:
-        return ShardAnswer("rejected", str(reason))
+        return ShardAnswer("rejected", str(reason), figures=reason.figures)
     except EStepRefused as reason:
-        return ShardAnswer("refused", str(reason))
+        return ShardAnswer("refused", str(reason), figures=reason.figures)
     first = group is None or group.rank == 0
     found = ((c.centroids.cpu().numpy(), c.concentration.numpy(), c.valid.cpu().numpy(), c.objective, c.figures) for c in result.clusterings)
     common = tuple(found) if first else ()
