@@ -123,7 +123,7 @@ class EStepConfig(Section):
     restart_every: int = Field(0, ge=0, description="Begin anew at every this many E-steps; 0 only where the warm start turns out bad.")
     backend: Literal["auto", "faiss", "torch"] = Field("auto", description="What finds nearest centroids; auto: torch for features on a GPU, else faiss.")
     shortlist_from: int = Field(
-        5000, ge=0, description="K from which CPUs compare a point only with the centroids around its last one, checked on 1 % of the points; 0 never."
+        1000, ge=0, description="K from which CPUs compare a point only with the centroids around its last one, checked on 1 % of the points; 0 never."
     )
     mode: Literal["auto", "single", "distributed", "sharded"] = Field(
         "auto", description="Where features are clustered: in one actor, in the workers that hold them, or in several actors; auto chooses by size."
@@ -149,7 +149,7 @@ class EStepConfig(Section):
     spherical: bool = Field(False, description="Normalise the centroids after every iteration.")
     clip: tuple[float, float] = Field((10.0, 90.0), description="Percentiles that the concentrations are clipped to.")
     normalise: bool = Field(True, description="Scale the concentrations so that their mean is the temperature.")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the clustering; 0 takes all cores of its machine.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the clustering; 0: all cores of its machine for one actor, else its own.")
     timeout_s: float = Field(3600.0, gt=0, description="Seconds after which an E-step that has not answered fails the run.")
 
     @field_validator("num_clusters")

@@ -23,9 +23,9 @@ from pcl_ray.clustering import Clustering, ClusterSet, health
 from pcl_ray.clustering.balance import capped
 from pcl_ray.clustering.concentration import Hidden, concentration_of_sums
 from pcl_ray.clustering.group import Group
-from pcl_ray.clustering.kmeans import assigner, best_of, distances_to
+from pcl_ray.clustering.kmeans import best_of, distances_to
 from pcl_ray.clustering.lloyd import Assign, Run, distinct_rows, lloyd, split_into_empty
-from pcl_ray.clustering.nearest import Nearest, cpu_threads
+from pcl_ray.clustering.nearest import BruteForce, Nearest, cpu_threads
 from pcl_ray.clustering.nested import coarse_of_fine
 from pcl_ray.clustering.points import Moments, Points
 from pcl_ray.clustering.shortlist import Shortlist
@@ -165,7 +165,9 @@ def cluster_shard(
         rows = rows.cuda()  # they stay there for all passes; faiss would copy them at each
     ids = torch.arange(len(rows)) if ids is None else ids
     counts = resolve_num_clusters(settings.num_clusters, total)
-    with cpu_threads(settings.threads or os.cpu_count() or 1):
+    # alone on its machine, or one of several that share it
+    threads = settings.threads or (torch.get_num_threads() if group is not None and group.size > 1 else os.cpu_count() or 1)
+    with cpu_threads(threads):
         usable, warnings = _usable(rows, ids, total, when, group or Group())
         points = Points.of(rows if usable is None else rows[usable], ids if usable is None else ids[usable.cpu()], total=total, group=group)
         if max(counts) > total:
@@ -175,7 +177,7 @@ def cluster_shard(
             advice = "try a lower optimizer.lr, a longer e_step.warmup_epochs, or a larger loss.queue_size"
             raise Collapsed(f"{when}: {reason}; {advice}", gauges.figures())
         seeds = np.random.SeedSequence([seed, when.epoch]).generate_state(len(counts))
-        search = _Search(points, points.squares(), gauges, settings, when, gpu)
+        search = _Search(points, points.squares(), gauges, settings, when, Nearest("faiss" if settings.backend == "auto" else settings.backend, threads, gpu))
         found = search.all_of(counts, [int(s) for s in seeds], previous)
         clusterings = []
         for m, one in enumerate(found):
@@ -244,7 +246,7 @@ class _Search:
     gauges: health.Gauges
     settings: EStepConfig
     when: When
-    gpu: bool
+    nearest: Nearest
 
     def all_of(self, counts: tuple[int, ...], seeds: list[int], previous: ClusterSet | None) -> list[_Found]:
         """One clustering for each K, in their order."""
@@ -373,18 +375,14 @@ class _Search:
         )
 
     def _shortlist(self, k: int) -> Shortlist | None:
-        wanted = 0 < self.settings.shortlist_from <= k and self.points.device.type == "cpu" and not self.gpu
-        return Shortlist(self._nearest()) if wanted else None
+        wanted = 0 < self.settings.shortlist_from <= k and self.points.device.type == "cpu" and not self.nearest.gpu
+        return Shortlist(self.nearest) if wanted else None
 
     def _assign(self, k: int, shortlist: Shortlist | None) -> Assign:
-        assign = shortlist or assigner(self._nearest())
+        assign = shortlist or BruteForce(self.nearest)
         if self.settings.balance is None:
             return assign
-        return capped(assign, self._nearest(), max(1, math.ceil(self.settings.balance * self.points.total / k)))
-
-    def _nearest(self) -> Nearest:
-        backend = "faiss" if self.settings.backend == "auto" else self.settings.backend
-        return Nearest(backend, self.settings.threads, self.gpu)
+        return capped(assign, self.nearest, max(1, math.ceil(self.settings.balance * self.points.total / k)))
 
 
 def _starts_warm(settings: EStepConfig, epoch: int) -> bool:

@@ -14,7 +14,7 @@ from pcl_ray.clustering.points import Moments, Points
 COLLAPSED_SPREAD = 1e-4
 NORMS = (0.5, 1.5)  # features are L2-normalised; zero vectors and rows that were added up twice lie outside
 FEW = 1e-4  # share of rows that may be unusable; more, and the encoder is broken
-_SAMPLE = 16384  # rows that the gauges are taken from
+_SAMPLE = 8192  # rows that the gauges are taken from
 _RANK_DIMS = 512  # dimensions that the rank is taken in
 
 _EMPTY, _SINGLETONS = 0.01, 0.25

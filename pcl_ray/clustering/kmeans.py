@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pcl_ray.clustering.group import Group
 from pcl_ray.clustering.lloyd import Assign, Run, lloyd, random_start
-from pcl_ray.clustering.nearest import Backend, Nearest
+from pcl_ray.clustering.nearest import Backend, BruteForce, Nearest
 from pcl_ray.clustering.points import Points
 
 _BLOCK = 65536
@@ -64,7 +64,7 @@ def kmeans(
         _check_finite(start, "starting centroids")
         start = start.to(rows.device)
     points = Points.of(rows, ids, total=total, group=group)
-    find = assigner(Nearest(backend, threads, gpu))
+    find = BruteForce(Nearest(backend, threads, gpu))
     squares = points.squares()
     if start is not None:
         best = lloyd(points, start, find, passes=iterations + 1, seed=seed, squares=squares, spherical=spherical)
@@ -72,15 +72,6 @@ def kmeans(
         best = best_of(points, num_clusters, find, passes=iterations + 1, restarts=restarts, seed=seed, squares=squares, spherical=spherical)
     distances = distances_to(points, best.centroids, best.labels)
     return KMeansResult(best.centroids, best.labels, distances, best.objective if points.group.size > 1 else float(distances.double().square().sum()))
-
-
-def assigner(nearest: Nearest) -> Assign:
-    """Brute force: every centroid is looked at in every pass."""
-
-    def assign(points: Points, centroids_KC: Tensor, *, labels: Tensor | None, spread: float) -> Tensor:
-        return nearest(points, centroids_KC, spread=spread)
-
-    return assign
 
 
 def best_of(

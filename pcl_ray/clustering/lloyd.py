@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcl_ray.clustering.nearest import BruteForce
 from pcl_ray.clustering.points import Moments, Points
 
 
@@ -61,13 +62,17 @@ def lloyd(
     spread: what is known of the mean squared distance before the first pass.
     seed: of the directions in which clusters are split to fill empty ones. Every process of the group gets the same start, seed and settings.
     """
-    run = Run(start_KC.float(), labels if labels is not None else torch.full((len(points.rows),), -1, device=points.device), moments or _none(points, start_KC))
+    run = Run(
+        start_KC.float(),
+        labels if labels is not None else torch.full((len(points.rows),), -1, device=points.device),
+        moments or Moments.zeros(points, len(start_KC)),
+    )
     for number in range(passes):
         spread = run.objectives[-1] / points.total if run.objectives else spread
-        found = assign(points, run.centroids, labels=run.labels if labels is not None or number else None, spread=spread)
-        if number == 0 and moments is None:
-            run.moments, changed = Moments.of(points, found, squares, len(start_KC)), points.total
+        if number == 0 and moments is None and isinstance(assign, BruteForce):
+            (found, run.moments), changed = assign.with_moments(points, run.centroids, squares, spread=spread), points.total
         else:
+            found = assign(points, run.centroids, labels=run.labels if labels is not None or number else None, spread=spread)
             changed = run.moments.moved(points, run.labels, found, squares)
         run.labels = found
         run.changed.append(changed)
@@ -78,10 +83,6 @@ def lloyd(
         run.centroids, repaired = _next_centroids(run, spherical=spherical, seed=seed + number)
         run.repaired += repaired
     return run
-
-
-def _none(points: Points, start_KC: Tensor) -> Moments:
-    return Moments.of(points, torch.full((len(points.rows),), -1, device=points.device), torch.zeros(0), len(start_KC))
 
 
 def _next_centroids(run: Run, *, spherical: bool, seed: int) -> tuple[Tensor, int]:

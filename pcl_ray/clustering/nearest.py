@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcl_ray.clustering.points import Points
+from pcl_ray.clustering.points import Moments, Points
 
 Backend = Literal["faiss", "torch"]
 _ROWS = 65536  # rows that are handed to a backend at a time
@@ -50,6 +50,29 @@ class Nearest:
             return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
 
+@dataclass(frozen=True)
+class BruteForce:
+    """An `lloyd.Assign` that looks at every centroid in every pass."""
+
+    nearest: Nearest
+
+    def __call__(self, points: Points, centroids_KC: Tensor, *, labels: Tensor | None, spread: float) -> Tensor:
+        return self.nearest(points, centroids_KC, spread=spread)
+
+    def with_moments(self, points: Points, centroids_KC: Tensor, squares: Tensor, *, spread: float) -> tuple[Tensor, Moments]:
+        """Labels and the moments of all points, for the pass that has none to go on from. On a GPU one kernel makes both."""
+        if points.device.type != "cuda":
+            labels = self(points, centroids_KC, labels=None, spread=spread)
+            return labels, Moments.of(points, labels, squares, len(centroids_KC))
+        from pcl_ray.clustering import fused
+
+        moments, half = Moments.zeros(points, len(centroids_KC)), spread >= _HALF_NEEDS
+        labels, moments.sizes, moments.sums = fused.nearest_and_sums(points.rows, centroids_KC, total=points.total, largest=points.largest, half=half)
+        moments.squares.index_add_(0, labels, squares)
+        points.group.sum(moments.sizes, moments.sums, moments.squares)
+        return labels, moments
+
+
 _Finder = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows [b, C] → nearest [b], and how much farther the second nearest is, in squared distance [b]
 
 
@@ -63,10 +86,10 @@ def _decided(rows: Tensor, centroids: Tensor, find: _Finder) -> Tensor:
 
 def tolerance(rows: Tensor, centroids: Tensor) -> Tensor:
     """[b] how much two float32 squared distances ‖x‖² − 2x·c + ‖c‖² of a row may be wrong against each other: the bound of error analysis for
-    inner products of C terms, 3(C + 2) units in the last place of the larger norm, for either."""
-    unit, terms = 2.0**-24, 3 * (rows.shape[1] + 2)
-    largest = centroids.double().square().sum(dim=1).max()
-    return (2 * unit * terms * torch.maximum(rows.double().square().sum(dim=1), largest)).float()
+    inner products of C terms, 3(C + 2) units in the last place of the larger norm, for either (and one term more, for the norms taken here)."""
+    unit, terms = 2.0**-24, 3 * (rows.shape[-1] + 3)
+    largest = torch.linalg.vector_norm(centroids, dim=1).max()
+    return 2 * unit * terms * torch.linalg.vector_norm(rows, dim=-1).clamp(min=largest).square()
 
 
 def exactly_nearest(rows: Tensor, centroids: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class Moments:
     @classmethod
     def of(cls, points: Points, labels: Tensor, squares: Tensor, num_clusters: int) -> Moments:
         """From all points; rows with a negative label take no part."""
-        here = cls._zeros(points, num_clusters)
+        here = cls.zeros(points, num_clusters)
         known = (labels >= 0).nonzero().flatten()
         here._add(points, known if len(known) < len(labels) else None, labels, squares, sign=1.0)
         points.group.sum(here.sizes, here.sums, here.squares)
@@ -112,7 +112,7 @@ class Moments:
         count = torch.tensor(len(changed))
         points.group.sum(count)
         if count > 0:
-            change = self._zeros(points, len(self.sizes))
+            change = self.zeros(points, len(self.sizes))
             left = changed[before[changed] >= 0]
             change._add(points, left, before, squares, sign=-1.0)
             change._add(points, changed, after, squares, sign=1.0)
@@ -138,7 +138,8 @@ class Moments:
         return max(float(each.sum()), 0.0)
 
     @staticmethod
-    def _zeros(points: Points, num_clusters: int) -> Moments:
+    def zeros(points: Points, num_clusters: int) -> Moments:
+        """Of no points."""
         wide = {"dtype": torch.float64, "device": points.device}
         # half a step of either grid, and the square of a row half a step off in all coordinates
         total, dim, largest = points.total, points.dim, points.largest

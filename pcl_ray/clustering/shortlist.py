@@ -26,7 +26,7 @@ class Shortlist:
     """An `lloyd.Assign` with state: keep one for each run."""
 
     nearest: Nearest
-    candidates: int = 32  # L, the cluster's own centroid among them
+    candidates: int = 64  # L, the cluster's own centroid among them
     sample: float = 0.01
     enough: float = 0.995
     agreements: list[float] = field(default_factory=list)  # share of the sample that was right, at each pass that used candidates
@@ -109,7 +109,7 @@ def among(rows_nC: Tensor, centroids_KC: Tensor, labels_n: Tensor, around_KL: Te
         scores = torch.baddbmm(half_squares[options][:, None, :], block, centroids_KC[options].transpose(1, 2), alpha=-1)
         chosen, margin = two_best(scores)
         ids = options.gather(1, chosen)
-        unclear = there & (margin <= tolerance(block.flatten(0, 1), centroids_KC).view_as(margin))
+        unclear = there & (margin <= tolerance(block, centroids_KC))
         if unclear.any():
             group, _ = unclear.nonzero(as_tuple=True)
             ids[unclear] = _exactly(block[unclear], centroids_KC, options[group])
