@@ -36,7 +36,8 @@ def _train(images: int, epochs: int, dim: int, seed: int, folder: Path) -> None:
     from pcl_ray import config, plan
     from pcl_ray.data import datasets
     from pcl_ray.features import assemble
-    from pcl_ray.service.loop import Job, LocalEStep, train
+    from pcl_ray.service.between import LocalEStep
+    from pcl_ray.service.loop import Job, train
 
     settings = config.load(
         "fashion_mnist",
@@ -46,11 +47,11 @@ def _train(images: int, epochs: int, dim: int, seed: int, folder: Path) -> None:
     splits = datasets.load(settings.data, cache_dir=folder)
 
     class Keeps(LocalEStep):
-        def __call__(self, key: str, request: Any, shards: Any, previous: Any) -> Any:
+        def begin(self, key: str, request: Any, shards: Any, previous: Any) -> Any:
             features = assemble([shards["train"]], request.num_images)
             np.save(folder / f"{request.epoch:03d}.npy", features)
             print(f"features before epoch {request.epoch + 1} of {epochs}", flush=True)
-            return super().__call__(key, request, shards, previous)
+            return super().begin(key, request, shards, previous)
 
     with tempfile.TemporaryDirectory() as run_dir:
         made = plan.make(settings, len(splits.train), splits.num_holdout)

@@ -200,7 +200,8 @@ def _open_tracker(folder: RunFolder, config: RunConfig, fingerprint: str, displa
 
 
 def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]) -> None:
-    from pcl_ray.service.loop import Job, LocalEStep, train  # torch takes seconds to import: after the checks
+    from pcl_ray.service.between import LocalEStep  # torch takes seconds to import: after the checks
+    from pcl_ray.service.loop import Job, train
 
     job = Job(config, plan, str(folder.path))
     if config.resources.workers:

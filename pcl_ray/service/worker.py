@@ -63,7 +63,7 @@ def run_worker(config: dict[str, WorkerTask]) -> str:
 
 
 class ActorEStep:
-    """`loop.EStep` through the actor: the workers push, rank 0 asks, all read the answer. What died is filled again, a few times."""
+    """`between.EStep` through the actor: the workers push, rank 0 asks, all read the answer. What died is filled again, a few times."""
 
     def __init__(self, task: WorkerTask, device: torch.device):
         self.task, self.device = task, device

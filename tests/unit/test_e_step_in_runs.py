@@ -87,10 +87,10 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, .
 
 
 def test_overlap_trains_on_the_earlier_prototypes_until_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pcl_ray.service import loop
+    from pcl_ray.service import between
 
     seen: list[tuple[int, int]] = []
-    original = loop._Between.switch
+    original = between.Between.switch
 
     def noting(self: Any, step: int) -> Any:
         newer = original(self, step)
@@ -98,7 +98,7 @@ def test_overlap_trains_on_the_earlier_prototypes_until_the_switch(monkeypatch: 
             seen.append((step, self._progress.clusters.epoch))
         return newer
 
-    monkeypatch.setattr(loop._Between, "switch", noting)
+    monkeypatch.setattr(between.Between, "switch", noting)
     assert train("--name", "late", *OVERLAP, "train.epochs=4") == 0
     # 4 steps an epoch. The first E-step, before epoch 1 (from 0), has nothing to overlap with.
     assert seen == [(step, 1) for step in range(4)] + [(0, 1), (1, 1), (2, 2), (3, 2)] + [(0, 2), (1, 2), (2, 3), (3, 3)]
@@ -126,11 +126,11 @@ def test_overlap_and_waiting_agree_on_the_figures_of_the_same_encoder() -> None:
 
 
 def test_the_bank_saves_the_pass_over_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pcl_ray.service import loop
+    from pcl_ray.service import between
 
     passes: list[int] = []
-    original = loop._FeaturePass.train
-    monkeypatch.setattr(loop._FeaturePass, "train", lambda self, learner: passes.append(1) or original(self, learner))
+    original = between.FeaturePass.train
+    monkeypatch.setattr(between.FeaturePass, "train", lambda self, learner: passes.append(1) or original(self, learner))
     words = ("evaluation.every_epochs=0", "train.epochs=6", "e_step.features=bank")
     assert train("--name", "bank", *words) == 0
     assert len(passes) == 2  # the first E-step and the final one
@@ -201,14 +201,14 @@ def test_three_in_a_row_end_the_run_and_the_count_survives_a_stop(outcome: str, 
 
 
 def test_a_really_collapsed_encoder_is_found_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from pcl_ray.service import loop
+    from pcl_ray.service import between
 
     def one_point(encoder: Any, batches: Any, device: Any) -> FeatureShard:
         indices = np.concatenate([ids.numpy() for _, ids in batches])
         rows = np.ones((len(indices), 16), np.float32) + 1e-5 * np.random.default_rng(0).normal(size=(len(indices), 16)).astype(np.float32)
         return FeatureShard(indices, rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
-    monkeypatch.setattr(loop, "extract_features", one_point)
+    monkeypatch.setattr(between, "extract_features", one_point)
     assert train("--name", "flat", "train.epochs=9") == 1
     said = capsys.readouterr().err
     assert "collapsed onto one point" in said
