@@ -231,3 +231,27 @@ def test_a_really_collapsed_encoder_is_found_out(monkeypatch: pytest.MonkeyPatch
 def test_wrong_knobs_of_the_e_step(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(*words) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ([], ["single: in this process; cold at first, then 5 passes from the last labels", "a pass over all images each time"]),
+        (["resources.workers=2", "e_step.mode=sharded", "e_step.shards=3"], ["sharded: in 3 actors, each with a range of the images"]),
+        (["resources.workers=2", "e_step.mode=distributed", "e_step.warm_start=none"], ["in the 2 workers, each with the features it made; cold each time"]),
+        (["e_step.overlap=true", "e_step.features=bank"], ["; while the next epoch trains", "from the M-step's momentum features, after a first pass"]),
+    ],
+)
+def test_dry_run_says_where_features_come_from_and_are_clustered(words: list[str], shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--dry-run", *words) == 0
+    out = capsys.readouterr().out
+    for text in shown:
+        assert text in out
+
+
+def test_where_a_run_clusters_may_change_when_it_goes_on() -> None:
+    assert train("--name", "moved", "train.epochs=2") == 0
+    assert cli.main(["train", "--resume", "moved", "train.epochs=3", "e_step.backend=torch", "e_step.threads=2"]) == 0
+    assert train("--name", "stayed", "train.epochs=2") == 0
+    assert cli.main(["train", "--resume", "stayed", "train.epochs=3"]) == 0
+    assert_same(numbers("moved", 3), numbers("stayed", 3))

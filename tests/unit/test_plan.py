@@ -283,3 +283,31 @@ def test_the_share_that_a_refusal_proposes_is_enough(images: int, share: float) 
         proposed = float(re.search(r"use at least ([\d.e-]+)", problem.message)[1])
         assert resolve_num_clusters((proposed,), images)[0] >= 2
     assert bool(problems) == (round(share * images) < 2)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "images", "mode", "shards"),
+    [
+        ({"resources__workers": 0}, 10**9, "single", 0),  # one process has no choice
+        ({"resources__workers": 1}, N, "single", 0),
+        ({"resources__workers": 4}, N, "single", 0),
+        ({"resources__workers": 4, "resources__gpus_per_worker": 1}, N, "distributed", 0),
+        ({"resources__workers": 1, "resources__gpus_per_worker": 1}, N, "single", 0),
+        ({"resources__workers": 4, "resources__gpus_per_worker": 1, "e_step__overlap": True}, N, "single", 0),  # workers that train cannot cluster
+        ({"resources__workers": 4}, 125_000_000, "single", 0),  # 16 dimensions of 4 bytes: 8 GB, the limit
+        ({"resources__workers": 4}, 125_000_001, "sharded", 2),
+        ({"resources__workers": 4, "e_step__feature_dtype": "float16"}, 125_000_001, "single", 0),
+        ({"resources__workers": 4, "e_step__memory_gb": 1}, 125_000_000, "sharded", 8),
+        ({"resources__workers": 4, "e_step__mode": "sharded", "e_step__shards": 5}, N, "sharded", 5),
+        ({"resources__workers": 4, "e_step__mode": "distributed"}, N, "distributed", 0),
+    ],
+)
+def test_where_features_are_clustered_follows_from_size_and_machines(knobs: dict[str, Any], images: int, mode: str, shards: int) -> None:
+    plan = make(config_of(**knobs), images)
+    assert (plan.e_step_mode, plan.e_step_shards) == (mode, shards)
+
+
+def test_with_a_bank_fresh_features_are_taken_first_last_and_now_and_then() -> None:
+    plan = plan_of(train__epochs=9)  # E-steps before epochs 2 … 8, and the final one
+    taken = {every: [epoch for epoch in plan.e_step_epochs if plan.takes_fresh_features(epoch, every)] for every in (0, 1, 3)}
+    assert taken == {0: [2, 9], 1: [2, 3, 4, 5, 6, 7, 8, 9], 3: [2, 5, 8, 9]}
