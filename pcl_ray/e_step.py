@@ -182,7 +182,7 @@ def cluster_shard(
         clusterings = []
         for m, one in enumerate(found):
             result = _finished(points, one, settings, temperature)
-            result.labels = _with_dropped(result.labels, usable, ids, previous, m, len(result.centroids))
+            result.labels = _with_dropped(result.labels, usable, ids, None if one.cold else previous, m, len(result.centroids), total)
             warnings += [f"{when}, clustering {m}: {text}" for text in (*one.warnings, health.duplicates(one.run.moments, total)) if text]
             clusterings.append(result)
     return ShardResult(ids, clusterings, gauges.figures(), warnings)
@@ -198,8 +198,10 @@ def _usable(rows: Tensor, ids: Tensor, total: int, when: When, group: Group) -> 
         raise EStepRefused(f"{when}: features of {arrived} images arrived, there are {total}")
     if not num_broken + num_off:
         return None, []
-    named = group.gather(ids[(broken | off).cpu()][:5]).sort().values[:5].tolist()
-    if num_broken + num_off > health.FEW * total:
+    few = num_broken + num_off <= health.FEW * total
+    meant = broken if num_broken and not few else broken | off
+    named = group.gather(ids[meant.cpu()].sort().values[:5]).sort().values[:5].tolist()
+    if not few:
         count, what = (num_broken, "not finite") if num_broken else (num_off, "zero vectors or far from length one")
         raise EStepRefused(
             f"{when}: the features of {count} of {total} images are {what}, the first at index {named}; "
@@ -209,21 +211,22 @@ def _usable(rows: Tensor, ids: Tensor, total: int, when: When, group: Group) -> 
     return ~(broken | off), [text]
 
 
-def _with_dropped(labels: Tensor, usable: Tensor | None, ids: Tensor, previous: ClusterSet | None, m: int, num_clusters: int) -> Tensor:
-    """Labels of all rows: those that took no part keep the cluster they had, where it still exists under its number."""
+def _with_dropped(labels: Tensor, usable: Tensor | None, ids: Tensor, previous: ClusterSet | None, m: int, num_clusters: int, total: int) -> Tensor:
+    """Labels of all rows: those that took no part keep the cluster they had, where it still exists under its number (`previous` None: it does not)."""
     if usable is None:
         return labels
-    before = _labels_before(previous, m, num_clusters, ids)
+    before = _labels_before(previous, m, num_clusters, ids, total)
     whole = before.to(labels.device) if before is not None else torch.full((len(ids),), -1, device=labels.device)
     whole[usable.to(labels.device)] = labels
     return whole
 
 
-def _labels_before(previous: ClusterSet | None, m: int, num_clusters: int, ids: Tensor) -> Tensor | None:
+def _labels_before(previous: ClusterSet | None, m: int, num_clusters: int, ids: Tensor, total: int) -> Tensor | None:
+    """[n] the last E-step's labels of the images `ids` of `total`; None, and on all processes of a group alike, where there are none to go on from."""
     if previous is None or m >= len(previous.clusterings):
         return None
     old = previous.clusterings[m]
-    if old.num_clusters != num_clusters or (len(ids) and int(ids.max()) >= len(old.assignments)):
+    if old.num_clusters != num_clusters or len(old.assignments) != total:
         return None
     return old.assignments[ids]
 
@@ -283,7 +286,7 @@ class _Search:
             )
 
     def _warm_or_cold(self, k: int, seed: int, previous: ClusterSet | None, m: int) -> _Found:
-        before = _labels_before(previous, m, k, self.points.ids)
+        before = _labels_before(previous, m, k, self.points.ids, self.points.total)
         if previous is None or before is None or not _starts_warm(self.settings, self.when.epoch):
             return self._cold(k, seed)
         last = previous.clusterings[m].objective
@@ -333,7 +336,7 @@ class _Search:
 
     def _coarse(self, k: int, seed: int, finer: _Found, previous: ClusterSet | None, m: int) -> _Found:
         """From the finer clustering's prototypes, then `nested_passes` over the points."""
-        before = _labels_before(previous, m, k, self.points.ids)
+        before = _labels_before(previous, m, k, self.points.ids, self.points.total)
         start = None
         if before is not None and _starts_warm(self.settings, self.when.epoch):  # keeps the numbers of the clusters
             old = Moments.of(self.points, before.to(self.points.device), self.squares, k)
@@ -344,10 +347,10 @@ class _Search:
         moments = Moments.of(self.points, labels, self.squares, k)
         means = moments.means().float()
         if not self.settings.nested_passes:
-            return _Found(Run(means, labels, moments, [moments.objective(means)], [0]), False, None, 0.0)
+            return _Found(Run(means, labels, moments, [moments.objective(means)], [0]), start is None, None, 0.0)
         shortlist = self._shortlist(k)
         run = self._lloyd(means, seed, self.settings.nested_passes, shortlist, labels, moments, moments.objective(means) / self.points.total)
-        return _Found(run, False, shortlist, run.changed[0] / self.points.total)
+        return _Found(run, start is None, shortlist, run.changed[0] / self.points.total)
 
     def _lloyd(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pcl_ray.clustering.points import Moments, Points
+from pcl_ray.clustering.shortlist import sampled
 
 # Mean squared distance of unit features to their mean below which nothing is left to cluster: all images sit on one point.
 COLLAPSED_SPREAD = 1e-4
@@ -19,6 +20,7 @@ _RANK_DIMS = 512  # dimensions that the rank is taken in
 
 _EMPTY, _SINGLETONS = 0.01, 0.25
 _DOMINANT, _TIMES_MEAN = 0.1, 20.0
+_COPIES = 0.01  # mean squared distance within a cluster, as a share of that in the others, below which its images are copies of one
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ def unusable(rows_nC: Tensor) -> tuple[Tensor, Tensor]:
 
 def gauges(points: Points) -> Gauges:
     """Of the group's points, from a choice of them that does not depend on how they are spread."""
-    stride = max(1, points.total // _SAMPLE)
-    rows = points.rows[(points.ids % stride == 0).to(points.device)].double()
+    # drawn, not every so many: images often come in a pattern
+    rows = points.rows[sampled(points.ids, _SAMPLE / max(points.total, 1), 0).to(points.device)].double()
     if points.dim > _RANK_DIMS:  # a random projection keeps what is asked here: whether the rank is small
         draw = torch.randn(points.dim, _RANK_DIMS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         rows = rows @ draw.to(rows.device) / math.sqrt(_RANK_DIMS)
@@ -75,20 +77,30 @@ def faults(moments: Moments, total: int) -> list[str]:
     empty, singletons = int((sizes == 0).sum()), int((sizes == 1).sum())
     if empty > _EMPTY * num_clusters:
         found.append(f"{empty} of {num_clusters} clusters are empty")
-    if singletons > _SINGLETONS * num_clusters and total >= 4 * num_clusters:  # with fewer images a cluster, many singletons are to be expected
+    size, copies = _dominant(moments, total)
+    others = total - size if copies else total
+    if singletons > _SINGLETONS * num_clusters and others >= 4 * num_clusters:  # with fewer images a cluster, many singletons are to be expected
         found.append(f"{singletons} of {num_clusters} clusters hold one image")
-    largest = int(sizes.argmax())
-    share = int(sizes[largest]) / total
-    # Duplicates of one image are one cluster, and rightly so.
-    if share > max(_DOMINANT, _TIMES_MEAN / num_clusters) and moments.scatter()[largest] > 0:
-        found.append(f"one of {num_clusters} clusters holds {share:.0%} of the images")
+    if size and not copies:
+        found.append(f"one of {num_clusters} clusters holds {size / total:.0%} of the images")
     return found
 
 
 def duplicates(moments: Moments, total: int) -> str:
     """A warning where one image, many times over, fills a cluster of its own; else ""."""
+    size, copies = _dominant(moments, total)
+    return f"one cluster holds {size / total:.0%} of the images, all but a few with the same features: look for duplicate images" if copies else ""
+
+
+def _dominant(moments: Moments, total: int) -> tuple[int, bool]:
+    """Images of the largest cluster where they are far too many, else 0; and whether they are copies of one image, which are one cluster rightly.
+
+    A few others may lie among the copies: those for which no other centroid is nearer.
+    """
     largest = int(moments.sizes.argmax())
-    share = int(moments.sizes[largest]) / total
-    if share > max(_DOMINANT, _TIMES_MEAN / len(moments.sizes)) and moments.scatter()[largest] == 0:
-        return f"one cluster holds {share:.0%} of the images, all with the same features: look for duplicate images"
-    return ""
+    size = int(moments.sizes[largest])
+    if size <= max(_DOMINANT, _TIMES_MEAN / len(moments.sizes)) * total:
+        return 0, False
+    scatter = moments.scatter()
+    within, rest = float(scatter[largest]), float(scatter.sum() - scatter[largest])
+    return size, within == 0 or within / size < _COPIES * rest / max(int(moments.sizes.sum()) - size, 1)

@@ -71,7 +71,7 @@ def kmeans(
     else:
         best = best_of(points, num_clusters, find, passes=iterations + 1, restarts=restarts, seed=seed, squares=squares, spherical=spherical)
     distances = distances_to(points, best.centroids, best.labels)
-    return KMeansResult(best.centroids, best.labels, distances, best.objective if points.group.size > 1 else float(distances.double().square().sum()))
+    return KMeansResult(best.centroids, best.labels, distances, _objective(points, distances))
 
 
 def best_of(
@@ -101,13 +101,20 @@ def best_of(
 def distances_to(points: Points, centroids_KC: Tensor, labels: Tensor) -> Tensor:
     """[n] float32 distance to the own centroid, by subtraction: ‖x‖² − 2x·c + ‖c‖² loses small distances to rounding. 0 below the features' own rounding."""
     centroids = centroids_KC.to(points.device)
-    out = []
-    for rows, ids in zip(points.rows.split(_BLOCK), labels.split(_BLOCK), strict=True):
+    out = torch.empty(len(points.rows), device=points.device)
+    for rows, ids, found in zip(points.rows.split(_BLOCK), labels.split(_BLOCK), out.split(_BLOCK), strict=True):
         wide = rows.float()
         distance = torch.linalg.vector_norm(wide - centroids[ids.clamp(min=0)], dim=1)
         floor = 2.0**-23 * torch.linalg.vector_norm(wide, dim=1)
-        out.append(torch.where(distance > floor, distance, 0.0))
-    return torch.cat(out) if out else torch.zeros(0, device=points.device)
+        found.copy_(torch.where(distance > floor, distance, 0.0))
+    return out
+
+
+def _objective(points: Points, distances: Tensor) -> float:
+    """Sum of the squared distances over the group, exact as a sum."""
+    squares = distances.double().square()
+    largest = points.group.max(float(squares.max()) if len(squares) else 0.0)
+    return float(points.sums(torch.zeros_like(squares, dtype=torch.long), squares, largest, 1))
 
 
 def _check_finite(rows: Tensor, what: str) -> None:

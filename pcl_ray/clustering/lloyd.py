@@ -138,19 +138,21 @@ def random_start(points: Points, num_clusters: int, seed: int) -> tuple[Tensor, 
     rest = torch.ones(len(rows), dtype=torch.bool)
     rest[first] = False
     chosen = torch.cat([first[:wanted], rest.nonzero().flatten()[: wanted - different]])
+    chosen = chosen[torch.arange(wanted) % len(chosen)]  # fewer are held than were asked for: some twice
     return rows[chosen.to(rows.device)], different
 
 
 def rows_of(points: Points, ids: Tensor) -> Tensor:
-    """[len(ids), C] float32: the group's points with these ids, on every process."""
-    rows = torch.zeros(len(ids), points.dim, device=points.device)
+    """[m, C] float32: the group's points with these ids, on every process; m is less than len(ids) where no process holds some (they were not usable)."""
+    rows, held = torch.zeros(len(ids), points.dim, device=points.device), torch.zeros(len(ids), dtype=torch.long, device=points.device)
     if len(points.ids):
         rising, order = points.ids.sort()
         place = torch.searchsorted(rising, ids).clamp(max=len(rising) - 1)
         mine = (rising[place] == ids).nonzero().flatten()
         rows[mine.to(points.device)] = points.rows[order[place[mine]].to(points.device)].float()
-    points.group.sum(rows)  # one process has each row, the others add zeros
-    return rows
+        held[mine.to(points.device)] = 1
+    points.group.sum(rows, held)  # one process has each row, the others add zeros
+    return rows[held > 0]
 
 
 def distinct_rows(points: Points) -> int:
@@ -162,8 +164,10 @@ def _keys(rows: Tensor) -> Tensor:
     """[n] float64 on the CPU, a random projection of each row: sorting numbers instead of vectors."""
     direction = torch.randn(rows.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     # row by row, not as a matrix product: equal rows must give equal keys, wherever they stand
-    parts = [(block.cpu().double() * direction).sum(dim=1) for block in rows.split(65536)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    keys = torch.empty(len(rows), dtype=torch.float64)
+    for block, found in zip(rows.split(65536), keys.split(65536), strict=True):
+        found.copy_((block.cpu().double() * direction).sum(dim=1))
+    return keys
 
 
 def _first_of_each(rows: Tensor) -> Tensor:

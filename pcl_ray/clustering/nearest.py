@@ -97,14 +97,15 @@ def exactly_nearest(rows: Tensor, centroids: Tensor) -> Tensor:
     wide = centroids.double()
     half_squares = wide.square().sum(dim=1) / 2
     ids = torch.arange(len(wide), device=rows.device)
-    out = []
-    for block in rows.double().split(max(1, _SCORES // len(wide))):
+    # Written to one tensor: small ones that are kept would lie between the large ones that are freed, and the heap could not use their place again.
+    out, size = torch.empty(len(rows), dtype=torch.long, device=rows.device), max(1, _SCORES // len(wide))
+    for block, found in zip(rows.double().split(size), out.split(size), strict=True):
         scores = half_squares - block @ wide.T
         best = scores.amin(dim=1, keepdim=True)
         # Equal distances may differ in the last place of a float64: far below what float32 features can tell.
         equal = scores <= best + 1e-14 * (block.square().sum(dim=1, keepdim=True) + half_squares.max())
-        out.append(torch.where(equal, ids, len(wide)).amin(dim=1))
-    return torch.cat(out)
+        found.copy_(torch.where(equal, ids, len(wide)).amin(dim=1))
+    return out
 
 
 def _faiss_finder(centroids: Tensor, threads: int, gpu: bool) -> _Finder:
@@ -127,13 +128,14 @@ def _torch_finder(centroids: Tensor) -> _Finder:
     half_squares, turned = centroids.square().sum(dim=1) / 2, centroids.T.contiguous()
 
     def find(rows: Tensor) -> tuple[Tensor, Tensor]:
-        nearest, margins = [], []
-        for block in rows.split(max(64, _SCORES // len(centroids))):
-            scores = torch.addmm(half_squares, block, turned, alpha=-1)
-            best, margin = two_best(scores)
-            nearest.append(best)
-            margins.append(margin)
-        return torch.cat(nearest), torch.cat(margins)
+        nearest, margins = torch.empty(len(rows), dtype=torch.long), torch.empty(len(rows))
+        size = max(64, _SCORES // len(centroids))
+        scores = torch.empty(min(size, len(rows)), len(centroids))
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            block = rows[part]
+            nearest[part], margins[part] = two_best(torch.addmm(half_squares, block, turned, alpha=-1, out=scores[: len(block)]))
+        return nearest, margins
 
     return find
 

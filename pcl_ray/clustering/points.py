@@ -60,8 +60,10 @@ class Points:
 
     def squares(self) -> Tensor:
         """[n] float64, ‖x‖² of every row, on the grid."""
-        parts = [block.double().square().sum(dim=1) for block in self.rows.split(self.block)]
-        return on_grid(torch.cat(parts), self.total, self.dim * self.largest**2) if parts else torch.zeros(0, dtype=torch.float64, device=self.device)
+        out = torch.empty(len(self.rows), dtype=torch.float64, device=self.device)
+        for block, found in zip(self.rows.split(self.block), out.split(self.block), strict=True):
+            found.copy_(block.double().square().sum(dim=1))
+        return on_grid(out, self.total, self.dim * self.largest**2)
 
     def sums(self, labels: Tensor, values: Tensor, largest: float, num_clusters: int) -> Tensor:
         """[K] float64, the sum of a number [n] that each row has, by cluster and over the group; exact. Negative labels take no part."""

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcl_ray.clustering import ClusterSet, concentration
+from pcl_ray.clustering import Clustering, ClusterSet, concentration
 from pcl_ray.config import EStepConfig
-from pcl_ray.e_step import EStepRefused, cluster, extract_features
+from pcl_ray.e_step import EStepRefused, ShardClustering, When, cluster, cluster_shard, extract_features
 
 
 def settings(*num_clusters: int | float, **knobs: object) -> EStepConfig:
@@ -113,6 +113,195 @@ def test_refuses_more_clusters_than_images() -> None:
 def test_a_refusal_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="at least as many images"):
         run(features(3), settings(4))
+
+
+def mixture(n: int = 1500, dim: int = 16, groups: int = 60, seed: int = 0) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    centres = torch.randn(groups, dim, generator=draw)
+    return F.normalize(centres[torch.arange(n) % groups] + 0.6 * torch.randn(n, dim, generator=draw), dim=1)
+
+
+def drifted(data: Tensor, by: float, seed: int = 9) -> Tensor:
+    return F.normalize(data + by * torch.randn(data.shape, generator=torch.Generator().manual_seed(seed)) / data.shape[1] ** 0.5, dim=1)
+
+
+def rotated(data: Tensor) -> Tensor:
+    turn, _ = torch.linalg.qr(torch.randn(data.shape[1], data.shape[1], generator=torch.Generator().manual_seed(3)))
+    return data @ turn
+
+
+def step(data: Tensor, previous: ClusterSet | None = None, *, k: int = 40, epoch: int = 4, **knobs: object) -> ShardClustering:
+    config = settings(k, cold_iterations=20, **knobs)
+    result = cluster_shard(data, None, config, When(epoch), total=len(data), temperature=0.2, seed=0, previous=previous)
+    assert result.warnings == []
+    return result.clusterings[0]
+
+
+def first_step(data: Tensor, k: int = 40) -> ClusterSet:
+    return run(data, settings(k, cold_iterations=20), epoch=3)
+
+
+def share_unchanged(found: ShardClustering, before: ClusterSet) -> float:
+    return float((found.labels == before.clusterings[0].assignments).float().mean())
+
+
+def means_over(data: Tensor, labels: Tensor, k: int) -> Tensor:
+    return torch.stack([data[labels == j].double().mean(dim=0) for j in range(k)])
+
+
+@pytest.mark.parametrize("by", [0.1, 0.3])
+def test_a_warm_start_keeps_the_numbers_of_the_clusters_and_is_no_worse_than_a_cold_one(by: float) -> None:
+    data = mixture()
+    before, later = first_step(data), drifted(data, by)
+    warm, cold = step(later, before), step(later)
+    assert (warm.figures["cold"], cold.figures["cold"]) == (0, 1)
+    assert share_unchanged(warm, before) > 0.8
+    assert share_unchanged(cold, before) < 0.2
+    assert warm.objective <= 1.01 * cold.objective
+    assert warm.figures["passes"] <= 10 < cold.figures["passes"]
+
+
+def test_a_warm_start_begins_with_the_means_of_the_new_features_over_the_last_labels() -> None:
+    data = mixture()
+    before, later = first_step(data), drifted(data, 0.3)
+    old = before.clusterings[0].assignments
+    found = step(later, before, iterations=1)  # one pass: nothing is moved after it
+    means = means_over(later, old, 40)
+    assert torch.allclose(found.centroids.double(), means, atol=1e-7)
+    assert not torch.allclose(found.centroids, before.clusterings[0].centroids, atol=1e-2)
+    nearest = torch.cdist(later.double(), means).argmin(dim=1)
+    assert torch.equal(found.labels, nearest)
+    assert found.figures["changed"] == pytest.approx(float((nearest != old).double().mean()))
+    assert found.figures["passes"] == 1
+
+
+def test_the_last_labels_outlive_a_rotation_of_the_space_and_the_last_centroids_do_not() -> None:
+    data = mixture()
+    before, later = first_step(data), rotated(data)
+    by_labels, by_centroids = step(later, before), step(later, before, warm_start="centroids")
+    assert by_labels.figures["cold"] == 0
+    assert by_labels.objective <= 1.0001 * before.clusterings[0].objective
+    assert share_unchanged(by_labels, before) > 0.95
+    assert by_centroids.figures["cold"] == 1
+
+
+def test_a_start_from_the_last_centroids() -> None:
+    data = mixture()
+    before, later = first_step(data), drifted(data, 0.1)
+    old = before.clusterings[0].centroids
+    found = step(later, before, warm_start="centroids", iterations=1)
+    assert torch.equal(found.centroids, old)
+    assert torch.equal(found.labels, torch.cdist(later.double(), old.double()).argmin(dim=1))
+    settled = step(later, before, warm_start="centroids")
+    assert settled.figures["cold"] == 0
+    assert share_unchanged(settled, before) > 0.8
+    assert settled.objective < found.objective
+    without_lengths = ClusterSet(3, (Clustering(*(getattr(before.clusterings[0], name) for name in ("prototypes", "assignments", "concentration"))),))
+    assert step(later, without_lengths, warm_start="centroids").figures["cold"] == 1  # a file of an older version
+
+
+def equal_steps(a: ShardClustering, b: ShardClustering) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("labels", "centroids", "concentration", "valid")) and a.objective == b.objective
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_without_warm_starts_the_last_clusters_play_no_part(nested: bool) -> None:
+    data = mixture()
+    before, later = run(data, settings(40, 10)), drifted(data, 0.1)
+    config = settings(40, 10, warm_start="none", nested=nested)
+    with_last, alone = (cluster(later, config, epoch=4, temperature=0.2, seed=0, previous=previous) for previous in (before, None))
+    assert same(with_last, alone)
+    assert [c.objective for c in with_last.clusterings] == [c.objective for c in alone.clusterings]
+
+
+def changed(before: ClusterSet, **what: object) -> ClusterSet:
+    (c,) = before.clusterings
+    values = {"prototypes": c.prototypes, "assignments": c.assignments, "concentration": c.concentration, "objective": c.objective, "norms": c.norms}
+    return ClusterSet(before.epoch, (Clustering(**{**values, **what}),))
+
+
+@pytest.mark.parametrize("warm_start", ["labels", "centroids"])
+def test_a_first_pass_much_worse_than_the_last_end_is_given_up_for_a_cold_run(warm_start: str) -> None:
+    data = mixture()
+    before, later = first_step(data), drifted(data, 0.3)
+    first = step(later, before, warm_start=warm_start, iterations=1).objective
+    for factor, cold in ((1 / 1.29, 0), (1 / 1.31, 1)):
+        last = changed(before, objective=first * factor)
+        assert step(later, last, warm_start=warm_start).figures["cold"] == cold
+    assert step(later, changed(before, objective=float("nan")), warm_start=warm_start).figures["cold"] == 0  # nothing is known
+
+
+def test_of_two_cold_runs_after_a_jump_the_better_is_kept() -> None:
+    data = mixture()
+    before, later = first_step(data), mixture(seed=5)
+    last = changed(before, objective=0.1)
+    assert step(later, last).objective <= step(later).objective
+    better = [step(mixture(seed=seed), last).objective < step(mixture(seed=seed)).objective for seed in range(5, 13)]
+    assert 0 < sum(better) < 8
+
+
+def test_labels_that_say_nothing_any_more_are_given_up_for_a_cold_run() -> None:
+    data = mixture()
+    before = first_step(data)
+    labels = before.clusterings[0].assignments
+    unknown = changed(before, objective=float("inf"))
+    for share, cold in ((0.4, 0), (0.8, 1)):  # of the images got any label: about so many change at the first pass
+        wrong = torch.rand(1500, generator=torch.Generator().manual_seed(0)) < share
+        mixed = torch.where(wrong, torch.randint(40, (1500,), generator=torch.Generator().manual_seed(1)), labels)
+        found = step(data, changed(unknown, assignments=mixed))
+        assert found.figures["cold"] == cold
+        if not cold:
+            assert 0.3 < found.figures["changed"] < 0.5
+    assert equal_steps(step(data, changed(unknown, assignments=mixed)), step(data))
+
+
+@pytest.mark.parametrize("warm_start", ["labels", "centroids", "none"])
+def test_another_number_of_clusters_or_images_begins_anew(warm_start: str) -> None:
+    data = mixture()
+    before = first_step(data)
+    assert equal_steps(step(data, before, k=30, warm_start=warm_start), step(data, k=30))
+    for n in (1400, 1500):
+        other = changed(before, assignments=before.clusterings[0].assignments[: 2900 - n])
+        assert equal_steps(step(data[:n], other, warm_start=warm_start), step(data[:n]))
+    more = cluster(data, settings(40, 30, warm_start=warm_start), epoch=4, temperature=0.2, seed=0, previous=before)
+    assert [c.num_clusters for c in more.clusterings] == [40, 30]  # there was no second clustering to begin with
+
+
+def test_images_and_clusters_that_the_last_labels_leave_out_are_taken_in() -> None:
+    data = mixture()
+    before = first_step(data)
+    labels = before.clusterings[0].assignments.clone()
+    labels[labels == 7] = 8  # cluster 7 is empty now
+    labels[::50] = -1
+    found = step(data, changed(before, assignments=labels))
+    assert found.figures["cold"] == 0
+    assert found.valid.all()
+    assert (found.labels >= 0).all()
+    assert found.objective <= 1.02 * before.clusterings[0].objective
+
+
+def test_half_precision_is_clustered_nearly_the_same() -> None:
+    data = mixture()
+    before = first_step(data)
+    whole, half = step(data, before), step(data.half(), before)
+    assert (whole.labels == half.labels).float().mean() > 0.995
+    assert half.objective == pytest.approx(whole.objective, rel=1e-3)
+    assert half.centroids.dtype == torch.float32
+
+
+def test_labels_travel_as_int32_and_come_together_by_id() -> None:
+    data = mixture(100)
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    result = cluster_shard(data[order], order, settings(4, 9), When(4), total=100, temperature=0.2, seed=0)
+    sent = result.stacked_labels()
+    assert (sent.dtype, sent.shape) == (np.int32, (2, 100))
+    whole = result.cluster_set(4, result.assignments(100, [(order[:30].numpy(), sent[:, :30]), (order[30:].numpy(), sent[:, 30:])]))
+    assert same(whole, run(data, settings(4, 9), epoch=4))
+
+
+def test_features_that_have_not_all_come_are_refused() -> None:
+    with pytest.raises(EStepRefused, match="features of 100 images arrived, there are 120"):
+        cluster_shard(features(100), None, settings(4), When(3), total=120, temperature=0.2, seed=0)
 
 
 class Probe(nn.Module):
