@@ -38,7 +38,7 @@ from pcl_ray.errors import RunFailed
 from pcl_ray.service.shards import EStepRequest, merged, range_of
 
 ACTORS, FEW_ACTORS = (1, 2, 4), (1, 2)
-PIECE = 65536  # rows that are sent to an actor at a time
+PIECE = 131072  # rows that are sent to an actor at a time
 CANDIDATES = Shortlist(Nearest()).candidates
 OWN_MOMENTS = 8 + 8 * DIM + 8  # bytes a cluster: size, sums, squares
 

@@ -123,7 +123,7 @@ class EStepConfig(Section):
     restart_every: int = Field(0, ge=0, description="Begin anew at every this many E-steps; 0 only where the warm start turns out bad.")
     backend: Literal["auto", "faiss", "torch"] = Field("auto", description="What finds nearest centroids; auto: torch for features on a GPU, else faiss.")
     shortlist_from: int = Field(
-        1000, ge=0, description="K from which CPUs compare a point only with the centroids around its last one, checked on 1 % of the points; 0 never."
+        500, ge=0, description="K from which CPUs compare a point only with the centroids around its last one, checked on 1 % of the points; 0 never."
     )
     mode: Literal["auto", "single", "distributed", "sharded"] = Field(
         "auto", description="Where features are clustered: in one actor, in the workers that hold them, or in several actors; auto chooses by size."

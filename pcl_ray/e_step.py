@@ -90,7 +90,7 @@ class ShardResult:
         whole = [torch.empty(num_images, dtype=torch.long) for _ in self.clusterings]
         for ids, labels in shards:
             for m, found in enumerate(whole):
-                found[torch.as_tensor(ids)] = torch.as_tensor(labels[m]).long()
+                found[torch.tensor(ids)] = torch.tensor(labels[m]).long()  # copies: what comes out of Ray's store is read-only
         return whole
 
     def stacked_labels(self) -> np.ndarray:

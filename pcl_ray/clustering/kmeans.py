@@ -14,7 +14,7 @@ from pcl_ray.clustering.lloyd import Assign, Run, lloyd, random_start
 from pcl_ray.clustering.nearest import Backend, BruteForce, Nearest
 from pcl_ray.clustering.points import Points
 
-_BLOCK = 65536
+_BLOCK = 16384
 
 
 @dataclass(frozen=True, eq=False)

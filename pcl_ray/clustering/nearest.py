@@ -19,7 +19,7 @@ from torch import Tensor
 from pcl_ray.clustering.points import Moments, Points
 
 Backend = Literal["faiss", "torch"]
-_ROWS = 65536  # rows that are handed to a backend at a time
+_ROWS = 32768  # rows that are handed to a backend at a time
 _SCORES = 2**22  # scores [rows, centroids] that are held at a time on a CPU: 16 MiB
 _HALF_NEEDS = 1e-2  # mean squared distance to the centroid below which half precision orders neighbours wrongly
 

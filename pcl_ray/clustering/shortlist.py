@@ -18,6 +18,7 @@ from pcl_ray.clustering.nearest import Nearest, cpu_threads, tolerance, two_best
 from pcl_ray.clustering.points import Points
 
 _BATCH = 2**21  # numbers gathered at a time for one batch of products: 8 MiB
+_CHECKED = 20_000  # points that are checked at most: the share of right ones is known to a tenth of a percent, and more would cost more than the pass
 _MOVED = 0.05  # centroids that moved farther than this share of the clusters' mean squared radius get new neighbours
 
 
@@ -57,7 +58,7 @@ class Shortlist:
         return self._around
 
     def _good_enough(self, points: Points, centroids: Tensor, found: Tensor) -> bool:
-        chosen = sampled(points.ids, self.sample, self._passes).nonzero().flatten()
+        chosen = sampled(points.ids, min(self.sample, _CHECKED / points.total), self._passes).nonzero().flatten()
         right = self.nearest(points.take(chosen), centroids) == found[chosen]
         counts = torch.tensor([int(right.sum()), len(right)])
         points.group.sum(counts)

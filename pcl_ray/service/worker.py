@@ -30,7 +30,7 @@ from pcl_ray.service.loop import Job
 from pcl_ray.service.shards import EStepRequest, attempt, range_of
 
 _TRIES = 3
-_PIECE = 65536  # rows that are sent at a time
+_PIECE = 131072  # rows that are sent at a time
 _AHEAD = 4  # pieces that are on their way at a time
 _ACTOR_GONE = (ActorUnavailableError, ActorDiedError)
 
