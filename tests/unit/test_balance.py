@@ -65,6 +65,11 @@ def test_equally_near_points_stay_by_their_ids_and_not_by_their_order() -> None:
     assert assigned(rows, torch.tensor([[0.0], [1.0]]), 2, torch.tensor([3, 0, 2, 1])) == [1, 0, 1, 0]
 
 
+def test_a_full_cluster_takes_no_one_in_also_not_somebody_nearer() -> None:
+    rows = torch.tensor([[0.0], [0.1], [0.2], [2.0], [2.1]])
+    assert assigned(rows, torch.tensor([[0.0], [1.0], [-9.0]]), 2) == [0, 0, 2, 1, 1]
+
+
 def test_nothing_changes_where_all_have_room() -> None:
     rows, centroids = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
     assert assigned(rows, centroids, 50) == FAISS(Points.of(rows), centroids).tolist()

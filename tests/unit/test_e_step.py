@@ -278,6 +278,8 @@ def test_images_and_clusters_that_the_last_labels_leave_out_are_taken_in() -> No
     assert found.valid.all()
     assert (found.labels >= 0).all()
     assert found.objective <= 1.02 * before.clusterings[0].objective
+    at_once = step(data, changed(before, assignments=labels), iterations=1)
+    assert (at_once.centroids.norm(dim=1) > 0.3).all()  # cluster 7 begins beside another one, not at zero
 
 
 def test_half_precision_is_clustered_nearly_the_same() -> None:
