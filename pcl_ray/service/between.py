@@ -67,7 +67,7 @@ class LocalEStep:
 
     def __init__(self, config: RunConfig, splits: DataSplits):
         self._actor = EStepActor(config)
-        self._overlap = config.e_step.overlap
+        self._settings = config.e_step
         self._labels = splits.train.labels
         self._holdout_labels = splits.holdout.labels if splits.holdout is not None else None
 
@@ -82,22 +82,26 @@ class LocalEStep:
             except BaseException as error:  # carried to whoever waits
                 found.set_exception(error)
 
-        if self._overlap:
+        if self._settings.overlap:
             threading.Thread(target=run, name="e-step", daemon=True).start()
         else:
             run()
-        return _InThread(found)
+        return _InThread(found, self._settings.timeout_s)
 
 
 @dataclass(frozen=True)
 class _InThread:
     found: Future[EStepAnswer]
+    limit_s: float
 
     def ready(self) -> bool:
         return self.found.done()
 
     def wait(self) -> EStepAnswer:
-        return self.found.result()
+        try:
+            return self.found.result(timeout=self.limit_s)
+        except TimeoutError:
+            raise RunFailed(f"the E-step has not answered within e_step.timeout_s = {self.limit_s:g} s; raise it, or lower e_step.num_clusters") from None
 
 
 class FeaturePass:

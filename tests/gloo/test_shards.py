@@ -86,7 +86,7 @@ CASES: dict[str, tuple[Callable[[], Tensor], EStepConfig, bool]] = {
     "nested warm": (mixture, settings(60, 20, 5, nested=True), True),
     "strict": (mixture, settings(60, 20, 5, nested=True, nested_passes=0), True),
     "half": (lambda: mixture().half(), settings(40, 7), True),
-    "a narrow cone": (lambda: F.normalize(mixture() + 20 * torch.eye(12)[0], dim=1), settings(40), False),
+    "a narrow cone": (lambda: F.normalize(mixture() + 30 * torch.eye(12)[0], dim=1), settings(200, 40), False),
     "on a grid": (lambda: F.normalize(torch.cat([(3 * mixture(2994)).round(), torch.eye(12)[:6]]) + 2 * torch.eye(12)[0], dim=1), settings(40), False),
     "a few rows that are not finite": (lambda: with_nan(mixture(30000, dim=6), 5, 29000), settings(20, restarts=1, cold_iterations=3), False),
     "a few rows that are not finite, warm": (lambda: with_nan(mixture(30000, dim=6), 5, 29000), settings(20, restarts=1, cold_iterations=3), True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,18 @@ def test_where_a_run_clusters_may_change_when_it_goes_on() -> None:
     assert train("--name", "stayed", "train.epochs=2") == 0
     assert cli.main(["train", "--resume", "stayed", "train.epochs=3"]) == 0
     assert_same(numbers("moved", 3), numbers("stayed", 3))
+
+
+def test_an_e_step_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    original, calls = actor.attempt, []
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        time.sleep(30 if len(calls) == 2 else 0)  # the first is waited for in the thread as well
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(actor, "attempt", slow)
+    assert train("--name", "endless", *OVERLAP, "e_step.timeout_s=3") == 1
+    said = capsys.readouterr().err
+    assert "e_step.timeout_s = 3 s" in said
+    assert "Traceback" not in said
