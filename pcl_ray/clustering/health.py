@@ -43,16 +43,16 @@ def unusable(rows_nC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gauges(points: Points) -> Gauges:
-    """Of the group's points, from a choice of them that does not depend on how they are spread."""
+    """Of the group's points, from a choice of them that does not depend on how they are spread; brought together, so that all see the same numbers."""
     # drawn, not every so many: images often come in a pattern
-    rows = points.rows[sampled(points.ids, _SAMPLE / max(points.total, 1), 0).to(points.device)].double()
+    mine = sampled(points.ids, _SAMPLE / max(points.total, 1), 0)
+    ids, rows = points.group.gather(points.ids[mine]), points.group.gather(points.rows[mine.to(points.device)])
+    rows = rows[ids.argsort().to(rows.device)].double()
     if points.dim > _RANK_DIMS:  # a random projection keeps what is asked here: whether the rank is small
         draw = torch.randn(points.dim, _RANK_DIMS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         rows = rows @ draw.to(rows.device) / math.sqrt(_RANK_DIMS)
-    total, products, count = rows.sum(dim=0), rows.T @ rows, torch.tensor(len(rows))
-    points.group.sum(total, products, count)
-    mean = total / max(int(count), 1)
-    covariance = products / max(int(count), 1) - torch.outer(mean, mean)
+    mean = rows.sum(dim=0) / max(len(rows), 1)
+    covariance = rows.T @ rows / max(len(rows), 1) - torch.outer(mean, mean)
     values = torch.linalg.eigvalsh(covariance.cpu()).clamp(min=0).sqrt()
     share = values / values.sum().clamp(min=1e-12) + 1e-12
     return Gauges(float(mean.square().sum()), float(covariance.trace()), float(torch.exp(-(share * share.log()).sum())))

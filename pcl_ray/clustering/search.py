@@ -85,7 +85,7 @@ class Search:
         found: dict[int, Found] = {}
         finer: Found | None = None
         for m in sorted(range(len(counts)), key=lambda m: -counts[m]) if self.settings.nested else range(len(counts)):
-            if self.settings.nested and finer is not None and counts[m] < len(finer.run.centroids):
+            if self.settings.nested and finer is not None and counts[m] < int((finer.run.moments.sizes > 0).sum()):
                 found[m] = self._checked(counts[m], lambda m=m, finer=finer: self._coarse(counts[m], seeds[m], finer, previous, m), seeds[m])
             else:
                 found[m] = self._checked(counts[m], lambda m=m: self._warm_or_cold(counts[m], seeds[m], previous, m), seeds[m])

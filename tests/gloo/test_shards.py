@@ -86,7 +86,8 @@ CASES: dict[str, tuple[Callable[[], Tensor], EStepConfig, bool]] = {
     "nested warm": (mixture, settings(60, 20, 5, nested=True), True),
     "strict": (mixture, settings(60, 20, 5, nested=True, nested_passes=0), True),
     "half": (lambda: mixture().half(), settings(40, 7), True),
-    "a narrow cone": (lambda: F.normalize(mixture() + 30 * torch.eye(12)[0], dim=1), settings(200, 40), False),
+    # float32 cannot tell which of these centroids are nearer, and faiss computes 1,000 rows of 128 numbers in another way than 3,000
+    "a narrow cone": (lambda: F.normalize(mixture(dim=128) + 60 * torch.eye(128)[0], dim=1), settings(200, collapse_cone=0.9999), False),
     "on a grid": (lambda: F.normalize(torch.cat([(3 * mixture(2994)).round(), torch.eye(12)[:6]]) + 2 * torch.eye(12)[0], dim=1), settings(40), False),
     "a few rows that are not finite": (lambda: with_nan(mixture(30000, dim=6), 5, 29000), settings(20, restarts=1, cold_iterations=3), False),
     "a few rows that are not finite, warm": (lambda: with_nan(mixture(30000, dim=6), 5, 29000), settings(20, restarts=1, cold_iterations=3), True),
@@ -210,7 +211,7 @@ def everything(group: Group) -> dict[str, Any]:
 
 def worker(number: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=WORLD, timeout=timedelta(seconds=100))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=WORLD, timeout=timedelta(seconds=200))
     try:
         torch.save(everything(TorchGroup()), f"{folder}/worker_{number}.pt")
     finally:
@@ -230,7 +231,7 @@ def joined(context: mp.ProcessContext, seconds: int) -> None:
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("shards")
-    joined(mp.start_processes(worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"), seconds=180)
+    joined(mp.start_processes(worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"), seconds=300)
     return [torch.load(folder / f"worker_{number}.pt", weights_only=True) for number in range(WORLD)]
 
 

@@ -156,6 +156,15 @@ def test_the_same_number_twice_is_clustered_twice() -> None:
     assert not torch.equal(first.assignments, second.assignments)
 
 
+def test_hardly_fewer_coarse_clusters_than_fine_ones_that_hold_something_are_made_of_the_points() -> None:
+    # 198 points ten times each, and two that are all but equal to others: of 200 clusters two stay empty.
+    data = F.normalize(some(198, 16), dim=1)[torch.arange(1980) % 198]
+    at = data[:2].abs().argmin(dim=1)
+    data[torch.arange(2), at] = torch.nextafter(data[torch.arange(2), at], torch.tensor(9.0))
+    fine, coarse = run(data, 200, 199)
+    assert [int((~c.valid).sum()) for c in (fine, coarse)] == [2, 1]
+
+
 def test_from_one_e_step_to_the_next_the_coarse_clusters_keep_their_numbers() -> None:
     data = groups(1200)
     config = EStepConfig(num_clusters=(60, 6), restarts=1, threads=1, nested=True, nested_passes=0)
