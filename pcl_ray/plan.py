@@ -233,6 +233,8 @@ def _e_step_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem("e_step.switch_step", e_step.switch_step, "is for e_step.overlap = true")
     if e_step.fresh_every and e_step.features != "bank":
         yield Problem("e_step.fresh_every", e_step.fresh_every, "is for e_step.features = bank")
+    if e_step.nested and not e_step.nested_passes and e_step.balance is not None:
+        yield Problem("e_step.nested_passes", 0, "a strict hierarchy cannot be balanced as well; 1 or more with e_step.balance")
     if e_step.features == "bank" and e_step.every_epochs > 1 and e_step.bank_momentum >= 0.9:
         yield Problem("e_step.bank_momentum", e_step.bank_momentum, "the bank would hold features many epochs old; below 0.9 with e_step.every_epochs > 1")
 

@@ -227,6 +227,7 @@ def test_a_really_collapsed_encoder_is_found_out(monkeypatch: pytest.MonkeyPatch
         (["e_step.fresh_every=3"], "is for e_step.features = bank"),
         (["e_step.shards=3", "resources.workers=2"], "is for e_step.mode = sharded"),
         (["e_step.balance=0.5"], "number | null ≥ 1"),
+        (["e_step.nested=true", "e_step.nested_passes=0", "e_step.balance=2"], "cannot be balanced as well"),
     ],
 )
 def test_wrong_knobs_of_the_e_step(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
