@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -101,19 +101,23 @@ def exactly_nearest(rows: Tensor, centroids: Tensor) -> Tensor:
     out, size = torch.empty(len(rows), dtype=torch.long, device=rows.device), max(1, _SCORES // len(wide))
     for block, found in zip(rows.double().split(size), out.split(size), strict=True):
         scores = half_squares - block @ wide.T
-        best = scores.amin(dim=1, keepdim=True)
-        # Equal distances may differ in the last place of a float64: far below what float32 features can tell.
-        equal = scores <= best + 1e-14 * (block.square().sum(dim=1, keepdim=True) + half_squares.max())
-        found.copy_(torch.where(equal, ids, len(wide)).amin(dim=1))
+        found.copy_(lowest_of_equal(scores, ids, block.square().sum(dim=1, keepdim=True) + half_squares.max()))
     return out
+
+
+def lowest_of_equal(scores: Tensor, ids: Tensor, scale: Tensor) -> Tensor:
+    """[b] of float64 scores ‖c‖²/2 − x·c [b, K] the smallest's id, of equal ones the lowest; ids: [K] or [b, K]; scale: [b, 1], the size of the terms.
+
+    Equal distances may differ in the last place of a float64: far below what float32 features can tell.
+    """
+    equal = scores <= scores.amin(dim=1, keepdim=True) + 1e-14 * scale
+    return torch.where(equal, ids, torch.iinfo(torch.long).max).amin(dim=1)
 
 
 def _faiss_finder(centroids: Tensor, threads: int, gpu: bool) -> _Finder:
     import faiss
 
-    faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
-    index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(np.ascontiguousarray(centroids.numpy(), dtype=np.float32))
+    index = flat_index(centroids, threads)
     if gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
         index = faiss.index_cpu_to_all_gpus(index)
 
@@ -122,6 +126,16 @@ def _faiss_finder(centroids: Tensor, threads: int, gpu: bool) -> _Finder:
         return torch.from_numpy(ids[:, 0].copy()), torch.from_numpy(distances[:, 1] - distances[:, 0])
 
     return find
+
+
+def flat_index(centroids: Tensor, threads: int) -> Any:
+    """faiss' index of the centroids; its searches use so many threads (0: all cores)."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
+    index = faiss.IndexFlatL2(centroids.shape[1])
+    index.add(np.ascontiguousarray(centroids.numpy(), dtype=np.float32))
+    return index
 
 
 def _torch_finder(centroids: Tensor) -> _Finder:

@@ -7,14 +7,13 @@ are missed, all points are done by brute force.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pcl_ray.clustering.nearest import Nearest, cpu_threads, tolerance, two_best
+from pcl_ray.clustering.nearest import Nearest, cpu_threads, flat_index, lowest_of_equal, tolerance, two_best
 from pcl_ray.clustering.points import Points
 
 _BATCH = 2**21  # numbers gathered at a time for one batch of products: 8 MiB
@@ -69,15 +68,9 @@ class Shortlist:
 
 def neighbours(points: Points, centroids_KC: Tensor, count: int, threads: int) -> Tensor:
     """[K, L] int64: the nearest centroids of each centroid, itself included, rising ids. Each process of the group finds those of some of them."""
-    import faiss
-
     group, num_clusters = points.group, len(centroids_KC)
     mine = np.array_split(np.arange(num_clusters), group.size)[group.rank]
-    rows = np.ascontiguousarray(centroids_KC.numpy())
-    faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
-    index = faiss.IndexFlatL2(rows.shape[1])
-    index.add(rows)
-    _, found = index.search(rows[mine], min(count, num_clusters))
+    _, found = flat_index(centroids_KC, threads).search(np.ascontiguousarray(centroids_KC.numpy())[mine], min(count, num_clusters))
     here = torch.from_numpy(found.astype(np.int64)).sort(dim=1).values
     # equal centroids may crowd the own one out
     own = torch.from_numpy(mine)[:, None]
@@ -137,7 +130,6 @@ def _exactly(rows: Tensor, centroids: Tensor, options: Tensor) -> Tensor:
         candidates = centroids[ids].double()
         wide = block.double()
         scores = candidates.square().sum(dim=-1) / 2 - (candidates * wide[:, None, :]).sum(dim=-1)
-        best = scores.amin(dim=1, keepdim=True)
-        equal = scores <= best + 1e-14 * (wide.square().sum(dim=1, keepdim=True) + candidates.square().sum(dim=-1).amax(dim=1, keepdim=True))
-        out.append(torch.where(equal, ids, len(centroids)).amin(dim=1))
+        scale = wide.square().sum(dim=1, keepdim=True) + candidates.square().sum(dim=-1).amax(dim=1, keepdim=True)
+        out.append(lowest_of_equal(scores, ids, scale))
     return torch.cat(out)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import joined
 from torch import Tensor
 
 from pcl_ray.clustering import ClusterSet, kmeans
@@ -216,16 +217,6 @@ def worker(number: int, folder: str) -> None:
         torch.save(everything(TorchGroup()), f"{folder}/worker_{number}.pt")
     finally:
         dist.destroy_process_group()
-
-
-def joined(context: mp.ProcessContext, seconds: int) -> None:
-    """Waits for the workers; ends those that hang, so that processes that decide differently are a failure and not a test run without end."""
-    for _ in range(seconds):
-        if context.join(timeout=1):
-            return
-    for process in context.processes:
-        process.kill()
-    pytest.fail(f"the workers did not end within {seconds} s")
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import joined
 from small import GREY_ENCODER
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -198,16 +199,6 @@ def worker(number: int, folder: str) -> None:
         torch.save(everything(), f"{folder}/worker_{number}.pt")
     finally:
         dist.destroy_process_group()
-
-
-def joined(context: mp.ProcessContext, seconds: int) -> None:
-    """Waits for the workers; ends those that hang, so that a deadlock is a failure and not a test run without end."""
-    for _ in range(seconds):
-        if context.join(timeout=1):
-            return
-    for process in context.processes:
-        process.kill()
-    pytest.fail(f"the workers did not end within {seconds} s")
 
 
 @pytest.fixture(scope="module")

@@ -96,21 +96,27 @@ def children_of(process: subprocess.Popen[str], title: str) -> list[int]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("role", ["RayTrainWorker", "EStepActor"])
-def test_a_killed_process_is_replaced_and_the_outcome_is_the_same(role: str, pcl_ray: Callable[..., Any], tmp_path: Path) -> None:
-    undisturbed = pcl_ray("digits", *SMALL, "train.epochs=60", "train.keep_checkpoints=100", "--name", "undisturbed")
-    assert undisturbed.code == 0, undisturbed.err
-    with start_long_run("disturbed", tmp_path) as process:
+def said_after_losing(title: str, tmp_path: Path, *more: str) -> str:
+    """Kills one such process in the middle of the run `disturbed`, which must end well all the same; what it said on stderr."""
+    with start_long_run("disturbed", tmp_path, *more) as process:
         try:
             wait_for_epochs(process, "disturbed", 5)
-            victims = children_of(process, role)
+            victims = children_of(process, title)
             assert victims
             os.kill(victims[0], signal.SIGKILL)
             _, said = process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 0, said
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["RayTrainWorker", "EStepActor"])
+def test_a_killed_process_is_replaced_and_the_outcome_is_the_same(role: str, pcl_ray: Callable[..., Any], tmp_path: Path) -> None:
+    undisturbed = pcl_ray("digits", *SMALL, "train.epochs=60", "train.keep_checkpoints=100", "--name", "undisturbed")
+    assert undisturbed.code == 0, undisturbed.err
+    said = said_after_losing(role, tmp_path)
     assert "replaced" in said if role == "RayTrainWorker" else "actor was restarted" in said
     first, second = (checkpoint.load(runs() / name / "checkpoints/epoch_00060.pt").learner["model"] for name in ("undisturbed", "disturbed"))
     assert all(torch.equal(first[key], second[key]) for key in first if isinstance(first[key], torch.Tensor))
@@ -182,15 +188,6 @@ def test_a_killed_shard_is_replaced_and_the_outcome_is_the_same(pcl_ray: Callabl
     words = ("train.epochs=60", "train.keep_checkpoints=100", "e_step.mode=sharded", "e_step.shards=2")
     undisturbed = pcl_ray("digits", *SMALL, *words, "--name", "undisturbed")
     assert undisturbed.code == 0, undisturbed.err
-    with start_long_run("disturbed", tmp_path, *words) as process:
-        try:
-            wait_for_epochs(process, "disturbed", 5)
-            victims = children_of(process, "EStepShard")
-            assert victims
-            os.kill(victims[0], signal.SIGKILL)
-            _, said = process.communicate(timeout=300)
-        finally:
-            process.kill()
-    assert process.returncode == 0, said
+    said = said_after_losing("EStepShard", tmp_path, *words)
     assert "sending the features again" in said
     assert_equal_states(*(checkpoint.load(runs() / name / "checkpoints/epoch_00060.pt") for name in ("undisturbed", "disturbed")))
