@@ -39,7 +39,7 @@ class Section(BaseModel):
     @classmethod
     def _as_written(cls, value: object, info: Any) -> object:
         annotation = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and annotation is not bool:
+        if isinstance(value, bool) and bool not in (annotation, *typing.get_args(annotation)):
             raise ValueError("true/false given")
         return _numbers(value) if typing.get_origin(annotation) is tuple else value
 
@@ -55,12 +55,23 @@ class DataConfig(Section):
     unlabelled: bool = Field(True, description="STL-10: add the 100,000 unlabelled images to the training part.")
     on_bad_image: Literal["fail", "skip"] = Field("fail", description="Broken or empty image files: stop, or go on without them. Either way all are listed.")
     check_images: bool = Field(True, description="Decode every file once before the first run on a folder; the outcome is kept for later runs.")
-    loader_workers: int = Field(0, ge=0, le=128, description="Processes per Train worker that read and augment; 0 does it in the worker.")
+    in_memory: bool | Literal["auto"] = Field(
+        "auto", description="Decode all files once and keep them in one array that all workers share; auto: where they take up to memory_gb. Arrays always are."
+    )
+    memory_gb: float = Field(4.0, gt=0, description="GB of decoded files up to which in_memory = auto keeps them in memory.")
+    reduced_decoding: bool = Field(True, description="Decode large JPEGs at a half, a quarter or an eighth where the views need no more.")
+    loader_workers: int | None = Field(
+        None, ge=0, le=128, description="Processes per Train worker that decode files; null: as fits its CPUs. 0 does it in the worker."
+    )
+    prefetch: int | None = Field(None, ge=0, le=64, description="Batches made ready ahead (by each loader process); null: 2, and 0 for memory to CPU.")
 
 
 class AugmentConfig(Section):
     """The two random views of an image, and the fixed view for evaluation."""
 
+    engine: Literal["batch", "torchvision"] = Field(
+        "batch", description="batch: a whole batch at once, on the training device; torchvision: one image after the other, the slow reference."
+    )
     version: Literal["v1", "v2"] = Field("v2", description="v1: MoCo's first set; v2: SimCLR's, with blur (PCL v1 and v2).")
     image_size: int = Field(224, ge=4, le=1024, description="Side of the square views, in pixels.")
     min_crop: float = Field(0.2, gt=0, le=1, description="Smallest share of the image's area that a random crop keeps.")
@@ -97,8 +108,8 @@ class LossConfig(Section):
 
     temperature: float = Field(0.2, gt=0, le=10, description="τ: temperature of InfoNCE, and the mean of the concentrations φ.")
     queue_size: int = Field(16384, ge=1, description="R: momentum features kept as negatives of the instance term.")
-    negative_prototypes: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
-        "all", description="Negative prototypes per step and clustering: all others, or this many drawn at random."
+    negative_prototypes: Literal["auto", "all"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Negative prototypes per step and clustering: all others, or this many drawn at random; auto draws only of very many."
     )
     mask_duplicates: bool = Field(True, description="Hide an image's own prototype where another image of the batch brings it in as a negative.")
     prototype_weight: float = Field(1.0, ge=0, le=100, description="Weight of the prototype term; 0 leaves InfoNCE.")
@@ -179,6 +190,7 @@ class OptimizerConfig(Section):
     milestones: tuple[Annotated[int, Field(ge=0)], ...] = Field((120, 160), description="Epochs at which the step schedule multiplies the rate by gamma.")
     gamma: float = Field(0.1, gt=0, le=1, description="Factor of the step schedule.")
     warmup_epochs: float = Field(0.0, ge=0, description="Epochs over which the rate rises linearly from 0.")
+    fused: bool = Field(True, description="sgd and adamw: one kernel for all weights, where torch has it for the device.")
 
 
 class TrainConfig(Section):
@@ -186,7 +198,12 @@ class TrainConfig(Section):
 
     epochs: int = Field(200, ge=1, description="Passes over the training images.")
     batch_size: int = Field(256, ge=2, description="Images per step over all workers together.")
+    micro_batch: int | None = Field(
+        None, ge=2, description="Images of one forward pass on a worker: where its part of a step is larger, gradients are accumulated. null: all at once."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it, fp32 elsewhere.")
+    memory_format: Literal["channels_last", "contiguous"] = Field("channels_last", description="How images and weights lie in memory.")
+    compile: bool = Field(False, description="Compile the encoders with torch.compile (a minute at the start); where that fails, a warning and go on without.")
     log_every_steps: int = Field(50, ge=1, description="Steps between two progress lines and two points of the step metrics.")
     checkpoint_every_epochs: int = Field(1, ge=1, description="Epochs between two checkpoints; the last epoch is always kept.")
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept; older ones are removed after a new one is safe on disk.")

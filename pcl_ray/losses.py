@@ -46,15 +46,28 @@ def prototype_loss(logits: Tensor, target_B: Tensor, positives_B: Tensor, valid_
     return torch.where(counted_B, F.cross_entropy(logits, target_B, reduction="none"), 0.0).mean()
 
 
-def sample_negatives(num_prototypes: int, positives_B: Tensor, count: int, generator: torch.Generator | None = None, valid_K: Tensor | None = None) -> Tensor:
-    """[count] distinct prototype ids, valid and none of them in positives_B; fewer where fewer are left."""
+def sample_negatives(
+    num_prototypes: int,
+    positives_B: Tensor,
+    count: int,
+    generator: torch.Generator | None = None,
+    valid_K: Tensor | None = None,
+    *,
+    num_valid: int | None = None,
+) -> Tensor:
+    """[count] distinct prototype ids, valid and none of them in positives_B; fewer where fewer are left.
+
+    num_valid: how many of valid_K are true. Known, it spares the wait for the device that counting them costs.
+    """
     device = positives_B.device if generator is None else generator.device
-    order_K = torch.rand(num_prototypes, generator=generator, device=device).to(positives_B.device)
+    order_K1 = torch.rand(num_prototypes + 1, generator=generator, device=device).to(positives_B.device)  # the last: for images without a prototype
     if valid_K is not None:
-        order_K[~valid_K] = -1.0
-        positives_B = positives_B[positives_B >= 0]
-    order_K[positives_B] = -1.0  # rand is in [0, 1): positives come last
-    if valid_K is not None or count > num_prototypes - len(positives_B):  # only then may too few be left; counting them waits for the device
+        order_K1[:-1].masked_fill_(~valid_K, -1.0)
+        positives_B = torch.where(positives_B < 0, num_prototypes, positives_B)
+        num_valid = num_valid or 0
+    # rand is in [0, 1): positives come last. index_fill_ takes no more than the ids, a number indexed by a tensor would come from the host.
+    order_K = order_K1.index_fill_(0, positives_B, -1.0)[:-1]
+    if count > (num_prototypes if num_valid is None else num_valid) - len(positives_B):  # only then may too few be left
         count = min(count, int((order_K >= 0).sum()))
     return order_K.topk(count).indices
 

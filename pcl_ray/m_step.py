@@ -9,44 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import RunFailed
 from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, prototype_loss, sample_negatives
-from pcl_ray.model import KeyQueue, MomentumPair, encoder, optimizers
-from pcl_ray.model.bank import FeatureBank
-from pcl_ray.model.gather import all_gather, encode_shuffled, mean_over_workers, rank, world_size
+from pcl_ray.meters import Meter, StepClock, memory_gb, reset_memory
+from pcl_ray.model.gather import all_gather, encode_shuffled, rank
+from pcl_ray.model.learner import Learner, build_learner, views_for
 from pcl_ray.plan import RunPlan
 
-
-@dataclass
-class Learner:
-    """Everything that the M-step changes."""
-
-    pair: MomentumPair
-    queue: KeyQueue
-    optimizer: Optimizer
-    query: nn.Module  # pair.query, wrapped for data-parallel training where there are several workers
-    device: torch.device
-    bank: FeatureBank | None = None  # filled as a by-product, with e_step.features = bank
-
-    def state_dict(self) -> dict[str, Any]:
-        """All but the bank, of which each worker has a part."""
-        return {"model": self.pair.state_dict(), "queue": self.queue.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.pair.load_state_dict(state["model"])
-        self.queue.load_state_dict(state["queue"])
-        self.optimizer.load_state_dict(state["optimizer"])
+__all__ = ["EpochMetrics", "Learner", "build_learner", "run_epoch"]
 
 
 @dataclass
@@ -58,40 +38,9 @@ class EpochMetrics:
     seconds: float
     data_seconds: float  # of them waiting for images, on this worker
     last_step: int  # global step of the last batch
-
-
-@dataclass
-class _Meter:
-    """Sums on the device: no step waits for it. Row s of `losses` tells which step went wrong."""
-
-    names: tuple[str, ...]
-    device: torch.device
-    rows: list[Tensor] = field(default_factory=list)
-
-    def add(self, values: list[Tensor]) -> None:
-        self.rows.append(torch.stack([value.detach().float() for value in values]))
-
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Means over workers of every step [steps, names] and over the steps [names], on the CPU; empties the meter."""
-        table = mean_over_workers(torch.stack(self.rows)).cpu()
-        self.rows.clear()
-        return table, table.mean(dim=0)
-
-
-def build_learner(config: RunConfig, device: torch.device) -> Learner:
-    """A fresh learner; the same weights and queue on every worker, from `config.seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        pair = MomentumPair.of(encoder.build(config.encoder, config.data.channels), config.encoder.momentum)
-        queue = KeyQueue(config.loss.queue_size, config.encoder.dim)
-    if config.encoder.batch_norm == "sync" and world_size() > 1:
-        pair.query, pair.key = (encoder.with_sync_batch_norm(part, config.encoder) for part in (pair.query, pair.key))
-    pair, queue = pair.to(device), queue.to(device)
-    query = pair.query
-    if world_size() > 1:
-        # Statistics are averaged once before each evaluation pass; sending them at every forward pass is wasted time.
-        query = DistributedDataParallel(query, broadcast_buffers=False)
-    return Learner(pair, queue, optimizers.build(config.optimizer, pair.query), query, device)
+    step_median: float  # seconds, on this worker
+    step_p95: float
+    memory_gb: float  # of the GPU, or resident
 
 
 def run_epoch(
@@ -111,9 +60,11 @@ def run_epoch(
     """
     learner.pair.train()
     shared = _on_device(clusters, learner.device) if clusters is not None and config.loss.prototype_weight > 0 else []
-    meter = _Meter(_metric_names(len(shared)), learner.device)
+    meter, clock = Meter(_metric_names(len(shared)), learner.device), StepClock(learner.device)
+    reset_memory(learner.device)
     sums, step, start, waited = torch.zeros(len(meter.names)), epoch * plan.steps_per_epoch, time.perf_counter(), 0.0
     every, unread, seen = config.train.log_every_steps, 0, 0
+    clock.tick()
     for batch, wait in _timed(batches):
         waited += wait
         if (newer := switch(seen)) is not None and shared:
@@ -121,52 +72,73 @@ def run_epoch(
         for group in learner.optimizer.param_groups:
             group["lr"] = plan.lr_at(step)
         meter.add(_train_step(learner, batch, shared, config, plan, step))
+        clock.tick()
         step, unread, seen = step + 1, unread + 1, seen + 1
         if unread == every or seen == plan.steps_per_epoch:
             table, means = meter.read()
+            clock.settle()
             _stop_if_not_finite(table, epoch, step - unread, plan, config)
             sums += table.sum(dim=0)
             unread = 0
             on_progress(step - 1, _named(meter.names, means))
     assert seen == plan.steps_per_epoch, f"{seen} batches came, {plan.steps_per_epoch} were planned"
     seconds = time.perf_counter() - start
-    return EpochMetrics(_named(meter.names, sums / seen), seen * plan.global_batch, seconds, waited, step - 1)
+    return EpochMetrics(_named(meter.names, sums / seen), seen * plan.global_batch, seconds, waited, step - 1, *clock.quantiles(), memory_gb(learner.device))
 
 
-def _train_step(learner: Learner, batch: Any, shared: list[_Prototypes], config: RunConfig, plan: RunPlan, step: int) -> list[Tensor]:
-    device, loss_config = learner.device, config.loss
-    query_views, key_views = batch.query_views.to(device, non_blocking=True), batch.key_views.to(device, non_blocking=True)
-    with _precision(config, device):
-        query_BC = learner.query(query_views)
-        key_BC = _keys(learner, key_views, config, step)
-    query_BC, key_BC = query_BC.float(), key_BC.float()
+def _train_step(learner: Learner, batch: Any, shared: list[_Prototypes], config: RunConfig, plan: RunPlan, step: int) -> Tensor:
+    """One step of the optimizer; gives back the step's figures, still on the device.
 
-    logits = instance_logits(query_BC, key_BC, learner.queue.keys, loss_config.temperature)
-    instance = first_is_right(logits)
-    values = [instance, (logits.argmax(dim=1) == 0).float().mean(), (query_BC - key_BC).square().sum(dim=1).mean()]
-    loss = instance
-    if shared:
-        terms = [_prototype_term(query_BC, batch.indices, part, config, plan, step, m) for m, part in enumerate(shared)]
-        prototype = torch.stack([term for term, _ in terms]).mean()
-        loss = loss + loss_config.prototype_weight * prototype
-        values += [prototype, *(accuracy for _, accuracy in terms)]
-
+    Where the worker's part of the batch is more than `train.micro_batch`, gradients of several forward passes are added up. The loss is that of the
+    whole batch all the same: negatives are the queue's and the prototypes', drawn once a step. Only batch norm sees the smaller batches.
+    """
+    query_views, key_views = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
+    contrasts = [_Contrast(part, batch.indices, config, plan, step, m) for m, part in enumerate(shared)]
     learner.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    figures, keys, count, start = [], [], len(query_views), 0
+    for queries, key_part in zip(query_views.tensor_split(plan.micro_batches), key_views.tensor_split(plan.micro_batches), strict=True):
+        rows, share = slice(start, start + len(queries)), len(queries) / count
+        start = rows.stop
+        with _exchange_of_gradients(learner, at_end=start == count):
+            with _precision(config, learner.device):
+                query_BC = learner.query(queries)
+                key_BC = _keys(learner, key_part, config, step)
+            query_BC, key_BC = query_BC.float(), key_BC.float()
+            loss, values = _losses(query_BC, key_BC, learner.queue.keys, contrasts, rows, config)
+            (loss if share == 1 else loss * share).backward()
+        figures.append(torch.stack([value.detach().float() for value in (loss, *values)]) * share)
+        keys.append(key_BC)
     learner.optimizer.step()
     learner.pair.update()
-    keys = all_gather(key_BC)
-    learner.queue.enqueue(keys)
+    enqueued = all_gather(torch.cat(keys) if len(keys) > 1 else keys[0])
+    learner.queue.enqueue(enqueued)
     if learner.bank is not None:
-        learner.bank.update(all_gather(batch.indices.to(device)), keys)
-    return [loss, *values]
+        learner.bank.update(all_gather(batch.indices.to(learner.device, non_blocking=True)), enqueued)
+    return torch.stack(figures).sum(dim=0) if len(figures) > 1 else figures[0]
+
+
+def _exchange_of_gradients(learner: Learner, *, at_end: bool) -> AbstractContextManager[Any]:
+    """Workers average their gradients once a step, in the last backward pass."""
+    return nullcontext() if at_end or not isinstance(learner.query, DistributedDataParallel) else learner.query.no_sync()
+
+
+def _losses(query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, contrasts: list[_Contrast], rows: slice, config: RunConfig) -> tuple[Tensor, list[Tensor]]:
+    """ProtoNCE (equation 11) of some rows of the batch, and the figures that are shown beside it."""
+    logits = instance_logits(query_BC, key_BC, queue_RC, config.loss.temperature)
+    instance = first_is_right(logits)
+    values = [instance, (logits.argmax(dim=1) == 0).float().mean(), (query_BC - key_BC).square().sum(dim=1).mean()]
+    if not contrasts:
+        return instance, values
+    terms = [contrast.loss_and_accuracy(query_BC, rows) for contrast in contrasts]
+    prototype = torch.stack([term for term, _ in terms]).mean()
+    return instance + config.loss.prototype_weight * prototype, [*values, prototype, *(accuracy for _, accuracy in terms)]
 
 
 @torch.no_grad()
 def _keys(learner: Learner, views: Tensor, config: RunConfig, step: int) -> Tensor:
     if config.encoder.batch_norm == "shuffle":
-        return encode_shuffled(learner.pair.key, views, seed=_seed(config.seed, step))
-    return learner.pair.key(views)
+        return encode_shuffled(learner.key, views, seed=_seed(config.seed, step))
+    return learner.key(views)
 
 
 @dataclass(frozen=True)
@@ -175,44 +147,57 @@ class _Prototypes:
     concentration_K: Tensor
     assignments_N: Tensor  # stays on the CPU, shared by all workers of the node: only a batch of it is copied
     valid_K: Tensor | None  # None where every prototype has images and every image a prototype
+    num_valid: int  # known here: counting them in a step would wait for the device
 
 
 def _on_device(clusters: ClusterSet, device: torch.device) -> list[_Prototypes]:
-    return [_Prototypes(c.prototypes.to(device), c.concentration.to(device), c.assignments, _mask(c, device)) for c in clusters.clusterings]
+    return [_prototypes(clustering, device) for clustering in clusters.clusterings]
 
 
-def _mask(clustering: Clustering, device: torch.device) -> Tensor | None:
-    """Which prototypes take part; None where there is nothing to leave out."""
+def _prototypes(clustering: Clustering, device: torch.device) -> _Prototypes:
     valid = clustering.valid
-    if (valid is None or bool(valid.all())) and not len(clustering.assignments[clustering.assignments < 0]):
-        return None
-    return (torch.ones(clustering.num_clusters, dtype=torch.bool) if valid is None else valid).to(device)
+    count = clustering.num_clusters if valid is None else int(valid.sum())
+    if count == clustering.num_clusters and not bool((clustering.assignments < 0).any()):
+        mask = None
+    else:
+        mask = (torch.ones(clustering.num_clusters, dtype=torch.bool) if valid is None else valid).to(device)
+    return _Prototypes(clustering.prototypes.to(device), clustering.concentration.to(device), clustering.assignments, mask, count)
 
 
-def _prototype_term(query_BC: Tensor, indices: Tensor, part: _Prototypes, config: RunConfig, plan: RunPlan, step: int, which: int) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy of one clustering."""
-    positives_B = part.assignments_N[indices].to(query_BC.device, non_blocking=True)
-    negatives_M = None
-    if (count := plan.negatives[which]) is not None:
-        # All workers draw the same negatives, and the other workers' positives are columns too: the loss is that of the whole batch.
-        everywhere = all_gather(positives_B)
-        generator = torch.Generator(device=query_BC.device).manual_seed(_seed(config.seed, step, which))
-        drawn = sample_negatives(len(part.prototypes_KC), everywhere, count, generator, part.valid_K)
-        here = len(positives_B)
-        others = torch.cat([everywhere[: rank() * here], everywhere[(rank() + 1) * here :]])
-        negatives_M = torch.cat([others, drawn])
-    logits, target_B = prototype_logits(
-        query_BC,
-        part.prototypes_KC,
-        part.concentration_K,
-        positives_B,
-        negatives_M,
-        mask_duplicates=config.loss.mask_duplicates,
-        valid_K=part.valid_K,
-    )
-    # Right is the prototype, not the column: without masking several columns may hold the image's own one, all with the same logit.
-    chosen_B = logits.argmax(dim=1) if negatives_M is None else torch.cat([positives_B, negatives_M])[logits.argmax(dim=1)]
-    return prototype_loss(logits, target_B, positives_B, part.valid_K), (chosen_B == positives_B).float().mean()
+class _Contrast:
+    """One clustering in one step: the prototypes of the worker's images, and the negatives, the same for all rows and workers."""
+
+    def __init__(self, part: _Prototypes, indices: Tensor, config: RunConfig, plan: RunPlan, step: int, which: int):
+        self._part, self._mask_duplicates = part, config.loss.mask_duplicates
+        device = part.prototypes_KC.device
+        self._positives_B = part.assignments_N[indices].to(device, non_blocking=True)
+        self._first, self._everywhere, self._drawn = 0, self._positives_B, None
+        if (count := plan.negatives[which]) is not None:
+            # All workers draw the same negatives, and all images' positives are columns: the loss is that of the whole batch.
+            self._first, self._everywhere = rank() * len(indices), all_gather(self._positives_B)
+            generator = torch.Generator(device=device).manual_seed(_seed(config.seed, step, which))
+            num_prototypes = len(part.prototypes_KC)
+            self._drawn = sample_negatives(num_prototypes, self._everywhere, count, generator, part.valid_K, num_valid=part.num_valid)
+
+    def loss_and_accuracy(self, query_BC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Of the images `rows` of the worker's part of the batch."""
+        part, positives_B, negatives_M = self._part, self._positives_B[rows], None
+        if self._drawn is not None:
+            others = (self._everywhere[: self._first + rows.start], self._everywhere[self._first + rows.stop :])
+            negatives_M = torch.cat([*others, self._drawn])
+        logits, target_B = prototype_logits(
+            query_BC,
+            part.prototypes_KC,
+            part.concentration_K,
+            positives_B,
+            negatives_M,
+            mask_duplicates=self._mask_duplicates,
+            valid_K=part.valid_K,
+        )
+        # Right is the prototype, not the column: without masking several columns may hold the image's own one, all with the same logit.
+        best_B = logits.argmax(dim=1)
+        chosen_B = best_B if negatives_M is None else torch.cat([positives_B, negatives_M])[best_B]
+        return prototype_loss(logits, target_B, positives_B, part.valid_K), (chosen_B == positives_B).float().mean()
 
 
 def _precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:

@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from pcl_ray import machine
 from pcl_ray.config import EStepConfig, OptimizerConfig, RunConfig
 from pcl_ray.errors import ConfigError, Problem
 
+FILE_SOURCES = ("folder", "imagenet")  # of one image a file
 EStepMode = Literal["single", "distributed", "sharded"]
+
+# loss.negative_prototypes = auto: from which K on so many are drawn (the paper's number) rather than all compared.
+_DENSE_UP_TO_ON_CPU, _DENSE_UP_TO_ON_GPU, _DRAWN = 32_768, 262_144, 16_384
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class RunPlan:
     num_holdout: int
     world_size: int
     batch_per_worker: int
+    micro_batches: int  # forward passes of a worker in a step; their gradients are added up
     global_batch: int
     steps_per_epoch: int  # the incomplete last batch of an epoch is dropped; another permutation drops others
     epochs: int
@@ -37,6 +43,10 @@ class RunPlan:
     evaluation_epochs: tuple[int, ...]  # evaluated at the end of these epochs
     e_step_mode: EStepMode  # where features are clustered
     e_step_shards: int  # actors of mode sharded, else 0
+    in_memory: bool  # images are in one array: of the source's own, or decoded at the start
+    memory_side: int  # px: files decoded at the start are kept no larger
+    loader_workers: int  # processes of each worker that decode
+    threads: int  # of each worker's computing; what the cores allow may be fewer
     feature_bytes: int  # [N, C] as they travel
     assignment_bytes: int  # int64 for each clustering
     queue_bytes: int  # [R, C] float32
@@ -95,6 +105,44 @@ def e_step_shards(config: RunConfig, num_images: int) -> int:
     return config.e_step.shards or max(2, math.ceil(feature_bytes(config, num_images) / (config.e_step.memory_gb * 1e9)))
 
 
+def memory_side(config: RunConfig) -> int:
+    """Pixels a side at which no crop is enlarged: the shorter side of the smallest crop is √(min_crop · 3/4) of the image's."""
+    return math.ceil(config.augment.image_size / math.sqrt(config.augment.min_crop * 3 / 4))
+
+
+def in_memory(config: RunConfig, num_images: int) -> bool:
+    """Whether the images lie in one array; num_images: training and held-out ones."""
+    data = config.data
+    if data.source not in FILE_SOURCES:
+        return True
+    decoded = num_images * memory_side(config) ** 2 * data.channels
+    return decoded <= data.memory_gb * 1e9 if data.in_memory == "auto" else data.in_memory
+
+
+def loader_workers(config: RunConfig, num_images: int) -> int:
+    """Processes of each worker that decode, if not asked for otherwise: all its cores but one where a GPU does the computing, a quarter of them elsewhere."""
+    if in_memory(config, num_images):
+        return (config.data.loader_workers or 0) if config.augment.engine == "torchvision" else 0
+    if config.data.loader_workers is not None:
+        return config.data.loader_workers
+    cpus = _cpus(config)
+    return max(cpus - 1, 1) if config.resources.gpus_per_worker else cpus // 4
+
+
+def _cpus(config: RunConfig) -> int:
+    return max(int(config.resources.cpus_per_worker), 1) if config.resources.workers else machine.cores()
+
+
+def negatives(config: RunConfig, count: int) -> int | None:
+    """Negative prototypes of a clustering with `count` prototypes; None: all others, which one dense product compares."""
+    wanted = config.loss.negative_prototypes
+    if wanted == "all":
+        return None
+    if wanted == "auto":
+        return _DRAWN if count > (_DENSE_UP_TO_ON_GPU if config.resources.gpus_per_worker else _DENSE_UP_TO_ON_CPU) else None
+    return wanted
+
+
 def feature_bytes(config: RunConfig, num_images: int) -> int:
     return num_images * config.encoder.dim * (2 if config.e_step.feature_dtype == "float16" else 4)
 
@@ -107,7 +155,7 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
     world_size, epochs = max(config.resources.workers, 1), config.train.epochs
     steps = num_images // config.train.batch_size
     counts = resolve_num_clusters(config.e_step.num_clusters, num_images)
-    wanted = config.loss.negative_prototypes
+    everything = num_images + num_holdout
     e_steps = tuple(range(config.e_step.warmup_epochs, epochs, config.e_step.every_epochs))
     every = config.evaluation.every_epochs
     evaluated = {epoch for epoch in range(epochs) if every and (epoch + 1) % every == 0} | {epochs - 1}
@@ -116,19 +164,24 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         num_holdout=num_holdout,
         world_size=world_size,
         batch_per_worker=config.train.batch_size // world_size,
+        micro_batches=math.ceil(config.train.batch_size // world_size / (config.train.micro_batch or config.train.batch_size)),
         global_batch=config.train.batch_size,
         steps_per_epoch=steps,
         epochs=epochs,
         total_steps=steps * epochs,
         warmup_epochs=config.e_step.warmup_epochs,
         num_clusters=counts,
-        negatives=tuple(None if wanted == "all" else wanted for _ in counts),
+        negatives=tuple(negatives(config, count) for count in counts),
         queue_size=config.loss.queue_size,
         # The last weights get their clustering too: it belongs to the exported encoder and to the reported agreement with labels.
         e_step_epochs=e_steps + ((epochs,) if e_steps else ()),
         evaluation_epochs=tuple(sorted(evaluated)),
         e_step_mode=e_step_mode(config, num_images),
         e_step_shards=e_step_shards(config, num_images),
+        in_memory=in_memory(config, everything),
+        memory_side=memory_side(config),
+        loader_workers=loader_workers(config, everything),
+        threads=max(_cpus(config) - loader_workers(config, everything), 1),
         feature_bytes=feature_bytes(config, num_images),
         assignment_bytes=num_images * 8 * len(counts),
         queue_bytes=config.loss.queue_size * config.encoder.dim * 4,
@@ -215,7 +268,7 @@ def _cluster_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
             )
     wanted = config.loss.negative_prototypes
     smallest = min(counts)
-    if wanted != "all" and smallest >= 2 and wanted > smallest - 1:
+    if isinstance(wanted, int) and smallest >= 2 and wanted > smallest - 1:
         yield Problem(
             "loss.negative_prototypes", wanted, f"the smallest clustering has {smallest} prototypes, so at most {smallest - 1} negatives; lower it or write all"
         )
@@ -268,11 +321,13 @@ def _notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str
     if max(counts) * 10 > num_images and warmup < epochs:
         yield f"e_step.num_clusters: {max(counts)} clusters get {num_images / max(counts):.1f} images each on average; 10 or more are steadier"
     wanted, batch = config.loss.negative_prototypes, config.train.batch_size
-    if wanted != "all" and wanted > min(counts) - batch:
+    if isinstance(wanted, int) and wanted > min(counts) - batch:
         yield (
             f"loss.negative_prototypes = {wanted}: a batch of {batch} may hold so many of the {min(counts)} prototypes that fewer are left to draw; "
             "then all that are left are taken"
         )
+    if config.data.loader_workers and config.augment.engine == "batch" and in_memory(config, num_images + num_holdout):
+        yield f"data.loader_workers = {config.data.loader_workers}: not needed, the images are in memory"
     e_step = config.e_step
     if e_step.warm_start == "none" and e_step.iterations != EStepConfig().iterations and e_step.cold_iterations is None and e_step.iterations < 20:
         yield f"e_step.iterations = {e_step.iterations} is for warm starts; without them 20 are made, e_step.cold_iterations changes that"

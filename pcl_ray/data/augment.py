@@ -1,4 +1,8 @@
-"""The two random views of an image, and the fixed view for evaluation. Images are uint8 tensors [channels, H, W] until `to_floats`."""
+"""The two random views of an image, one image after the other by torchvision, and the fixed view for evaluation.
+
+Images are uint8 tensors [channels, H, W] until `to_floats`. The random views are the slow reference (`augment.engine: torchvision`): `views.py` makes
+whole batches of the same distribution.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ def random_view(config: AugmentConfig, channels: int) -> nn.Module:
         case "v1":
             return v2.Compose([crop, *grey, *jittered, *flip])
         case "v2":
-            blur = [v2.RandomApply([v2.GaussianBlur(_blur_size(config.image_size), (0.1, 2.0))], p=config.blur)] if config.blur else []
+            blur = [v2.RandomApply([v2.GaussianBlur(blur_size(config.image_size), (0.1, 2.0))], p=config.blur)] if config.blur else []
             return v2.Compose([crop, *jittered, *grey, *blur, *flip])
 
 
@@ -41,13 +45,30 @@ def evaluation_view(config: AugmentConfig) -> nn.Module:
     return v2.Compose([v2.Resize(size * 8 // 7, interpolation=InterpolationMode.BILINEAR, antialias=True), v2.CenterCrop(size)])
 
 
+def evaluation_boxes(config: AugmentConfig, sizes: Tensor) -> Tensor:
+    """What `evaluation_view` shows of images of these sizes [B, 2]: top, left, height, width in px, [B, 4] float32."""
+    sizes = sizes.float()
+    kept = sizes if config.image_size < _CROP_FROM else sizes.amin(dim=1, keepdim=True).expand(-1, 2) * 7 / 8
+    return torch.cat([(sizes - kept) / 2, kept], dim=1)
+
+
+def evaluation_scale(config: AugmentConfig, height: int, width: int) -> float:
+    """At which share of its size an image suffices for `evaluation_view`."""
+    size = config.image_size
+    return max(size / height, size / width) if size < _CROP_FROM else size * 8 / 7 / min(height, width)
+
+
 def to_floats(views: Tensor, config: AugmentConfig) -> Tensor:
     """uint8 [b, channels, S, S] to normalised float32, by the configured mean and standard deviation."""
-    mean = torch.tensor(config.mean, device=views.device).view(-1, 1, 1)
-    std = torch.tensor(config.std, device=views.device).view(-1, 1, 1)
-    return (views.float() / 255 - mean) / std
+    return normalise(views.float() / 255, config)
 
 
-def _blur_size(image_size: int) -> int:
+def normalise(views: Tensor, config: AugmentConfig) -> Tensor:
+    """[b, channels, S, S] in 0..1 to mean 0 and standard deviation 1 by the configured numbers; changes `views`."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1).to(views.device, non_blocking=True) for values in (config.mean, config.std))
+    return views.sub_(mean).div_(std)
+
+
+def blur_size(image_size: int) -> int:
     """A tenth of the image, odd and at least 3 (SimCLR, appendix A)."""
     return max(3, image_size // 10 // 2 * 2 + 1)

@@ -16,6 +16,7 @@ from pcl_ray.data.images import NO_LABEL, FileImages, decode, quiet
 from pcl_ray.errors import DataError
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"])
+_LEGIBLE = 64  # px: at such a scale it shows whether a picture decodes
 _TRAIN, _HOLDOUT = ("train", "training"), ("val", "valid", "validation", "holdout", "test")
 
 
@@ -113,7 +114,7 @@ def _check(path: Path) -> BadImage | None:
     try:
         if path.stat().st_size == 0:
             return BadImage(str(path), "empty file")
-        decode(path, 3, draft=64)
+        decode(path, 3, scale=lambda height, width: _LEGIBLE / max(min(height, width), 1))
         return None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         said = str(error).replace(str(path), "").replace("''", "").strip() or type(error).__name__

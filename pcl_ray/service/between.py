@@ -107,8 +107,8 @@ class _InThread:
 class FeaturePass:
     """Momentum features of this worker's part of the images. Loaders are made once: their processes stay for all epochs."""
 
-    def __init__(self, splits: DataSplits, config: RunConfig, device: torch.device):
-        place = {"rank": rank(), "world_size": world_size(), "pin_memory": device.type == "cuda"}
+    def __init__(self, splits: DataSplits, config: RunConfig, plan: RunPlan, device: torch.device):
+        place: Any = {"rank": rank(), "world_size": world_size(), "device": device, "workers": plan.loader_workers}
         self.num_images, self.num_holdout, self._device = len(splits.train), splits.num_holdout, device
         self._dtype = np.dtype(config.e_step.feature_dtype)
         self._train = EvaluationLoader(splits.train, config, **place)

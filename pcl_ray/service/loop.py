@@ -34,6 +34,7 @@ from pcl_ray.model.gather import all_gather, average_buffers, rank, world_size
 from pcl_ray.plan import RunPlan
 from pcl_ray.service.between import Between, EStep, FeaturePass, Progress
 from pcl_ray.service.events import Event, Post
+from pcl_ray.service.waiting import WaitingForData
 
 _ALIVE_EVERY_S = 0.5
 
@@ -63,16 +64,18 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
     config, plan = job.config, job.plan
     tell: Post = post if rank() == 0 else lambda event: None
     attempt = share(uuid.uuid4().hex)
-    learner = build_learner(config, device)
+    learner = build_learner(config, device, warn=lambda text: tell(Event("warning", 0, text=text)))
     progress = _restore(job, learner, splits, share)
-    batches = TrainingLoader(splits.train, config, rank=rank(), world_size=world_size(), pin_memory=device.type == "cuda")
-    between = Between(attempt, learner, FeaturePass(splits, config, device), progress, config, plan, e_step, tell)
+    batches = TrainingLoader(splits.train, config, rank=rank(), world_size=world_size(), device=device, workers=plan.loader_workers)
+    between = Between(attempt, learner, FeaturePass(splits, config, plan, device), progress, config, plan, e_step, tell)
+    watch = WaitingForData(config, plan, device)
     tell(Event("start", progress.epoch, progress.epoch * plan.steps_per_epoch))
 
     # Without warm-up, where a run that ended in its warm-up is made longer, and with overlap, the first epoch's clusters are still to be made.
     if progress.epoch < plan.epochs and plan.clusters_before(progress.epoch) and progress.e_step.concluded != progress.epoch:
         between.begin(progress.epoch, evaluate=config.e_step.overlap and plan.evaluates_after(progress.epoch - 1))
-    for epoch in range(progress.epoch, plan.epochs):
+    first = progress.epoch
+    for epoch in range(first, plan.epochs):
         start = time.perf_counter()
         current = progress.clusters if epoch >= plan.warmup_epochs and progress.e_step.usable else None
         steps = _telling(batches.epoch(epoch), epoch, plan, tell)
@@ -85,6 +88,9 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
         between.begin(epoch + 1, plan.evaluates_after(epoch))
         metrics |= between.figures()
         metrics["perf/epoch_seconds"] = time.perf_counter() - start
+        metrics["perf/e_step_share"] = metrics.get("perf/e_step_seconds", 0.0) / metrics["perf/epoch_seconds"]
+        if said := watch.said_after(epoch - first, metrics["perf/data_share"]):
+            tell(Event("warning", epoch, text=said))
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
             _save(job, learner, progress, share)
         tell(Event("epoch", epoch, trained.last_step, metrics))
@@ -97,6 +103,10 @@ def _training_metrics(trained: EpochMetrics, epoch: int, plan: RunPlan) -> dict[
         "perf/images_per_second": trained.images / trained.seconds,
         "perf/m_step_seconds": trained.seconds,
         "perf/data_seconds": trained.data_seconds,
+        "perf/data_share": trained.data_seconds / trained.seconds,
+        "perf/step_seconds_median": trained.step_median,
+        "perf/step_seconds_p95": trained.step_p95,
+        "perf/memory_gb": trained.memory_gb,
     }
 
 

@@ -25,6 +25,7 @@ CHANGEABLE = (
     "evaluation.",
     "data.path",
     "data.loader_workers",
+    "data.prefetch",
     "e_step.mode",
     "e_step.shards",
     "e_step.memory_gb",

@@ -125,7 +125,12 @@ def _load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
     if splits.bad:
         listed = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
         display.warn(f"{len(splits.bad)} images cannot be read and are left out:\n{listed}")
-    return splits, plans.make(config, len(splits.train), splits.num_holdout)
+    plan = plans.make(config, len(splits.train), splits.num_holdout)
+    if plan.in_memory and config.data.source in plans.FILE_SOURCES:
+        from pcl_ray.data.memory import in_memory
+
+        splits = in_memory(splits, plan.memory_side, lambda done, total: display.say(f"decoding images: {done} of {total}"))
+    return splits, plan
 
 
 def _say(asked: Request, splits: DataSplits, plan: RunPlan, display: Display) -> None:
@@ -214,6 +219,7 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
         return
     import torch
 
+    torch.set_num_threads(min(torch.get_num_threads(), plan.threads))
     device = torch.device("cuda" if config.resources.gpus_per_worker else "cpu")
     train(job, splits, device=device, e_step=LocalEStep(config, splits), share=lambda value: value, post=handle)
 

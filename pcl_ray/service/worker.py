@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.train import get_context
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.torch import get_device
 
@@ -22,6 +23,7 @@ from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import TorchGroup
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.features import FeatureShard
+from pcl_ray.machine import cores
 from pcl_ray.model.gather import any_worker, rank, world_size
 from pcl_ray.service import loop
 from pcl_ray.service.actor import EStepAnswer, evaluation_stride
@@ -52,7 +54,7 @@ def run_worker(config: dict[str, WorkerTask]) -> str:
     """Trains to the end. Gives back "" or, on every worker alike, why the run cannot go on."""
     task = config["task"]
     job = task.job
-    torch.set_num_threads(max(1, int(job.config.resources.cpus_per_worker)))
+    torch.set_num_threads(_threads(job))
     splits = ray.get(task.splits, timeout=job.config.resources.start_timeout_s)
     try:
         device = get_device()
@@ -60,6 +62,11 @@ def run_worker(config: dict[str, WorkerTask]) -> str:
     except (RunFailed, ConfigError) as failure:
         return str(failure)
     return ""
+
+
+def _threads(job: Job) -> int:
+    """As planned, and never more than this node's cores for all its workers: a laptop's Ray promises more CPUs than there are."""
+    return max(1, min(job.plan.threads, cores() // get_context().get_local_world_size()))
 
 
 class ActorEStep:

@@ -27,7 +27,7 @@ def learner(name: str = "sgd", steps: int = 2, seed: int = 0) -> Learner:
     torch.manual_seed(seed)
     pair, queue = MomentumPair.of(encoder.build(ENCODER, 1), 0.9), KeyQueue(5, 4)
     optimizer = optimizers.build(OptimizerConfig(name=name), pair.query)
-    made = Learner(pair, queue, optimizer, pair.query, torch.device("cpu"))
+    made = Learner(pair, queue, optimizer, pair.query, pair.key, torch.device("cpu"))
     for _ in range(steps):
         step(made)
     return made

@@ -196,10 +196,10 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     assert decode(path, 1)[0, 0, 0] == 50
 
 
-def test_draft_decodes_smaller_but_only_jpegs(tmp_path: Path) -> None:
+def test_jpegs_and_only_they_are_decoded_as_small_as_suffices(tmp_path: Path) -> None:
     image = Image.new("RGB", (512, 256), (9, 99, 9))
-    assert decode(saved(tmp_path / "a.jpg", image), 3, draft=64).shape == (64, 128, 3)
-    assert decode(saved(tmp_path / "a.png", image), 3, draft=64).shape == (256, 512, 3)
+    assert decode(saved(tmp_path / "a.jpg", image), 3, scale=lambda height, width: 64 / min(height, width)).shape == (64, 128, 3)
+    assert decode(saved(tmp_path / "a.png", image), 3, scale=lambda height, width: 64 / min(height, width)).shape == (256, 512, 3)
     assert decode(tmp_path / "a.jpg", 3).shape == (256, 512, 3)
 
 

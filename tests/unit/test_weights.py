@@ -38,6 +38,7 @@ def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str) -> None:
     learner.pair.eval()
     query, momentum = load_encoder(path), load_encoder(str(path), encoder="momentum")
     assert not query.training
+    learner.pair.to(memory_format=torch.contiguous_format)  # as loaded encoders are: the sums are the same, in another order
     assert torch.equal(query(images), learner.pair.query(images))
     assert torch.equal(momentum(images), learner.pair.key(images))
     assert not torch.allclose(query(images), momentum(images))

@@ -1,0 +1,104 @@
+"""Colour jitter, grey and blur of a whole batch, each image with its own draws. Images are float32 [B, channels, H, W] in 0..1.
+
+The same steps as torchvision's ColorJitter, RandomGrayscale and GaussianBlur do on one image; values between steps are not rounded to 1/255.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcl_ray.data.draws import ViewDraws
+
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision rounds it
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+
+
+def jitter(images: Tensor, draws: ViewDraws) -> Tensor:
+    """Brightness, contrast, saturation and hue, in each image's own order; may change `images` in place."""
+    kinds = draws.orders if images.shape[1] == 3 else draws.orders[draws.orders < _SATURATION].reshape(-1, 2)
+    for place in range(kinds.shape[1]):
+        kind = kinds[:, place]
+        turned = np.flatnonzero((kind == _HUE) & (draws.hue != 0))
+        if len(turned):
+            _turn_hue(images, turned, draws.hue[turned])
+        changed = kind != _HUE
+        factor = np.where(changed, np.take_along_axis(draws.factors, np.minimum(kind, _SATURATION)[:, None], axis=1)[:, 0], 1.0)
+        if (factor != 1).any():
+            images = _blend(images, factor, kind)
+    return images
+
+
+def to_grey(images: Tensor, which: np.ndarray) -> Tensor:
+    """The images `which` [B] without their colours, in place."""
+    rows = _on(images, np.flatnonzero(which))
+    if len(rows):
+        images.index_copy_(0, rows, _grey(images.index_select(0, rows)).expand(-1, 3, -1, -1))
+    return images
+
+
+def blur(images: Tensor, sigmas: np.ndarray, kernel_size: int) -> Tensor:
+    """Gaussian blur with each image's σ [B] in px, where it is above 0; reflected at the borders; in place. A matrix for each image, used on both axes."""
+    which = np.flatnonzero(sigmas > 0)
+    if not len(which):
+        return images
+    rows, side, half = _on(images, which), images.shape[-1], kernel_size // 2
+    offsets = torch.arange(-half, half + 1, device=images.device, dtype=torch.float32)
+    kernels = F.softmax(-0.5 * (offsets / _on(images, sigmas[which])[:, None]) ** 2, dim=1)
+    places = torch.arange(side, device=images.device)[:, None] + offsets.long()
+    places = (side - 1 - (side - 1 - places.abs()).abs()).reshape(1, -1).expand(len(rows), -1)  # reflected
+    matrices = images.new_zeros(len(rows), side * side)
+    own = torch.arange(side, device=images.device).repeat_interleave(kernel_size) * side
+    matrices.scatter_add_(1, own + places, kernels.repeat(1, side))
+    matrices = matrices.view(len(rows), 1, side, side)
+    images.index_copy_(0, rows, matrices @ images.index_select(0, rows) @ matrices.transpose(2, 3))
+    return images
+
+
+def _blend(images: Tensor, factor: np.ndarray, kind: np.ndarray) -> Tensor:
+    """clamp(f · image + (1 − f) · base): the base is black for brightness, the mean grey for contrast, the grey image for saturation."""
+    away = _on(images, np.stack([factor, (1 - factor) * (kind == _CONTRAST), (1 - factor) * (kind == _SATURATION)])[:, :, None, None, None])
+    if images.shape[1] == 1:
+        base = away[1] * images.mean(dim=(1, 2, 3), keepdim=True)
+    else:
+        grey = _grey(images)
+        base = (grey * away[2]).add_(away[1] * grey.mean(dim=(1, 2, 3), keepdim=True))
+    return images.mul_(away[0]).add_(base).clamp_(0.0, 1.0)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """[B, 1, H, W]."""
+    red, green, blue = images.split(1, dim=1)
+    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+
+
+def _turn_hue(images: Tensor, which: np.ndarray, turns: np.ndarray) -> None:
+    """Turns the hue in HSV and leaves saturation and value; in place.
+
+    Comparisons give floats and branches are sums: on a CPU operations with booleans take five times as long. With g, b sorted and then r in front of the
+    larger, the hue is |K + (second − third) / 6C|, K standing for how they were sorted, C the chroma.
+    """
+    rows = _on(images, which)
+    red, green, blue = (plane.contiguous() for plane in images.index_select(0, rows).unbind(dim=1))
+    larger, third = torch.maximum(green, blue), torch.minimum(green, blue)
+    value, second = torch.maximum(red, larger), torch.minimum(red, larger)
+    low = torch.minimum(second, third)
+    chroma = value - low
+    swapped, not_red = torch.lt(green, blue, out=green), torch.lt(red, larger, out=blue)
+    sorting = torch.lerp(-swapped, swapped.sub(1 / 3), not_red)
+    hue = sorting.addcdiv_(second.sub_(third), chroma.mul(6.0).add_(1e-12)).abs_()
+    sixths = hue.add_(_on(images, turns + 1.0)[:, None, None]).frac_().mul_(6.0)
+    # How much of the chroma each channel has at full saturation: |h − 3| − 1 for red, 2 − |h − 2| for green, 2 − |h − 4| for blue, within 0..1.
+    turned = torch.empty_like(images[: len(rows)])
+    for plane, (centre, sign, offset) in enumerate(((3.0, 1.0, -1.0), (2.0, -1.0, 2.0), (4.0, -1.0, 2.0))):
+        share = (sixths - centre).abs_().mul_(sign).add_(offset).clamp_(0.0, 1.0)
+        torch.addcmul(low, chroma, share, out=turned[:, plane])
+    images.index_copy_(0, rows, turned)
+
+
+def _on(images: Tensor, values: np.ndarray) -> Tensor:
+    """The numbers on the images' device; float32 where they are floats."""
+    wanted = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32 if values.dtype.kind == "f" else values.dtype))
+    return wanted.to(images.device, non_blocking=True)

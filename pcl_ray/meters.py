@@ -1,0 +1,77 @@
+"""What is measured while training, without making a step wait: losses are summed on the device, times are taken there too."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pcl_ray.model.gather import mean_over_workers
+
+
+@dataclass
+class Meter:
+    """Figures of each step, on the device until they are read. Row s tells which step went wrong."""
+
+    names: tuple[str, ...]
+    device: torch.device
+    rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, row: Tensor) -> None:
+        self.rows.append(row)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Means over workers of every step [steps, names] and over the steps [names], on the CPU; empties the meter."""
+        table = mean_over_workers(torch.stack(self.rows)).cpu()
+        self.rows.clear()
+        return table, table.mean(dim=0)
+
+
+class StepClock:
+    """Seconds of each step, from one tick to the next. On a GPU they are the GPU's own: the process is steps ahead of it."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._marks: list[float | torch.cuda.Event] = []
+        self._seconds: list[float] = []
+
+    def tick(self) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def settle(self) -> None:
+        """Turns the ticks so far into seconds; on a GPU, when it has reached the last of them."""
+        for first, second in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(first, torch.cuda.Event) and isinstance(second, torch.cuda.Event):
+                self._seconds.append(first.elapsed_time(second) / 1000)
+            elif isinstance(first, float) and isinstance(second, float):
+                self._seconds.append(second - first)
+        self._marks = self._marks[-1:]
+
+    def quantiles(self) -> tuple[float, float]:
+        """Median and 95th percentile of all steps settled so far; 0 where there are none."""
+        if len(self._seconds) < 2:
+            return (self._seconds * 2)[0] if self._seconds else 0.0, self._seconds[0] if self._seconds else 0.0
+        return statistics.median(self._seconds), statistics.quantiles(self._seconds, n=20, method="inclusive")[-1]
+
+
+def memory_gb(device: torch.device) -> float:
+    """GB at the peak: allocated on the GPU since `reset_memory`, or resident in this process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def reset_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
