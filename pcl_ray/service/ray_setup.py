@@ -30,7 +30,7 @@ from pcl_ray.service.actor import EStepActor
 from pcl_ray.service.events import Board, Event
 from pcl_ray.service.loop import Job
 from pcl_ray.service.shards import EStepShard
-from pcl_ray.service.worker import WorkerTask, run_worker
+from pcl_ray.service.worker import SharedData, WorkerTask, run_worker
 
 _POLL_S = 0.3
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
@@ -38,22 +38,31 @@ _START_TRIES = 1  # worker groups that could not even start are tried once more,
 
 def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) -> None:
     """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and ConfigError where the cluster can never fit the run."""
+    with connected(job.config.resources, job.plan.e_step_shards):
+        train_shared(job, share(splits), handle)
+
+
+def share(splits: DataSplits) -> SharedData:
+    """Puts the data into Ray's store, where all workers of a node read one copy of the arrays; one call serves any number of runs."""
+    holdout_labels = splits.holdout.labels if splits.holdout is not None else None
+    return SharedData(ray.put(splits), ray.put(splits.train.labels), ray.put(holdout_labels))
+
+
+def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None]) -> None:
+    """`train_on_ray` where Ray is connected and the data are in its store."""
     config = job.config
-    with connected(config.resources, job.plan.e_step_shards):
-        _check_cluster(config.resources, job.plan.e_step_shards)
-        actor = _e_step_actor(config)
-        shards = tuple(_shard_actor(config, number, job.plan.e_step_shards) for number in range(job.plan.e_step_shards))
-        board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
-        try:
-            for part in (actor, *shards):
-                _wait_until_up(part, config.resources)
-            holdout_labels = splits.holdout.labels if splits.holdout is not None else None
-            task = WorkerTask(job, ray.put(splits), ray.put(splits.train.labels), ray.put(holdout_labels), actor, board, shards)
-            _fit(_trainer(job, task), job, board, handle)
-        finally:
-            for part in (actor, board, *shards):
-                with suppress(RayError):
-                    ray.kill(part)
+    _check_cluster(config.resources, job.plan.e_step_shards)
+    actor = _e_step_actor(config)
+    shards = tuple(_shard_actor(config, number, job.plan.e_step_shards) for number in range(job.plan.e_step_shards))
+    board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
+    try:
+        for part in (actor, *shards):
+            _wait_until_up(part, config.resources)
+        _fit(_trainer(job, WorkerTask(job, data, actor, board, shards)), job, board, handle)
+    finally:
+        for part in (actor, board, *shards):
+            with suppress(RayError):
+                ray.kill(part)
 
 
 @contextmanager

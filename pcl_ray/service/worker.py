@@ -38,13 +38,20 @@ _ACTOR_GONE = (ActorUnavailableError, ActorDiedError)
 
 
 @dataclass(frozen=True)
-class WorkerTask:
-    """What a worker is given. The data lie in the object store: one copy a node, read by all its workers."""
+class SharedData:
+    """The data in Ray's store: one copy a node, read by all its workers, of all runs that are given it."""
 
-    job: Job
     splits: ray.ObjectRef  # DataSplits
     labels: ray.ObjectRef  # [N] int64 or None
     holdout_labels: ray.ObjectRef
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What a worker is given."""
+
+    job: Job
+    data: SharedData
     actor: Any  # handle of an EStepActor
     board: Any  # handle of a Board
     shards: tuple[Any, ...] = ()  # handles of EStepShards, in mode sharded
@@ -55,7 +62,7 @@ def run_worker(config: dict[str, WorkerTask]) -> str:
     task = config["task"]
     job = task.job
     torch.set_num_threads(_threads(job))
-    splits = ray.get(task.splits, timeout=job.config.resources.start_timeout_s)
+    splits = ray.get(task.data.splits, timeout=job.config.resources.start_timeout_s)
     try:
         device = get_device()
         loop.train(job, splits, device=device, e_step=ActorEStep(task, device), share=broadcast_from_rank_zero, post=task.board.post.remote)
@@ -107,10 +114,10 @@ class ActorEStep:
         if request.cluster and mode == "sharded":
             self._join()
             answers = [shard.run.remote(key, request, shared) for shard in task.shards]
-            return task.actor.run.remote(key, request, shared, task.labels, task.holdout_labels, len(answers), *answers)
+            return task.actor.run.remote(key, request, shared, task.data.labels, task.data.holdout_labels, len(answers), *answers)
         if request.cluster and mode == "distributed":
             results = world_size()
-        return task.actor.run.remote(key, request, shared, task.labels, task.holdout_labels, results)
+        return task.actor.run.remote(key, request, shared, task.data.labels, task.data.holdout_labels, results)
 
     def resolve(self, answer: ray.ObjectRef, request: EStepRequest) -> tuple[bool, str, bool]:
         """On rank 0, waiting: whether the answer is there; else why not, and whether another try is useless."""
