@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import random
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import common  # before torch: it sets how OpenMP's threads wait
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from common import Report, interleaved
+from PIL import Image
 from torch import Tensor
 
 from pcl_ray import config as configs
@@ -31,6 +34,7 @@ from pcl_ray import plan as plans
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.data.augment import random_view
+from pcl_ray.data.folders import find_images
 from pcl_ray.data.images import ArrayImages
 from pcl_ray.data.loaders import TrainingLoader
 from pcl_ray.data.views import Views
@@ -70,7 +74,7 @@ CASES = (
 def main() -> int:
     options = common.parser(__doc__, repeats=5)
     options.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    options.add_argument("--only", choices=["training", "augmentation", "negatives"], help="one part")
+    options.add_argument("--only", choices=["training", "augmentation", "files", "negatives"], help="one part")
     options.add_argument("--cases", default="", help="only the cases whose names contain this")
     options.add_argument("--compile", action="store_true", help="ours with train.compile")
     asked = options.parse_args()
@@ -83,6 +87,8 @@ def main() -> int:
     repeats = min(asked.repeats, 2) if asked.quick else asked.repeats
     if asked.only in (None, "augmentation"):
         augmentation(report, device, repeats)
+    if asked.only in (None, "files"):
+        files(report, device, repeats)
     if asked.only in (None, "negatives"):
         negatives(report, device, repeats)
     if asked.only in (None, "training"):
@@ -270,6 +276,26 @@ def kornia_views(config: RunConfig) -> Callable[[Tensor], Tensor] | None:
     ]
     sequence = kornia.AugmentationSequential(*steps, same_on_batch=False)
     return lambda pixels: sequence(pixels.permute(0, 3, 1, 2).float().contiguous() / 255)
+
+
+def files(report: Report, device: torch.device, repeats: int) -> None:
+    """Both views of photographs in files, in this process: ours with and without reduced decoding, and torchvision on each picture."""
+    count, shape = (8, (480, 640)) if report.quick else (32, (1200, 1600))
+    report.section(f"ms of both views of a JPEG of {shape[1]} × {shape[0]} px, {device.type}, no loader processes")
+    with tempfile.TemporaryDirectory() as folder:
+        draw = np.random.default_rng(0)
+        for number in range(count):
+            coarse = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            coarse.resize(shape[::-1], Image.Resampling.BICUBIC).save(Path(folder, f"{number}.jpg"), quality=90)
+        images = find_images(Path(folder), 3)
+        for size in (64, 224):
+            config = configs.with_overrides(RunConfig(), pictures(size, 3) | {"train.batch_size": count, "data.loader_workers": 0})
+            settings = {"ours": {}, "ours, whole pictures": {"data.reduced_decoding": False}, "torchvision": {"augment.engine": "torchvision"}}
+            loaders = {name: TrainingLoader(images, configs.with_overrides(config, knobs), device=device) for name, knobs in settings.items()}
+            calls = {name: lambda number, loader=loader: (next(loader.epoch(number + 1)), finish(device)) for name, loader in loaders.items()}
+            timed = interleaved(calls, repeats)
+            report.row(f"views of {size} px", **{name: times.median / count * 1000 for name, times in timed.items()})
+            report.ratio(f"views of {size} px: torchvision / ours", timed["torchvision"], timed["ours"])
 
 
 def negatives(report: Report, device: torch.device, repeats: int) -> None:

@@ -15,11 +15,7 @@ from pcl_ray import __version__, config
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
 
 if TYPE_CHECKING:
-    from pcl_ray.plan import RunPlan
-    from pcl_ray.service.request import Request
     from pcl_ray.service.run import RunResult
-
-_BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +65,7 @@ def _train(arguments: argparse.Namespace) -> int:
     recipe, overrides = _recipe_and_overrides(arguments)
     if arguments.result is not None:
         _check_result_file(arguments.result)
+    from pcl_ray import dry_run
     from pcl_ray.service import request, run
     from pcl_ray.service.folder import check_free
 
@@ -76,7 +73,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if arguments.name:
             check_free(arguments.name)
         asked = request.check(recipe, overrides) if recipe else request.check_stored(arguments.resume, overrides)
-        _print_plan(asked)
+        dry_run.show(asked)
         return 0
     try:
         if recipe:
@@ -121,54 +118,6 @@ def _print_knobs() -> None:
         print(f"{knob.name} = {knob.default!r}\n    {knob.allowed}\n    {knob.sentence}")
 
 
-def _print_plan(asked: Request) -> None:
-    plan = asked.plan
-    negatives = ["all" if r is None else str(r) for r in plan.negatives]
-    where = f"{asked.config.resources.workers} Ray Train workers" if asked.config.resources.workers else "this process, without Ray"
-    e_steps = [epoch + 1 for epoch in plan.e_step_epochs if epoch < plan.epochs]
-    before = f"before epochs {_ranges(e_steps)} and after the last" if e_steps else "never"
-    rows = {
-        "images": f"{plan.num_images} to train on, {plan.num_holdout} held out",
-        "where": where,
-        "batch": f"{plan.global_batch} images a step, {plan.batch_per_worker} a worker",
-        "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {plan.epochs} epochs",
-        "warm-up": f"{min(plan.warmup_epochs, plan.epochs)} epochs of InfoNCE alone",
-        "E-steps": before,
-        "K": ", ".join(map(str, plan.num_clusters)),
-        "r": f"{', '.join(negatives)} negative prototypes",
-        "R": f"{plan.queue_size} keys in the queue",
-        "evaluation": f"after epochs {_ranges([epoch + 1 for epoch in plan.evaluation_epochs])}",
-        "clustering": _where_clustered(asked.config, plan),
-        "features": f"{_size(plan.feature_bytes)} in the E-step, {_features_from(asked.config.e_step)}",
-        "assignments": _size(plan.assignment_bytes),
-        "queue": f"{_size(plan.queue_bytes)} a worker",
-    }
-    for name, value in rows.items():
-        print(f"{name:<12} {value}")
-    for note in asked.notes:
-        print(f"{'note':<12} {note}")
-
-
-def _where_clustered(settings: config.RunConfig, plan: RunPlan) -> str:
-    e_step = settings.e_step
-    match plan.e_step_mode:
-        case "single":
-            where = "in one actor" if settings.resources.workers else "in this process"
-        case "distributed":
-            where = f"in the {settings.resources.workers} workers, each with the features it made"
-        case "sharded":
-            where = f"in {plan.e_step_shards} actors, each with a range of the images"
-    start = "cold each time" if e_step.warm_start == "none" else f"cold at first, then {e_step.iterations} passes from the last {e_step.warm_start}"
-    overlap = "; while the next epoch trains" if e_step.overlap else ""
-    return f"{plan.e_step_mode}: {where}; {start}{overlap}"
-
-
-def _features_from(e_step: config.EStepConfig) -> str:
-    if e_step.features == "fresh":
-        return "from a pass over all images each time"
-    return "from the M-step's momentum features" + (f", from a pass at every {e_step.fresh_every} E-steps" if e_step.fresh_every else ", after a first pass")
-
-
 def _print_result(result: RunResult) -> None:
     from pcl_ray import tracking
     from pcl_ray.service.folder import home
@@ -210,25 +159,6 @@ def _table(metrics: dict[str, float]) -> list[tuple[str, str]]:
     row("seconds in the E-step, all epochs", "perf/e_step_seconds_total", "{:.1f}")
     row("seconds in all epochs", "perf/epoch_seconds_total", "{:.1f}")
     return rows
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """1-3, 5, 7-9; long lists of single numbers are cut."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    shown = [f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts]
-    return ", ".join(shown if len(shown) <= 8 else [*shown[:4], "…", shown[-1]])
-
-
-def _size(count: float) -> str:
-    power = 0
-    while count >= 1024 and power < len(_BYTES) - 1:
-        count, power = count / 1024, power + 1
-    return f"{count:.1f} {_BYTES[power]}" if power else f"{count:.0f} B"
 
 
 def _listed(problems: Sequence[Problem]) -> str:

@@ -23,7 +23,7 @@ from pcl_ray.errors import RunFailed
 from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, prototype_loss, sample_negatives
 from pcl_ray.meters import Meter, StepClock, memory_gb, reset_memory
 from pcl_ray.model.gather import all_gather, encode_shuffled, rank
-from pcl_ray.model.learner import Learner, build_learner, views_for
+from pcl_ray.model.learner import Learner, build_learner, precision, views_for
 from pcl_ray.plan import RunPlan
 
 __all__ = ["EpochMetrics", "Learner", "build_learner", "run_epoch"]
@@ -100,7 +100,7 @@ def _train_step(learner: Learner, batch: Any, shared: list[_Prototypes], config:
         rows, share = slice(start, start + len(queries)), len(queries) / count
         start = rows.stop
         with _exchange_of_gradients(learner, at_end=start == count):
-            with _precision(config, learner.device):
+            with precision(config, learner.device):
                 query_BC = learner.query(queries)
                 key_BC = _keys(learner, key_part, config, step)
             query_BC, key_BC = query_BC.float(), key_BC.float()
@@ -198,13 +198,6 @@ class _Contrast:
         best_B = logits.argmax(dim=1)
         chosen_B = best_B if negatives_M is None else torch.cat([positives_B, negatives_M])[best_B]
         return prototype_loss(logits, target_B, positives_B, part.valid_K), (chosen_B == positives_B).float().mean()
-
-
-def _precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
-    wanted = config.train.precision
-    if device.type == "cuda" and (wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))):
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def _metric_names(num_clusterings: int) -> tuple[str, ...]:

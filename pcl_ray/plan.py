@@ -106,15 +106,17 @@ def e_step_shards(config: RunConfig, num_images: int) -> int:
 
 
 def memory_side(config: RunConfig) -> int:
-    """Pixels a side at which no crop is enlarged: the shorter side of the smallest crop is √(min_crop · 3/4) of the image's."""
+    """Pixels a side at which no crop of a square is enlarged: the shorter side of the smallest crop is √(min_crop · 3/4) of the image's."""
     return math.ceil(config.augment.image_size / math.sqrt(config.augment.min_crop * 3 / 4))
 
 
 def in_memory(config: RunConfig, num_images: int) -> bool:
-    """Whether the images lie in one array; num_images: training and held-out ones."""
+    """Whether the images lie in one array; num_images: training and held-out ones. The slow reference reads files as they are."""
     data = config.data
     if data.source not in FILE_SOURCES:
         return True
+    if config.augment.engine == "torchvision":
+        return False
     decoded = num_images * memory_side(config) ** 2 * data.channels
     return decoded <= data.memory_gb * 1e9 if data.in_memory == "auto" else data.in_memory
 
@@ -228,6 +230,8 @@ def _worker_problems(config: RunConfig) -> Iterator[Problem]:
             config.resources.gpus_per_worker,
             "NCCL takes one worker a GPU; more than 0.5 each, or fewer workers with larger batches",
         )
+    if config.data.in_memory is True and config.augment.engine == "torchvision" and config.data.source in FILE_SOURCES:
+        yield Problem("data.in_memory", True, "keeps pictures of many sizes as squares, from which only augment.engine = batch cuts the right crops")
     if config.data.on_bad_image == "skip" and not config.data.check_images:
         yield Problem("data.on_bad_image", "skip", "needs data.check_images = true: only the check before the run can leave images out")
     if config.optimizer.warmup_epochs >= config.train.epochs:

@@ -47,9 +47,12 @@ def evaluation_view(config: AugmentConfig) -> nn.Module:
 
 def evaluation_boxes(config: AugmentConfig, sizes: Tensor) -> Tensor:
     """What `evaluation_view` shows of images of these sizes [B, 2]: top, left, height, width in px, [B, 4] float32."""
-    sizes = sizes.float()
-    kept = sizes if config.image_size < _CROP_FROM else sizes.amin(dim=1, keepdim=True).expand(-1, 2) * 7 / 8
-    return torch.cat([(sizes - kept) / 2, kept], dim=1)
+    size, sizes = config.image_size, sizes.double()
+    if size < _CROP_FROM:
+        return torch.cat([torch.zeros_like(sizes), sizes], dim=1).float()
+    shorter = size * 8 // 7
+    resized = (sizes * (shorter / sizes.amin(dim=1, keepdim=True)) + 1e-9).floor()  # to whole pixels, and then the middle of them, as torchvision does it
+    return torch.cat([((resized - size) / 2).round() * sizes / resized, size * sizes / resized], dim=1).float()
 
 
 def evaluation_scale(config: AugmentConfig, height: int, width: int) -> float:

@@ -29,6 +29,8 @@ _UPRIGHT = {
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
+_SLACK = 1e-6  # px
+
 Scale = Callable[[int, int], float]
 
 
@@ -137,6 +139,22 @@ def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarr
         image.filename = ""  # else Pillow maps the file, and scrambles uncompressed TIFFs that are to be turned
         image.load()
         return as_array(_upright(image), channels)
+
+
+def cut(pixels: np.ndarray, box: np.ndarray, side: int, *, within: bool = True) -> np.ndarray:
+    """[side, side, channels] uint8: the box (top, left, height, width, in pixels, fractions allowed) of [H, W, channels], resized with antialiasing.
+
+    within: pixels outside the box, rounded up to whole ones, do not count, as for a picture that was cropped first.
+    """
+    shape = np.array(pixels.shape[:2])
+    first, last = box[:2].clip(0), np.minimum(box[:2] + box[2:], shape)
+    if within:
+        whole = np.floor(first + _SLACK).astype(int), np.ceil(last - _SLACK).astype(int)
+        pixels, first, last = pixels[whole[0][0] : whole[1][0], whole[0][1] : whole[1][1]], first - whole[0], last - whole[0]
+        last = np.minimum(last, pixels.shape[:2])
+    picture = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
+    part = (first[1], first[0], last[1], last[0])
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=part)).reshape(side, side, pixels.shape[2])
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms.v2 import functional as images_of
 
 from pcl_ray.config import RunConfig
 from pcl_ray.data.augment import evaluation_boxes, evaluation_scale, evaluation_view, normalise, random_view, to_floats
-from pcl_ray.data.draws import view_draws
-from pcl_ray.data.images import ArrayImages, FileImages, Images, Scale
+from pcl_ray.data.draws import ViewDraws, view_draws
+from pcl_ray.data.images import ArrayImages, FileImages, Images, Scale, cut
 from pcl_ray.data.resample import resample
 from pcl_ray.data.views import Views
+from pcl_ray.errors import DataError
 
 _READ_TIMEOUT_S = 600  # a loader process that is silent for so long has died or hangs
 _POLL_S = 0.1
@@ -74,7 +74,7 @@ class TrainingLoader:
         self._sampler.epoch = epoch
         if self._held:
             return self._finished(_ahead(self._from_memory(iter(self._sampler)), self._depth()), epoch)
-        return self._finished(iter(self._loader), epoch)
+        return self._finished(_read_by(self._loader), epoch)
 
     def _from_memory(self, rows: Iterator[list[tuple[int, int]]]) -> Iterator[_Raw]:
         assert isinstance(self._images, ArrayImages)
@@ -112,7 +112,7 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not isinstance(self._images, ArrayImages):
-            for raw in self._loader:
+            for raw in _read_by(self._loader):
                 yield to_floats(raw.pixels.to(self._device, non_blocking=True), self._augment), raw.indices
             return
         for rows in self._batches:
@@ -178,25 +178,16 @@ class _Crops(Dataset[_Raw]):
 
     def _pair(self, epoch: int, index: int) -> Tensor:
         """[2, channels, S, S] uint8."""
-        boxes, flips, size = [np.empty(0)] * 2, [False] * 2, np.empty(0)
+        draws: list[ViewDraws] = []
 
         def place(height: int, width: int) -> float:
-            nonlocal size
-            size = np.array([[height, width]])
-            for view in range(2):
-                draws = view_draws(self.augment, self.channels, self.seed, epoch, np.array([index]), view, size)
-                boxes[view], flips[view] = draws.boxes[0], bool(draws.flipped[0])
-            return self.augment.image_size / min(box[2:].min() for box in boxes)
+            size, one = np.array([[height, width]]), np.array([index])
+            draws.extend(view_draws(self.augment, self.channels, self.seed, epoch, one, view, size) for view in range(2))
+            return self.augment.image_size / min(view.boxes[0, 2:].min() for view in draws)
 
-        image = _tensor(_read(self.images, index, place, self.reduced))
-        scale = np.tile(np.array(image.shape[1:]) / size[0], 2)
-        return torch.stack([self._crop(image, box * scale, flip) for box, flip in zip(boxes, flips, strict=True)])
-
-    def _crop(self, image: Tensor, box: np.ndarray, flip: bool) -> Tensor:
-        top, left, height, width = (int(round(number)) for number in box)
-        side = self.augment.image_size
-        view = images_of.resized_crop(image, top, left, max(height, 1), max(width, 1), [side, side], antialias=True)
-        return images_of.horizontal_flip(view) if flip else view
+        image, reduction = _read(self.images, index, place, self.reduced)
+        crops = [cut(image, view.boxes[0] / reduction, self.augment.image_size) for view in draws]
+        return torch.stack([_tensor(crop[:, ::-1] if view.flipped[0] else crop) for crop, view in zip(crops, draws, strict=True)])
 
 
 class _FixedViews(Dataset[_Raw]):
@@ -207,20 +198,45 @@ class _FixedViews(Dataset[_Raw]):
         self.view = evaluation_view(config.augment)
 
     def __getitems__(self, indices: list[int]) -> _Raw:
-        views = [self.view(_tensor(_read(self.images, index, self._scale, self.reduced))) for index in indices]
-        return _Raw(torch.stack(views), torch.as_tensor(np.asarray(indices), dtype=torch.long))
+        return _Raw(torch.stack([self._view(index) for index in indices]), torch.as_tensor(np.asarray(indices), dtype=torch.long))
 
-    def _scale(self, height: int, width: int) -> float:
-        return evaluation_scale(self.augment, height, width)
+    def _view(self, index: int) -> Tensor:
+        """[channels, S, S] uint8."""
+        sizes: list[tuple[int, int]] = []
+
+        def place(height: int, width: int) -> float:
+            sizes.append((height, width))
+            return evaluation_scale(self.augment, height, width)
+
+        image, reduction = _read(self.images, index, place, self.reduced)
+        if reduction == 1:
+            return self.view(_tensor(image))
+        box = evaluation_boxes(self.augment, torch.tensor(sizes))[0].numpy()
+        return _tensor(cut(image, box / reduction, self.augment.image_size, within=False))
 
 
-def _read(images: Images, index: int, scale: Scale, reduced: bool) -> np.ndarray:
-    """`scale` is asked in any case: it also learns the picture's size from it."""
-    if isinstance(images, FileImages):
-        return images.read(index, scale if reduced else lambda height, width: max(1.0, scale(height, width)))
-    pixels = images.read(index)
-    scale(*pixels.shape[:2])
-    return pixels
+def _read(images: Images, index: int, scale: Scale, reduced: bool) -> tuple[np.ndarray, int]:
+    """A picture and by how much it was reduced: 1, 2, 4 or 8. `scale` is asked in any case: it also learns the picture's size from it."""
+    if not isinstance(images, FileImages):
+        pixels = images.read(index)
+        scale(*pixels.shape[:2])
+        return pixels, 1
+    heights: list[int] = []
+
+    def asked(height: int, width: int) -> float:
+        heights.append(height)
+        return max(scale(height, width), 0.0 if reduced else 1.0)
+
+    pixels = images.read(index, asked)
+    return pixels, round(heights[0] / len(pixels))
+
+
+def _read_by(loader: DataLoader) -> Iterator[_Raw]:
+    """Its batches; a file that does not decode is the sentence it is where no process reads, without that process's traceback."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix(f"{DataError.__module__}.{DataError.__qualname__}: ")) from error
 
 
 def _rows_of(images: ArrayImages, rows: np.ndarray) -> _Raw:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pcl_ray.data.datasets import DataSplits
-from pcl_ray.data.images import ArrayImages, FileImages, Images, quiet, upright_size
+from pcl_ray.data.images import ArrayImages, FileImages, Images, cut, quiet, upright_size
 from pcl_ray.errors import DataError
 from pcl_ray.machine import cores
 
@@ -37,19 +37,17 @@ def _decoded(images: Images, side: int, progress: Callable[[int, int], None]) ->
         pixels = np.empty((len(images), *shape, images.channels), dtype=np.uint8)
 
         def keep(index: int) -> None:
-            pixels[index] = _fitted(images.decode(index, lambda height, width: min(1.0, max(shape) / max(min(height, width), 1))), shape)
+            decoded = images.decode(index, lambda height, width: min(1.0, max(shape) / max(min(height, width), 1)))
+            if as_they_are:
+                pixels[index] = decoded
+            else:
+                reduction = round(sizes[index][0] / len(decoded))
+                pixels[index] = cut(decoded, np.array([0, 0, *sizes[index] / reduction]), shape[0], within=False)
 
         for done, _ in enumerate(pool.map(keep, range(len(images))), start=1):
             if done % 1000 == 0:
                 progress(done, len(images))
     return ArrayImages(pixels, images.labels, images.class_names, None if as_they_are else sizes, images.fingerprint)
-
-
-def _fitted(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if pixels.shape[:2] == shape:
-        return pixels
-    picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-    return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)).reshape(*shape, pixels.shape[2])
 
 
 def _size(images: FileImages, index: int) -> tuple[int, int]:

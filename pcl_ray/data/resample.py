@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_SLACK = 1e-3  # px: for boxes whose edge is a pixel's centre
+
 
 def resample(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = None) -> Tensor:
     """[B, channels, H, W] float to [B, channels, size, size].
@@ -36,7 +38,8 @@ def _weights(start: Tensor, length: Tensor, pixels: int, size: int, flipped: Ten
     else:
         centres = start[:, None] + torch.where(flipped[:, None], size - places, places) * scale
     grid = torch.arange(pixels, device=start.device, dtype=torch.float32) + 0.5
-    inside = (grid > start[:, None]) & (grid < (start + length)[:, None])
+    # At least one pixel is inside, however narrow the box.
+    inside = (grid - (start + length / 2)[:, None]).abs_() < length.clamp(min=1.0)[:, None] / 2 + _SLACK
     reach = scale.clamp(min=1.0)[:, :, None]
     weights = (grid - centres[:, :, None]).abs_().div_(-reach).add_(1.0).clamp_(min=0.0).mul_(inside[:, None])
     return weights.div_(weights.sum(dim=2, keepdim=True))

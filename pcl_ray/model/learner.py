@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,3 +92,11 @@ def _compiled(
 def views_for(learner: Learner, views: Tensor) -> Tensor:
     """Views [b, channels, S, S] on the learner's device, in its memory format."""
     return views.to(learner.device, non_blocking=True).contiguous(memory_format=learner.memory_format)
+
+
+def precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Within it the encoders compute in bf16, where that was asked for and the device has it."""
+    wanted = config.train.precision
+    if device.type == "cuda" and (wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))):
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()

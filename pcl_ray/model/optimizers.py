@@ -34,11 +34,16 @@ class LARS(Optimizer):
             weights = vectors + matrices
             if not weights:
                 continue
-            momenta = [self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight)) for weight in weights]
+            momenta = [self._momentum(weight) for weight in weights]
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, updates)
             torch._foreach_add_(weights, momenta, alpha=-group["lr"])
         return loss
+
+    def _momentum(self, weight: Tensor) -> Tensor:
+        if "momentum_buffer" not in self.state[weight]:
+            self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return self.state[weight]["momentum_buffer"]
 
     def _scaled(self, weights: list[Tensor], decay: float, trust: float) -> list[Tensor]:
         """Gradients with weight decay, each times its tensor's trust ratio; 1 where weight or update is 0. All tensors at once, no wait for the device."""

@@ -26,6 +26,7 @@ from pcl_ray.features import FeatureShard
 from pcl_ray.m_step import Learner
 from pcl_ray.model.bank import FeatureBank
 from pcl_ray.model.gather import rank, world_size
+from pcl_ray.model.learner import precision, views_for
 from pcl_ray.plan import RunPlan
 from pcl_ray.service.actor import EStepActor, EStepAnswer
 from pcl_ray.service.events import Event, Post
@@ -109,7 +110,7 @@ class FeaturePass:
 
     def __init__(self, splits: DataSplits, config: RunConfig, plan: RunPlan, device: torch.device):
         place: Any = {"rank": rank(), "world_size": world_size(), "device": device, "workers": plan.loader_workers}
-        self.num_images, self.num_holdout, self._device = len(splits.train), splits.num_holdout, device
+        self.num_images, self.num_holdout, self._config, self._device = len(splits.train), splits.num_holdout, config, device
         self._dtype = np.dtype(config.e_step.feature_dtype)
         self._train = EvaluationLoader(splits.train, config, **place)
         self._holdout = EvaluationLoader(splits.holdout, config, **place) if splits.holdout is not None else None
@@ -121,7 +122,8 @@ class FeaturePass:
         return self._features(learner, self._holdout) if self._holdout is not None else None
 
     def _features(self, learner: Learner, loader: EvaluationLoader) -> FeatureShard:
-        shard = extract_features(learner.pair.key, loader, self._device)
+        with precision(self._config, self._device):  # as the keys of the M-step
+            shard = extract_features(learner.pair.key, ((views_for(learner, views), ids) for views, ids in loader), self._device)
         return FeatureShard(shard.indices, shard.features.astype(self._dtype, copy=False))
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from pcl_ray.config import RunConfig
-from pcl_ray.data import folders
+from pcl_ray.data import folders, loaders
 from pcl_ray.data.augment import evaluation_view, to_floats
-from pcl_ray.data.images import ArrayImages, Images
+from pcl_ray.data.images import ArrayImages, FileImages, Images
 from pcl_ray.data.loaders import Batch, EvaluationLoader, TrainingLoader
+from pcl_ray.errors import DataError
 
 
 def config(batch_size: int = 8, seed: int = 0, workers: int = 0, channels: int = 1, size: int = 8) -> RunConfig:
@@ -192,3 +196,209 @@ def test_read_only_memory_is_enough(recwarn: pytest.WarningsRecorder) -> None:
     torch.set_warn_always(before)
     assert len(batches) == 4
     assert [str(entry.message) for entry in recwarn if "writ" in str(entry.message)] == []
+
+
+ALONE = {"flip": 0.0, "jitter": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0}  # crops alone
+
+
+def changed(settings: RunConfig, section: str, **knobs: object) -> RunConfig:
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=knobs)})
+
+
+def photographs(folder: Path, count: int = 6, height: int = 600, width: int = 800, orientation: int | None = None) -> FileImages:
+    """Smooth JPEGs."""
+    folder.mkdir()
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    for i in range(count):
+        small = np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=95, exif=exif)
+    return folders.find_images(folder, 3)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Height and width of every file decoded in this process."""
+    sizes: list[tuple[int, int]] = []
+    decode = FileImages.decode
+
+    def noted(self: FileImages, index: int, scale: Callable[[int, int], float] | None = None) -> np.ndarray:
+        pixels = decode(self, index, scale)
+        sizes.append(pixels.shape[:2])
+        return pixels
+
+    monkeypatch.setattr(FileImages, "decode", noted)
+    return sizes
+
+
+@pytest.mark.parametrize(("engine", "workers"), [("batch", 2), ("torchvision", 1)])
+def test_processes_that_decode_files_change_nothing(tmp_path: Path, engine: str, workers: int) -> None:
+    data, settings = photographs(tmp_path / "data", 7, 90, 120), changed(config(3, channels=3), "augment", engine=engine)
+    here, there = TrainingLoader(data, settings), TrainingLoader(data, settings, workers=workers)
+    state = torch.get_rng_state()
+    for epoch in (0, 3):  # the same processes serve every epoch
+        assert all(same(a, b) for a, b in zip(here.epoch(epoch), there.epoch(epoch), strict=True))
+    next(there.epoch(1))  # an epoch that is left early leaves nothing behind
+    assert all(same(a, b) for a, b in zip(here.epoch(2), there.epoch(2), strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_process_that_decodes_for_evaluation_changes_nothing_and_names_a_broken_file(tmp_path: Path) -> None:
+    data = photographs(tmp_path / "data", 66, 30, 40)
+    (tmp_path / "data" / "9.jpg").write_bytes(b"no picture")  # the last in order
+    views: list[Tensor] = []
+    for workers in (0, 1):
+        batches = iter(EvaluationLoader(data, config(channels=3), workers=workers))
+        views.append(next(batches)[0])
+        with pytest.raises(DataError, match=r"9\.jpg cannot be read") as caught:
+            next(batches)
+        traceback.clear_frames(caught.tb)  # what a traceback holds is freed late, and then the process ends slowly
+        del caught, batches
+    assert torch.equal(*views)
+
+
+@pytest.mark.parametrize("engine", ["batch", "torchvision"])
+@pytest.mark.parametrize("kind", ["arrays", "files"])
+def test_views_do_not_depend_on_the_number_of_workers_of_a_run(tmp_path: Path, kind: str, engine: str) -> None:
+    data = photographs(tmp_path / "data", 6, 40, 50) if kind == "files" else images(6, 3, side=11)
+    settings = changed(config(5, channels=3), "augment", engine=engine)
+    (whole,) = TrainingLoader(data, settings).epoch(1)
+    parts = [next(TrainingLoader(data, settings, rank=rank, world_size=3).epoch(1)) for rank in range(3)]
+    assert whole.indices.tolist() == joined(parts).indices.tolist()
+    assert torch.allclose(whole.query_views, joined(parts).query_views, atol=1e-5)
+    assert torch.allclose(whole.key_views, joined(parts).key_views, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "files"])
+def test_torchvisions_views_are_whole_and_of_every_images_own(tmp_path: Path, kind: str) -> None:
+    data = photographs(tmp_path / "data", 6, 40, 50) if kind == "files" else images(6, 3, side=11)
+    settings = changed(config(6, channels=3), "augment", engine="torchvision")
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    (first,), (again,), (other,) = (list(TrainingLoader(data, settings).epoch(epoch)) for epoch in (0, 0, 1))
+    assert torch.equal(state, torch.get_rng_state())
+    assert first.query_views.shape == first.key_views.shape == (6, 3, 8, 8)
+    assert first.query_views.dtype == torch.float32
+    assert same(first, again)
+    assert len({view.numpy().tobytes() for batch in (first, other) for view in (*batch.query_views, *batch.key_views)}) == 24
+    pixels = (first.query_views * 0.25 + 0.5) * 255
+    assert torch.allclose(pixels, pixels.round(), atol=1e-3)
+
+
+def test_the_engines_agree_where_nothing_is_random() -> None:
+    data, off = images(6, 3), {**ALONE, "min_crop": 1.0}
+    batch, reference = (next(TrainingLoader(data, changed(config(6, channels=3), "augment", engine=e, **off)).epoch(0)) for e in ("batch", "torchvision"))
+    assert batch.indices.tolist() == reference.indices.tolist()
+    assert torch.allclose(batch.query_views, reference.query_views, atol=1e-6)
+    assert torch.allclose(batch.key_views, reference.key_views, atol=1e-6)
+
+
+def test_files_and_the_arrays_of_their_pixels_have_about_the_same_views(tmp_path: Path) -> None:
+    data, settings = photographs(tmp_path / "data", 6, 60, 80), config(6, channels=3, size=16)
+    arrays = ArrayImages(np.stack([data.read(i) for i in range(6)]))
+    (there,), (here,) = (list(TrainingLoader(source, changed(settings, "data", reduced_decoding=False)).epoch(2)) for source in (data, arrays))
+    assert there.indices.tolist() == here.indices.tolist()
+    assert (there.query_views - here.query_views).abs().mean() < 0.02
+    assert (there.key_views - here.key_views).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("orientation", [None, 3, 6, 8])
+@pytest.mark.parametrize(("height", "width"), [(600, 800), (603, 801)])
+def test_crops_of_pictures_decoded_smaller_are_nearly_the_same(
+    tmp_path: Path, decoded: list[tuple[int, int]], height: int, width: int, orientation: int | None
+) -> None:
+    data = photographs(tmp_path / "data", 6, height, width, orientation)
+    settings = changed(config(6, channels=3, size=32), "augment", **ALONE)
+    (reduced,) = TrainingLoader(data, settings).epoch(0)
+    upright = (width, height) if orientation in (6, 8) else (height, width)
+    assert len(decoded) == 6  # once for both views
+    assert all(a <= upright[0] // 2 + 1 and b <= upright[1] // 2 + 1 for a, b in decoded)
+    assert all((a > b) == (upright[0] > upright[1]) for a, b in decoded)
+    decoded.clear()
+    (whole,) = TrainingLoader(data, changed(settings, "data", reduced_decoding=False)).epoch(0)
+    assert set(decoded) == {upright}
+    for a, b in [(reduced.query_views, whole.query_views), (reduced.key_views, whole.key_views)]:
+        assert (a - b).abs().flatten(1).mean(dim=1).max() * 0.25 < 0.03
+        assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_evaluation_views_of_pictures_decoded_smaller_are_nearly_the_same(tmp_path: Path, decoded: list[tuple[int, int]], size: int) -> None:
+    data, settings = photographs(tmp_path / "data", 4, orientation=6), config(4, channels=3, size=size)
+    ((reduced, _),) = EvaluationLoader(data, settings)
+    assert all(shape[0] < 410 and shape[1] < 310 for shape in decoded)
+    decoded.clear()
+    ((whole, _),) = EvaluationLoader(data, changed(settings, "data", reduced_decoding=False))
+    assert set(decoded) == {(800, 600)}
+    assert (reduced - whole).abs().mean() * 0.25 < 0.01
+
+
+def test_small_crops_are_not_enlarged_out_of_small_pictures(tmp_path: Path, decoded: list[tuple[int, int]]) -> None:
+    """What is decoded has the smaller crop at no less than the view's size."""
+    settings = changed(config(6, channels=3, size=64), "augment", min_crop=0.9)
+    list(TrainingLoader(photographs(tmp_path / "data", 6, 100, 120), settings).epoch(0))
+    assert set(decoded) == {(100, 120)}
+
+
+@pytest.mark.parametrize("side", [88, 354])
+def test_crops_of_white_pictures_are_white(tmp_path: Path, side: int) -> None:
+    """To their edges, also where a picture's decoded size is odd."""
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (side, side), "white").save(tmp_path / "data" / "0.jpg")
+    data = folders.find_images(tmp_path / "data", 3).take(np.zeros(600 if side < 100 else 200, dtype=np.int64))
+    settings = changed(config(100, channels=3), "augment", **ALONE, min_crop=0.7, image_size=8 if side < 100 else 100)
+    for batch in TrainingLoader(data, settings).epoch(0):
+        assert batch.query_views.min() == batch.key_views.min() == 2
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 50])
+def test_batches_made_ahead_are_the_same(prefetch: int) -> None:
+    ahead = TrainingLoader(images(), changed(config(), "data", prefetch=prefetch))
+    for epoch in (0, 1):
+        assert all(same(a, b) for a, b in zip(ahead.epoch(epoch), TrainingLoader(images(), changed(config(), "data", prefetch=0)).epoch(epoch), strict=True))
+
+
+def prefetching() -> int:
+    return sum(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_an_epoch_that_is_left_early_leaves_no_thread_behind(taken: int) -> None:
+    loader = TrainingLoader(images(100), changed(config(), "data", prefetch=2))
+    batches = loader.epoch(0)
+    for _ in range(taken):
+        next(batches)
+    assert prefetching() == (taken > 0)
+    batches.close()  # type: ignore[attr-defined]
+    assert prefetching() == 0
+    for step, _ in enumerate(loader.epoch(0)):
+        if step == 1:
+            break
+    assert prefetching() == 0
+    assert len(list(loader.epoch(0))) == 12
+    assert prefetching() == 0
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_mistake_while_reading_reaches_the_caller(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> None:
+    loader = TrainingLoader(images(100), changed(config(), "data", prefetch=prefetch))
+    rows_of, read = loaders._rows_of, []
+
+    def failing(source: ArrayImages, rows: np.ndarray) -> object:
+        read.append(rows)
+        if len(read) == 4:
+            raise OSError("the disk is gone")
+        return rows_of(source, rows)
+
+    monkeypatch.setattr(loaders, "_rows_of", failing)
+    seen: list[Batch] = []
+
+    def run(batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            seen.append(batch)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(loader.epoch(0))
+    assert len(seen) == 3
+    assert prefetching() == 0
