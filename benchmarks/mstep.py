@@ -7,8 +7,8 @@
 ours        TrainingLoader (images in memory, batch augmentation) + m_step.run_epoch: ProtoNCE with three clusterings, queue, figures, optimizer, EMA
 bare        forward and backward of the query encoder, forward of the momentum encoder, optimizer, EMA: in channels_last, on views that lie on the device
             already; the loss is q · k. What ours does beyond that is what is to be kept below a tenth.
-reference   the plain way: views image by image with torchvision in two loader processes, contiguous memory, negative prototypes drawn as Python sets and
-            gathered, the EMA a loop over tensors, the loss read in every step
+reference   the plain way: views image by image with torchvision from Pillow images in two loader processes, normalised floats sent to the training
+            process, contiguous memory, negative prototypes drawn as Python sets and gathered, the EMA a loop over tensors, the loss read in every step
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ import torch.nn.functional as F
 from common import Report, interleaved
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
-from pcl_ray.data.augment import random_view
+from pcl_ray.data.augment import blur_size, random_view
 from pcl_ray.data.folders import find_images
 from pcl_ray.data.images import ArrayImages
 from pcl_ray.data.loaders import TrainingLoader
@@ -145,7 +147,7 @@ def pictures(size: int, channels: int) -> dict[str, Any]:
     return {"data.channels": channels, "augment.image_size": size, "augment.mean": [0.5] * channels, "augment.std": [0.25] * channels}
 
 
-_PLAIN = {"augment.engine": "torchvision", "data.loader_workers": 2, "train.memory_format": "contiguous", "optimizer.fused": False, "train.compile": False}
+_PLAIN = {"train.memory_format": "contiguous", "optimizer.fused": False, "train.compile": False}
 
 
 def ours(config: RunConfig, images: ArrayImages, device: torch.device) -> Callable[[int], Any]:
@@ -181,22 +183,24 @@ def bare(config: RunConfig, device: torch.device, steps: int) -> Callable[[int],
 
 def reference(config: RunConfig, images: ArrayImages, device: torch.device) -> Callable[[int], Any]:
     plan, learner = plans.make(config, len(images)), build_learner(config, device)
-    loader, clusters = TrainingLoader(images, config, device=device), clusters_of(plan)
+    options: Any = {"num_workers": 2, "multiprocessing_context": "forkserver", "persistent_workers": True, "pin_memory": device.type == "cuda"}
+    loader = DataLoader(PlainPairs(images.pixels, config), config.train.batch_size, shuffle=True, drop_last=True, **options)
+    clusters = clusters_of(plan)
     prototypes = [(c.prototypes.to(device), c.concentration.to(device), c.assignments) for c in clusters.clusterings]
     losses: list[float] = []
     learner.pair.train()
 
     def epoch(number: int) -> None:
-        for batch in loader.epoch(number + 1):
+        for query_views, key_views, indices in loader:
             with autocast(device):
-                query_BC = learner.query(batch.query_views.to(device).contiguous())
+                query_BC = learner.query(query_views.to(device))
                 with torch.no_grad():
-                    key_BC = learner.key(batch.key_views.to(device).contiguous())
+                    key_BC = learner.key(key_views.to(device))
             query_BC, key_BC = query_BC.float(), key_BC.float()
             logits = instance_logits(query_BC, key_BC, learner.queue.keys, config.loss.temperature)
             loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=device))
             for prototypes_KC, concentration_K, assignments_N in prototypes:
-                positives = assignments_N[batch.indices]
+                positives = assignments_N[indices]
                 others = sorted(set(range(len(prototypes_KC))) - set(positives.tolist()))
                 drawn = torch.tensor(random.sample(others, min(_DRAWN, len(others))), dtype=torch.long, device=device)
                 columns, target = logits_of(query_BC, prototypes_KC, concentration_K, positives.to(device), drawn, mask_duplicates=False)
@@ -212,6 +216,33 @@ def reference(config: RunConfig, images: ArrayImages, device: torch.device) -> C
         finish(device)
 
     return epoch
+
+
+class PlainPairs(Dataset[Any]):
+    """Two views and the position of each image, as a self-supervised data set is written most often."""
+
+    def __init__(self, pixels: np.ndarray, config: RunConfig):
+        settings, colour = config.augment, config.data.channels == 3
+        self.pixels = pixels
+        jitter = transforms.ColorJitter(settings.jitter, settings.jitter, settings.jitter * colour, settings.hue * colour)
+        self.view = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(settings.image_size, scale=(settings.min_crop, 1.0)),
+                transforms.RandomApply([jitter], p=0.8),
+                *([transforms.RandomGrayscale(settings.grey)] if colour else []),
+                *([transforms.RandomApply([transforms.GaussianBlur(blur_size(settings.image_size), (0.1, 2.0))], settings.blur)] if settings.blur else []),
+                transforms.RandomHorizontalFlip(settings.flip),
+                transforms.ToTensor(),
+                transforms.Normalize(settings.mean, settings.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        image = Image.fromarray(self.pixels[index] if self.pixels.shape[3] == 3 else self.pixels[index, :, :, 0])
+        return self.view(image), self.view(image), index
 
 
 def clusters_of(plan: plans.RunPlan) -> ClusterSet:

@@ -137,7 +137,7 @@ def _losses(query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, contrasts: list[
 @torch.no_grad()
 def _keys(learner: Learner, views: Tensor, config: RunConfig, step: int) -> Tensor:
     if config.encoder.batch_norm == "shuffle":
-        return encode_shuffled(learner.key, views, seed=_seed(config.seed, step))
+        return encode_shuffled(lambda mixed: learner.key(views_for(learner, mixed)), views, seed=_seed(config.seed, step))
     return learner.key(views)
 
 
@@ -180,7 +180,7 @@ class _Contrast:
             self._drawn = sample_negatives(num_prototypes, self._everywhere, count, generator, part.valid_K, num_valid=part.num_valid)
 
     def loss_and_accuracy(self, query_BC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Of the images `rows` of the worker's part of the batch."""
+        """Of the images `rows` of the worker's part of the batch. An image that has no prototype adds nothing to the loss and counts as wrong."""
         part, positives_B, negatives_M = self._part, self._positives_B[rows], None
         if self._drawn is not None:
             others = (self._everywhere[: self._first + rows.start], self._everywhere[self._first + rows.stop :])
@@ -197,7 +197,8 @@ class _Contrast:
         # Right is the prototype, not the column: without masking several columns may hold the image's own one, all with the same logit.
         best_B = logits.argmax(dim=1)
         chosen_B = best_B if negatives_M is None else torch.cat([positives_B, negatives_M])[best_B]
-        return prototype_loss(logits, target_B, positives_B, part.valid_K), (chosen_B == positives_B).float().mean()
+        right_B = (chosen_B == positives_B) & (positives_B >= 0)
+        return prototype_loss(logits, target_B, positives_B, part.valid_K), right_B.float().mean()
 
 
 def _metric_names(num_clusterings: int) -> tuple[str, ...]:

@@ -135,6 +135,11 @@ def _cpus(config: RunConfig) -> int:
     return max(int(config.resources.cpus_per_worker), 1) if config.resources.workers else machine.cores()
 
 
+def micro_batches(images: int, at_most: int | None) -> int:
+    """Forward passes for so many images; never one for a single image, which batch norm cannot take: then one has at_most + 1."""
+    return max(min(math.ceil(images / at_most), images // 2), 1) if at_most else 1
+
+
 def negatives(config: RunConfig, count: int) -> int | None:
     """Negative prototypes of a clustering with `count` prototypes; None: all others, which one dense product compares."""
     wanted = config.loss.negative_prototypes
@@ -166,7 +171,7 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         num_holdout=num_holdout,
         world_size=world_size,
         batch_per_worker=config.train.batch_size // world_size,
-        micro_batches=math.ceil(config.train.batch_size // world_size / (config.train.micro_batch or config.train.batch_size)),
+        micro_batches=micro_batches(config.train.batch_size // world_size, config.train.micro_batch),
         global_batch=config.train.batch_size,
         steps_per_epoch=steps,
         epochs=epochs,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -58,7 +60,7 @@ def average_buffers(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def encode_shuffled(encoder: nn.Module, images: Tensor, seed: int) -> Tensor:
+def encode_shuffled(encoder: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> Tensor:
     """Shuffle-BN (MoCo, section 3.3): encodes [B, …] in batches mixed over the workers, gives [B, C] back in the caller's order.
 
     The batch statistics of the keys then do not give the positive away. Every worker draws the same permutation from `seed`.

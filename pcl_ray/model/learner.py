@@ -66,16 +66,18 @@ def _compiled(
     """Both encoders by torch.compile, after a first pass over made-up images that has left no trace; None, on all workers, where one cannot."""
     reason = ""
     buffers = [buffer.clone() for buffer in pair.buffers()]
-    query: Any = torch.compile(pair.query)  # a module as well; torch declares a function
-    key: Any = torch.compile(pair.key)
     size, count = config.augment.image_size, config.train.batch_size // world_size()
     count = min(count, config.train.micro_batch or count)
     views = torch.zeros(count, config.data.channels, size, size, device=device).contiguous(memory_format=layout)
+    query: Any = pair.query
+    key: Any = pair.key
     try:
+        query, key = torch.compile(pair.query), torch.compile(pair.key)
         pair.train()
-        query(views).sum().backward()
-        with torch.no_grad():
-            key(views)
+        with precision(config, device):
+            query(views).sum().backward()
+            with torch.no_grad():
+                key(views)
     except Exception as error:  # a missing C++ compiler, a model that cannot be traced …: torch raises many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     pair.zero_grad(set_to_none=True)

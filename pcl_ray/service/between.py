@@ -20,6 +20,7 @@ from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import EvaluationLoader
+from pcl_ray.data.reading import Readers
 from pcl_ray.e_step import extract_features
 from pcl_ray.errors import RunFailed
 from pcl_ray.features import FeatureShard
@@ -106,10 +107,10 @@ class _InThread:
 
 
 class FeaturePass:
-    """Momentum features of this worker's part of the images. Loaders are made once: their processes stay for all epochs."""
+    """Momentum features of this worker's part of the images."""
 
-    def __init__(self, splits: DataSplits, config: RunConfig, plan: RunPlan, device: torch.device):
-        place: Any = {"rank": rank(), "world_size": world_size(), "device": device, "workers": plan.loader_workers}
+    def __init__(self, splits: DataSplits, config: RunConfig, device: torch.device, readers: Readers):
+        place: Any = {"rank": rank(), "world_size": world_size(), "device": device, "readers": readers}
         self.num_images, self.num_holdout, self._config, self._device = len(splits.train), splits.num_holdout, config, device
         self._dtype = np.dtype(config.e_step.feature_dtype)
         self._train = EvaluationLoader(splits.train, config, **place)

@@ -27,6 +27,7 @@ from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
+from pcl_ray.data.reading import Readers
 from pcl_ray.errors import RunFailed
 from pcl_ray.m_step import EpochMetrics, Learner, build_learner, run_epoch
 from pcl_ray.model.bank import FeatureBank
@@ -66,17 +67,18 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
     attempt = share(uuid.uuid4().hex)
     learner = build_learner(config, device, warn=lambda text: tell(Event("warning", 0, text=text)))
     progress = _restore(job, learner, splits, share)
-    batches = TrainingLoader(splits.train, config, rank=rank(), world_size=world_size(), device=device, workers=plan.loader_workers)
-    between = Between(attempt, learner, FeaturePass(splits, config, plan, device), progress, config, plan, e_step, tell)
-    watch = WaitingForData(config, plan, device)
+    readers = Readers(config, device, plan.loader_workers)
+    batches = TrainingLoader(splits.train, config, rank=rank(), world_size=world_size(), device=device, readers=readers)
+    between = Between(attempt, learner, FeaturePass(splits, config, device, readers), progress, config, plan, e_step, tell)
+    watch = WaitingForData(config, plan, device, plan.epochs - progress.epoch)
     tell(Event("start", progress.epoch, progress.epoch * plan.steps_per_epoch))
 
+    start = time.perf_counter()  # an E-step before the first epoch counts to it
     # Without warm-up, where a run that ended in its warm-up is made longer, and with overlap, the first epoch's clusters are still to be made.
     if progress.epoch < plan.epochs and plan.clusters_before(progress.epoch) and progress.e_step.concluded != progress.epoch:
         between.begin(progress.epoch, evaluate=config.e_step.overlap and plan.evaluates_after(progress.epoch - 1))
     first = progress.epoch
     for epoch in range(first, plan.epochs):
-        start = time.perf_counter()
         current = progress.clusters if epoch >= plan.warmup_epochs and progress.e_step.usable else None
         steps = _telling(batches.epoch(epoch), epoch, plan, tell)
         trained = run_epoch(learner, steps, current, config, plan, epoch, on_progress=_step_events(epoch, plan, tell), switch=between.switch)
@@ -94,6 +96,7 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
             _save(job, learner, progress, share)
         tell(Event("epoch", epoch, trained.last_step, metrics))
+        start = time.perf_counter()
 
 
 def _training_metrics(trained: EpochMetrics, epoch: int, plan: RunPlan) -> dict[str, float]:

@@ -219,9 +219,12 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
         return
     import torch
 
-    torch.set_num_threads(min(torch.get_num_threads(), plan.threads))
-    device = torch.device("cuda" if config.resources.gpus_per_worker else "cpu")
-    train(job, splits, device=device, e_step=LocalEStep(config, splits), share=lambda value: value, post=handle)
+    device, threads = torch.device("cuda" if config.resources.gpus_per_worker else "cpu"), torch.get_num_threads()
+    torch.set_num_threads(min(threads, plan.threads))
+    try:
+        train(job, splits, device=device, e_step=LocalEStep(config, splits), share=lambda value: value, post=handle)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Follow:

@@ -13,27 +13,38 @@ _TOLERATED = 0.1  # of the time of an M-step
 class WaitingForData:
     """Speaks once in a run. The first epoch, in which loader processes start, counts only where it is the only one."""
 
-    def __init__(self, config: RunConfig, plan: RunPlan, device: torch.device):
-        self._config, self._plan, self._device = config, plan, device
+    def __init__(self, config: RunConfig, plan: RunPlan, device: torch.device, epochs: int):
+        """epochs: that are to be trained now."""
+        self._config, self._plan, self._device, self._epochs = config, plan, device, epochs
         self._silent = False
 
     def said_after(self, number: int, share: float) -> str:
-        """What to tell the user after the run's epoch `number` (0: the first since it began or went on), in which `share` of the time was waiting; or ""."""
-        if share <= _TOLERATED or self._silent or (number == 0 and self._plan.epochs > 1):
+        """What to tell the user after epoch `number` (0: the first since the run began or went on), in which `share` of the time was waiting; or ""."""
+        if share <= _TOLERATED or self._silent or (number == 0 and self._epochs > 1):
             return ""
         self._silent = True
         return f"training waits for images {share:.0%} of the time: {self._help()}"
 
     def _help(self) -> str:
-        plan, resources = self._plan, self._config.resources
+        plan, data, resources = self._plan, self._config.data, self._config.resources
+        # Without Ray all cores are taken anyway.
+        cpus = f" and resources.cpus_per_worker (now {resources.cpus_per_worker:g})" if resources.workers else ""
         if self._config.augment.engine == "torchvision":
             return "augment.engine=batch makes the views many times faster"
         if not plan.in_memory:
-            more = f"raise data.loader_workers (now {plan.loader_workers} a worker) and with it resources.cpus_per_worker (now {resources.cpus_per_worker:g})"
+            more = f"raise data.loader_workers (now {plan.loader_workers} a worker){cpus}"
             return f"{more}, or keep the decoded images in memory with data.in_memory=true, which takes {self._gigabytes():.1f} GB"
         if self._device.type == "cuda":
-            return f"raise data.prefetch (now {2 if self._config.data.prefetch is None else self._config.data.prefetch}) or resources.cpus_per_worker"
-        return "for an encoder this small making the views is a large part of the work; augment.hue=0 and augment.blur=0 save most of it"
+            return f"raise data.prefetch (now {2 if data.prefetch is None else data.prefetch}){cpus}"
+        small = "for an encoder this small making the views is a large part of the work"
+        if costly := [f"{name}=0" for name in self._costly()]:
+            return f"{small}; {' and '.join(costly)} would save most of it"
+        return f"{small}; a larger train.batch_size makes it a smaller one"
+
+    def _costly(self) -> list[str]:
+        augment = self._config.augment
+        hue = augment.hue > 0 and self._config.data.channels == 3
+        return ["augment.hue"] * hue + ["augment.blur"] * (augment.blur > 0 and augment.version == "v2")
 
     def _gigabytes(self) -> float:
         plan = self._plan

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from processes import joined
 from small import GREY_ENCODER
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from pcl_ray import config as configs
@@ -51,7 +52,12 @@ CASES: dict[str, dict[str, Any]] = {
     "sampled": {"loss.negative_prototypes": 3},
     "unmasked": {"loss.negative_prototypes": 3, "loss.mask_duplicates": False},
     "shuffled": {"loss.negative_prototypes": 3, "encoder.batch_norm": "shuffle"},
+    "accumulated": {"loss.negative_prototypes": 3, "train.micro_batch": 2},
+    "accumulated unevenly": {"loss.negative_prototypes": 3, "train.micro_batch": 3, "encoder.batch_norm": "shuffle"},  # 8 images as 3 + 3 + 2, 4 as 2 + 2
+    "accumulated, unmasked": {"loss.negative_prototypes": 3, "train.micro_batch": 2, "loss.mask_duplicates": False},
+    "accumulated, all": {"loss.negative_prototypes": "all", "train.micro_batch": 2},
 }
+SAME_AS = {"accumulated": "sampled", "accumulated unevenly": "sampled", "accumulated, unmasked": "unmasked", "accumulated, all": "all"}
 
 
 @dataclass
@@ -183,12 +189,24 @@ def buffers_after_batch_norm() -> dict[str, Any]:
     return {"before": before, "after": learner.pair.query.backbone.stem[1].running_mean, "features": learner.pair.eval().query(probe).detach()}
 
 
+def exchanges_of_gradients(knobs: dict[str, Any]) -> int:
+    """How often the workers average their gradients, all of which fit in one message, in three steps."""
+    config = configs.with_overrides(configs.RunConfig(), KNOBS | {"train.epochs": 4, "resources.workers": world_size()} | knobs)
+    learner = m_step.build_learner(config, CPU)
+    sent: list[int] = []
+    assert isinstance(learner.query, DistributedDataParallel)
+    learner.query.register_comm_hook(None, lambda group, bucket: sent.append(bucket.index()) or allreduce_hook(group, bucket))
+    run_epoch(learner, my_batches(), None, config, plans.make(config, N), 0)
+    return len(sent)
+
+
 def everything() -> dict[str, Any]:
     with_workers = {"resources.workers": world_size()}
     return {name: train(knobs | with_workers) for name, knobs in CASES.items()} | {
         "exchange": exchange(),
         "failure": fail(),
         "batch norm": buffers_after_batch_norm(),
+        "exchanges": [exchanges_of_gradients(knobs) for knobs in ({}, {"train.micro_batch": 2})],
     }
 
 
@@ -270,6 +288,20 @@ def test_the_cases_differ(one: Callable[[str], dict[str, Any]]) -> None:
     losses = {case: one(case)["metrics"][0]["train/loss"] for case in CASES}
     assert len({round(losses[case], 4) for case in ("instance", "all", "sampled", "unmasked")}) == 4
     assert losses["shuffled"] == pytest.approx(losses["sampled"], rel=1e-6)  # one process has nobody to shuffle with
+
+
+@pytest.mark.parametrize("case", SAME_AS)
+def test_accumulated_gradients_are_those_of_one_pass(two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str) -> None:
+    for found, expected in [(one(case), one(SAME_AS[case])), *((results[case], results[SAME_AS[case]]) for results in two)]:
+        for step in range(STEPS):
+            assert found["metrics"][step] == pytest.approx(expected["metrics"][step], rel=1e-4, abs=1e-5)
+        for part in ("gradients", "weights"):
+            assert all(close(value, expected[part][name]) for name, value in found[part].items())
+        assert close(found["queue"], expected["queue"])
+
+
+def test_gradients_are_exchanged_once_a_step_however_many_passes_it_takes(two: list[dict[str, Any]]) -> None:
+    assert [results["exchanges"] for results in two] == [[STEPS, STEPS]] * WORLD
 
 
 def test_rank_and_world(two: list[dict[str, Any]]) -> None:

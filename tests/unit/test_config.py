@@ -68,7 +68,28 @@ def test_unknown_key_without_likeness_names_the_way_to_the_list() -> None:
         ("encoder.head=deep", "linear | mlp"),
         ("encoder.backbone=vgg16", "resnet18 … resnet152"),
         ("loss.mask_duplicates=perhaps", "true | false"),
-        ("loss.negative_prototypes=some", "all | whole number ≥ 1"),
+        ("loss.negative_prototypes=some", "auto | all | whole number ≥ 1"),
+        ("loss.negative_prototypes=0", "auto | all | whole number ≥ 1"),
+        ("loss.negative_prototypes=true", "true/false given; allowed: auto | all | whole number ≥ 1"),
+        ("data.in_memory=maybe", "allowed: true | false | auto"),
+        ("data.in_memory=2", "allowed: true | false | auto"),
+        ("data.in_memory=", "allowed: true | false | auto"),
+        ("data.in_memory=[true]", "allowed: true | false | auto"),
+        ("data.memory_gb=0", "number > 0"),
+        ("data.memory_gb=auto", "number > 0"),
+        ("data.memory_gb=true", "true/false given; allowed: number > 0"),
+        ("data.reduced_decoding=half", "true | false"),
+        ("data.loader_workers=-1", "whole number | null ≥ 0 and ≤ 128"),
+        ("data.loader_workers=129", "whole number | null ≥ 0 and ≤ 128"),
+        ("data.loader_workers=auto", "whole number | null ≥ 0 and ≤ 128"),
+        ("data.prefetch=65", "whole number | null ≥ 0 and ≤ 64"),
+        ("data.prefetch=true", "true/false given; allowed: whole number | null"),
+        ("augment.engine=gpu", "batch | torchvision"),
+        ("train.micro_batch=1", "whole number | null ≥ 2"),
+        ("train.micro_batch=false", "true/false given; allowed: whole number | null ≥ 2"),
+        ("train.memory_format=nhwc", "channels_last | contiguous"),
+        ("train.compile=maybe", "true | false"),
+        ("optimizer.fused=auto", "true | false"),
         ("data.channels=2", "1 | 3"),
         ("augment.std=[0.2, 0]", "list of number, each > 0"),
         ("e_step.clip=[90, 10]", "two rising percentiles between 0 and 100"),
@@ -146,6 +167,27 @@ def test_counts_and_shares(text: str, expected: tuple[int | float, ...]) -> None
     assert [type(k) for k in found] == [type(k) for k in expected]  # a count is an int and a share a float: the plan tells them apart so
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("true", True), ("false", False), ("True", True), ("yes", True), ("off", False), ("auto", "auto"), ("'auto'", "auto"), ("'true'", True)],
+)
+def test_in_memory_is_yes_no_or_auto(text: str, expected: bool | str) -> None:
+    found = configs.load("digits", [f"data.in_memory={text}"]).data.in_memory
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize("knob", ["data.loader_workers", "data.prefetch", "train.micro_batch"])
+def test_null_leaves_the_choice(knob: str) -> None:
+    assert configs.load("digits", [f"{knob}=3"]).flatten()[knob] == 3
+    assert configs.load("digits", [f"{knob}=null"]).flatten()[knob] is None
+
+
+def test_a_wrong_value_of_several_kinds_is_one_sentence() -> None:
+    (problem,) = refused(["data.in_memory=maybe"]).problems
+    assert str(problem) == "data.in_memory = 'maybe': allowed: true | false | auto"
+
+
 def test_a_huge_count_is_left_to_the_plan() -> None:
     assert EStepConfig(num_clusters=10**400).num_clusters == (10**400,)
 
@@ -191,7 +233,12 @@ OVERRIDES = st.fixed_dictionaries(
     {},
     optional={
         "loss.temperature": st.floats(1e-8, 10),
-        "loss.negative_prototypes": st.one_of(st.just("all"), st.integers(1, 10**6)),
+        "loss.negative_prototypes": st.one_of(st.sampled_from(["auto", "all"]), st.integers(1, 10**6)),
+        "data.in_memory": st.sampled_from(["auto", True, False]),
+        "data.prefetch": st.one_of(st.none(), st.integers(0, 64)),
+        "train.micro_batch": st.one_of(st.none(), st.integers(2, 10**6)),
+        "train.memory_format": st.sampled_from(["channels_last", "contiguous"]),
+        "optimizer.fused": st.booleans(),
         "e_step.num_clusters": st.lists(st.one_of(st.integers(2, 10**6), st.floats(1e-6, 0.999)), min_size=1, max_size=4),
         "optimizer.lr": st.floats(1e-12, 100),
         "optimizer.milestones": st.lists(st.integers(0, 500), max_size=3),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,10 @@ from pcl_ray.data import folders, loaders
 from pcl_ray.data.augment import evaluation_view, to_floats
 from pcl_ray.data.images import ArrayImages, FileImages, Images
 from pcl_ray.data.loaders import Batch, EvaluationLoader, TrainingLoader
+from pcl_ray.data.reading import Readers
 from pcl_ray.errors import DataError
+
+CPU = torch.device("cpu")
 
 
 def config(batch_size: int = 8, seed: int = 0, workers: int = 0, channels: int = 1, size: int = 8) -> RunConfig:
@@ -74,16 +78,6 @@ def test_the_workers_parts_together_are_the_batch_of_one_worker(world_size: int,
         assert same(whole, joined(parts))
         steps += 1
     assert steps == 30 // batch_size
-
-
-def test_processes_that_read_change_nothing() -> None:
-    here, there = TrainingLoader(images(), config()), TrainingLoader(images(), config(workers=2))
-    state = torch.get_rng_state()
-    for epoch in (0, 3):  # the same processes serve every epoch
-        assert all(same(a, b) for a, b in zip(here.epoch(epoch), there.epoch(epoch), strict=True))
-    next(there.epoch(1))  # an epoch that is left early leaves nothing behind
-    assert all(same(a, b) for a, b in zip(here.epoch(2), there.epoch(2), strict=True))
-    assert torch.equal(state, torch.get_rng_state())
 
 
 @given(st.integers(2, 40), st.integers(2, 12), st.integers(0, 5), st.integers(0, 3))
@@ -235,7 +229,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(("engine", "workers"), [("batch", 2), ("torchvision", 1)])
 def test_processes_that_decode_files_change_nothing(tmp_path: Path, engine: str, workers: int) -> None:
     data, settings = photographs(tmp_path / "data", 7, 90, 120), changed(config(3, channels=3), "augment", engine=engine)
-    here, there = TrainingLoader(data, settings), TrainingLoader(data, settings, workers=workers)
+    here, there = TrainingLoader(data, settings), TrainingLoader(data, settings, readers=Readers(settings, CPU, workers))
     state = torch.get_rng_state()
     for epoch in (0, 3):  # the same processes serve every epoch
         assert all(same(a, b) for a, b in zip(here.epoch(epoch), there.epoch(epoch), strict=True))
@@ -244,14 +238,25 @@ def test_processes_that_decode_files_change_nothing(tmp_path: Path, engine: str,
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_the_same_processes_read_for_training_and_evaluation(tmp_path: Path) -> None:
+    data, settings = photographs(tmp_path / "data", 7, 90, 120), config(3, channels=3)
+    readers, before = Readers(settings, CPU, 1), len(multiprocessing.active_children())
+    training, evaluation = (kind(data, settings, readers=readers) for kind in (TrainingLoader, EvaluationLoader))
+    expected = list(TrainingLoader(data, settings).epoch(1)), list(EvaluationLoader(data, settings))
+    for _ in range(2):
+        assert all(same(a, b) for a, b in zip(training.epoch(1), expected[0], strict=True))
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(evaluation, expected[1], strict=True))
+        assert len(multiprocessing.active_children()) == before + 1
+
+
 def test_a_process_that_decodes_for_evaluation_changes_nothing_and_names_a_broken_file(tmp_path: Path) -> None:
     data = photographs(tmp_path / "data", 66, 30, 40)
     (tmp_path / "data" / "9.jpg").write_bytes(b"no picture")  # the last in order
     views: list[Tensor] = []
     for workers in (0, 1):
-        batches = iter(EvaluationLoader(data, config(channels=3), workers=workers))
+        batches = iter(EvaluationLoader(data, config(channels=3), readers=Readers(config(channels=3), CPU, workers)))
         views.append(next(batches)[0])
-        with pytest.raises(DataError, match=r"9\.jpg cannot be read") as caught:
+        with pytest.raises(DataError, match=r"^\S+9\.jpg cannot be read") as caught:
             next(batches)
         traceback.clear_frames(caught.tb)  # what a traceback holds is freed late, and then the process ends slowly
         del caught, batches

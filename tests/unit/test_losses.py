@@ -169,3 +169,61 @@ def test_sampled_negatives_without_a_generator_follow_the_global_seed() -> None:
     first = sample_negatives(100, torch.tensor([1]), 10)
     torch.manual_seed(7)
     assert torch.equal(first, sample_negatives(100, torch.tensor([1]), 10))
+
+
+@given(
+    k=st.integers(1, 30),
+    count=st.integers(0, 40),
+    seed=st.integers(0, 1000),
+    told=st.booleans(),
+    positives=st.lists(st.integers(-1, 29), min_size=1, max_size=20),
+    share=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+)
+def test_negatives_are_valid_distinct_and_never_positives(k: int, count: int, seed: int, told: bool, positives: list[int], share: float) -> None:
+    positives = [min(positive, k - 1) for positive in positives]  # -1: an image without a prototype
+    valid = torch.rand(k, generator=torch.Generator().manual_seed(seed + 1)) < share
+    known = {"num_valid": int(valid.sum())} if told else {}
+    drawn = sample_negatives(k, torch.tensor(positives), count, torch.Generator().manual_seed(seed), valid, **known).tolist()
+    left = set(valid.nonzero().flatten().tolist()) - set(positives)
+    assert len(drawn) == min(count, len(left))  # fewer only where fewer are left
+    assert len(set(drawn)) == len(drawn)
+    assert set(drawn) <= left
+
+
+@pytest.mark.parametrize("count", [3, 12, 20])
+def test_what_is_known_of_the_valid_ones_changes_no_draw(count: int) -> None:
+    valid = torch.rand(20, generator=torch.Generator().manual_seed(0)) < 0.7
+    positives = torch.tensor([-1, 2, 2, 5, -1])
+    plain, told = (
+        sample_negatives(20, positives, count, torch.Generator().manual_seed(1), valid, num_valid=known).tolist() for known in (None, int(valid.sum()))
+    )
+    assert plain == told
+
+
+def test_where_all_are_valid_the_draws_are_those_without_a_mask() -> None:
+    positives = torch.tensor([4, 4, 17])
+    plain, masked = (sample_negatives(40, positives, 9, torch.Generator().manual_seed(3), valid) for valid in (None, torch.ones(40, dtype=torch.bool)))
+    assert torch.equal(plain, masked)
+    assert torch.equal(plain, sample_negatives(40, positives, 9, torch.Generator().manual_seed(3), num_valid=40))
+
+
+def test_drawing_leaves_its_arguments_as_they_are() -> None:
+    positives, valid = torch.tensor([-1, 3, 1]), torch.tensor([True, True, False, True, True])
+    sample_negatives(5, positives, 2, torch.Generator().manual_seed(0), valid, num_valid=4)
+    assert positives.tolist() == [-1, 3, 1]
+    assert valid.tolist() == [True, True, False, True, True]
+
+
+def test_every_valid_negative_is_drawn_equally_often() -> None:
+    valid = torch.tensor([True, False, True, True, True, True, True, True])
+    positives, generator, times = torch.tensor([2, -1, 4]), torch.Generator().manual_seed(0), torch.zeros(8)
+    for _ in range(2000):
+        times[sample_negatives(8, positives, 2, generator, valid, num_valid=7)] += 1
+    assert times[[1, 2, 4]].sum() == 0
+    assert (times[[0, 3, 5, 6, 7]] - 2000 * 2 / 5).abs().max() < 6 * math.sqrt(2000 * 0.4 * 0.6)  # six standard deviations of a binomial count
+
+
+def test_images_without_a_prototype_take_no_prototype_from_the_others() -> None:
+    valid = torch.ones(4, dtype=torch.bool)
+    drawn = sample_negatives(4, torch.tensor([-1, -1, 2]), 3, torch.Generator().manual_seed(0), valid, num_valid=4)
+    assert sorted(drawn.tolist()) == [0, 1, 3]  # the last one too, which -1 would name as an index

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small import GREY_ENCODER
-from torch import Tensor
+from torch import Tensor, nn
 
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
@@ -20,6 +21,7 @@ from pcl_ray.e_step import cluster
 from pcl_ray.errors import RunFailed
 from pcl_ray.losses import info_nce, proto_nce
 from pcl_ray.m_step import EpochMetrics, Learner, build_learner, run_epoch
+from pcl_ray.model.bank import FeatureBank
 from pcl_ray.plan import RunPlan
 
 N, SIDE = 64, 8
@@ -273,3 +275,200 @@ def test_clusters_are_only_read() -> None:
         assert torch.equal(c.prototypes, prototypes)
         assert torch.equal(c.assignments, assignments)
         assert torch.equal(c.concentration, phi)
+
+
+@pytest.fixture
+def no_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders normalise by groups within each image: batch norm sees the smaller batches of gradient accumulation, and nothing else may."""
+    monkeypatch.setattr(nn, "BatchNorm2d", partial(nn.GroupNorm, 2))
+
+
+def random_clusters(*, holes: bool = False) -> ClusterSet:
+    """So few clusters that a batch holds several images of one, and so many that sampling leaves some out. holes: unused prototypes, unclustered images."""
+    draw = torch.Generator().manual_seed(5)
+
+    def one(k: int) -> Clustering:
+        phi = 0.1 + 0.2 * torch.rand(k, generator=draw)
+        assignments, valid = torch.randint(k, (N,), generator=draw), None
+        if holes:
+            valid = torch.rand(k, generator=draw) < 0.8
+            assignments[torch.rand(N, generator=draw) < 0.2] = -1
+            assignments = torch.where(valid[assignments.clamp(min=0)], assignments, -1)
+        return Clustering(F.normalize(torch.randn(k, 8, generator=draw), dim=1), assignments, phi, valid=valid)
+
+    return ClusterSet(0, (one(5), one(40)))
+
+
+def epoch_with(found: ClusterSet | None, before: Callable[[Learner], None] = lambda learner: None, **changed: Any) -> tuple[Learner, EpochMetrics]:
+    """Four steps of a fresh learner, which `before` may watch or change."""
+    config, plan, learner = setup(e_step__num_clusters=[5, 40], **changed)
+    before(learner)
+    return learner, run_epoch(learner, batches(), found, config, plan, 0)
+
+
+def assert_close(first: Learner, second: Learner, tolerance: float = 1e-5) -> None:
+    one, other = first.pair.state_dict() | {"queue": first.queue.keys}, second.pair.state_dict() | {"queue": second.queue.keys}
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance)]
+    assert not different
+    assert first.queue.pointer == second.queue.pointer
+
+
+TERMS: dict[str, dict[str, Any]] = {
+    "all": {"loss__negative_prototypes": "all"},
+    "sampled": {"loss__negative_prototypes": 3},
+    "unmasked": {"loss__negative_prototypes": 3, "loss__mask_duplicates": False},
+    "more than are left": {"loss__negative_prototypes": 4},
+}
+
+
+@pytest.mark.usefixtures("no_batch_norm")
+@pytest.mark.parametrize("holes", [False, True], ids=["", "holes"])
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("size", [2, 5, 8])  # 16 images: eight times two, four times four, twice eight
+def test_accumulated_gradients_are_those_of_one_pass(size: int, terms: str, holes: bool) -> None:
+    found = random_clusters(holes=holes)
+    whole, expected = epoch_with(found, **TERMS[terms])
+    parts, result = epoch_with(found, train__micro_batch=size, **TERMS[terms])
+    assert result.values == pytest.approx(expected.values, rel=1e-5, abs=1e-6)
+    assert (result.images, result.last_step) == (expected.images, expected.last_step)
+    assert_close(whole, parts)
+
+
+@pytest.mark.usefixtures("no_batch_norm")
+@pytest.mark.parametrize(("size", "sizes"), [(3, [3, 3, 3, 3, 2, 2]), (6, [6, 5, 5]), (7, [6, 5, 5]), (15, [8, 8])])
+def test_parts_of_unlike_sizes_weigh_by_their_images(size: int, sizes: list[int]) -> None:
+    seen: list[int] = []
+    whole, expected = epoch_with(random_clusters(), loss__negative_prototypes=3)
+    parts, result = epoch_with(
+        random_clusters(),
+        lambda learner: learner.query.register_forward_pre_hook(lambda module, views: seen.append(len(views[0]))),
+        loss__negative_prototypes=3,
+        train__micro_batch=size,
+    )
+    assert seen == sizes * 4
+    assert result.values == pytest.approx(expected.values, rel=1e-5, abs=1e-6)
+    assert_close(whole, parts)
+
+
+@pytest.mark.parametrize("size", [16, 1000])
+def test_a_micro_batch_of_the_whole_batch_or_more_changes_no_bit(size: int) -> None:
+    whole, expected = epoch_with(random_clusters(), loss__negative_prototypes=3)
+    parts, result = epoch_with(random_clusters(), loss__negative_prototypes=3, train__micro_batch=size)
+    assert result.values == expected.values
+    assert_close(whole, parts, tolerance=0.0)
+
+
+@pytest.mark.usefixtures("no_batch_norm")
+def test_without_clusters_accumulation_changes_nothing_either() -> None:
+    whole, expected = epoch_with(None)
+    parts, result = epoch_with(None, train__micro_batch=5)
+    assert result.values == pytest.approx(expected.values, rel=1e-5, abs=1e-6)
+    assert_close(whole, parts)
+
+
+@pytest.mark.usefixtures("no_batch_norm")
+@pytest.mark.parametrize("size", [None, 5])
+def test_weights_momentum_encoder_queue_and_bank_change_once_a_step(size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    enqueued: list[Tensor] = []
+
+    def watched(learner: Learner) -> None:
+        learner.bank = FeatureBank(0, torch.zeros(N, 8), momentum=0.0)  # a row is its image's key as it is
+        learner.optimizer.register_step_pre_hook(lambda *arguments: events.append("optimizer"))
+        enqueue, update, fill = learner.queue.enqueue, learner.pair.update, learner.bank.update
+        monkeypatch.setattr(learner.queue, "enqueue", lambda keys: (events.append("queue"), enqueued.append(keys.clone()), enqueue(keys)))
+        monkeypatch.setattr(learner.pair, "update", lambda: (events.append("pair"), update()))
+        monkeypatch.setattr(learner.bank, "update", lambda indices, keys: (events.append("bank"), fill(indices, keys)))
+
+    learner, _ = epoch_with(random_clusters(), watched, train__micro_batch=size)
+    assert events == ["optimizer", "pair", "queue", "bank"] * 4
+    assert [len(keys) for keys in enqueued] == [16] * 4
+    order = torch.cat([batch.indices for batch in batches()])
+    assert learner.bank is not None
+    assert torch.allclose(learner.bank.rows[order], torch.cat(enqueued), atol=1e-6)  # all keys, each beside its image
+
+
+@pytest.mark.usefixtures("no_batch_norm")
+def test_a_bank_filled_by_parts_is_that_of_one_pass() -> None:
+    def banked(learner: Learner) -> None:
+        learner.bank = FeatureBank(0, F.normalize(torch.ones(N, 8), dim=1), momentum=0.5)
+
+    whole, parts = (epoch_with(random_clusters(), banked, train__micro_batch=size)[0].bank for size in (None, 3))
+    assert whole is not None
+    assert parts is not None
+    assert torch.allclose(whole.rows, parts.rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_with_batch_norm_only_the_statistics_of_the_parts_differ(size: int) -> None:
+    _, expected = epoch_with(random_clusters())
+    learner, result = epoch_with(random_clusters(), train__micro_batch=size)
+    assert list(result.values) == list(expected.values)
+    assert result.values["train/loss"] == pytest.approx(expected.values["train/loss"], rel=0.3)
+    assert learner.pair.query.backbone.stem[1].num_batches_tracked == 4 * -(-16 // size)
+
+
+def test_a_bad_part_of_a_batch_stops_the_run_as_a_bad_batch_does() -> None:
+    def broken() -> Iterator[Batch]:
+        for position, batch in enumerate(batches()):
+            if position == 2:
+                batch.query_views[13, 0, 0, 0] = float("nan")  # in the last part
+            yield batch
+
+    config, plan, learner = setup(train__micro_batch=5)
+    with pytest.raises(RunFailed, match=r"loss is nan in epoch 1, step 3 \(the instance term"):
+        run_epoch(learner, broken(), None, config, plan, 0)
+
+
+@pytest.mark.parametrize("size", [None, 5])
+def test_figures_do_not_depend_on_how_images_lie_in_memory(size: int | None) -> None:
+    last, result = epoch_with(random_clusters(), train__memory_format="channels_last", train__micro_batch=size)
+    plain, expected = epoch_with(random_clusters(), train__memory_format="contiguous", train__micro_batch=size)
+    assert result.values == pytest.approx(expected.values, abs=1e-4)
+    assert_close(last, plain, tolerance=1e-4)
+    assert list(last.state_dict()["model"]) == list(plain.state_dict()["model"])
+
+
+@pytest.mark.parametrize(("layout", "format"), [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)])
+def test_weights_and_views_lie_in_memory_as_asked_for_before_and_after_training(layout: str, format: torch.memory_format) -> None:
+    colours = {"data__channels": 3, "augment__mean": [0.5] * 3, "augment__std": [0.5] * 3}
+    config, plan, learner = setup(train__memory_format=layout, train__micro_batch=5, **colours)
+    seen: list[bool] = []
+    for module in (learner.query, learner.key):
+        module.register_forward_pre_hook(lambda module, views: seen.append(views[0].is_contiguous(memory_format=format)))
+    colourful = [Batch(*(views.repeat(1, 3, 1, 1) for views in (batch.query_views, batch.key_views)), batch.indices) for batch in batches()]
+    run_epoch(learner, colourful, None, config, plan, 0)
+    assert all(seen)
+    assert len(seen) == 2 * 4 * 4
+    kernels = [parameter for parameter in learner.pair.parameters() if parameter.ndim == 4]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=format) for kernel in kernels)
+    momenta = [state["momentum_buffer"] for state in learner.optimizer.state.values() if state["momentum_buffer"].ndim == 4]
+    assert all(buffer.is_contiguous(memory_format=format) for buffer in momenta)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_steps_are_those_of_the_loop_over_weights(name: str) -> None:
+    knobs = {"optimizer__name": name, "optimizer__lr": 0.01}
+    fused, result = epoch_with(random_clusters(), optimizer__fused=True, **knobs)
+    plain, expected = epoch_with(random_clusters(), optimizer__fused=False, **knobs)
+    assert (fused.optimizer.param_groups[0]["fused"], plain.optimizer.param_groups[0]["fused"]) == (True, None)
+    assert result.values == pytest.approx(expected.values, rel=1e-4, abs=1e-5)
+    assert_close(fused, plain, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("changed", [{}, {"train__micro_batch": 5}, {"train__memory_format": "contiguous"}, {"optimizer__fused": False}])
+def test_the_figures_are_the_same_ones_however_a_step_is_made(changed: dict[str, Any]) -> None:
+    _, result = epoch_with(random_clusters(), **changed)
+    first = ["train/loss", "train/loss_instance", "train/accuracy_instance", "eval/alignment"]
+    assert list(result.values) == [*first, "train/loss_prototype", "train/accuracy_prototype_0", "train/accuracy_prototype_1"]
+    assert 0 < result.step_median <= result.step_p95
+    assert 0 <= result.data_seconds <= result.seconds
+    assert result.memory_gb > 0
+
+
+def test_auto_negatives_of_few_prototypes_are_all_others() -> None:
+    _, auto = epoch_with(random_clusters(), loss__negative_prototypes="auto")
+    _, everything = epoch_with(random_clusters(), loss__negative_prototypes="all")
+    assert auto.values == everything.values

@@ -4,14 +4,17 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pcl_ray import config as configs
+from pcl_ray import machine
 from pcl_ray.config import RunConfig
+from pcl_ray.data.draws import view_draws
 from pcl_ray.errors import ConfigError, Problem
-from pcl_ray.plan import RunPlan, check, make, resolve_num_clusters
+from pcl_ray.plan import RunPlan, check, make, memory_side, resolve_num_clusters
 
 GOOD = {
     "data.channels": 1,
@@ -139,6 +142,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
     "means of another number of channels": ({"augment__mean": [0.1, 0.2, 0.3]}, N, "augment.mean", ["data.channels = 1"]),
     "deviations of another number of channels": ({"augment__std": [0.1, 0.2]}, N, "augment.std", ["data.channels = 1"]),
     "synchronised batch norm on CPUs": ({"encoder__batch_norm": "sync", "resources__workers": 2}, N, "encoder.batch_norm", ["GPUs", "shuffle"]),
+    "the slow reference on kept squares": (
+        {"data__source": "folder", "data__path": "/pictures", "data__in_memory": True, "augment__engine": "torchvision"},
+        N,
+        "data.in_memory",
+        ["augment.engine = batch"],
+    ),
     "bf16 on CPUs": ({"train__precision": "bf16"}, N, "train.precision", ["fp32", "resources.gpus_per_worker"]),
     "GPU workers without a GPU": ({"resources__gpus_per_worker": 1}, N, "resources.gpus_per_worker", ["no GPU on this machine", "set it to 0"]),
     "GPU clustering without a GPU": ({"resources__e_step_gpus": 1}, N, "resources.e_step_gpus", ["no GPU on this machine", "set it to 0"]),
@@ -223,11 +232,16 @@ ANY_SIZES = st.fixed_dictionaries(
         "resources__gpus_per_worker": st.sampled_from([0, 0.5, 1]),
         "resources__e_step_gpus": st.sampled_from([0, 1]),
         "loss__queue_size": st.integers(1, 10**6),
-        "loss__negative_prototypes": st.one_of(st.just("all"), st.integers(1, 5000)),
+        "loss__negative_prototypes": st.one_of(st.sampled_from(["auto", "all"]), st.integers(1, 5000)),
         "e_step__num_clusters": st.lists(st.one_of(st.integers(2, 3000), st.floats(1e-6, 0.99)), min_size=1, max_size=3),
         "e_step__warmup_epochs": st.integers(0, 400),
         "optimizer__warmup_epochs": st.floats(0, 300),
         "augment__mean": st.lists(st.floats(0, 1), max_size=4),
+        "augment__engine": st.sampled_from(["batch", "torchvision"]),
+        "data__source": st.sampled_from(["digits", "folder"]),
+        "data__in_memory": st.sampled_from(["auto", True, False]),
+        "data__loader_workers": st.one_of(st.none(), st.integers(0, 9)),
+        "train__micro_batch": st.one_of(st.none(), st.integers(2, 3000)),
         "encoder__batch_norm": st.sampled_from(["shuffle", "sync", "plain"]),
     }
 )
@@ -238,12 +252,16 @@ FITTING_SIZES = st.fixed_dictionaries(
         "train__epochs": st.integers(1, 50),
         "resources__workers": st.sampled_from([0, 1, 2, 4]),
         "loss__queue_size": st.integers(1, 200),
-        "loss__negative_prototypes": st.one_of(st.just("all"), st.integers(1, 9)),
+        "loss__negative_prototypes": st.one_of(st.sampled_from(["auto", "all"]), st.integers(1, 9)),
         "e_step__num_clusters": st.lists(st.one_of(st.integers(10, 200), st.floats(0.05, 0.99)), min_size=1, max_size=3),
         "e_step__warmup_epochs": st.integers(0, 60),
         "e_step__every_epochs": st.integers(1, 20),
         "optimizer__warmup_epochs": st.floats(0, 0.99),
         "evaluation__every_epochs": st.integers(0, 50),
+        "train__micro_batch": st.one_of(st.none(), st.integers(2, 300)),
+        "resources__cpus_per_worker": st.floats(0.1, 40),
+        "data__loader_workers": st.one_of(st.none(), st.integers(0, 9)),
+        "data__source": st.sampled_from(["digits", "folder"]),
     }
 )
 
@@ -268,6 +286,10 @@ def test_what_fits_can_be_planned(changed: dict[str, Any], images: int) -> None:
     assert plan.steps_per_epoch * plan.global_batch <= images < (plan.steps_per_epoch + 1) * plan.global_batch
     assert plan.batch_per_worker * plan.world_size == plan.global_batch
     assert plan.batch_per_worker >= 2
+    assert plan.micro_batches >= 1
+    assert math.ceil(plan.batch_per_worker / plan.micro_batches) <= (config.train.micro_batch or plan.batch_per_worker)
+    assert plan.threads >= 1
+    assert plan.loader_workers >= 0
     assert all(2 <= k <= images for k in plan.num_clusters)
     assert plan.queue_size <= plan.total_steps * plan.global_batch
     assert list(plan.e_step_epochs) == sorted(set(plan.e_step_epochs))
@@ -311,3 +333,184 @@ def test_with_a_bank_fresh_features_are_taken_first_last_and_now_and_then() -> N
     plan = plan_of(train__epochs=9)  # E-steps before epochs 2 … 8, and the final one
     taken = {every: [epoch for epoch in plan.e_step_epochs if plan.takes_fresh_features(epoch, every)] for every in (0, 1, 3)}
     assert taken == {0: [2, 9], 1: [2, 3, 4, 5, 6, 7, 8, 9], 3: [2, 5, 8, 9]}
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "micro", "expected"),
+    [
+        (100, 1, None, 1),
+        (100, 1, 100, 1),
+        (100, 1, 1000, 1),
+        (100, 1, 50, 2),
+        (100, 1, 99, 2),
+        (100, 1, 34, 3),
+        (100, 1, 33, 4),
+        (100, 1, 2, 50),
+        (100, 2, 50, 1),  # of a worker's part
+        (100, 2, 20, 3),
+        (100, 50, 2, 1),
+        (100, 0, 60, 2),
+    ],
+)
+def test_passes_of_a_worker_in_a_step(batch: int, workers: int, micro: int | None, expected: int) -> None:
+    plan = plan_of(train__batch_size=batch, resources__workers=workers, train__micro_batch=micro)
+    assert plan.micro_batches == expected
+
+
+@pytest.mark.parametrize("micro", [None, 7])
+def test_the_batch_of_a_step_is_the_same_for_any_number_of_workers(micro: int | None) -> None:
+    plans = [plan_of(resources__workers=workers, train__micro_batch=micro) for workers in (0, 1, 2, 4, 5, 10)]
+    assert {(plan.global_batch, plan.steps_per_epoch, plan.total_steps) for plan in plans} == {(100, 10, 100)}
+    assert [plan.batch_per_worker for plan in plans] == [100, 100, 50, 25, 20, 10]
+    assert len({tuple(plan.lr_at(step) for step in range(100)) for plan in plans}) == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "counts", "expected"),
+    [
+        (0, [10, 32_768], (None, None)),
+        (0, [10, 32_769], (None, 16_384)),  # each clustering by its own size
+        (0, [262_145], (16_384,)),
+        (1, [32_769, 262_144], (None, None)),
+        (1, [10, 262_145], (None, 16_384)),
+    ],
+)
+def test_auto_draws_negatives_only_of_very_many_prototypes(gpus: int, counts: list[int], expected: tuple[int | None, ...]) -> None:
+    knobs = {"resources__gpus_per_worker": gpus, "e_step__num_clusters": counts}
+    assert make(config_of(loss__negative_prototypes="auto", **knobs), 10**6).negatives == expected
+    assert make(config_of(**knobs), 10**6).negatives == expected  # the default
+    assert make(config_of(loss__negative_prototypes="all", **knobs), 10**6).negatives == (None,) * len(counts)
+    assert make(config_of(loss__negative_prototypes=9, **knobs), 10**6).negatives == (9,) * len(counts)
+
+
+FILES = {"data__source": "folder", "data__path": "/pictures", "data__in_memory": False}
+CPUS = 8  # that this machine is made to have
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: CPUS)
+
+
+# One row: what is changed, processes that decode, threads that compute.
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("changed", "loaders", "threads"),
+    [
+        ({}, 0, 1),  # digits: in memory, one core
+        ({"resources__workers": 0}, 0, 8),
+        ({"resources__cpus_per_worker": 4}, 0, 4),
+        ({"resources__cpus_per_worker": 0.5}, 0, 1),
+        ({"resources__cpus_per_worker": 3.9}, 0, 3),
+        # Files, on CPUs: a quarter of the cores.
+        (FILES, 0, 1),
+        (FILES | {"resources__cpus_per_worker": 3}, 0, 3),
+        (FILES | {"resources__cpus_per_worker": 4}, 1, 3),
+        (FILES | {"resources__cpus_per_worker": 16}, 4, 12),
+        (FILES | {"resources__workers": 0}, 2, 6),
+        # Files, for a GPU: all cores but one.
+        (FILES | {"resources__gpus_per_worker": 1}, 1, 1),
+        (FILES | {"resources__gpus_per_worker": 1, "resources__cpus_per_worker": 2}, 1, 1),
+        (FILES | {"resources__gpus_per_worker": 1, "resources__cpus_per_worker": 12}, 11, 1),
+        (FILES | {"resources__gpus_per_worker": 1, "resources__workers": 0}, 7, 1),
+        # As asked for.
+        (FILES | {"data__loader_workers": 0, "resources__cpus_per_worker": 8}, 0, 8),
+        (FILES | {"data__loader_workers": 3, "resources__cpus_per_worker": 8}, 3, 5),
+        (FILES | {"data__loader_workers": 20, "resources__cpus_per_worker": 8}, 20, 1),
+        (FILES | {"data__loader_workers": 0, "resources__gpus_per_worker": 1, "resources__cpus_per_worker": 8}, 0, 8),
+        # In memory the batch engine needs none, the slow reference takes what it is given.
+        (FILES | {"data__in_memory": True, "data__loader_workers": 3, "resources__cpus_per_worker": 8}, 0, 8),
+        ({"data__loader_workers": 3, "resources__cpus_per_worker": 8}, 0, 8),
+        ({"augment__engine": "torchvision", "resources__cpus_per_worker": 8}, 0, 8),
+        ({"augment__engine": "torchvision", "data__loader_workers": 3, "resources__cpus_per_worker": 8}, 3, 5),
+        (FILES | {"augment__engine": "torchvision", "resources__cpus_per_worker": 8}, 2, 6),
+        (FILES | {"augment__engine": "torchvision", "data__loader_workers": 3, "resources__cpus_per_worker": 8}, 3, 5),
+    ],
+)
+def test_processes_that_decode_and_threads_that_compute(changed: dict[str, Any], loaders: int, threads: int) -> None:
+    plan = plan_of(**changed)
+    assert (plan.loader_workers, plan.threads) == (loaders, threads)
+
+
+@given(
+    cpus=st.floats(0.1, 128),
+    cores=st.integers(1, 128),
+    workers=st.sampled_from([0, 1, 2]),
+    engine=st.sampled_from(["batch", "torchvision"]),
+    source=st.sampled_from(["digits", "folder"]),
+)
+def test_on_cpus_auto_takes_no_more_cores_than_there_are(cpus: float, cores: int, workers: int, engine: str, source: str) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(machine, "cores", lambda: cores)
+        changed = FILES | {"data__source": source, "augment__engine": engine}
+        plan = plan_of(**changed, resources__cpus_per_worker=cpus, resources__workers=workers)
+    assert plan.threads >= 1
+    assert plan.threads + plan.loader_workers <= max(int(cpus) if workers else cores, 1)
+
+
+def test_this_machine_has_a_core() -> None:
+    assert machine.cores() >= 1
+
+
+# A kept picture of `folder` takes 579 × 579 pixels at the defaults, 335,241 bytes in grey.
+BYTES = 579**2
+SMALL = 4 * 10**9 // BYTES  # pictures that 4 GB hold
+
+
+@pytest.mark.parametrize(
+    ("changed", "images", "holdout", "expected"),
+    [
+        ({}, 10**7, 0, True),  # arrays always are
+        ({"data__in_memory": False}, N, 0, True),
+        ({"data__source": "folder"}, SMALL, 0, True),
+        ({"data__source": "folder"}, SMALL + 1, 0, False),
+        ({"data__source": "folder"}, SMALL - 100, 100, True),  # held-out pictures are kept too
+        ({"data__source": "folder"}, SMALL - 100, 101, False),
+        ({"data__source": "imagenet"}, SMALL + 1, 0, False),
+        ({"data__source": "folder", "data__memory_gb": 8}, SMALL + 1, 0, True),
+        ({"data__source": "folder", "data__memory_gb": 0.01}, 29, 0, True),
+        ({"data__source": "folder", "data__memory_gb": 0.01}, 30, 0, False),
+        ({"data__source": "folder", "augment__image_size": 112}, SMALL + 1, 0, True),  # a quarter of the pixels
+        ({"data__source": "folder", "data__channels": 3, "augment__mean": [0.5] * 3, "augment__std": [0.5] * 3}, SMALL, 0, False),
+        ({"data__source": "folder", "data__in_memory": True}, 10**7, 0, True),
+        ({"data__source": "folder", "data__in_memory": False}, N, 0, False),
+        ({"data__source": "folder", "augment__engine": "torchvision"}, N, 0, False),  # the slow reference reads files as they are
+        ({"augment__engine": "torchvision"}, N, 0, True),
+    ],
+)
+def test_files_are_kept_in_memory_where_they_fit_or_as_asked_for(changed: dict[str, Any], images: int, holdout: int, expected: bool) -> None:
+    base = {"train__batch_size": 20, "e_step__num_clusters": [2], "loss__queue_size": 20, "data__path": "/pictures"}
+    plan = make(config_of(**base | changed), images, holdout)
+    assert plan.in_memory is expected
+    assert plan.loader_workers == 0  # with one core
+
+
+@pytest.mark.parametrize(("size", "crop", "side"), [(224, 0.2, 579), (224, 1.0, 259), (64, 0.2, 166), (32, 0.75, 43), (4, 0.0001, 462)])
+def test_side_of_kept_pictures_against_hand_values(size: int, crop: float, side: int) -> None:
+    assert plan_of(augment__image_size=size, augment__min_crop=crop).memory_side == side
+
+
+@given(size=st.integers(4, 300), crop=st.floats(0.01, 1), original=st.integers(0, 4000), seed=st.integers(0, 100))
+def test_no_crop_of_a_square_picture_is_enlarged(size: int, crop: float, original: int, seed: int) -> None:
+    config = config_of(augment__image_size=size, augment__min_crop=crop)
+    side = memory_side(config)
+    sizes = np.full((50, 2), side + original)  # smaller pictures are kept as they are
+    boxes = view_draws(config.augment, 1, seed, 0, np.arange(50), 0, sizes).boxes
+    kept = boxes[:, 2:] * side / (side + original)
+    assert kept.min() >= size - 0.5  # crops are whole pixels of the original
+
+
+def test_loader_processes_that_are_not_needed_are_worth_saying() -> None:
+    def notes(**changed: Any) -> list[str]:
+        return check(config_of(data__loader_workers=2, **changed), N, 200)[1]
+
+    assert notes() == ["data.loader_workers = 2: not needed, the images are in memory"]
+    assert notes(**FILES | {"data__in_memory": True}) == notes()
+    assert notes(**FILES) == []
+    assert notes(augment__engine="torchvision") == []
+    assert check(config_of(data__loader_workers=0), N, 200)[1] == []
+
+
+@pytest.mark.parametrize("wanted", ["auto", "all"])
+def test_negatives_that_are_no_number_need_no_check(wanted: str) -> None:
+    assert check(config_of(loss__negative_prototypes=wanted, e_step__num_clusters=[2]), N, 200) == ([], [])

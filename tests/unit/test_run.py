@@ -350,3 +350,65 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "AssertionError" in (home() / "runs/bug/error.txt").read_text()
     state = json.loads((home() / "runs/bug/state.json").read_text())
     assert (state["state"], state["error"]) == ("failed", "AssertionError()")
+
+
+def pictures(folder: Path, count: int = 120) -> list[str]:
+    """Small pictures of several sizes, and the words that train on them."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 255, (10 + i % 3, 12, 3), dtype=np.uint8)).save(folder / f"{i:03d}.png")
+    return ["data.source=folder", f"data.path={folder}", "train.epochs=2", "train.batch_size=32", "loss.queue_size=64", "optimizer.warmup_epochs=0"]
+
+
+def perf_of(result: Path) -> dict[str, float]:
+    """The figures of how fast the run was, of which those that make sense are checked."""
+    metrics = json.loads(result.read_text())["metrics"]
+    found = {name.removeprefix("perf/"): value for name, value in metrics.items() if name.startswith("perf/")}
+    assert found["images_per_second"] > 0
+    assert 0 <= found["data_share"] <= 1
+    assert found["data_share"] == pytest.approx(found["data_seconds"] / found["m_step_seconds"])
+    assert 0 < found["step_seconds_median"] <= found["step_seconds_p95"] <= found["m_step_seconds"]
+    assert found["m_step_seconds"] <= found["epoch_seconds"]
+    assert 0 <= found["e_step_share"] <= 1
+    assert found["memory_gb"] > 0
+    return found
+
+
+def test_a_run_tells_how_fast_it_was(tmp_path: Path) -> None:
+    assert train("train.epochs=2", "--result", str(tmp_path / "r.json")) == 0
+    found = perf_of(tmp_path / "r.json")
+    assert found["e_step_share"] == pytest.approx(found["e_step_seconds"] / found["epoch_seconds"])
+    assert found["e_step_share"] > 0
+    assert train("train.epochs=2", "e_step.warmup_epochs=9", "train.micro_batch=20", "--result", str(tmp_path / "r.json")) == 0
+    assert perf_of(tmp_path / "r.json")["e_step_share"] == 0
+
+
+@pytest.mark.parametrize("words", [["data.in_memory=true"], ["data.in_memory=false"], ["data.in_memory=false", "augment.engine=torchvision"]], ids=" ".join)
+def test_pictures_in_files_decoded_once_or_each_time(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "pictures").mkdir()
+    assert train(*pictures(tmp_path / "pictures"), *words, "data.loader_workers=0", "--result", str(tmp_path / "r.json")) == 0
+    metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
+    assert {"train/loss_prototype", "eval/rankme"} <= metrics.keys()
+    perf_of(tmp_path / "r.json")
+
+
+def test_a_process_that_decodes_changes_no_bit(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    words = [*pictures(tmp_path / "pictures"), "data.in_memory=false", "data.holdout=0", "--result", str(tmp_path / "r.json")]
+    for count in (0, 1):
+        assert train(*words, f"data.loader_workers={count}", "--name", f"loaders{count}") == 0
+        perf_of(tmp_path / "r.json")
+    assert_same(weights("loaders0", 2), weights("loaders1", 2))
+
+
+def test_a_resumed_run_may_read_ahead_otherwise_but_not_compute_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    constant = ("optimizer.schedule=constant", "optimizer.warmup_epochs=0")
+    assert train("--name", "first", "train.epochs=2", *constant) == 0
+    for word in ("train.micro_batch=16", "augment.engine=torchvision", "train.memory_format=contiguous", "train.compile=true", "optimizer.fused=false"):
+        capsys.readouterr()
+        assert cli.main(["train", "--resume", "first", "train.epochs=3", word]) == 2
+        assert f"{word.partition('=')[0]} = " in (said := capsys.readouterr().err)
+        assert "cannot change when a run goes on" in said
+    assert cli.main(["train", "--resume", "first", "train.epochs=3", "data.prefetch=1"]) == 0  # read by a thread
+    assert train("--name", "straight", "train.epochs=3", *constant) == 0
+    assert_same(weights("first", 3), weights("straight", 3))
