@@ -23,9 +23,11 @@ class WaitingForData:
         if share <= _TOLERATED or self._silent or (number == 0 and self._epochs > 1):
             return ""
         self._silent = True
-        return f"training waits for images {share:.0%} of the time: {self._help()}"
+        help_with_it = self._help()
+        return f"training waits for images {share:.0%} of the time: {help_with_it}" if help_with_it else ""
 
     def _help(self) -> str:
+        """The knob that helps; "" where none does."""
         plan, data, resources = self._plan, self._config.data, self._config.resources
         # Without Ray all cores are taken anyway.
         cpus = f" and resources.cpus_per_worker (now {resources.cpus_per_worker:g})" if resources.workers else ""
@@ -36,10 +38,9 @@ class WaitingForData:
             return f"{more}, or keep the decoded images in memory with data.in_memory=true, which takes {self._gigabytes():.1f} GB"
         if self._device.type == "cuda":
             return f"raise data.prefetch (now {2 if data.prefetch is None else data.prefetch}){cpus}"
-        small = "for an encoder this small making the views is a large part of the work"
-        if costly := [f"{name}=0" for name in self._costly()]:
-            return f"{small}; {' and '.join(costly)} would save most of it"
-        return f"{small}; a larger train.batch_size makes it a smaller one"
+        # Here nothing waits: the views are made in between. Only where some of that can be left out is it worth a word.
+        costly = [f"{name}=0" for name in self._costly()]
+        return f"making the views is a large part of the work for an encoder this small; {' and '.join(costly)} would save most of it" if costly else ""
 
     def _costly(self) -> list[str]:
         augment = self._config.augment
