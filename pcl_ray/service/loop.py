@@ -37,7 +37,7 @@ from pcl_ray.service.between import Between, EStep, FeaturePass, Progress
 from pcl_ray.service.events import Event, Post
 from pcl_ray.service.waiting import WaitingForData
 
-_ALIVE_EVERY_S = 0.5
+_ALIVE_EVERY_S = 2.0
 
 
 class Share(Protocol):

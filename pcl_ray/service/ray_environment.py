@@ -13,6 +13,9 @@ def set_defaults() -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    if not os.environ.get("RAY_ADDRESS"):
+        # Ray runs its workers at niceness 15. On a machine that they fill, Ray's own helpers then interrupt every step.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -32,7 +32,7 @@ from pcl_ray.service.loop import Job
 from pcl_ray.service.shards import EStepShard
 from pcl_ray.service.worker import SharedData, WorkerTask, run_worker
 
-_POLL_S = 0.3
+_POLL_S = 0.5
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
 
 
