@@ -44,6 +44,7 @@ from pcl_ray.errors import ConfigError
 from pcl_ray.losses import instance_logits, prototype_loss, sample_negatives
 from pcl_ray.losses import prototype_logits as logits_of
 from pcl_ray.m_step import build_learner, run_epoch
+from pcl_ray.model.learner import precision
 
 _DRAWN = 128  # negative prototypes of the reference
 
@@ -168,7 +169,7 @@ def bare(config: RunConfig, device: torch.device, steps: int) -> Callable[[int],
 
     def epoch(number: int) -> None:
         for _ in range(steps):
-            with autocast(device):
+            with precision(config, device):
                 query_BC = learner.query(views)
                 with torch.no_grad():
                     key_BC = learner.key(views)
@@ -192,7 +193,7 @@ def reference(config: RunConfig, images: ArrayImages, device: torch.device) -> C
 
     def epoch(number: int) -> None:
         for query_views, key_views, indices in loader:
-            with autocast(device):
+            with precision(config, device):
                 query_BC = learner.query(query_views.to(device))
                 with torch.no_grad():
                     key_BC = learner.key(key_views.to(device))
@@ -261,14 +262,7 @@ def augmentation(report: Report, device: torch.device, repeats: int) -> None:
     torch.set_num_threads(1)
     for size, channels, blur in ((28, 1, 0.0), (32, 3, 0.0), (32, 3, 0.5), (96, 3, 0.5), *(((224, 3, 0.5),) if device.type == "cuda" else ())):
         count = (64 if size > 64 else 256) if device.type == "cpu" else 512
-        knobs = {
-            "data.channels": channels,
-            "augment.image_size": size,
-            "augment.blur": blur,
-            "augment.mean": [0.5] * channels,
-            "augment.std": [0.25] * channels,
-        }
-        config = configs.with_overrides(RunConfig(), knobs)
+        config = configs.with_overrides(RunConfig(), pictures(size, channels) | {"augment.blur": blur})
         pixels = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8)
         indices, views = torch.arange(count), Views(config, device)
         calls: dict[str, Callable[[int], Any]] = {
@@ -356,10 +350,6 @@ def negatives(report: Report, device: torch.device, repeats: int) -> None:
         )
         dense, drawn = (timed[name].median * 1000 for name in ("dense", "drawn"))
         report.row(f"K = {k}", dense=dense, drawn=drawn, negatives_drawn=count, ratio=dense / drawn)
-
-
-def autocast(device: torch.device) -> Any:
-    return torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def finish(device: torch.device) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pcl_ray import config
-from pcl_ray.plan import FILE_SOURCES, RunPlan
+from pcl_ray.plan import FILE_SOURCES, RunPlan, decoded_bytes
 from pcl_ray.service.request import Request
 
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -69,7 +69,7 @@ def _how_read(settings: config.RunConfig, plan: RunPlan) -> str:
         return f"files, decoded in every epoch, {decoders}; {threads}"
     held = "one array in memory"
     if settings.data.source in FILE_SOURCES:
-        pixels = (plan.num_images + plan.num_holdout) * plan.memory_side**2 * settings.data.channels
+        pixels = decoded_bytes(settings, plan.num_images + plan.num_holdout)
         held += f", decoded once, at most {plan.memory_side} px a side and {_size(pixels)}"
     return f"{held}; {threads}"
 

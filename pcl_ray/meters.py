@@ -59,9 +59,10 @@ class StepClock:
 
     def quantiles(self) -> tuple[float, float]:
         """Median and 95th percentile of all steps settled so far; 0 where there are none."""
-        if len(self._seconds) < 2:
-            return (self._seconds * 2)[0] if self._seconds else 0.0, self._seconds[0] if self._seconds else 0.0
-        return statistics.median(self._seconds), statistics.quantiles(self._seconds, n=20, method="inclusive")[-1]
+        if not self._seconds:
+            return 0.0, 0.0
+        two = self._seconds if len(self._seconds) > 1 else self._seconds * 2  # the fewest that quantiles are taken of
+        return statistics.median(two), statistics.quantiles(two, n=20, method="inclusive")[-1]
 
 
 def memory_gb(device: torch.device) -> float:

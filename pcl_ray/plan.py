@@ -117,8 +117,17 @@ def in_memory(config: RunConfig, num_images: int) -> bool:
         return True
     if config.augment.engine == "torchvision":
         return False
-    decoded = num_images * memory_side(config) ** 2 * data.channels
-    return decoded <= data.memory_gb * 1e9 if data.in_memory == "auto" else data.in_memory
+    return decoded_bytes(config, num_images) <= data.memory_gb * 1e9 if data.in_memory == "auto" else data.in_memory
+
+
+def decoded_bytes(config: RunConfig, num_images: int) -> int:
+    """What so many decoded files take at the most, kept in memory."""
+    return num_images * memory_side(config) ** 2 * config.data.channels
+
+
+def batches_ahead(config: RunConfig) -> int:
+    """Batches made ready ahead, where something does that."""
+    return 2 if config.data.prefetch is None else config.data.prefetch
 
 
 def loader_workers(config: RunConfig, num_images: int) -> int:

@@ -111,8 +111,18 @@ class FileImages:
 
     def decode(self, index: int, scale: Scale | None = None) -> np.ndarray:
         """Raises DataError, naming the file, where it does not decode: it broke or went after the check, or `data.check_images` is off."""
-        try:
+        with self._named(index):
             return decode(self.path(index), self.channels, scale=scale)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the upright picture, without decoding it. Raises as `decode` does."""
+        with self._named(index), Image.open(self.path(index)) as picture:
+            return upright_size(picture)
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # Pillow raises many kinds, most of them without the file's name
             reason = str(error) or type(error).__name__
             raise DataError(f"{self.path(index)} cannot be read: {reason}; data.check_images=true finds all such files before a run") from error
@@ -139,6 +149,11 @@ def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarr
         image.filename = ""  # else Pillow maps the file, and scrambles uncompressed TIFFs that are to be turned
         image.load()
         return as_array(_upright(image), channels)
+
+
+def reduction(height: int, pixels: np.ndarray) -> int:
+    """By how much a picture of this height was reduced when it was decoded to `pixels`: 1, 2, 4 or 8."""
+    return round(height / len(pixels))
 
 
 def cut(pixels: np.ndarray, box: np.ndarray, side: int, *, within: bool = True) -> np.ndarray:

@@ -25,6 +25,7 @@ from pcl_ray.data.images import ArrayImages, Images
 from pcl_ray.data.reading import READ_TIMEOUT_S, Crops, FixedViews, Raw, Readers, WholeViews
 from pcl_ray.data.resample import resample
 from pcl_ray.data.views import Views
+from pcl_ray.plan import batches_ahead
 
 _POLL_S = 0.1
 _CPU = torch.device("cpu")
@@ -43,8 +44,7 @@ class TrainingLoader:
     """Two random views of every image, in another order each epoch; the incomplete last batch is dropped. Images in memory need no `readers`."""
 
     def __init__(self, images: Images, config: RunConfig, *, rank: int = 0, world_size: int = 1, device: torch.device = _CPU, readers: Readers | None = None):
-        self._images, self._config, self._device = images, config, device
-        self._sampler = _TrainingSampler(len(images), config.train.batch_size, config.seed, rank, world_size)
+        self._images, self._config, self._device, self._place = images, config, device, (rank, world_size)
         self._views = Views(config, device)
         self._held = isinstance(images, ArrayImages) and config.augment.engine == "batch"
         if not self._held:
@@ -52,20 +52,21 @@ class TrainingLoader:
             self._which = self._readers.add(WholeViews(images, config) if config.augment.engine == "torchvision" else Crops(images, config))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        self._sampler.epoch = epoch
+        steps = _order(epoch, len(self._images), self._config, *self._place)
         if self._held:
-            return self._finished(_ahead(self._from_memory(iter(self._sampler)), self._depth()), epoch)
-        return self._finished(self._readers.batches(self._which, iter(self._sampler)), epoch)
+            return self._finished(_ahead(self._from_memory(steps), self._depth()), epoch)
+        # Loader processes live through all epochs and learn the epoch from the pair.
+        return self._finished(self._readers.batches(self._which, ([(epoch, row) for row in rows.tolist()] for rows in steps)), epoch)
 
-    def _from_memory(self, rows: Iterator[list[tuple[int, int]]]) -> Iterator[Raw]:
+    def _from_memory(self, steps: Iterator[np.ndarray]) -> Iterator[Raw]:
         assert isinstance(self._images, ArrayImages)
-        for items in rows:
-            raw = _rows_of(self._images, np.array([index for _, index in items]))
+        for rows in steps:
+            raw = _rows_of(self._images, rows)
             yield raw.pin_memory() if self._device.type == "cuda" else raw
 
     def _depth(self) -> int:
-        wanted = self._config.data.prefetch
-        return wanted if wanted is not None else 2 if self._device.type == "cuda" else 0
+        wanted = self._config.data.prefetch is not None or self._device.type == "cuda"
+        return batches_ahead(self._config) if wanted else 0
 
     def _finished(self, batches: Iterator[Raw], epoch: int) -> Iterator[Batch]:
         for raw in batches:
@@ -110,22 +111,11 @@ class EvaluationLoader:
         return normalise(resample(pixels.float().contiguous() / 255, boxes, self._augment.image_size), self._augment)
 
 
-class _TrainingSampler:
-    """(epoch, index) pairs: loader processes live through all epochs and learn the epoch from the pair."""
-
-    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, world_size: int):
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.here = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.num_images // self.batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch  # read now and not at the first batch: another epoch may be asked for before
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
-        batches = (order[step * self.batch_size : (step + 1) * self.batch_size][self.here] for step in range(len(self)))
-        return ([(epoch, int(row)) for row in rows] for rows in batches)
+def _order(epoch: int, num_images: int, config: RunConfig, rank: int, world_size: int) -> Iterator[np.ndarray]:
+    """This worker's rows [b] of every step of an epoch."""
+    order, size = np.random.default_rng([config.seed, epoch]).permutation(num_images), config.train.batch_size
+    here = slice(rank * size // world_size, (rank + 1) * size // world_size)
+    return (order[start : start + size][here] for start in range(0, num_images - size + 1, size))
 
 
 def _rows_of(images: ArrayImages, rows: np.ndarray) -> Raw:

@@ -10,11 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
 
 from pcl_ray.data.datasets import DataSplits
-from pcl_ray.data.images import ArrayImages, FileImages, Images, cut, quiet, upright_size
-from pcl_ray.errors import DataError
+from pcl_ray.data.images import ArrayImages, FileImages, Images, cut, quiet, reduction
 from pcl_ray.machine import cores
 
 
@@ -31,7 +29,7 @@ def _decoded(images: Images, side: int, progress: Callable[[int, int], None]) ->
     if not isinstance(images, FileImages) or not len(images):
         return images
     with quiet(), ThreadPoolExecutor(max_workers=cores()) as pool:  # decoding leaves Python's lock alone
-        sizes = np.array(list(pool.map(lambda index: _size(images, index), range(len(images)))))
+        sizes = np.array(list(pool.map(images.size, range(len(images)))))
         as_they_are = (sizes == sizes[0]).all() and sizes.max() <= side
         shape = tuple(sizes[0]) if as_they_are else (min(side, int(sizes.max())),) * 2
         pixels = np.empty((len(images), *shape, images.channels), dtype=np.uint8)
@@ -41,18 +39,10 @@ def _decoded(images: Images, side: int, progress: Callable[[int, int], None]) ->
             if as_they_are:
                 pixels[index] = decoded
             else:
-                reduction = round(sizes[index][0] / len(decoded))
-                pixels[index] = cut(decoded, np.array([0, 0, *sizes[index] / reduction]), shape[0], within=False)
+                whole = np.array([0, 0, *sizes[index]]) / reduction(sizes[index][0], decoded)
+                pixels[index] = cut(decoded, whole, shape[0], within=False)
 
         for done, _ in enumerate(pool.map(keep, range(len(images))), start=1):
             if done % 1000 == 0:
                 progress(done, len(images))
     return ArrayImages(pixels, images.labels, images.class_names, None if as_they_are else sizes, images.fingerprint)
-
-
-def _size(images: FileImages, index: int) -> tuple[int, int]:
-    try:
-        with Image.open(images.path(index)) as picture:
-            return upright_size(picture)
-    except Exception as error:  # as in FileImages.read
-        raise DataError(f"{images.path(index)} cannot be read: {error}") from error

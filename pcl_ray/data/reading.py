@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from pcl_ray.config import RunConfig
 from pcl_ray.data.augment import evaluation_boxes, evaluation_scale, evaluation_view, random_view
 from pcl_ray.data.draws import ViewDraws, view_draws
-from pcl_ray.data.images import FileImages, Images, Scale, cut
+from pcl_ray.data.images import FileImages, Images, Scale, cut, reduction
 from pcl_ray.errors import DataError
+from pcl_ray.plan import batches_ahead
 
 READ_TIMEOUT_S = 600  # a loader process that is silent for so long has died or hangs
 
@@ -62,8 +63,8 @@ class Readers:
         # A generator of its own: the loader draws a seed at every pass, which must not come out of the training's randomness.
         options: dict[str, Any] = {"num_workers": self._workers, "pin_memory": self._device.type == "cuda", "generator": torch.Generator()}
         if self._workers:
-            ahead = self._config.data.prefetch if self._config.data.prefetch is not None else 2
-            options |= {"multiprocessing_context": "forkserver", "persistent_workers": True, "timeout": READ_TIMEOUT_S, "prefetch_factor": max(ahead, 1)}
+            ahead = max(batches_ahead(self._config), 1)
+            options |= {"multiprocessing_context": "forkserver", "persistent_workers": True, "timeout": READ_TIMEOUT_S, "prefetch_factor": ahead}
         return DataLoader(_All(self._reads), batch_sampler=self._next, collate_fn=_as_is, **options)  # type: ignore[arg-type]
 
 
@@ -131,8 +132,8 @@ class Crops:
             draws.extend(view_draws(self.augment, self.channels, self.seed, epoch, one, view, size) for view in range(2))
             return self.augment.image_size / min(view.boxes[0, 2:].min() for view in draws)
 
-        image, reduction = _read(self.images, index, place, self.reduced)
-        crops = [cut(image, view.boxes[0] / reduction, self.augment.image_size) for view in draws]
+        image, reduced_by = _read(self.images, index, place, self.reduced)
+        crops = [cut(image, view.boxes[0] / reduced_by, self.augment.image_size) for view in draws]
         return torch.stack([as_tensor(crop[:, ::-1] if view.flipped[0] else crop) for crop, view in zip(crops, draws, strict=True)])
 
 
@@ -154,11 +155,11 @@ class FixedViews:
             sizes.append((height, width))
             return evaluation_scale(self.augment, height, width)
 
-        image, reduction = _read(self.images, index, place, self.reduced)
-        if reduction == 1:
+        image, reduced_by = _read(self.images, index, place, self.reduced)
+        if reduced_by == 1:
             return self.view(as_tensor(image))
         box = evaluation_boxes(self.augment, torch.tensor(sizes))[0].numpy()
-        return as_tensor(cut(image, box / reduction, self.augment.image_size, within=False))
+        return as_tensor(cut(image, box / reduced_by, self.augment.image_size, within=False))
 
 
 def _read(images: Images, index: int, scale: Scale, reduced: bool) -> tuple[np.ndarray, int]:
@@ -174,7 +175,7 @@ def _read(images: Images, index: int, scale: Scale, reduced: bool) -> tuple[np.n
         return max(scale(height, width), 0.0 if reduced else 1.0)
 
     pixels = images.read(index, asked)
-    return pixels, round(heights[0] / len(pixels))
+    return pixels, reduction(heights[0], pixels)
 
 
 def as_tensor(pixels: np.ndarray) -> Tensor:

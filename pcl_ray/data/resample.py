@@ -21,8 +21,6 @@ def resample(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = 
     columns = _weights(boxes[:, 1], boxes[:, 3], width, size, flipped)
     rows = _weights(boxes[:, 0], boxes[:, 2], height, size, None)
     across = torch.bmm(images.reshape(count, channels * height, width), columns.transpose(1, 2)).view(count, channels, height, size)
-    if channels == 1:
-        return torch.bmm(rows, across[:, 0])[:, None]
     return torch.matmul(rows[:, None], across)
 
 

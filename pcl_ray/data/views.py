@@ -56,7 +56,7 @@ class Views:
         """[b, channels, S, S] in 0..1."""
         boxes_B4, flipped_B = (torch.from_numpy(part).to(pixels.device, non_blocking=True) for part in (boxes.astype(np.float32), flipped))
         size = self._augment.image_size
-        count = len(pixels) if pixels.is_cuda else max(1, _PIECE // (self._channels * max(pixels[0].numel() // self._channels, size * size)))
+        count = len(pixels) if pixels.is_cuda else max(1, _PIECE // max(pixels[0].numel(), self._channels * size * size))
         pieces = [
             resample(piece.permute(0, 3, 1, 2).float().contiguous().div_(255), box, size, flip)
             for piece, box, flip in zip(pixels.split(count), boxes_B4.split(count), flipped_B.split(count), strict=True)

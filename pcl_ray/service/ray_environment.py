@@ -16,6 +16,6 @@ def set_defaults() -> None:
     if not os.environ.get("RAY_ADDRESS"):
         # Ray runs its workers at niceness 15. On a machine that they fill, Ray's own helpers then interrupt every step.
         os.environ.setdefault("RAY_worker_niceness", "0")
-    if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

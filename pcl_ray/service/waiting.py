@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pcl_ray.config import RunConfig
-from pcl_ray.plan import RunPlan
+from pcl_ray.plan import RunPlan, batches_ahead, decoded_bytes
 
 _TOLERATED = 0.1  # of the time of an M-step
 
@@ -28,16 +28,17 @@ class WaitingForData:
 
     def _help(self) -> str:
         """The knob that helps; "" where none does."""
-        plan, data, resources = self._plan, self._config.data, self._config.resources
+        plan, resources = self._plan, self._config.resources
         # Without Ray all cores are taken anyway.
         cpus = f" and resources.cpus_per_worker (now {resources.cpus_per_worker:g})" if resources.workers else ""
         if self._config.augment.engine == "torchvision":
             return "augment.engine=batch makes the views many times faster"
         if not plan.in_memory:
+            gigabytes = decoded_bytes(self._config, plan.num_images + plan.num_holdout) / 1e9
             more = f"raise data.loader_workers (now {plan.loader_workers} a worker){cpus}"
-            return f"{more}, or keep the decoded images in memory with data.in_memory=true, which takes {self._gigabytes():.1f} GB"
+            return f"{more}, or keep the decoded images in memory with data.in_memory=true, which takes {gigabytes:.1f} GB"
         if self._device.type == "cuda":
-            return f"raise data.prefetch (now {2 if data.prefetch is None else data.prefetch}){cpus}"
+            return f"raise data.prefetch (now {batches_ahead(self._config)}){cpus}"
         # Here nothing waits: the views are made in between. Only where some of that can be left out is it worth a word.
         costly = [f"{name}=0" for name in self._costly()]
         return f"making the views is a large part of the work for an encoder this small; {' and '.join(costly)} would save most of it" if costly else ""
@@ -46,7 +47,3 @@ class WaitingForData:
         augment = self._config.augment
         hue = augment.hue > 0 and self._config.data.channels == 3
         return ["augment.hue"] * hue + ["augment.blur"] * (augment.blur > 0 and augment.version == "v2")
-
-    def _gigabytes(self) -> float:
-        plan = self._plan
-        return (plan.num_images + plan.num_holdout) * plan.memory_side**2 * self._config.data.channels / 1e9
