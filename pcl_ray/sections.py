@@ -226,8 +226,12 @@ class TrackingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Measured during training from the features of the E-step."""
+    """Measured during training: from the features of the E-step, and LiDAR from views of its own."""
 
     every_epochs: int = Field(1, ge=0, description="Epochs between two evaluations; 0 evaluates only after the last epoch.")
     knn_neighbours: int = Field(200, ge=1, description="Neighbours of the weighted kNN classifier.")
     knn_temperature: float = Field(0.07, gt=0, description="Its weights are exp(cosine / temperature).")
+    lidar_images: int = Field(1000, ge=2, description="Images that LiDAR is measured on, spread evenly over the training part; at most all of it.")
+    lidar_views: int = Field(
+        0, ge=0, le=1000, description="Random views of each of these images, rounded up to an even number; 10 to 50 are usual. 0 leaves LiDAR out."
+    )

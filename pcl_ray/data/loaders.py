@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -52,13 +52,16 @@ class TrainingLoader:
             self._which = self._readers.add(WholeViews(images, config) if config.augment.engine == "torchvision" else Crops(images, config))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        steps = _order(epoch, len(self._images), self._config, *self._place)
+        return self.views(epoch, _order(epoch, len(self._images), self._config, *self._place))
+
+    def views(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """The two views that the images at these rows [b] have in `epoch`, batch by batch."""
         if self._held:
             return self._finished(_ahead(self._from_memory(steps), self._depth()), epoch)
         # Loader processes live through all epochs and learn the epoch from the pair.
         return self._finished(self._readers.batches(self._which, ([(epoch, row) for row in rows.tolist()] for rows in steps)), epoch)
 
-    def _from_memory(self, steps: Iterator[np.ndarray]) -> Iterator[Raw]:
+    def _from_memory(self, steps: Iterable[np.ndarray]) -> Iterator[Raw]:
         assert isinstance(self._images, ArrayImages)
         for rows in steps:
             raw = _rows_of(self._images, rows)

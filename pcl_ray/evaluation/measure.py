@@ -1,4 +1,4 @@
-"""What is measured during training, all from features that the E-step has anyway."""
+"""What is measured during training from features that the E-step has anyway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import EvaluationConfig
 from pcl_ray.evaluation.knn import knn_accuracy
 from pcl_ray.evaluation.labels import agreement
-from pcl_ray.evaluation.unlabelled import rankme, uniformity
+from pcl_ray.evaluation.unlabelled import areq, rankme, uniformity
 
 
 def measure(
@@ -22,9 +22,9 @@ def measure(
     clusters: ClusterSet | None,
     config: EvaluationConfig,
 ) -> dict[str, float]:
-    """eval/rankme and eval/uniformity always; with labels eval/knn_top1 on the held-out part and the figures of `measure_clusters`."""
+    """eval/rankme, eval/areq and eval/uniformity always; with labels eval/knn_top1 on the held-out part and the figures of `measure_clusters`."""
     features = torch.from_numpy(features_NC)
-    figures = {"eval/rankme": rankme(features), "eval/uniformity": uniformity(features)}
+    figures = {"eval/rankme": rankme(features), "eval/areq": areq(features), "eval/uniformity": uniformity(features)}
     if labels_N is not None and holdout_QC is not None and holdout_labels_Q is not None:
         figures["eval/knn_top1"] = knn_accuracy(
             features,

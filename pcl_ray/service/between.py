@@ -23,6 +23,7 @@ from pcl_ray.data.loaders import EvaluationLoader
 from pcl_ray.data.reading import Readers
 from pcl_ray.e_step import extract_features
 from pcl_ray.errors import RunFailed
+from pcl_ray.evaluation.augmented import AugmentedViews
 from pcl_ray.features import FeatureShard
 from pcl_ray.m_step import Learner
 from pcl_ray.model.bank import FeatureBank
@@ -115,12 +116,17 @@ class FeaturePass:
         self._dtype = np.dtype(config.e_step.feature_dtype)
         self._train = EvaluationLoader(splits.train, config, **place)
         self._holdout = EvaluationLoader(splits.holdout, config, **place) if splits.holdout is not None else None
+        self._augmented = AugmentedViews(splits.train, config, device, readers) if config.evaluation.lidar_views else None
 
     def train(self, learner: Learner) -> FeatureShard:
         return self._features(learner, self._train)
 
     def holdout(self, learner: Learner) -> FeatureShard | None:
         return self._features(learner, self._holdout) if self._holdout is not None else None
+
+    def lidar(self, learner: Learner) -> dict[str, float]:
+        """The figures from random views, where they are asked for."""
+        return self._augmented.figures(learner) if self._augmented is not None else {}
 
     def _features(self, learner: Learner, loader: EvaluationLoader) -> FeatureShard:
         with precision(self._config, self._device):  # as the keys of the M-step
@@ -148,6 +154,9 @@ class Between:
         if not self._clustering and not evaluate:
             return
         self._tell(Event("phase", epoch, text="features"))
+        if evaluate:
+            # Straight to the epoch whose encoder this is: where an E-step is begun again after a stop, what is noted goes to the next one.
+            self._progress.history[-1]["metrics"] |= self._features.lidar(self._learner)
         start = time.perf_counter()
         shards = self._shards(epoch, evaluate)
         self._note({"perf/feature_seconds": time.perf_counter() - start})

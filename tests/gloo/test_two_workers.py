@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -28,7 +29,10 @@ from pcl_ray import config as configs
 from pcl_ray import m_step
 from pcl_ray import plan as plans
 from pcl_ray.clustering import Clustering, ClusterSet
+from pcl_ray.data.images import ArrayImages
+from pcl_ray.data.reading import Readers
 from pcl_ray.errors import RunFailed
+from pcl_ray.evaluation.augmented import AugmentedViews
 from pcl_ray.m_step import run_epoch
 from pcl_ray.model import encoder
 from pcl_ray.model.gather import all_gather, average_buffers, encode_shuffled, mean_over_workers, rank, world_size
@@ -200,12 +204,22 @@ def exchanges_of_gradients(knobs: dict[str, Any]) -> int:
     return len(sent)
 
 
+def figures_of_views(num_images: int) -> dict[str, float]:
+    """LiDAR of the same encoder and images, however many workers make the views."""
+    knobs = {"augment.image_size": 8, "evaluation.lidar_images": num_images, "evaluation.lidar_views": 4}
+    config = configs.with_overrides(configs.RunConfig(), KNOBS | {"train.epochs": 4} | knobs)
+    pixels = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 1), dtype=np.uint8)
+    learner = m_step.build_learner(config, CPU)
+    return AugmentedViews(ArrayImages(pixels), config, CPU, Readers(config, CPU)).figures(learner)
+
+
 def everything() -> dict[str, Any]:
     with_workers = {"resources.workers": world_size()}
     return {name: train(knobs | with_workers) for name, knobs in CASES.items()} | {
         "exchange": exchange(),
         "failure": fail(),
         "batch norm": buffers_after_batch_norm(),
+        "views": [figures_of_views(num_images) for num_images in (15, N)],
         "exchanges": [exchanges_of_gradients(knobs) for knobs in ({}, {"train.micro_batch": 2})],
     }
 
@@ -347,6 +361,12 @@ def test_averaged_statistics_let_all_workers_evaluate_alike(two: list[dict[str, 
     assert torch.allclose(first["after"], (first["before"] + second["before"]) / 2, atol=1e-6)
     assert torch.equal(first["after"], second["after"])
     assert torch.equal(first["features"], second["features"])
+
+
+def test_lidar_is_that_of_one_process(two: list[dict[str, Any]]) -> None:
+    for number, num_images in enumerate((15, N)):  # an odd number: the workers have unequal parts
+        first, second = (results["views"][number]["eval/lidar"] for results in two)
+        assert first == second == pytest.approx(figures_of_views(num_images)["eval/lidar"], rel=1e-4)
 
 
 def test_one_broken_worker_stops_both_with_the_same_message(two: list[dict[str, Any]]) -> None:

@@ -160,7 +160,7 @@ def test_a_diverged_encoder_during_warm_up_is_no_exception() -> None:
 def test_measuring_without_clustering() -> None:
     answer = ask(filled(), replace(REQUEST, cluster=False))
     assert answer.clusters is None
-    assert set(answer.metrics) == {"eval/rankme", "eval/uniformity", "eval/knn_top1", "perf/evaluation_seconds"}
+    assert set(answer.metrics) == {"eval/rankme", "eval/areq", "eval/uniformity", "eval/knn_top1", "perf/evaluation_seconds"}
 
 
 def test_clustering_without_measuring() -> None:
