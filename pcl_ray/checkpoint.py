@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import RunFailed
 
-FORMAT = 2  # 2: the state of the E-step beside its clusters
+FORMAT = 3  # 2: the state of the E-step beside its clusters; 3: an E-step that is owed
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class EStepState:
     failures: int = 0  # E-steps in a row without a clustering
     concluded: int | None = None  # the epoch before which the last E-step was, however it ended; one that is still under way is made again
     bank: Tensor | None = None  # [N, C], the feature bank
+    owed: bool = False  # saved before the E-step and the evaluation that end its last epoch
 
 
 @dataclass
@@ -62,7 +63,7 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
         "history": state.history,
         "encoder": state.encoder.model_dump(),
         "channels": state.channels,
-        "e_step": {name: getattr(state.e_step, name) for name in ("usable", "failures", "concluded", "bank")},
+        "e_step": {name: getattr(state.e_step, name) for name in ("usable", "failures", "concluded", "bank", "owed")},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,20 @@ def load(path: Path) -> RunState:
         raise
     except Exception as error:  # a cut or foreign file shows as one of many kinds of error
         raise RunFailed(f"checkpoint {path} cannot be read ({_reason(error)}); remove it to go on from the one before") from error
+
+
+def take_over(source: Path, folder: Path) -> Path:
+    """Makes another run's checkpoint the newest of `folder`: what is there from later epochs is removed. The next epoch begins with an E-step.
+
+    Raises as `load` and `save` do.
+    """
+    state = load(source)
+    state.e_step = replace(state.e_step, concluded=None, failures=0)
+    path = save(state, folder, keep=1)
+    for other in complete(folder):
+        if other != path:
+            other.unlink(missing_ok=True)
+    return path
 
 
 def prune(folder: Path, keep: int) -> None:

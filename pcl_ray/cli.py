@@ -11,8 +11,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pcl_ray import __version__, config
+from pcl_ray import __version__, cli_sweep, config
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
+from pcl_ray.knobs import Knob
 
 if TYPE_CHECKING:
     from pcl_ray.service.run import RunResult
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives back the exit code. The user's mistakes become one message on stderr, without a traceback."""
-    parser = _parser()
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = _parsed(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # ≥ and φ on a terminal that has no such letters
@@ -44,34 +44,43 @@ def entry() -> None:
     sys.exit(main())
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Each verb has a parser of its own: its words and options may stand in any order, which argparse's sub-commands do not allow."""
     parser = argparse.ArgumentParser(prog="pcl-ray", description="Prototypical Contrastive Learning on Ray.")
     parser.add_argument("--version", action="version", version=f"pcl_ray {__version__}")
-    parser.add_argument("verb", choices=["train"], help="train: run one experiment")
+    parser.add_argument("verb", choices=list(_VERBS), help="; ".join(f"{verb}: {sentence}" for verb, (sentence, _, _) in _VERBS.items()))
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="`pcl-ray VERB --help` says what a verb takes")
+    verb = parser.parse_args(argv[:1]).verb
+    sentence, add_arguments, command = _VERBS[verb]
+    of_verb = argparse.ArgumentParser(prog=f"pcl-ray {verb}", description=f"{sentence[0].upper()}{sentence[1:]}.")
+    add_arguments(of_verb)
+    of_verb.set_defaults(command=command)
+    return of_verb.parse_intermixed_args(argv[1:])
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="RECIPE [KEY=VALUE ...]", help=f"a shipped recipe ({', '.join(config.recipe_names())}) or a .yaml file")
     parser.add_argument("--name", help="name of the new run; made up where it is left out")
     parser.add_argument("--resume", metavar="NAME", help="go on with this run; takes no recipe, only KEY=VALUE")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
     parser.add_argument("--describe", action="store_true", help="print every knob: type, default, range, meaning")
     parser.add_argument("--result", type=Path, metavar="FILE", help="write the outcome as JSON")
-    parser.set_defaults(command=_train)
-    return parser
 
 
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.describe:
-        _print_knobs()
+        _print_knobs(config.describe())
         return 0
     recipe, overrides = _recipe_and_overrides(arguments)
     if arguments.result is not None:
         _check_result_file(arguments.result)
     from pcl_ray import dry_run
     from pcl_ray.service import request, run
-    from pcl_ray.service.folder import check_free
+    from pcl_ray.service.folder import RunFolder
 
     if arguments.dry_run:
         if arguments.name:
-            check_free(arguments.name)
+            RunFolder.check_free(arguments.name)
         asked = request.check(recipe, overrides) if recipe else request.check_stored(arguments.resume, overrides)
         dry_run.show(asked)
         return 0
@@ -83,6 +92,23 @@ def _train(arguments: argparse.Namespace) -> int:
     except run.Stopped as stopped:
         return _complain(str(stopped), stopped.exit_code)
     _print_result(result)
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    if arguments.describe:
+        from pcl_ray.service.sweep import settings
+
+        _print_knobs(settings.describe())
+        return 0
+    if arguments.result is not None:
+        _check_result_file(arguments.result)
+    from pcl_ray.service import run
+
+    try:
+        cli_sweep.run(arguments)
+    except run.Stopped as stopped:
+        return _complain(str(stopped), stopped.exit_code)
     return 0
 
 
@@ -113,8 +139,8 @@ def _recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]
     return recipes[0], overrides
 
 
-def _print_knobs() -> None:
-    for knob in config.describe():
+def _print_knobs(described: Sequence[Knob]) -> None:
+    for knob in described:
         print(f"{knob.name} = {knob.default!r}\n    {knob.allowed}\n    {knob.sentence}")
 
 
@@ -172,6 +198,11 @@ def _complain(message: str, code: int) -> int:
     print(f"pcl-ray: {message}", file=sys.stderr)
     return code
 
+
+_VERBS = {
+    "train": ("run one experiment", _train_arguments, _train),
+    "sweep": ("run many experiments over a space of knobs", cli_sweep.add_arguments, _sweep),
+}
 
 if __name__ == "__main__":
     entry()

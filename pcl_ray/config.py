@@ -135,7 +135,7 @@ def _sections(tree: Mapping[Any, Any]) -> dict[str, Any]:
 def _apply(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> list[Problem]:
     """Writes overrides into the tree; gives back the ones that could not even be read."""
     if not isinstance(overrides, Mapping):
-        parsed, problems = _parse(overrides)
+        parsed, problems = parse(overrides)
     else:
         parsed, problems = dict(overrides), []
     for name, value in parsed.items():
@@ -149,7 +149,8 @@ def _apply(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -
     return problems
 
 
-def _parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:
+def parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """`KEY=VALUE` words as a mapping, and those that are not written so."""
     parsed: dict[str, Any] = {}
     problems: list[Problem] = []
     for text in overrides:

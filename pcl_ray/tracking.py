@@ -119,6 +119,10 @@ class NullRun:
 
     def log_text(self, text: str, file: str) -> None: ...
 
+    def log_file(self, path: Path, file: str) -> None: ...
+
+    def tag(self, tags: Mapping[str, str]) -> None: ...
+
     def finish(self, status: Status, timeout_s: float = 30) -> None: ...
 
     def link(self) -> str | None:
@@ -135,9 +139,12 @@ def open_run(
     tags: Mapping[str, str],
     config_yaml: str,
     run_id: str | None = None,
+    title: str | None = None,
     warn: Callable[[str], None],
 ) -> MlflowRun | NullRun:
     """The MLflow run of this name, found (by `run_id` or by name) or created in the background: returns at once and never raises.
+
+    title: what the dashboard shows instead of the name.
 
     `warn` gets one plain sentence when something is wrong with the server; it is called from another thread.
     """
@@ -146,7 +153,7 @@ def open_run(
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     artifacts = home.absolute() / "mlflow" / "artifacts"
-    store = _Store(tracking_uri(config, home), config.experiment, run_name, artifacts, as_texts(params), run_id)
+    store = _Store(tracking_uri(config, home), config.experiment, run_name, artifacts, as_texts(params), run_id, title or run_name)
     first = Unsent(tags=as_texts(tags), files={"config.yaml": config_yaml})
     return MlflowRun(store, Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, warn))
 
@@ -196,6 +203,13 @@ class MlflowRun:
         """Records a small text file as artifact of the run."""
         self._outbox.put(Unsent(files={file: str(text)}))
 
+    def log_file(self, path: Path, file: str) -> None:
+        """Records a file, which must stay where it is, as artifact `file` of the run."""
+        self._outbox.put(Unsent(paths={file: str(path)}))
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self._outbox.put(Unsent(tags=as_texts(tags)))
+
     def finish(self, status: Status, timeout_s: float = 30) -> None:
         """Sends what is left and closes the run; what cannot be sent in `timeout_s` seconds is kept on disk. A second call does nothing."""
         self._outbox.close(_MLFLOW_STATUS[status], timeout_s)
@@ -204,7 +218,8 @@ class MlflowRun:
 class _Store:
     """The run on the server, as the outbox wants it."""
 
-    def __init__(self, uri: str, experiment: str, run_name: str, artifacts: Path, params: dict[str, str], wanted: str | None):
+    def __init__(self, uri: str, experiment: str, run_name: str, artifacts: Path, params: dict[str, str], wanted: str | None, title: str):
+        self._title = title
         self.uri, self._experiment, self._run_name, self._artifacts, self._params, self._wanted = uri, experiment, run_name, artifacts, params, wanted
         self.name = f"MLflow at {public_uri(uri)}"
         self.run_id: str | None = None
@@ -228,7 +243,7 @@ class _Store:
             self._existed = run is not None
             if run is None:
                 tags = {RUN_TAG: self._run_name, "mlflow.source.name": "pcl_ray", "mlflow.user": _user()}
-                run = self._client.create_run(self.experiment_id, run_name=self._run_name, tags=tags)
+                run = self._client.create_run(self.experiment_id, run_name=self._title, tags=tags)
         self.experiment_id = run.info.experiment_id
         if self._existed:
             self._client.update_run(run.info.run_id, status="RUNNING")
@@ -304,6 +319,12 @@ class _Store:
 
     def send_file(self, file: str, text: str) -> None:
         self._client.log_text(self.run_id, text, file)
+
+    def send_path(self, file: str, path: str) -> None:
+        """Under its own name in the artifact folder of `file`. A file that has gone meanwhile is no reason to send nothing more."""
+        if Path(path).is_file():
+            folder = file.rpartition("/")[0]
+            self._client.log_artifact(self.run_id, path, folder or None)
 
     def close(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status)

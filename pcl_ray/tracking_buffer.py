@@ -35,10 +35,11 @@ class Unsent:
 
     points: list[Point] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # artifact: its text
+    paths: dict[str, str] = field(default_factory=dict)  # artifact: the file on this disk that it is sent from
 
     def __bool__(self) -> bool:
-        return bool(self.points or self.tags or self.files)
+        return bool(self.points or self.tags or self.files or self.paths)
 
 
 class Store(Protocol):
@@ -54,6 +55,8 @@ class Store(Protocol):
     def send_tags(self, tags: dict[str, str]) -> None: ...
 
     def send_file(self, file: str, text: str) -> None: ...
+
+    def send_path(self, file: str, path: str) -> None: ...
 
     def close(self, status: str) -> None: ...
 
@@ -79,6 +82,7 @@ class Outbox:
             self._unsent.points += new.points
             self._unsent.tags |= new.tags
             self._unsent.files |= new.files
+            self._unsent.paths |= new.paths
             if len(self._unsent.points) >= BATCH_POINTS:
                 self._changed.notify_all()
 
@@ -154,9 +158,11 @@ class Outbox:
             with self._changed:
                 self._go_on()
                 self._unsent.tags, self._unsent.files = kept.tags | self._unsent.tags, kept.files | self._unsent.files
+                self._unsent.paths = kept.paths | self._unsent.paths
                 self._pending.unlink()
         with self._changed:
             points, tags, files = list(self._unsent.points), dict(self._unsent.tags), dict(self._unsent.files)
+            paths = dict(self._unsent.paths)
         self._send_points(points)
         with self._changed:
             self._go_on()
@@ -169,6 +175,10 @@ class Outbox:
             self._go_on()
             self._store.send_file(file, text)
             self._forget(self._unsent.files, {file: text})
+        for file, path in paths.items():
+            self._go_on()
+            self._store.send_path(file, path)
+            self._forget(self._unsent.paths, {file: path})
 
     def _send_points(self, points: list[Point]) -> None:
         for start in range(0, len(points), BATCH_POINTS):
@@ -196,7 +206,7 @@ class Outbox:
                 self._disk_failed = True
                 self.say(f"what waits for {self._store.name} cannot be kept in {self._pending} ({error}): free some space, it is in memory only")
             return False
-        self._unsent.points, self._unsent.tags, self._unsent.files = [], {}, {}
+        self._unsent.points, self._unsent.tags, self._unsent.files, self._unsent.paths = [], {}, {}, {}
         return True
 
 
@@ -225,6 +235,7 @@ def append(path: Path, unsent: Unsent) -> None:
     lines: list[dict[str, Any]] = [point._asdict() for point in unsent.points]
     lines += [{"tag": name, "value": value} for name, value in unsent.tags.items()]
     lines += [{"file": name, "text": text} for name, text in unsent.files.items()]
+    lines += [{"artifact": name, "path": path} for name, path in unsent.paths.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     start = "\n" if path.exists() else ""  # the last line may be cut off: what comes now must not be joined to it
     with path.open("a", encoding="utf-8") as file:
@@ -239,6 +250,8 @@ def read(path: Path) -> Unsent:
             entry = json.loads(line)
             if "tag" in entry:
                 unsent.tags[entry["tag"]] = str(entry["value"])
+            elif "artifact" in entry:
+                unsent.paths[entry["artifact"]] = str(entry["path"])
             elif "file" in entry:
                 unsent.files[entry["file"]] = str(entry["text"])
             else:

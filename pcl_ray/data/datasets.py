@@ -23,7 +23,7 @@ from pcl_ray.data.folders import BadImage
 from pcl_ray.data.images import NO_LABEL, ArrayImages, FileImages, Images, to_channels
 from pcl_ray.errors import DataError
 
-_SPLIT_SEED = 20210503
+_SPLIT_SEED, _TEST_SEED = 20210503, 20210504
 _TORCHVISION_SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "stl10": (5_000, 8_000)}
 _STL10_UNLABELLED = 100_000
 
@@ -80,6 +80,29 @@ def load(config: DataConfig, *, cache_dir: Path, progress: Callable[[int, int], 
     if config.limit and config.limit < len(train):
         train = train.take(np.sort(_fixed_order(len(train))[: config.limit]))
     return DataSplits(train, holdout, tuple(bad))
+
+
+def without_test_labels(splits: DataSplits, share: float) -> DataSplits:
+    """The same images with the labels of a fixed random `share` of the held-out ones hidden: no figure that needs labels can depend on them."""
+    holdout = splits.holdout
+    if holdout is None or holdout.labels is None or not share:
+        return splits
+    return replace(splits, holdout=holdout.with_labels(np.where(is_test(len(holdout), share), NO_LABEL, holdout.labels)))
+
+
+def only_test_labels(splits: DataSplits, share: float) -> DataSplits:
+    """The complement of `without_test_labels`."""
+    holdout = splits.holdout
+    if holdout is None or holdout.labels is None or not share:
+        return splits
+    return replace(splits, holdout=holdout.with_labels(np.where(is_test(len(holdout), share), holdout.labels, NO_LABEL)))
+
+
+def is_test(count: int, share: float) -> np.ndarray:
+    """[count] bool: which held-out images are the test split."""
+    chosen = np.zeros(count, dtype=bool)
+    chosen[np.random.default_rng(_TEST_SEED).permutation(count)[: round(count * share)]] = True
+    return chosen
 
 
 def _split(images: Images, share: float) -> tuple[Images, Images | None]:

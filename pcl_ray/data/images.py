@@ -58,6 +58,10 @@ class Images(Protocol):
         """The images at these positions, in this order."""
         ...
 
+    def with_labels(self, labels: np.ndarray) -> Images:
+        """The same images with other labels, [N] int64."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
@@ -79,6 +83,9 @@ class ArrayImages:
     def take(self, indices: np.ndarray) -> ArrayImages:
         labels, sizes = (None if part is None else part[indices] for part in (self.labels, self.sizes))
         return replace(self, pixels=self.pixels[indices], labels=labels, sizes=sizes, known_as=None)
+
+    def with_labels(self, labels: np.ndarray) -> ArrayImages:
+        return replace(self, labels=labels)
 
     @property
     def fingerprint(self) -> str:
@@ -126,6 +133,9 @@ class FileImages:
         except Exception as error:  # Pillow raises many kinds, most of them without the file's name
             reason = str(error) or type(error).__name__
             raise DataError(f"{self.path(index)} cannot be read: {reason}; data.check_images=true finds all such files before a run") from error
+
+    def with_labels(self, labels: np.ndarray) -> FileImages:
+        return replace(self, labels=labels)
 
     def take(self, indices: np.ndarray) -> FileImages:
         return replace(self, files=self.files[indices], labels=None if self.labels is None else self.labels[indices])

@@ -14,7 +14,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -163,7 +162,8 @@ def _concluded(answers: list[ShardAnswer], request: EStepRequest, previous: Clus
 
 
 def _quality(clusters: ClusterSet, previous: ClusterSet | None, answer: ShardAnswer) -> dict[str, float]:
-    before: Any = previous.clusterings if previous is not None else (None,) * len(clusters.clusterings)
+    earlier = previous.clusterings if previous is not None else ()  # of other knobs, perhaps fewer: a member of a population that took over
+    before = [earlier[m] if m < len(earlier) else None for m in range(len(clusters.clusterings))]
     return dict(answer.figures) | {
         f"cluster/{m}/{name}": value
         for m, (clustering, old, common) in enumerate(zip(clusters.clusterings, before, answer.common, strict=True))

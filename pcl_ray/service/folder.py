@@ -1,6 +1,7 @@
-"""A run's folder under PCL_RAY_HOME: its configuration, its state, its lock.
+"""The folder of a run or a sweep under PCL_RAY_HOME: its configuration, its state, its lock.
 
-runs/NAME/  config.yaml  state.json  lock  checkpoints/epoch_00012.pt  ray/  mlflow_pending.jsonl
+runs/NAME/    config.yaml  state.json  lock  checkpoints/epoch_00012.pt  ray/  mlflow_pending.jsonl
+sweeps/NAME/  config.yaml (of the recipe)  sweep.yaml  space.py  state.json  lock  tune/  warmups/  results
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal, Self
 
 from pcl_ray import config as configs
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError
 
-State = Literal["running", "finished", "failed", "stopped"]
+State = Literal["running", "finished", "failed", "stopped", "stopped early"]  # early: by the scheduler of its sweep
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -44,42 +45,81 @@ def check_writable() -> None:
         raise ConfigError(f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a folder of yours") from None
 
 
+class Busy(ConfigError):
+    """Another process holds the folder."""
+
+
 @dataclass
 class RunFolder:
     """Held by one process at a time. Use as a context manager."""
+
+    ROOT: ClassVar[str] = "runs"
+    KIND: ClassVar[str] = "run"
 
     name: str
     path: Path
     lock: IO[str]
 
     @classmethod
-    def create(cls, name: str, config: RunConfig) -> RunFolder:
+    def create(cls, name: str, config: RunConfig) -> Self:
         """A new run's folder. Raises ConfigError where the name is taken or not allowed."""
-        path = _path_of(name)
+        path = cls.path_of(name)
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            check_free(name)  # without a config.yaml it was made by a process that was killed right after: nothing is in it
+            cls.check_free(name)  # without a config.yaml it was made by a process that was killed right after: nothing is in it
         return cls._filled(name, path, config)
 
     @classmethod
-    def _filled(cls, name: str, path: Path, config: RunConfig) -> RunFolder:
-        folder = cls(name, path, _locked(path, name))
+    def _filled(cls, name: str, path: Path, config: RunConfig) -> Self:
+        folder = cls(name, path, cls._locked(path, name))
         folder.write_config(config)
         folder.write_state(state="running")
         return folder
 
     @classmethod
-    def open(cls, name: str) -> RunFolder:
+    def open(cls, name: str) -> Self:
         """An existing run's folder. Raises ConfigError where there is none, or another process trains it."""
-        path = _path_of(name)
+        path = cls.path_of(name)
         if not (path / "config.yaml").is_file():
-            known = sorted(entry.parent.name for entry in (home() / "runs").glob("*/config.yaml"))
+            known = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob("*/config.yaml"))
             near = difflib.get_close_matches(name, known, 1)
-            raise ConfigError(f"there is no run {name!r} under {home() / 'runs'}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        return cls(name, path, _locked(path, name))
+            raise ConfigError(f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return cls(name, path, cls._locked(path, name))
 
-    def __enter__(self) -> RunFolder:
+    @classmethod
+    def path_of(cls, name: str) -> Path:
+        """Where the folder of this name is or would be. Raises ConfigError for a name that is not allowed."""
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{cls.KIND} name {name!r} is not allowed: letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit")
+        return home() / cls.ROOT / name
+
+    @classmethod
+    def check_free(cls, name: str) -> None:
+        """Raises ConfigError where a new one cannot have this name."""
+        if (cls.path_of(name) / "config.yaml").exists():
+            raise ConfigError(f"{cls.KIND} {name!r} exists already; go on with it by --resume {name}, or choose another --name")
+
+    @classmethod
+    def free_name(cls, stem: str, stamp: str) -> str:
+        """`stem-stamp`, with a number where that is taken."""
+        base = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or cls.KIND
+        names = (f"{base[:60]}-{stamp}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+        return next(name for name in names if not cls.path_of(name).exists())
+
+    @classmethod
+    def _locked(cls, path: Path, name: str) -> IO[str]:
+        file = (path / "lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise Busy(f"{cls.KIND} {name!r} is being trained by another process; wait for it or stop it first") from None
+        except OSError:
+            pass  # storage without locks, as some network file systems are
+        return file
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,49 +135,34 @@ class RunFolder:
             raise ConfigError(f"{self.path} cannot be written ({error.strerror}): free some space, or set PCL_RAY_HOME to another folder") from None
 
     def read_state(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / "state.json").read_text())
-        except (OSError, ValueError):
-            return {}
+        return read_state_at(self.path)
 
     def write_state(self, **changes: Any) -> None:
         """Changes some entries of state.json: state, mlflow_run_id, fingerprint, error. A full disk must not end a run for it."""
-        with suppress(OSError):
-            _write(self.path / "state.json", json.dumps(self.read_state() | changes, indent=2))
+        write_state_at(self.path, **changes)
 
 
-def check_free(name: str) -> None:
-    """Raises ConfigError where a new run cannot have this name."""
-    if (_path_of(name) / "config.yaml").exists():
-        raise ConfigError(f"run {name!r} exists already; go on with it by --resume {name}, or choose another --name")
+class SweepFolder(RunFolder):
+    """The same for a sweep; its config.yaml is what its trials have in common."""
+
+    ROOT = "sweeps"
+    KIND = "sweep"
 
 
-def free_name(stem: str, stamp: str) -> str:
-    """`stem-stamp`, with a number where that is taken."""
-    base = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
-    names = (f"{base[:60]}-{stamp}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
-    return next(name for name in names if not _path_of(name).exists())
+def write_state_at(path: Path, **changes: Any) -> None:
+    """`RunFolder.write_state` from outside, for a run that another process may hold."""
+    with suppress(OSError):
+        _write(path / "state.json", json.dumps(read_state_at(path) | changes, indent=2))
 
 
-def _path_of(name: str) -> Path:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"run name {name!r} is not allowed: letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit")
-    return home() / "runs" / name
-
-
-def _locked(path: Path, name: str) -> IO[str]:
-    file = (path / "lock").open("w")
+def read_state_at(path: Path) -> dict[str, Any]:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(f"run {name!r} is being trained by another process; wait for it or stop it first") from None
-    except OSError:
-        pass  # storage without locks, as some network file systems are
-    return file
+        return json.loads((path / "state.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
+    partial = path.with_suffix(f"{path.suffix}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

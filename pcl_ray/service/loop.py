@@ -6,6 +6,8 @@ latest checkpoint or fresh learner
 
 With `e_step.overlap` the E-step goes on while the next epoch trains with the earlier clusters; all workers change over before the same step of that
 epoch, at its end at the latest. The checkpoint then holds the earlier clusters, and going on from it begins with the same E-step again.
+
+The warm-up can be left to other runs: the state before the first E-step, a checkpoint that owes the E-step and the figures of its last epoch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pcl_ray import checkpoint
-from pcl_ray.checkpoint import RunState
+from pcl_ray.checkpoint import EStepState, RunState
 from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
@@ -51,6 +53,7 @@ class Job:
     config: RunConfig
     plan: RunPlan
     run_dir: str
+    leave_warmup: str | None = None  # folder that gets a copy of the state before the first E-step
 
     @property
     def checkpoints(self) -> Path:
@@ -62,6 +65,12 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
 
     Raises RunFailed on all workers alike: loss not finite, features that cannot be clustered, checkpoint that cannot be written or read.
     """
+    for _ in epochs(job, splits, device=device, e_step=e_step, share=share, post=post):
+        pass
+
+
+def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post) -> Iterator[int]:
+    """`train`, epoch by epoch: gives back how many are done, after the checkpoint of each and its event."""
     config, plan = job.config, job.plan
     tell: Post = post if rank() == 0 else lambda event: None
     attempt = share(uuid.uuid4().hex)
@@ -74,8 +83,10 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
     tell(Event("start", progress.epoch, progress.epoch * plan.steps_per_epoch))
 
     start = time.perf_counter()  # an E-step before the first epoch counts to it
+    if progress.e_step.owed:
+        _make_up(between, progress, plan, tell)
     # Without warm-up, where a run that ended in its warm-up is made longer, and with overlap, the first epoch's clusters are still to be made.
-    if progress.epoch < plan.epochs and plan.clusters_before(progress.epoch) and progress.e_step.concluded != progress.epoch:
+    elif progress.epoch < plan.epochs and plan.clusters_before(progress.epoch) and progress.e_step.concluded != progress.epoch:
         between.begin(progress.epoch, evaluate=config.e_step.overlap and plan.evaluates_after(progress.epoch - 1))
     first = progress.epoch
     for epoch in range(first, plan.epochs):
@@ -87,6 +98,9 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
         metrics = _training_metrics(trained, epoch, plan)
         progress.epoch = epoch + 1
         progress.history.append({"epoch": epoch, "step": trained.last_step, "metrics": metrics})
+        if job.leave_warmup is not None and progress.epoch == plan.warmup_epochs:
+            metrics["perf/epoch_seconds"] = time.perf_counter() - start
+            _save(job, learner, replace(progress, e_step=EStepState(owed=True)), share, Path(job.leave_warmup))
         between.begin(epoch + 1, plan.evaluates_after(epoch))
         metrics |= between.figures()
         metrics["perf/epoch_seconds"] = time.perf_counter() - start
@@ -94,9 +108,21 @@ def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, 
         if said := watch.said_after(epoch - first, metrics["perf/data_share"]):
             tell(Event("warning", epoch, text=said))
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
-            _save(job, learner, progress, share)
+            _save(job, learner, progress, share, job.checkpoints)
         tell(Event("epoch", epoch, trained.last_step, metrics))
+        yield progress.epoch
         start = time.perf_counter()
+
+
+def _make_up(between: Between, progress: Progress, plan: RunPlan, tell: Post) -> None:
+    """The E-step and the evaluation that the state of another run's warm-up still owes; the figures belong to its last epoch."""
+    last = progress.history[-1]
+    begun = time.perf_counter()
+    between.begin(progress.epoch, plan.evaluates_after(progress.epoch - 1))
+    last["metrics"] |= between.figures()
+    last["metrics"]["perf/owed_seconds"] = time.perf_counter() - begun
+    progress.e_step = replace(progress.e_step, owed=False)
+    tell(Event("figures", last["epoch"], last["step"], last["metrics"]))
 
 
 def _training_metrics(trained: EpochMetrics, epoch: int, plan: RunPlan) -> dict[str, float]:
@@ -156,7 +182,7 @@ def _restore(job: Job, learner: Learner, splits: DataSplits, share: Share) -> Pr
     return Progress(state.epoch, state.clusters, state.history, replace(state.e_step, bank=None))
 
 
-def _save(job: Job, learner: Learner, progress: Progress, share: Share) -> None:
+def _save(job: Job, learner: Learner, progress: Progress, share: Share, folder: Path) -> None:
     """Rank 0 writes, all learn whether it worked."""
     states = list(all_gather(_random_state(learner.device)[None].to(learner.device)).cpu())
     problem = None
@@ -166,7 +192,7 @@ def _save(job: Job, learner: Learner, progress: Progress, share: Share) -> None:
         e_step = replace(progress.e_step, bank=bank)
         state = RunState(progress.epoch, learner.state_dict(), progress.clusters, states, progress.history, encoder, channels, e_step)
         try:
-            checkpoint.save(state, job.checkpoints, job.config.train.keep_checkpoints)
+            checkpoint.save(state, folder, job.config.train.keep_checkpoints)
         except RunFailed as error:
             problem = str(error)
     if problem := share(problem):

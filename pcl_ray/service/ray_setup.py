@@ -38,7 +38,8 @@ _START_TRIES = 1  # worker groups that could not even start are tried once more,
 
 def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) -> None:
     """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and ConfigError where the cluster can never fit the run."""
-    with connected(job.config.resources, job.plan.e_step_shards):
+    resources = job.config.resources
+    with connected(resources.workers * resources.cpus_per_worker + (1 + job.plan.e_step_shards) * resources.e_step_cpus):
         train_shared(job, share(splits), handle)
 
 
@@ -66,8 +67,9 @@ def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None]) ->
 
 
 @contextmanager
-def connected(resources: ResourcesConfig, e_step_shards: int = 0) -> Iterator[None]:
-    """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of our own that ends with the run."""
+def connected(cpus: float) -> Iterator[None]:
+    """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of our own, of at least so many CPUs, that ends
+    with the run."""
     if ray.is_initialized():
         yield
         return
@@ -76,7 +78,7 @@ def connected(resources: ResourcesConfig, e_step_shards: int = 0) -> Iterator[No
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)
         else:
-            _own_ray(resources, e_step_shards, quiet)
+            _own_ray(cpus, quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
         raise RunFailed(f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}") from error
     try:
@@ -85,10 +87,9 @@ def connected(resources: ResourcesConfig, e_step_shards: int = 0) -> Iterator[No
         ray.shutdown()
 
 
-def _own_ray(resources: ResourcesConfig, e_step_shards: int, quiet: dict[str, Any]) -> None:
-    needed = resources.workers * resources.cpus_per_worker + (1 + e_step_shards) * resources.e_step_cpus
+def _own_ray(cpus: float, quiet: dict[str, Any]) -> None:
     # More than the cores where need be: on a laptop two workers and the actor take turns rather than being refused.
-    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), **quiet)
+    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)), **quiet)
 
 
 def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
@@ -177,7 +178,7 @@ def _fit(trainer: TorchTrainer, job: Job, board: Any, handle: Callable[[Event], 
         thread.join(_POLL_S)
         if _hand_over(board, handle):
             seen = time.monotonic()
-        limit = _longest_wait(job) + job.config.resources.start_timeout_s
+        limit = longest_silence(job)
         if time.monotonic() - seen > limit:
             raise RunFailed(f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and e_step.timeout_s")
     _hand_over(board, handle)
@@ -201,6 +202,11 @@ def _hand_over(board: Any, handle: Callable[[Event], None]) -> bool:
 def _longest_wait(job: Job) -> float:
     """Seconds that one worker may have to wait for another: rank 0 may be in an E-step, and then in a step."""
     return job.config.resources.step_timeout_s + job.config.e_step.timeout_s
+
+
+def longest_silence(job: Job) -> float:
+    """Seconds without any event after which a run is lost."""
+    return _longest_wait(job) + job.config.resources.start_timeout_s
 
 
 def _explanation(error: BaseException) -> str:

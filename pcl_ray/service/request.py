@@ -53,9 +53,9 @@ def check(recipe_or_path: str, overrides: Iterable[str] = ()) -> Request:
     return _checked(config, problems)
 
 
-def check_config(config: RunConfig) -> Request:
-    """As `check`, for a configuration that is itself all right."""
-    return _checked(config, [])
+def check_config(config: RunConfig, *, on_ray: bool = False) -> Request:
+    """As `check`, for a configuration that is itself all right. on_ray: it is trained there, also where it has no workers of its own."""
+    return _checked(config, [], on_ray)
 
 
 def check_stored(name: str, overrides: Iterable[str]) -> Request:
@@ -91,7 +91,7 @@ def _unreachable(address: str) -> str | None:
     return None
 
 
-def _checked(config: RunConfig, problems: list[Problem]) -> Request:
+def _checked(config: RunConfig, problems: list[Problem], on_ray: bool = False) -> Request:
     wrong = {problem.name for problem in problems}
     problems = problems + [problem for problem in tracking.check_uri(config.tracking, folder.home()) if problem.name not in wrong]
     missing, num_images, num_holdout = "", 0, 0
@@ -101,7 +101,7 @@ def _checked(config: RunConfig, problems: list[Problem]) -> Request:
         missing = str(error)
     except OSError as error:
         missing = f"{error.filename or config.data.path} cannot be read: {error.strerror or error}"
-    address = os.environ.get("RAY_ADDRESS", "") if config.resources.workers else ""
+    address = os.environ.get("RAY_ADDRESS", "") if config.resources.workers or on_ray else ""
     elsewhere = bool(address)  # then the cluster is asked for its GPUs when we are there
     if elsewhere and (unreachable := _unreachable(address)):
         problems.append(Problem("RAY_ADDRESS", address, unreachable))

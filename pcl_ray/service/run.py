@@ -6,60 +6,37 @@ request → data → folder (new or resumed) → training (in this process, or o
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pcl_ray import checkpoint_files, tracking
 from pcl_ray import plan as plans
-from pcl_ray.config import RunConfig, with_overrides
+from pcl_ray.config import RunConfig
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.plan import RunPlan
-from pcl_ray.service import request
+from pcl_ray.service import outcome, request
 from pcl_ray.service.events import Event
-from pcl_ray.service.folder import RunFolder, State, check_free, check_writable, free_name, home
+from pcl_ray.service.folder import RunFolder, State, check_writable, home
+from pcl_ray.service.outcome import RunResult
 from pcl_ray.service.progress import Display
 from pcl_ray.service.request import Request
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended. `checkpoint` is a path that `model.weights.load_encoder` takes; `metrics` are the last epoch's, with totals."""
-
-    run_name: str
-    mlflow_run_id: str | None
-    state: State
-    run_dir: str
-    checkpoint: str | None
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def write(self, file: Path | None) -> None:
-        """As JSON, where a file was asked for. It could be written when the run began; if not now, that is a warning: the run itself is safe."""
-        if file is None:
-            return
-        try:
-            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        except OSError as error:
-            print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
-
-
 class Stopped(Exception):
-    """The run was told to stop (Ctrl-C, SIGTERM); its last checkpoint stands."""
+    """The run or sweep was told to stop (Ctrl-C, SIGTERM); its last checkpoint stands."""
 
-    def __init__(self, name: str, signal_number: int):
+    def __init__(self, name: str, signal_number: int, verb: str = "train"):
         self.exit_code = 128 + signal_number
-        super().__init__(f"stopped; go on with: pcl-ray train --resume {name}")
+        super().__init__(f"stopped; go on with: pcl-ray {verb} --resume {name}")
 
 
 def start(asked: Request, *, name: str | None = None, stem: str = "run", display: Display | None = None, result_file: Path | None = None) -> RunResult:
@@ -70,10 +47,10 @@ def start(asked: Request, *, name: str | None = None, stem: str = "run", display
     display = display or Display()
     _before_anything()
     if name:
-        check_free(name)  # before a million images are looked at
-    splits, plan = _load(asked.config, display)
+        RunFolder.check_free(name)  # before a million images are looked at
+    splits, plan = load(asked.config, display)
     _say(asked, splits, plan, display)
-    with RunFolder.create(name or free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder:
+    with RunFolder.create(name or RunFolder.free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder:
         folder.write_state(fingerprint=splits.train.fingerprint)
         return _run(folder, asked.config, plan, splits, display, result_file)
 
@@ -84,22 +61,22 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None, r
     _before_anything()
     with RunFolder.open(name) as folder:
         config = request.changed(folder.read_config(), overrides)
-        newest = _checkpoint(folder)
+        newest = outcome.newest_checkpoint(folder)
         done = checkpoint_files.epochs_done(newest) if newest else 0
         state = folder.read_state()
         if state.get("state") == "finished" and done >= config.train.epochs:
             display.say(f"run {name} has finished all its {done} epochs: nothing left to do")
             run_id = state.get("mlflow_run_id")
             if (folder.path / tracking.PENDING_FILE).exists():  # what MLflow did not take at the time
-                tracker = _open_tracker(folder, config, state.get("fingerprint", ""), display)
+                tracker = outcome.open_tracker(folder, config, state.get("fingerprint", ""), display.warn)
                 tracker.finish("finished")
                 run_id = tracker.run_id
                 folder.write_state(mlflow_run_id=run_id)
-            result = _result(folder, "finished", run_id, _history(folder))
+            result = outcome.result(folder, "finished", run_id, outcome.history(folder))
             result.write(result_file)
             return result
         asked = request.check_config(config)
-        splits, plan = _load(config, display)
+        splits, plan = load(config, display)
         known = state.get("fingerprint")
         if known and known != splits.train.fingerprint:
             raise DataError(f"the images of run {name!r} have changed since it began (others, or in another order); start a new run")
@@ -114,7 +91,9 @@ def _before_anything() -> None:
     check_writable()
 
 
-def _load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
+def load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
+    """The images, in memory where they are to be, and the plan. Raises DataError."""
+
     def progress(done: int, total: int) -> None:
         display.say(f"checking images: {done} of {total}")
 
@@ -142,10 +121,10 @@ def _say(asked: Request, splits: DataSplits, plan: RunPlan, display: Display) ->
 
 
 def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, display: Display, result_file: Path | None) -> RunResult:
-    tracker = _open_tracker(folder, config, splits.train.fingerprint, display)
+    tracker = outcome.open_tracker(folder, config, splits.train.fingerprint, display.warn)
     display.say(f"run        {folder.name} in {folder.path}")
     folder.write_state(state="running", error=None)
-    for entry in _history(folder):  # an epoch whose figures were lost with a killed driver; known points are skipped
+    for entry in outcome.history(folder):  # an epoch whose figures were lost with a killed driver; known points are skipped
         tracker.log(entry["metrics"], entry["step"])
     follow = _Follow(tracker, display, folder)
     state: State = "failed"
@@ -159,18 +138,18 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         raise
     except RunFailed as failure:
         folder.write_state(error=str(failure))
-        details = f"\nAll that is known is in {_write_traceback(folder)}" if failure.__cause__ else ""
+        details = f"\nAll that is known is in {outcome.write_traceback(folder)}" if failure.__cause__ else ""
         raise RunFailed(f"{failure}\n{_what_is_kept(folder)}{details}") from failure
     except Exception as error:
         folder.write_state(error=repr(error))
-        _write_traceback(folder)
+        outcome.write_traceback(folder)
         raise
     finally:
         display.end()
         # What others wait for first: a server that does not answer may hold `finish` until we are killed.
         folder.write_state(state=state, mlflow_run_id=tracker.run_id)
-        history = _history(folder)
-        result = _result(folder, state, tracker.run_id, history)
+        history = outcome.history(folder)
+        result = outcome.result(folder, state, tracker.run_id, history)
         result.write(result_file)
         for entry in history:
             tracker.log(entry["metrics"], entry["step"])
@@ -180,28 +159,6 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
             result = replace(result, mlflow_run_id=tracker.run_id)
             result.write(result_file)
     return result
-
-
-def _write_traceback(folder: RunFolder) -> Path:
-    path = folder.path / "error.txt"
-    with suppress(OSError):
-        path.write_text(traceback.format_exc())
-    return path
-
-
-def _open_tracker(folder: RunFolder, config: RunConfig, fingerprint: str, display: Display) -> tracking.MlflowRun | tracking.NullRun:
-    public = with_overrides(config, {"tracking.uri": tracking.public_uri(config.tracking.uri)}) if config.tracking.uri else config
-    return tracking.open_run(
-        config.tracking,
-        home=home(),
-        run_name=folder.name,
-        run_dir=folder.path,
-        params=public.flatten(),  # without the password that a URI may hold
-        tags=tracking.run_tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint},
-        config_yaml=public.to_yaml(),
-        run_id=folder.read_state().get("mlflow_run_id"),
-        warn=display.warn,
-    )
 
 
 def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]) -> None:
@@ -265,32 +222,8 @@ def _stopped_by_signals(name: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _checkpoint(folder: RunFolder) -> Path | None:
-    return checkpoint_files.latest(folder.path / "checkpoints")
-
-
-def _history(folder: RunFolder) -> list[dict[str, Any]]:
-    path = _checkpoint(folder)
-    if path is None:
-        return []
-    from pcl_ray import checkpoint
-
-    try:
-        return checkpoint.load(path).history
-    except RunFailed:
-        return []  # the worker that resumes says so
-
-
-def _result(folder: RunFolder, state: State, mlflow_run_id: str | None, history: list[dict[str, Any]]) -> RunResult:
-    path = _checkpoint(folder)
-    metrics = dict(history[-1]["metrics"]) if history else {}
-    for name in ("perf/e_step_seconds", "perf/m_step_seconds", "perf/epoch_seconds"):
-        metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in history)
-    return RunResult(folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics)
-
-
 def _what_is_kept(folder: RunFolder) -> str:
-    path = _checkpoint(folder)
+    path = outcome.newest_checkpoint(folder)
     if path is None:
         return f"No checkpoint was written; the run's folder is {folder.path}"
     return f"The last good checkpoint is {path}; go on with: pcl-ray train --resume {folder.name}"

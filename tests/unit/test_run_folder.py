@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pcl_ray.config import RunConfig, load
 from pcl_ray.errors import ConfigError
-from pcl_ray.service.folder import RunFolder, check_writable, free_name, home
+from pcl_ray.service.folder import RunFolder, check_writable, home
 
 CONFIG = load("digits", ["loss.temperature=0.35", "data.path=/somewhere/ä b", "e_step.num_clusters=[10,0.25]"])
 ODD_NAMES = ["", ".", "..", ".hidden", "-rf", "_a", "a/b", "../a", "/a", "a b", "a\n", "ä", "a\0", "a*", "x" * 101]
@@ -146,13 +146,13 @@ def test_runs_are_held_each_for_itself() -> None:
 
 @given(st.text(max_size=120))
 def test_a_free_name_is_always_allowed(stem: str) -> None:
-    name = free_name(stem, "20260102-030405")
+    name = RunFolder.free_name(stem, "20260102-030405")
     assert name.endswith("-20260102-030405")
     with RunFolder.create(f"{name}", CONFIG) as folder:
-        following = free_name(stem, "20260102-030405")
+        following = RunFolder.free_name(stem, "20260102-030405")
         assert following == f"{name}-2"
         (folder.path.parent / following).mkdir()
-        assert free_name(stem, "20260102-030405") == f"{name}-3"
+        assert RunFolder.free_name(stem, "20260102-030405") == f"{name}-3"
         (folder.path.parent / following).rmdir()
         for entry in folder.path.iterdir():
             entry.unlink()

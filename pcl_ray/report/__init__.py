@@ -1,0 +1,1 @@
+"""What a sweep found, from plain records: leaderboards and figures."""

@@ -1,0 +1,264 @@
+"""What a sweep found: its configurations in order, which knob mattered, and the same as CSV, Markdown and JSON.
+
+Pure functions from records. A configuration is a point of the space; its trials differ in nothing but the seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+State = Literal["finished", "stopped early", "failed", "unfinished"]
+Direction = Literal["max", "min", "nearest_one"]
+
+SHORT = {"loss.temperature": "τ", "e_step.alpha": "α", "e_step.num_clusters": "K"}
+_WORST_FIRST: tuple[State, ...] = ("unfinished", "failed", "stopped early", "finished")
+_COMPLETE, _PARTIAL, _REFUSED, _NOTHING = range(4)  # standings of a configuration, best first
+_FEWEST = 4  # trials that importances and rank correlations are taken of
+_NOTE_CHARACTERS = 120
+_LOG_FACTOR = 20.0
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    title: str  # "tau0.1-a10-K29-s0"
+    run_name: str  # the run's folder
+    state: State
+    point: dict[str, Any]  # swept dotted knobs → value, a number or text such as "0.02,0.04"
+    seed: int
+    objective: float | None  # raw value of the objective's metric, None where it was never measured
+    refused: str = ""  # the guard that the trial did not pass, e.g. collapsed features: it ranks last
+    epochs: int = 0  # done
+    device_seconds: float = 0.0  # own training
+    saved_seconds: float = 0.0  # of a shared warm-up that it did not have to train
+    error: str = ""  # why it failed
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration. `spread` is the sample standard deviation over seeds, None with one value; `values` are those of the trials that did not fail."""
+
+    point: dict[str, Any]
+    trials: tuple[TrialRecord, ...]
+    mean: float | None
+    spread: float | None
+    values: tuple[float, ...]
+    device_seconds: float
+    state: State
+    note: str
+
+
+def ranked(records: Sequence[TrialRecord], direction: Direction) -> list[Row]:
+    """Configurations, best first: all trials finished and passed the guards; stopped early or some failed; refused; without any value.
+
+    Within each of the four by mean objective, then by device seconds, fewer first.
+    """
+    groups: dict[tuple[Any, ...], list[TrialRecord]] = {}
+    for record in records:
+        groups.setdefault(_identity(record.point), []).append(record)
+    return sorted((_row(trials) for trials in groups.values()), key=lambda row: _place(row, direction))
+
+
+def best(rows: Sequence[Row]) -> Row | None:
+    """The first configuration whose every trial finished, was measured and passed the guards; None where there is none."""
+    return next((row for row in rows if _standing(row) == _COMPLETE), None)
+
+
+def value_of(record: TrialRecord) -> float | None:
+    """A trial's objective where it can be compared: not of a failed trial, whose last measurement is from some epoch or other, and never NaN."""
+    if record.state == "failed" or record.objective is None or not math.isfinite(record.objective):
+        return None
+    return float(record.objective)
+
+
+def score(value: float, direction: Direction) -> float:
+    """More is better."""
+    return {"max": value, "min": -value, "nearest_one": -abs(value - 1)}[direction]
+
+
+def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Equal for equal points: 10 and 10.0 are the same K, lists can be compared."""
+    return tuple((name, float(point[name]) if is_number(point[name]) else text(point[name])) for name in sorted(point))
+
+
+def _row(trials: list[TrialRecord]) -> Row:
+    values = tuple(value for trial in trials if (value := value_of(trial)) is not None)
+    state = next(state for state in _WORST_FIRST if any(trial.state == state for trial in trials))
+    return Row(
+        point=trials[0].point,
+        trials=tuple(trials),
+        mean=statistics.fmean(values) if values else None,
+        spread=statistics.stdev(values) if len(values) > 1 else None,
+        values=values,
+        device_seconds=sum(trial.device_seconds for trial in trials),
+        state=state,
+        note=_note(trials),
+    )
+
+
+def _note(trials: Sequence[TrialRecord]) -> str:
+    """What keeps a configuration from the first places, "" where nothing does."""
+    said = [f"refused: {reason}" for reason in dict.fromkeys(trial.refused for trial in trials if trial.refused)]
+    for state in ("failed", "stopped early", "unfinished"):
+        such = [trial for trial in trials if trial.state == state]
+        if such and not (state == "unfinished" and len(such) == len(trials)):  # the row's state says that already
+            share = f"{len(such)} of {len(trials)} {state}" if len(trials) > 1 else state
+            epochs = ", ".join(str(done) for done in sorted({trial.epochs for trial in such}))
+            reasons = "; ".join(dict.fromkeys(trial.error for trial in such if trial.error))
+            said.append(share + (f" after {epochs} epochs" if state == "stopped early" else "") + (f": {reasons}" if reasons else ""))
+    unmeasured = sum(trial.state == "finished" and value_of(trial) is None for trial in trials)
+    if unmeasured:
+        said.append(f"{unmeasured} of {len(trials)} without a value")
+    note = " ".join("; ".join(said).split())
+    return note if len(note) <= _NOTE_CHARACTERS else note[: _NOTE_CHARACTERS - 1] + "…"
+
+
+def _standing(row: Row) -> int:
+    if not row.values:
+        return _NOTHING
+    if any(trial.refused for trial in row.trials):
+        return _REFUSED
+    return _COMPLETE if row.state == "finished" and len(row.values) == len(row.trials) else _PARTIAL
+
+
+def _place(row: Row, direction: Direction) -> tuple[float, float, float, str]:
+    worth = 0.0 if row.mean is None else score(row.mean, direction)
+    return _standing(row), -worth, row.device_seconds, row.trials[0].title
+
+
+def importances(records: Sequence[TrialRecord], direction: Direction) -> dict[str, float]:
+    """Share of the objective's variance that each knob alone explains, largest first, summing to 1: fANOVA (Hutter et al., ICML 2014).
+
+    {} where it cannot be known: below 4 trials with a value, one value for all, or no knob that varies. Knobs that do not vary are left out.
+    """
+    kept = [(record, value) for record in records if not record.refused and (value := value_of(record)) is not None]
+    scores = [score(value, direction) for _, value in kept]
+    if len(kept) < _FEWEST or len(set(scores)) < 2:
+        return {}
+    columns = {name: column for name in kept[0][0].point if (column := _column(name, [record for record, _ in kept])) is not None}
+    return _fanova(columns, scores) if columns else {}
+
+
+def _column(name: str, records: Sequence[TrialRecord]) -> list[float] | list[str] | None:
+    """A knob's values as fANOVA takes them, None where some trial lacks the knob or all have the same. Forests ask for < and =; ranges count by length."""
+    if any(name not in record.point for record in records):
+        return None
+    values = [record.point[name] for record in records]
+    if not all(is_number(value) for value in values):
+        texts = [text(value) for value in values]
+        return texts if len(set(texts)) > 1 else None
+    numbers = [float(value) for value in values]
+    if len(set(numbers)) < 2:
+        return None
+    return [math.log(number) for number in numbers] if log_scaled(name, numbers) else numbers
+
+
+def _fanova(columns: Mapping[str, list[float] | list[str]], scores: Sequence[float]) -> dict[str, float]:
+    import optuna  # takes a second
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+    distributions: dict[str, BaseDistribution] = {}
+    for name, column in columns.items():
+        numbers = [value for value in column if isinstance(value, float)]
+        distributions[name] = FloatDistribution(min(numbers), max(numbers)) if numbers else CategoricalDistribution(sorted(set(map(str, column))))
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(direction="maximize")
+        for number, worth in enumerate(scores):
+            params = {name: column[number] for name, column in columns.items()}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=worth))
+        raw = optuna.importance.FanovaImportanceEvaluator(seed=0).evaluate(study)
+    except RuntimeError:  # no tree found anything to split by
+        return {}
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    total = sum(raw.values())
+    return {name: float(share / total) for name, share in raw.items()} if math.isfinite(total) and total > 0 else {}
+
+
+def agreement_with_labels(
+    records: Sequence[TrialRecord], names: Sequence[str] = ("eval/rankme", "eval/lidar", "eval/areq"), labelled: str = "eval/knn_top1"
+) -> dict[str, float]:
+    """Spearman's rank correlation, −1..1, of each label-free criterion with the accuracy; for eval/areq of −|x − 1|.
+
+    Left out: criteria that fewer than 4 trials have together with the accuracy, or where one of the two is the same for all.
+    """
+    from scipy.stats import spearmanr
+
+    found = {}
+    for name in names:
+        pairs = [(record.metrics.get(name, math.nan), record.metrics.get(labelled, math.nan)) for record in records]
+        pairs = [(score(x, "nearest_one" if name == "eval/areq" else "max"), y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+        if len(pairs) >= _FEWEST and all(len(set(side)) > 1 for side in zip(*pairs, strict=True)):
+            found[name] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return found
+
+
+def short(knob: str) -> str:
+    """A knob's name for a column: τ, α, K, else the leaf of the dotted name."""
+    return SHORT.get(knob, knob.rpartition(".")[2])
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def text(value: Any) -> str:
+    """A knob's value in words: %g for numbers, K of several clusterings as "0.02,0.04"."""
+    if isinstance(value, list | tuple):
+        return ",".join(text(part) for part in value)
+    return f"{value:g}" if is_number(value) else str(value)
+
+
+def log_scaled(knob: str, values: Sequence[float]) -> bool:
+    """Whether these numbers belong on a logarithmic axis: positive, and τ, α or more than a factor 20."""
+    return bool(values) and min(values) > 0 and (SHORT.get(knob) in ("τ", "α") or max(values) / min(values) > _LOG_FACTOR)
+
+
+def table(rows: Sequence[Row], knobs: Sequence[str], objective: str, limit: int) -> list[list[str]]:
+    """Heading and at most `limit` lines, for people."""
+    leaves = Counter(short(knob) for knob in knobs)
+    names = [short(knob) if leaves[short(knob)] == 1 else knob for knob in knobs]
+    lines = [["rank", objective, "seeds", *names, "device min", "state", "note"]]
+    for rank, row in enumerate(rows[:limit], start=1):
+        measured = "–" if row.mean is None else f"{row.mean:.4f}" + ("" if row.spread is None else f" ± {row.spread:.4f}")
+        values = [text(row.point[knob]) if knob in row.point else "–" for knob in knobs]
+        lines.append([str(rank), measured, str(len(row.trials)), *values, f"{row.device_seconds / 60:.1f}", row.state, row.note])
+    return lines
+
+
+def as_markdown(rows: Sequence[Row], knobs: Sequence[str], objective: str) -> str:
+    heading, *lines = [[cell.replace("|", "\\|") for cell in line] for line in table(rows, knobs, objective, len(rows))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [heading, ["---"] * len(heading), *lines])
+
+
+def as_csv(rows: Sequence[Row], knobs: Sequence[str]) -> str:
+    """For programs: dotted names, and numbers in full, so that a line can be run again."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(["rank", "mean", "spread", "seeds", *knobs, "device_minutes", "state", "note"])
+    for rank, row in enumerate(rows, start=1):
+        values = [value if is_number(value := row.point.get(knob, "")) else text(value) for knob in knobs]
+        writer.writerow([rank, row.mean, row.spread, len(row.trials), *values, round(row.device_seconds / 60, 4), row.state, row.note])
+    return written.getvalue()
+
+
+def as_json(rows: Sequence[Row], knobs: Sequence[str], objective: str) -> str:
+    """{"objective", "knobs", "rows"}, with each configuration's trials and their run folders. Never NaN, which is no JSON."""
+    entries = []
+    for rank, row in enumerate(rows, start=1):
+        trials = [{"run": t.run_name, "seed": t.seed, "state": t.state, "epochs": t.epochs, "objective": value_of(t)} for t in row.trials]
+        entries.append(
+            {"rank": rank, "mean": row.mean, "spread": row.spread, "seeds": len(row.trials), "point": {knob: row.point.get(knob) for knob in knobs}}
+            | {"device_minutes": row.device_seconds / 60, "state": row.state, "note": row.note, "trials": trials}
+        )
+    return json.dumps({"objective": objective, "knobs": list(knobs), "rows": entries}, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,88 @@
+"""What a run leaves and is known by: its result, its history, its MLflow run. Shared by single runs and the trials of a sweep."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pcl_ray import checkpoint_files, tracking
+from pcl_ray.config import RunConfig, with_overrides
+from pcl_ray.errors import RunFailed
+from pcl_ray.service.folder import RunFolder, State, home
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `checkpoint` is a path that `model.weights.load_encoder` takes; `metrics` are the last epoch's, with totals."""
+
+    run_name: str
+    mlflow_run_id: str | None
+    state: State
+    run_dir: str
+    checkpoint: str | None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def write(self, file: Path | None) -> None:
+        """As JSON, where a file was asked for. It could be written when the run began; if not now, that is a warning: the run itself is safe."""
+        if file is None:
+            return
+        try:
+            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
+
+
+def write_traceback(folder: RunFolder) -> Path:
+    path = folder.path / "error.txt"
+    with suppress(OSError):
+        path.write_text(traceback.format_exc())
+    return path
+
+
+def open_tracker(
+    folder: RunFolder, config: RunConfig, fingerprint: str, warn: Callable[[str], None], *, title: str | None = None, tags: Mapping[str, str] | None = None
+) -> tracking.MlflowRun | tracking.NullRun:
+    """The MLflow run of this folder; `title` is the name shown there, else the folder's."""
+    public = with_overrides(config, {"tracking.uri": tracking.public_uri(config.tracking.uri)}) if config.tracking.uri else config
+    return tracking.open_run(
+        config.tracking,
+        home=home(),
+        run_name=folder.name,
+        title=title,
+        run_dir=folder.path,
+        params=public.flatten(),  # without the password that a URI may hold
+        tags=tracking.run_tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint} | dict(tags or {}),
+        config_yaml=public.to_yaml(),
+        run_id=folder.read_state().get("mlflow_run_id"),
+        warn=warn,
+    )
+
+
+def newest_checkpoint(folder: RunFolder) -> Path | None:
+    return checkpoint_files.latest(folder.path / "checkpoints")
+
+
+def history(folder: RunFolder) -> list[dict[str, Any]]:
+    path = newest_checkpoint(folder)
+    if path is None:
+        return []
+    from pcl_ray import checkpoint
+
+    try:
+        return checkpoint.load(path).history
+    except RunFailed:
+        return []  # the worker that resumes says so
+
+
+def result(folder: RunFolder, state: State, mlflow_run_id: str | None, entries: list[dict[str, Any]]) -> RunResult:
+    path = newest_checkpoint(folder)
+    metrics = dict(entries[-1]["metrics"]) if entries else {}
+    for name in ("perf/e_step_seconds", "perf/m_step_seconds", "perf/epoch_seconds"):
+        metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in entries)
+    return RunResult(folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics)

@@ -1,0 +1,137 @@
+"""One knob's domain of Ray Tune: what is wrong with it, its values, its words. Imports Ray, as `spaces` does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.search.sample import Categorical, Domain, Float, Function, Integer, LogUniform, Normal, Quantized
+
+_COUNTABLE = 1000  # an integer range of more values is searched, not tried out
+
+
+def of(written: Any) -> Any:
+    """What SPACE has for a knob, as a domain where it is one: a grid is a choice, whose values are plain Python. Else the constant.
+
+    Grids are not kept as such: sampling one gives an error object instead of a value.
+    """
+    if isinstance(written, Mapping) and list(written) == ["grid_search"] and isinstance(written["grid_search"], list | tuple | np.ndarray):
+        return tune.choice(plain(written["grid_search"]))
+    if isinstance(written, Categorical):
+        return tune.choice(plain(written.categories))
+    return plain(written)
+
+
+def plain(value: Any) -> Any:
+    """numpy's numbers as Python's, tuples and arrays as lists: recipes, MLflow and Optuna take no others."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def wrong(domain: Domain) -> str | None:
+    """Why the domain cannot be searched and what to write instead, in a sentence; None where it is all right."""
+    match domain:
+        case Categorical():
+            return _wrong_choice(domain)
+        case Float() | Integer():
+            return _wrong_range(domain)
+        case Function():
+            return "a value computed from others (tune.sample_from) cannot be searched; give each knob a range of its own, or list its values in tune.choice"
+        case _:
+            return f"{type(domain).__name__} is not known here; use tune.uniform, loguniform, quniform, randint, lograndint, choice or grid_search"
+
+
+def _wrong_choice(domain: Categorical) -> str | None:
+    if not domain.categories:
+        return "has no values; list at least one"
+    if any(isinstance(value, Domain | Mapping) for value in domain.categories):
+        return "its values must be constants; give each knob a range of its own"
+    return None
+
+
+def repeated(domain: Domain) -> str | None:
+    """Which values a choice lists twice, in a sentence; `0.01` and `[0.01]` are the same."""
+    times = Counter(map(text_of, domain.categories)) if isinstance(domain, Categorical) else {}
+    often = [text for text, count in times.items() if count > 1]
+    return f"lists {'; '.join(often)} more than once" if often else None
+
+
+def _wrong_range(domain: Float | Integer) -> str | None:
+    lower, upper, step = domain.lower, domain.upper, _step(domain)
+    if isinstance(_sampler(domain), Normal):
+        return "a normal distribution has no ends; use tune.uniform or tune.loguniform"
+    if step is not None and (isinstance(domain, Integer) or is_log(domain)):
+        return "steps are kept by tune.quniform only, not by every search; list the values in tune.choice"
+    if isinstance(domain, Integer) and not (isinstance(lower, int) and isinstance(upper, int)):
+        return f"a range of whole numbers has whole ends, not {lower!r} and {upper!r}"
+    if not np.isfinite(lower) or not np.isfinite(upper):
+        return "needs two finite ends"
+    if not lower < upper:
+        return f"its lower end {text_of(lower)} must be below its upper end {text_of(upper)}"
+    return "its step must be above 0" if step is not None and not step > 0 else None
+
+
+def values(domain: Domain) -> list[Any] | None:
+    """All values; None for a range of real numbers, or of more than 1,000 whole ones."""
+    if isinstance(domain, Categorical):
+        return list(domain.categories)
+    if isinstance(domain, Integer) and domain.upper - domain.lower <= _COUNTABLE:
+        return list(range(domain.lower, domain.upper))
+    return None
+
+
+def edges(domain: Domain) -> list[Any]:
+    """The values that show whether all are legal: those of a choice, both ends of a range."""
+    if isinstance(domain, Categorical):
+        return list(domain.categories)
+    assert isinstance(domain, Float | Integer)
+    last = domain.upper - 1 if isinstance(domain, Integer) else domain.upper  # Ray's integer ranges end before `upper`
+    return [domain.lower] if last == domain.lower else [domain.lower, last]
+
+
+def is_continuous(domain: Domain | None) -> bool:
+    return isinstance(domain, Float) and _step(domain) is None
+
+
+def is_log(domain: Domain) -> bool:
+    return isinstance(_sampler(domain), LogUniform)
+
+
+def words(domain: Domain) -> str:
+    """`log-uniform 0.05 … 0.5`, `one of 1, 3, 10`."""
+    if isinstance(domain, Categorical):
+        texts = [text_of(value) for value in domain.categories]
+        return f"one of {('; ' if any(',' in text for text in texts) else ', ').join(texts) or 'nothing'}"
+    if isinstance(domain, Function):
+        return "computed from others"
+    if not isinstance(domain, Float | Integer) or isinstance(_sampler(domain), Normal):
+        return type(_sampler(domain)).__name__.strip("_").lower()
+    kind = ("log-uniform" if is_log(domain) else "uniform") + (" whole numbers" if isinstance(domain, Integer) else "")
+    last = domain.upper - 1 if isinstance(domain, Integer) else domain.upper
+    steps = f" in steps of {text_of(_step(domain))}" if _step(domain) is not None else ""
+    return f"{kind} {text_of(domain.lower)} … {text_of(last)}{steps}"
+
+
+def text_of(value: Any) -> str:
+    """The value as the command line would have it: `0.01,0.02`, `true`, `null`, six significant digits."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(text_of, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _sampler(domain: Domain) -> Any:
+    sampler = domain.get_sampler()
+    return sampler.sampler if isinstance(sampler, Quantized) else sampler
+
+
+def _step(domain: Domain) -> float | None:
+    sampler = domain.get_sampler()
+    return sampler.q if isinstance(sampler, Quantized) else None

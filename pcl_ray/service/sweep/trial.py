@@ -1,0 +1,356 @@
+"""One trial of a sweep: a run of its own under runs/, taken epoch by epoch. A plain class; `trainable` wraps it for Ray Tune.
+
+folder free? → warm-up: found (go on from it), mine (train it, leave a copy), or somebody else's (wait) → epochs → summary in state.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pcl_ray import checkpoint_files, tracking
+from pcl_ray import plan as plans
+from pcl_ray.config import RunConfig, with_overrides
+from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.plan import RunPlan
+from pcl_ray.service import outcome
+from pcl_ray.service.events import Event, Post
+from pcl_ray.service.folder import Busy, RunFolder, home, read_state_at
+from pcl_ray.service.loop import Job
+from pcl_ray.service.sweep import warmups
+from pcl_ray.service.sweep.objective import WORST, Objective
+from pcl_ray.service.sweep.settings import SweepConfig
+from pcl_ray.service.sweep.warmups import Claim
+
+_WAIT_S = 2.0  # a trial that waits for another gives word this often
+_ALIVE_EVERY_S = 5.0
+_SHORT = {"loss.temperature": "tau", "e_step.alpha": "a", "e_step.num_clusters": "K"}
+_BEING_TRAINED = ("running", "stopped")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trial's place in the space. member: of a population, whose values change as it goes on; else None."""
+
+    values: Mapping[str, Any]  # dotted knob → value
+    seed: int
+    member: int | None = None
+
+    def config(self, base: RunConfig) -> RunConfig:
+        return with_overrides(base, {**self.values, "seed": self.seed})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trials of a sweep have in common."""
+
+    sweep: str
+    base: RunConfig
+    settings: SweepConfig
+    objective: Objective
+    num_images: int
+    num_holdout: int
+    fingerprint: str
+    home: str
+    parent_run_id: str | None
+
+    def plan(self, config: RunConfig) -> RunPlan:
+        return plans.make(config, self.num_images, self.num_holdout)
+
+
+class Office(Protocol):
+    """`warmups.Warmups` as a trial sees it, wherever it runs."""
+
+    def claim(self, key: str, trial: str) -> Claim: ...
+    def alive(self, key: str, trial: str) -> None: ...
+    def release(self, key: str, trial: str) -> None: ...
+
+
+class Epochs(Protocol):
+    """Trains the job: gives back how many epochs are done, one after the other. Raises RunFailed."""
+
+    def __call__(self, job: Job, post: Post, /) -> Iterator[int]: ...
+
+
+def title_of(point: Point, config: RunConfig, plan: RunPlan) -> str:
+    """tau0.1-a10-K29+57-s0: what sets the trial apart, K as counts."""
+    parts = []
+    for name in sorted(point.values, key=lambda knob: (list(_SHORT).index(knob) if knob in _SHORT else len(_SHORT), knob)):
+        value = "+".join(map(str, plan.num_clusters)) if name == "e_step.num_clusters" else _text(point.values[name])
+        parts.append(f"{_SHORT.get(name, name.rpartition('.')[2])}{value}")
+    parts.append(f"s{config.seed}" if point.member is None else f"s{config.seed}-p{point.member}")
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", "-".join(parts))[:80]
+
+
+def run_name_of(sweep: str, point: Point) -> str:
+    """The run folder's name: the same point of a sweep is the same run, whoever asks for it and how often. A member of a population keeps its own."""
+    identity: Any = {**point.values, "seed": point.seed} if point.member is None else {"member": point.member}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    return f"{sweep}.{digest}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class Trial:
+    """One point's run. `step` until its result says done; then, or at any time before, `close`."""
+
+    def __init__(self, point: Point, setting: Setting, epochs: Epochs, office: Office):
+        self.point, self._setting, self._make_epochs, self._office = point, setting, epochs, office
+        self.config = point.config(setting.base)
+        self.plan = setting.plan(self.config)
+        self.title = title_of(point, self.config, self.plan)
+        self.name = run_name_of(setting.sweep, point)
+        self._folder: RunFolder | None = None
+        self._tracker: tracking.MlflowRun | tracking.NullRun | None = None
+        self._epochs: Iterator[int] | None = None
+        self._history: list[dict[str, Any]] = []
+        self._began = 0  # epochs that another trial trained for it
+        self._failed = ""
+        self._claimed = ""  # key of the warm-up that it trains
+        self._told = 0.0
+
+    def step(self) -> dict[str, Any]:
+        """Trains one epoch; its figures for Ray Tune. Raises RunFailed one step after a result that says failing, which Tune then takes for final."""
+        if self._failed:
+            raise RunFailed(self._failed)
+        try:
+            if self._epochs is None:
+                if not self._open():
+                    time.sleep(_WAIT_S)
+                    return {"epoch": 0, "waiting": True}
+                if (known := self._known()) is not None:
+                    return known
+                self._start()
+            assert self._epochs is not None
+            done = next(self._epochs, None)
+        except (RunFailed, ConfigError) as failure:
+            return self._fail(str(failure))
+        except Exception as error:  # out of memory, a bug: it costs this trial
+            if self._folder is not None:
+                outcome.write_traceback(self._folder)
+            return self._fail(f"{type(error).__name__}: {error}")
+        if done is None or done >= self.plan.epochs:
+            self._conclude("finished")
+            return self._result() | {"done": True}
+        return self._result()
+
+    def close(self) -> None:
+        """Ends a trial that has not come to its own end: its scheduler or its user wants no more of it, now."""
+        if isinstance(self._epochs, Generator):
+            self._epochs.close()
+        self._epochs = None
+        if self._folder is not None and not self._failed:
+            early = self._folder.read_state().get("state") == "stopped early"
+            self._conclude("stopped early" if early else "stopped")
+
+    def checkpoint(self) -> Path | None:
+        """The newest of its own."""
+        return checkpoint_files.latest(RunFolder.path_of(self.name) / "checkpoints")
+
+    def take_over(self, donor: Path, exploit: dict[str, Any]) -> None:
+        """Population-based training: goes on from another member's checkpoint, with its own values; clusters are made anew with them."""
+        from pcl_ray import checkpoint
+
+        known = read_state(self.name).get("exploits", [])
+        if known and known[-1] == exploit and self.checkpoint() is not None:
+            return  # a process that was lost and came back: what was taken over has been trained on
+        while not self._open():
+            time.sleep(_WAIT_S)
+        assert self._folder is not None
+        checkpoint.take_over(donor, self._folder.path / "checkpoints")
+        self._folder.write_state(exploits=[*known, exploit], began=0)
+
+    def _open(self) -> bool:
+        """Takes the folder, and the warm-up where there is one to share; False where another trial has either."""
+        if self._folder is None:
+            path = RunFolder.path_of(self.name)
+            try:
+                self._folder = RunFolder.open(self.name) if (path / "config.yaml").is_file() else RunFolder.create(self.name, self.config)
+            except Busy:  # a second trial of the same point: it takes the first one's result
+                return False
+        if self.point.member is not None:
+            self._folder.write_config(self.config)
+        return self._share_warmup(self._folder)
+
+    def _share_warmup(self, folder: RunFolder) -> bool:
+        """Whether training can begin."""
+        newest = checkpoint_files.latest(folder.path / "checkpoints")
+        done = checkpoint_files.epochs_done(newest) if newest else 0
+        if not self._setting.settings.shared_warmup or not warmups.exists(self.config) or done >= self.plan.warmup_epochs:
+            return True
+        key = warmups.key_of(self.config)
+        claim = self._office.claim(key, self.name)
+        if claim.kind == "wait" and not done:  # one that was interrupted in the warm-up rather trains on
+            return False
+        if claim.kind == "yours":
+            self._claimed = key
+        elif claim.kind == "found":
+            _copy(Path(claim.path), folder.path / "checkpoints")
+            folder.write_state(began=self.plan.warmup_epochs, began_before=done)
+        return True
+
+    def _known(self) -> dict[str, Any] | None:
+        """The outcome of a run that has ended already."""
+        assert self._folder is not None
+        state = self._folder.read_state()
+        if state.get("state") not in ("finished", "stopped early") or (state["state"] == "finished" and state.get("epochs") != self.plan.epochs):
+            return None
+        summary = state.get("trial") or {}
+        if self._folder is not None:
+            self._folder.lock.close()
+            self._folder = None
+        score = {"score": summary["score"]} if summary.get("score") is not None else {}
+        return {"epoch": state.get("epochs", 0), "done": True, "known": True, "early": state["state"] == "stopped early", "run": self.name} | score
+
+    def _start(self) -> None:
+        assert self._folder is not None
+        folder, setting = self._folder, self._setting
+        state = folder.read_state()
+        self._began = int(state.get("began", 0))
+        self._history = outcome.history(folder)
+        tags = {"pcl_ray.sweep": setting.sweep, "pcl_ray.trial": self.title, "trial.status": "running", "objective.name": setting.objective.metric}
+        tags |= {"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {}
+        self._tracker = outcome.open_tracker(folder, self.config, setting.fingerprint, lambda text: None, title=self.title, tags=tags)
+        for entry in self._history:  # the shared warm-up's, and what a killed process could not send
+            self._tracker.log(entry["metrics"], entry["step"])
+        point = {"point": dict(self.point.values), "seed": self.point.seed, "member": self.point.member, "title": self.title}
+        folder.write_state(state="running", error=None, sweep=setting.sweep, fingerprint=setting.fingerprint, **point)
+        leave = str(home() / "sweeps" / setting.sweep / "warmups" / warmups.key_of(self.config)) if self._claimed else None
+        self._epochs = self._make_epochs(Job(self.config, self.plan, str(folder.path), leave), self._handle)
+
+    def _handle(self, event: Event) -> None:
+        if self._tracker is not None and event.kind in ("step", "epoch", "figures"):
+            self._tracker.log(event.metrics, event.step)
+        if event.kind == "epoch":
+            self._history.append({"epoch": event.epoch, "step": event.step, "metrics": dict(event.metrics)})
+            self._summarise()
+        elif event.kind == "figures" and self._history:
+            self._history[-1]["metrics"] |= event.metrics
+        if self._claimed and time.monotonic() - self._told > _ALIVE_EVERY_S:
+            self._told = time.monotonic()
+            self._office.alive(self._claimed, self.name)
+
+    def _summary(self) -> dict[str, Any]:
+        """What the leaderboard is made from. The objective is that of the last evaluation: the best of many would be a choice of its own."""
+        setting = self._setting
+        metrics: dict[str, float] = {}
+        for entry in self._history:
+            metrics |= entry["metrics"]
+        value = metrics.get(setting.objective.metric)
+        refused = setting.objective.refusal(metrics, setting.settings)
+        score = None if value is None else WORST if refused else setting.objective.score(value)
+        seconds = [entry["metrics"].get("perf/epoch_seconds", 0.0) for entry in self._history]
+        owed = sum(entry["metrics"].get("perf/owed_seconds", 0.0) for entry in self._history)
+        devices = max(self.config.resources.workers, 1)
+        return {
+            "objective": value,
+            "score": score,
+            "refused": refused,
+            "device_seconds": devices * (sum(seconds[self._began :]) + owed),
+            "saved_seconds": devices * sum(seconds[: self._began]),
+            "metrics": metrics,
+        }
+
+    def _summarise(self) -> None:
+        if self._folder is not None:
+            done = self._history[-1]["epoch"] + 1 if self._history else 0
+            self._folder.write_state(epochs=done, trial=self._summary(), mlflow_run_id=self._tracker.run_id if self._tracker else None)
+
+    def _result(self) -> dict[str, Any]:
+        summary = self._summary()
+        result: dict[str, Any] = {"epoch": self._history[-1]["epoch"] + 1 if self._history else 0, "run": self.name}
+        result |= {name: summary[name] for name in ("objective", "score") if summary[name] is not None}
+        return result | ({"refused": summary["refused"]} if summary["refused"] else {})
+
+    def _fail(self, reason: str) -> dict[str, Any]:
+        self._failed = reason or "unknown"
+        if self._folder is not None:
+            self._folder.write_state(error=self._failed)
+        self._conclude("failed")
+        return {"epoch": self._history[-1]["epoch"] + 1 if self._history else 0, "failing": self._failed, "run": self.name}
+
+    def _conclude(self, state: Any) -> None:
+        """Writes down how it ended, closes its MLflow run, gives its folder and its claim back."""
+        if self._claimed:
+            self._office.release(self._claimed, self.name)
+            self._claimed = ""
+        folder, tracker = self._folder, self._tracker
+        self._folder = self._tracker = None
+        if folder is None:
+            return
+        if tracker is not None:
+            done = self._history[-1]["epoch"] + 1 if self._history else 0
+            folder.write_state(state=state, epochs=done, trial=self._summary())
+            tracker.tag({"trial.status": state})
+            tracker.finish("stopped" if state == "stopped early" else state)
+            folder.write_state(mlflow_run_id=tracker.run_id)
+        elif state == "failed":
+            folder.write_state(state=state)
+        folder.lock.close()
+
+
+def _copy(state: Path, folder: Path) -> None:
+    """Whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{os.getpid()}.partial"
+    shutil.copyfile(state, partial)
+    os.replace(partial, folder / state.name)
+
+
+class InThread:
+    """Epochs of a run that another thread trains, as the workers of a Train group need it: `train` blocks, its events come one by one."""
+
+    def __init__(self, train: Callable[[Callable[[Event], None]], None], handle: Post, limit_s: float):
+        self._limit_s, self._handle = limit_s, handle
+        self._events: list[Event] = []
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+        self._ended = False
+
+        def run() -> None:
+            try:
+                train(self._put)
+            except BaseException as error:  # carried to the thread that waits
+                self._failure = error
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+        threading.Thread(target=run, name="trial", daemon=True).start()
+
+    def _put(self, event: Event) -> None:
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+
+    def __iter__(self) -> InThread:
+        return self
+
+    def __next__(self) -> int:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._events or self._ended, timeout=self._limit_s):
+                    raise RunFailed(f"no sign of life from the trial's workers for {self._limit_s:.0f} s")
+                event = self._events.pop(0) if self._events else None
+            if event is None:
+                if self._failure is not None:
+                    raise self._failure
+                raise StopIteration
+            self._handle(event)
+            if event.kind == "epoch":
+                return event.epoch + 1
+
+
+def read_state(run_name: str) -> dict[str, Any]:
+    return read_state_at(RunFolder.path_of(run_name))

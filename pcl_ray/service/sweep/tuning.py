@@ -1,0 +1,117 @@
+"""Ray Tune, wired: the data and the office of warm-ups into Ray, one process a trial, as many as the cluster holds."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from pcl_ray.data.datasets import DataSplits
+from pcl_ray.errors import ConfigError, Problem, RunFailed
+from pcl_ray.service import ray_setup
+from pcl_ray.service.folder import SweepFolder
+from pcl_ray.service.sweep import capacity, driver, search
+from pcl_ray.service.sweep.asked import SweepRequest
+from pcl_ray.service.sweep.driver import Ended
+from pcl_ray.service.sweep.follow import Follow
+from pcl_ray.service.sweep.trainable import POINT, Shared, TrialProcess, resources
+from pcl_ray.service.sweep.trial import Setting
+from pcl_ray.service.sweep.warmups import Warmups
+
+
+def run(
+    folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: DataSplits, tracker: Any, console: Console, *, resumed: bool, interruptible: Any
+) -> Ended:
+    """Trains all trials, or those that are left. Raises ConfigError where not one fits the cluster, RunFailed where Tune itself fails."""
+    driver.quiet_tune()
+    trial = capacity.bundles(setting.base, asked.plan)
+    with ray_setup.connected(sum(cpus for cpus, _ in trial)):
+        at_a_time = concurrency(asked, setting)
+        office: Any = ray.remote(Warmups).options(num_cpus=0, max_restarts=-1).remote(str(folder.path / "warmups"))
+        shared = Shared(ray_setup.share(splits), office)
+        listed = search.points(asked.space, asked.settings, setting.base)
+        total = len(listed) if listed is not None else search.samples(asked.space, asked.settings) * asked.settings.seeds
+        if asked.settings.scheduler == "pbt" and setting.base.resources.workers and at_a_time < total:
+            message = f"a population whose members have workers trains all at once, and {at_a_time} fit the cluster; use fewer, or resources.workers=0"
+            raise ConfigError([Problem("sweep.samples", total, message)])
+        console.print(f"sweep       {folder.name}: {total} trials, {at_a_time} at a time, in {folder.path}", markup=False, soft_wrap=True)
+        with interruptible(asked.settings.budget_s) as (stop, reasons):
+            follow = Follow(console, setting.objective, setting.settings, setting.base.train.epochs, total, tracker, lambda: stop(follow.failed_of))
+            try:
+                tuner = _tuner(folder, asked, setting, shared, listed, total, at_a_time, follow, resumed)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    tuner.fit()
+            except tune.TuneError as error:
+                raise RunFailed(f"Ray Tune failed: {str(error).strip().splitlines()[-1]}") from error
+            finally:
+                follow.end()
+        return reasons[0] if reasons else Ended()
+
+
+def concurrency(asked: SweepRequest, setting: Setting) -> int:
+    """Trials at a time on the cluster that is connected."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fits = capacity.trials_at_a_time(capacity.bundles(setting.base, asked.plan), nodes)
+    if not fits:
+        cpus, gpus = (sum(part) for part in zip(*capacity.bundles(setting.base, asked.plan), strict=True))
+        has = ray.cluster_resources()
+        message = f"one trial takes {gpus:g} GPUs and {cpus:g} CPUs with its E-step actor, which no node or set of nodes has free together"
+        raise ConfigError(
+            [Problem("resources.workers", setting.base.resources.workers, f"{message}; the cluster has {has.get('GPU', 0):g} and {has.get('CPU', 0):g}")]
+        )
+    return min(fits, asked.settings.concurrency or fits)
+
+
+# A population is compared as a whole, so that all its members are there from the start; Ray lets them take turns where they do not fit.
+def _tuner(
+    folder: SweepFolder,
+    asked: SweepRequest,
+    setting: Setting,
+    shared: Shared,
+    listed: list[dict[str, Any]] | None,
+    total: int,
+    at_a_time: int,
+    follow: Follow,
+    resumed: bool,
+) -> tune.Tuner:
+    place = folder.path / "tune"
+    trainable: Any = tune.with_resources(tune.with_parameters(TrialProcess, setting=setting, shared=shared), resources(setting.base))
+    experiment = place / "experiment"
+    settings = asked.settings
+    if resumed and tune.Tuner.can_restore(str(experiment)):
+        tuner = tune.Tuner.restore(str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True)
+        local: Any = tuner._local_tuner  # the only way to give a restored experiment another callback
+        local._run_config.callbacks = [follow]
+        local._tune_config.max_concurrent_trials = None if settings.scheduler == "pbt" else at_a_time
+        return tuner
+    algorithm: Any = None
+    param_space: dict[str, Any] = {}
+    if settings.scheduler == "pbt":
+        assert listed is not None
+        param_space = search.population_space(listed, asked.space)
+    elif listed is not None:
+        algorithm = search.Listed([{POINT: point} for point in listed])
+    else:
+        algorithm = search.optuna(asked.space, settings)
+    return tune.Tuner(
+        trainable,
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            search_alg=algorithm,
+            scheduler=search.scheduler(asked.space, settings, setting.base),
+            num_samples=1 if settings.scheduler == "pbt" else total,
+            max_concurrent_trials=None if settings.scheduler == "pbt" else at_a_time,
+            reuse_actors=setting.base.resources.workers == 0,
+        ),
+        run_config=tune.RunConfig(
+            name="experiment",
+            storage_path=str(place),
+            callbacks=[follow],
+            failure_config=tune.FailureConfig(max_failures=settings.process_failures),
+            verbose=0,
+        ),
+    )
