@@ -95,11 +95,13 @@ def _scatter(panel: Axes, placed: Sequence[tuple[TrialRecord, float]]) -> None:
 
 
 def temperature_alpha_map(records: Sequence[TrialRecord], objective: str, direction: Direction = "max") -> Figure | None:
-    """The best configuration's mean objective for each (τ, α): a table of cells for a grid, else points. None where one of them has but one value."""
+    """The best configuration's mean objective for each (τ, α): a table of cells for a grid, else points; yellow is best, and for
+    nearest_one the distance from 1 is shown. None where one of the two has but one value.
+    """
     cells: dict[tuple[Any, Any], float] = {}
     for row in ranked(records, direction):
         if row.mean is not None and not any(trial.refused for trial in row.trials) and _TEMPERATURE in row.point and _ALPHA in row.point:
-            cells.setdefault((row.point[_TEMPERATURE], row.point[_ALPHA]), row.mean)
+            cells.setdefault((row.point[_TEMPERATURE], row.point[_ALPHA]), abs(row.mean - 1) if direction == "nearest_one" else row.mean)
     across = Scale(_TEMPERATURE, [temperature for temperature, _ in cells])
     up = Scale(_ALPHA, [alpha for _, alpha in cells])
     if min(len(across.spots), len(up.spots)) < 2:
@@ -107,33 +109,34 @@ def temperature_alpha_map(records: Sequence[TrialRecord], objective: str, direct
     figure = figure_of(6.4, 5.0, f"best {objective} by τ and α")
     panel = figure.subplots()
     grid = max(len(across.spots), len(up.spots)) <= _MOST_CELLS and 2 * len(cells) >= len(across.spots) * len(up.spots)
-    colours = _cells(panel, cells, across, up) if grid else _points(panel, cells, across, up)
+    colours = (_cells if grid else _points)(panel, cells, across, up, _COLOURS if direction == "max" else f"{_COLOURS}_r")
     panel.set_xlabel(label_of(_TEMPERATURE))
     panel.set_ylabel(label_of(_ALPHA))
-    figure.colorbar(colours, ax=panel, label=objective)
+    figure.colorbar(colours, ax=panel, label=f"|{objective} − 1|" if direction == "nearest_one" else objective)
     return figure
 
 
-def _cells(panel: Axes, cells: Mapping[tuple[Any, Any], float], across: Scale, up: Scale) -> Any:
+def _cells(panel: Axes, cells: Mapping[tuple[Any, Any], float], across: Scale, up: Scale, colours: str) -> Any:
     values = np.full((len(up.spots), len(across.spots)), np.nan)
     for (temperature, alpha), value in cells.items():
         values[up.spots.index(up.spot(alpha)), across.spots.index(across.spot(temperature))] = value
     panel.set_facecolor("#E6E6E6")  # of cells that nobody tried
-    image = panel.imshow(values, origin="lower", aspect="auto", cmap=_COLOURS)
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    image = panel.imshow(values, origin="lower", aspect="auto", cmap=colours)
     for (y, x), value in np.ndenumerate(values):
         if math.isfinite(value):
-            panel.text(x, y, f"{value:.4g}", ha="center", va="center", fontsize=9 if values.shape[1] <= 7 else 6, color="black" if value > middle else "white")
+            dark = sum(image.cmap(image.norm(value))[:3]) < 1.5
+            size = 9 if values.shape[1] <= 7 else 6
+            panel.text(x, y, f"{value:.4g}", ha="center", va="center", fontsize=size, color="white" if dark else "black")
     for scale, axis in ((across, panel.xaxis), (up, panel.yaxis)):
         labels = [f"{spot:g}" if scale.numeric else cut(scale.categories[int(spot)]) for spot in scale.spots]
         axis.set_ticks(range(len(labels)), labels, fontsize=9 if len(labels) <= 7 else 7)
     return image
 
 
-def _points(panel: Axes, cells: Mapping[tuple[Any, Any], float], across: Scale, up: Scale) -> Any:
+def _points(panel: Axes, cells: Mapping[tuple[Any, Any], float], across: Scale, up: Scale, colours: str) -> Any:
     tidy(panel)
     x, y = [across.spot(temperature) for temperature, _ in cells], [up.spot(alpha) for _, alpha in cells]
-    drawn = panel.scatter(x, y, c=list(cells.values()), cmap=_COLOURS, s=60 if len(cells) <= 60 else 32, edgecolors="white", linewidths=0.5, zorder=2)
+    drawn = panel.scatter(x, y, c=list(cells.values()), cmap=colours, s=60 if len(cells) <= 60 else 32, edgecolors="white", linewidths=0.5, zorder=2)
     across.apply(panel, "x")
     up.apply(panel, "y")
     return drawn

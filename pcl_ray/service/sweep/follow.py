@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,10 +23,28 @@ _LINES_EVERY_S = 30.0
 _ROWS = 12
 
 
+def _common(reasons: list[str]) -> str:
+    """The most frequent; numbers in them do not make another reason."""
+    kinds = [re.sub(r"\d[\d.e-]*", "#", reason) for reason in reasons]
+    kind, count = Counter(kinds).most_common(1)[0]
+    return f"{count} of them: {reasons[kinds.index(kind)]}"
+
+
 class Follow(tune.Callback):
     """Ray Tune calls it in the sweep's process. `stop` ends the sweep so that it can be resumed."""
 
-    def __init__(self, console: Console, objective: Objective, settings: SweepConfig, epochs: int, total: int, tracker: Any, stop: Callable[[], None]):
+    def __init__(
+        self,
+        console: Console,
+        objective: Objective,
+        settings: SweepConfig,
+        epochs: int,
+        total: int,
+        tracker: Any,
+        stop: Callable[[], None],
+        ended_before: int = 0,
+    ):
+        self._before = ended_before  # in earlier sessions of a resumed sweep
         self._console, self._objective, self._settings, self._epochs, self._total = console, objective, settings, epochs, total
         self._tracker, self._stop = tracker, stop
         self._latest: dict[str, dict[str, Any]] = {}  # trial id: its last result
@@ -71,7 +90,7 @@ class Follow(tune.Callback):
         self._end(trial, f"failed: {reason}", result)
         self._in_a_row.append(reason)
         if len(self._in_a_row) >= self._settings.failures and not self.failed_of:
-            self.failed_of = Counter(self._in_a_row).most_common(1)[0][0]
+            self.failed_of = f"{len(self._in_a_row)} trials failed one after the other. {_common(self._in_a_row)}"
             self._stop()
 
     def _end(self, trial: Any, how: str, result: dict[str, Any]) -> None:
@@ -81,15 +100,18 @@ class Follow(tune.Callback):
         if self._live is None:
             said = f"  {self._objective.metric} {value:.4f}" if value is not None else ""
             self._console.print(
-                f"trial {len(self._ended)}/{self._total}  {state.get('title', trial.trial_id)}  {how}, {result.get('epoch', 0)} epochs{said}",
+                f"trial {self._count()}/{self._total}  {state.get('title', trial.trial_id)}  {how}, {result.get('epoch', 0)} epochs{said}",
                 markup=False,
                 soft_wrap=True,
             )
         best = self._best()
-        figures = {"sweep/ended": float(len(self._ended)), "sweep/failed": float(sum(text.startswith("failed") for text in self._ended.values()))}
+        figures = {"sweep/ended": float(self._count()), "sweep/failed": float(sum(text.startswith("failed") for text in self._ended.values()))}
         figures |= {"sweep/best_score": best} if best is not None else {}
-        self._tracker.log(figures, len(self._ended))
+        self._tracker.log(figures, self._count())
         self._show(force=True)
+
+    def _count(self) -> int:
+        return self._before + len(self._ended)
 
     def _best(self) -> float | None:
         scores = [result["score"] for result in self._latest.values() if "score" in result]
@@ -103,9 +125,7 @@ class Follow(tune.Callback):
             self._told = now
             running = [result for trial, result in self._latest.items() if trial not in self._ended]
             epochs = ", ".join(f"{result['epoch']}/{self._epochs}" for result in running)
-            self._console.print(
-                f"running     {len(running)} trials at epochs {epochs}; {len(self._ended)} of {self._total} ended", markup=False, soft_wrap=True
-            )
+            self._console.print(f"running     {len(running)} trials at epochs {epochs}; {self._count()} of {self._total} ended", markup=False, soft_wrap=True)
 
     def _table(self) -> Group:
         """The running trials and the best of those that have ended."""
@@ -121,4 +141,4 @@ class Follow(tune.Callback):
             state = self._ended.get(trial, "waiting" if result.get("waiting") else "running")
             table.add_row(title, state[:60], f"{result.get('epoch', 0)}/{self._epochs}", value)
         minutes = (time.monotonic() - self._begun) / 60
-        return Group(table, Text(f"{len(self._ended)} of {self._total} trials ended, {len(running)} running, {minutes:.1f} minutes"))
+        return Group(table, Text(f"{self._count()} of {self._total} trials ended, {len(running)} running, {minutes:.1f} minutes"))

@@ -13,7 +13,7 @@ from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.service import ray_setup
 from pcl_ray.service.folder import SweepFolder
-from pcl_ray.service.sweep import capacity, driver, search
+from pcl_ray.service.sweep import capacity, driver, results, search
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.driver import Ended
 from pcl_ray.service.sweep.follow import Follow
@@ -38,8 +38,9 @@ def run(
             message = f"a population whose members have workers trains all at once, and {at_a_time} fit the cluster; use fewer, or resources.workers=0"
             raise ConfigError([Problem("sweep.samples", total, message)])
         console.print(f"sweep       {folder.name}: {total} trials, {at_a_time} at a time, in {folder.path}", markup=False, soft_wrap=True)
+        done = sum(record.state in ("finished", "stopped early") for record in results.records(folder.name))
         with interruptible(asked.settings.budget_s) as (stop, reasons):
-            follow = Follow(console, setting.objective, setting.settings, setting.base.train.epochs, total, tracker, lambda: stop(follow.failed_of))
+            follow = Follow(console, setting.objective, setting.settings, setting.base.train.epochs, total, tracker, lambda: stop(follow.failed_of), done)
             try:
                 tuner = _tuner(folder, asked, setting, shared, listed, total, at_a_time, follow, resumed)
                 with warnings.catch_warnings():
