@@ -14,6 +14,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="SPACE [KEY=VALUE ...]", help="a shipped space, a .py or a .yaml file; knobs of the recipe or of the sweep")
+    parser.add_argument("--recipe", metavar="RECIPE", help="sweep over this recipe instead of the space's own")
     parser.add_argument("--samples", metavar="N", help="configurations to try (sweep.samples)")
     parser.add_argument("--search", metavar="HOW", help="optuna, random or grid (sweep.search)")
     parser.add_argument("--scheduler", metavar="WHICH", help="asha, median, pbt or none (sweep.scheduler)")
@@ -46,19 +47,20 @@ def run(arguments: argparse.Namespace) -> None:
             with SweepFolder.open(arguments.resume) as folder:
                 show(driver.stored(folder, words, options))
         else:
-            show(requests.check(space, words, options))
+            show(requests.check(space, words, options, arguments.recipe))
     elif arguments.resume:
         driver.resume(arguments.resume, words, options, result_file=arguments.result)
     else:
-        driver.start(requests.check(space, words, options), name=arguments.name, result_file=arguments.result)
+        driver.start(requests.check(space, words, options, arguments.recipe), name=arguments.name, result_file=arguments.result)
 
 
 def _space_and_words(arguments: argparse.Namespace) -> tuple[str, list[str]]:
     named = [word for word in arguments.words if "=" not in word]
     words = [word for word in arguments.words if "=" in word]
     if arguments.resume:
-        if named or arguments.name:
-            raise ConfigError(f"--resume {arguments.resume} has its own space and name; leave out {named[0] if named else '--name ' + arguments.name}")
+        if named or arguments.name or arguments.recipe:
+            given = named[0] if named else f"--name {arguments.name}" if arguments.name else f"--recipe {arguments.recipe}"
+            raise ConfigError(f"--resume {arguments.resume} has its own space, recipe and name; leave out {given}")
         return "", words
     if len(named) != 1:
         shipped = ", ".join(shipped_spaces())

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -156,6 +156,19 @@ def open_run(
     store = _Store(tracking_uri(config, home), config.experiment, run_name, artifacts, as_texts(params), run_id, title or run_name)
     first = Unsent(tags=as_texts(tags), files={"config.yaml": config_yaml})
     return MlflowRun(store, Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, warn))
+
+
+def end_runs(config: TrackingConfig, home: Path, runs: Mapping[str, str]) -> None:
+    """Closes runs, {id: status}, whose own process cannot do it any more. As far as the server takes it: they only look unfinished otherwise."""
+    if not runs or not config.enabled:
+        return
+    from mlflow import MlflowClient
+
+    with suppress(Exception):
+        client = MlflowClient(tracking_uri(config, home))
+        for run_id, status in runs.items():
+            client.set_tag(run_id, "trial.status", status)
+            client.set_terminated(run_id, _MLFLOW_STATUS[status])
 
 
 class MlflowRun:

@@ -8,8 +8,6 @@ better than it will be with another seed: repeat the winner.
 from ray import tune
 
 BASE = "digits"
-OBJECTIVE = "eval/knn_top1"
-MODE = "max"
 NUM_SAMPLES = 40
 SPACE = {
     "loss.temperature": tune.loguniform(0.05, 0.5),

@@ -11,6 +11,4 @@ that of another seed; --seeds 3 shows whether there is one. It grows with how un
 from ray import tune
 
 BASE = "digits"
-OBJECTIVE = "eval/knn_top1"
-MODE = "max"
 SPACE = {"e_step.alpha": tune.choice([1.0, 3.0, 10.0, 30.0, 100.0])}

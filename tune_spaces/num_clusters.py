@@ -11,6 +11,4 @@ K acts from the first E-step on: all trials of a seed can go on from one warm-up
 from ray import tune
 
 BASE = "digits"
-OBJECTIVE = "eval/knn_top1"
-MODE = "max"
 SPACE = {"e_step.num_clusters": tune.choice(["0.005,0.01,0.02", "0.01,0.02,0.04", "0.02,0.04,0.08", "0.04,0.08,0.16", "0.04"])}

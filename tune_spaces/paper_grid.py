@@ -9,8 +9,6 @@ The knobs of the E-step vary slowest: the first three trials train the three war
 from ray import tune
 
 BASE = "digits"
-OBJECTIVE = "eval/knn_top1"
-MODE = "max"
 SPACE = {
     "loss.temperature": tune.grid_search([0.1, 0.2, 0.4]),
     "e_step.alpha": tune.grid_search([10.0, 1.0]),

@@ -11,7 +11,5 @@ matter alike, hence log-uniform.
 from ray import tune
 
 BASE = "digits"
-OBJECTIVE = "eval/knn_top1"
-MODE = "max"
 NUM_SAMPLES = 12
 SPACE = {"loss.temperature": tune.loguniform(0.05, 0.5)}

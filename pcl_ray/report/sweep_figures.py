@@ -57,16 +57,21 @@ def _draw_knob(panel: Axes, knob: str, records: Sequence[TrialRecord]) -> None:
     means = _means(measured, knob, scale)
     if means:
         style = "-" if scale.numeric and len(means) > 1 else "none"
-        panel.plot(list(means), list(means.values()), linestyle=style, marker="_", markersize=13, color="black", linewidth=1.2, label="mean", zorder=3)
+        panel.plot(
+            list(means), list(means.values()), linestyle=style, marker="_", markersize=13, color="black", linewidth=1.2, label="mean of finished", zorder=3
+        )
     scale.apply(panel, "x")
 
 
 def _means(records: Sequence[TrialRecord], knob: str, scale: Scale) -> dict[float, float]:
-    """Spot → mean objective of the trials that passed; {} where values were tried less than twice on average: such means are noise."""
+    """Spot → mean objective of the trials that finished and passed; {} where values were tried less than twice on average: such means are noise.
+
+    With those stopped early, it would be the mean of different epochs, and tell how many were stopped.
+    """
     values: dict[float, list[float]] = {}
     for record in records:
         value = value_of(record)
-        if value is not None and not record.refused:
+        if value is not None and record.state == "finished" and not record.refused:
             values.setdefault(scale.spot(record.point[knob]), []).append(value)
     if sum(len(tried) for tried in values.values()) < 2 * len(values):
         return {}

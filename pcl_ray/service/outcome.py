@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,9 +46,16 @@ def write_traceback(folder: RunFolder) -> Path:
 
 
 def open_tracker(
-    folder: RunFolder, config: RunConfig, fingerprint: str, warn: Callable[[str], None], *, title: str | None = None, tags: Mapping[str, str] | None = None
+    folder: RunFolder,
+    config: RunConfig,
+    fingerprint: str,
+    warn: Callable[[str], None],
+    *,
+    title: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    without: Iterable[str] = (),
 ) -> tracking.MlflowRun | tracking.NullRun:
-    """The MLflow run of this folder; `title` is the name shown there, else the folder's."""
+    """The MLflow run of this folder; `title` is the name shown there, else the folder's; `without`: knobs that are not recorded."""
     public = with_overrides(config, {"tracking.uri": tracking.public_uri(config.tracking.uri)}) if config.tracking.uri else config
     return tracking.open_run(
         config.tracking,
@@ -56,7 +63,7 @@ def open_tracker(
         run_name=folder.name,
         title=title,
         run_dir=folder.path,
-        params=public.flatten(),  # without the password that a URI may hold
+        params={name: value for name, value in public.flatten().items() if name not in set(without)},  # and without the password that a URI may hold
         tags=tracking.run_tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint} | dict(tags or {}),
         config_yaml=public.to_yaml(),
         run_id=folder.read_state().get("mlflow_run_id"),

@@ -206,7 +206,11 @@ def _longest_wait(job: Job) -> float:
 
 def longest_silence(job: Job) -> float:
     """Seconds without any event after which a run is lost."""
-    return _longest_wait(job) + job.config.resources.start_timeout_s
+    return longest_silence_of(job.config)
+
+
+def longest_silence_of(config: pcl_ray.config.RunConfig) -> float:
+    return config.resources.step_timeout_s + config.e_step.timeout_s + config.resources.start_timeout_s
 
 
 def _explanation(error: BaseException) -> str:

@@ -66,7 +66,7 @@ def test_a_shipped_space_has_no_problems(name: str) -> None:
     config = configs.load(space.base)
     assert space.name == name
     assert space_checks.problems(space, config, *datasets.sizes(config.data)) == []
-    assert space.objective == "eval/knn_top1"
+    assert space.objective is None  # by the labels of the data, which need not be the recipe's
     for point in spaces.draw(space, 5, 0):
         configs.with_overrides(config, point)
 

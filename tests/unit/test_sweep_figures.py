@@ -73,14 +73,15 @@ def test_every_trial_is_drawn_in_every_panel_as_what_it_is() -> None:
     assert figure.axes[0].get_ylabel() == KNN
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "log", "linear"]
     assert [labels(figure, panel) for panel in range(3)] == [["0.05", "0.2", "0.5"], ["3", "30"], ["0.02,0.04", "0.1"]]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["finished", "stopped early", "failed or without a value", "mean"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["finished", "stopped early", "failed or without a value", "mean of finished"]
 
 
-def test_the_mean_line_goes_through_the_means_and_not_through_refused_trials() -> None:
+def test_the_mean_line_is_that_of_trials_that_finished_and_passed() -> None:
     records = [trial(value, point={TAU: tau}, seed=seed) for seed, (tau, value) in enumerate([(0.1, 0.2), (0.1, 0.4), (0.2, 0.5), (0.2, 0.9)])]
     records.append(trial(9.0, point={TAU: 0.1}, refused="collapsed"))
+    records += [trial(-9.0, "stopped early", point={TAU: 0.2}, seed=seed) for seed in (5, 6, 7)]
     figure = sweep_figures.objective_by_knob(records, [TAU], KNN)
-    mean = lines(figure)["mean"]
+    mean = lines(figure)["mean of finished"]
     assert list(mean.get_xdata()) == [0.1, 0.2]
     assert list(mean.get_ydata()) == pytest.approx([0.3, 0.7])
     assert len(drawn(figure)["refused"].get_offsets()) == 1
@@ -88,7 +89,7 @@ def test_the_mean_line_goes_through_the_means_and_not_through_refused_trials() -
 
 def test_values_that_were_tried_once_have_no_mean_line() -> None:
     figure = sweep_figures.objective_by_knob([trial(0.1 * n, point={TAU: 0.1 * n}) for n in range(1, 6)], [TAU], KNN)
-    assert "mean" not in lines(figure)
+    assert "mean of finished" not in lines(figure)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_a_point_that_was_trained_already_gives_its_result_at_once() -> None:
     point = Point({"e_step.alpha": 2.0}, 0)
     last = to_its_end(Trial(point, setting(), here, office()))[-1]
     again = Trial(point, setting(), here, office()).step()
-    assert again == {"epoch": 5, "done": True, "known": True, "early": False, "run": last["run"], "score": last["score"]}
+    assert again == {"epoch": 5, "of": 5, "done": True, "known": True, "early": False, "run": last["run"], "score": last["score"]}
 
 
 def test_one_that_its_scheduler_stopped_stays_stopped() -> None:

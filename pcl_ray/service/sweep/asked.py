@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pcl_ray import config as configs
@@ -28,13 +28,16 @@ class SweepRequest:
     notes: tuple[str, ...]
 
 
-def check(name_or_path: str, words: Iterable[str], options: Mapping[str, Any]) -> SweepRequest:
-    """The request. words: KEY=VALUE, of the recipe or `sweep.…`; options: `sweep.…` values that were given as options of the command.
+def check(name_or_path: str, words: Iterable[str], options: Mapping[str, Any], recipe_name: str | None = None) -> SweepRequest:
+    """The request. words: KEY=VALUE, of the recipe or `sweep.…`; options: `sweep.…` values that were given as options of the command; recipe_name:
+    instead of the space's BASE.
 
     Raises ConfigError with every mistake.
     """
     words = list(words)
     space = spaces.load(name_or_path)
+    if recipe_name:
+        space = replace(space, base=recipe_name)
     of_recipe, of_sweep = _sorted(words)
     asked_for, problems = settings.read({**of_sweep, **options})
     overrides = {**_known_only(space.fixed), **of_recipe}
@@ -42,7 +45,7 @@ def check(name_or_path: str, words: Iterable[str], options: Mapping[str, Any]) -
     problems += [Problem(name, of_recipe[name], f"is swept by space {space.name!r}; leave it out, or write a space without it") for name in swept_as_well]
     overrides = {name: value for name, value in overrides.items() if name not in swept_as_well}
     recipe, wrong = configs.load_leniently(space.base, overrides)
-    base, notes = as_trials(recipe, user_set=set(of_recipe) | set(space.fixed))
+    base, notes = as_trials(with_first_values(recipe, space), user_set=set(of_recipe) | set(space.fixed))
     plan, from_data = _checked_base(base, wrong)
     problems += from_data
     num_images, num_holdout = (plan.num_images, plan.num_holdout) if plan is not None else (0, 0)
@@ -53,6 +56,16 @@ def check(name_or_path: str, words: Iterable[str], options: Mapping[str, Any]) -
         raise ConfigError(list({(p.name, str(p.value), p.message): p for p in problems}.values()))
     assert plan is not None
     return SweepRequest(space, name_or_path, base, plan, asked_for, tuple(word for word in words if not word.startswith(PREFIX)), tuple(notes))
+
+
+def with_first_values(recipe: RunConfig, space: Space) -> RunConfig:
+    """The recipe with a value of the space for each swept knob: its own may not fit these data, and no trial has it. Mistakes are told elsewhere."""
+    for name, domain in space.domains.items():
+        try:
+            recipe = configs.with_overrides(recipe, {name: spaces.some_value(domain)})
+        except (ConfigError, ValueError, TypeError):
+            continue
+    return recipe
 
 
 def as_trials(recipe: RunConfig, user_set: set[str]) -> tuple[RunConfig, list[str]]:

@@ -66,7 +66,7 @@ def _wrong_range(domain: Float | Integer) -> str | None:
         return "a normal distribution has no ends; use tune.uniform or tune.loguniform"
     if step is not None and (isinstance(domain, Integer) or is_log(domain)):
         return "steps are kept by tune.quniform only, not by every search; list the values in tune.choice"
-    if isinstance(domain, Integer) and not (isinstance(lower, int) and isinstance(upper, int)):
+    if isinstance(domain, Integer) and not (isinstance(lower, int | np.integer) and isinstance(upper, int | np.integer)):
         return f"a range of whole numbers has whole ends, not {lower!r} and {upper!r}"
     if not np.isfinite(lower) or not np.isfinite(upper):
         return "needs two finite ends"
@@ -89,7 +89,9 @@ def edges(domain: Domain) -> list[Any]:
     if isinstance(domain, Categorical):
         return list(domain.categories)
     assert isinstance(domain, Float | Integer)
-    last = domain.upper - 1 if isinstance(domain, Integer) else domain.upper  # Ray's integer ranges end before `upper`
+    last = (
+        domain.upper - 1 if isinstance(domain, Integer) and isinstance(domain.upper, int | np.integer) else domain.upper
+    )  # Ray's integer ranges end before `upper`
     return [domain.lower] if last == domain.lower else [domain.lower, last]
 
 
@@ -111,7 +113,7 @@ def words(domain: Domain) -> str:
     if not isinstance(domain, Float | Integer) or isinstance(_sampler(domain), Normal):
         return type(_sampler(domain)).__name__.strip("_").lower()
     kind = ("log-uniform" if is_log(domain) else "uniform") + (" whole numbers" if isinstance(domain, Integer) else "")
-    last = domain.upper - 1 if isinstance(domain, Integer) else domain.upper
+    last = domain.upper - 1 if isinstance(domain, Integer) and isinstance(domain.upper, int | np.integer) else domain.upper
     steps = f" in steps of {text_of(_step(domain))}" if _step(domain) is not None else ""
     return f"{kind} {text_of(domain.lower)} … {text_of(last)}{steps}"
 

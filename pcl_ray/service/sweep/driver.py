@@ -31,6 +31,7 @@ from pcl_ray.service.progress import Display
 from pcl_ray.service.sweep import asked as requests
 from pcl_ray.service.sweep import results, spaces
 from pcl_ray.service.sweep.asked import SweepRequest
+from pcl_ray.service.sweep.objective import Objective
 from pcl_ray.service.sweep.results import SweepResult
 from pcl_ray.service.sweep.trial import Setting
 
@@ -65,6 +66,7 @@ def start(asked: SweepRequest, *, name: str | None = None, result_file: Path | N
     if len(chosen) > 60:
         raise ConfigError(f"sweep name {chosen!r} is too long: at most 60 characters, its trials add to it")
     data = _load(asked)
+    _objective(asked, data)
     with SweepFolder.create(chosen, asked.base) as folder:
         _keep(folder, asked)
         return _sweep(folder, asked, data, result_file, resumed=False)
@@ -92,7 +94,7 @@ def stored(folder: SweepFolder, words: list[str], options: Mapping[str, Any]) ->
     given.pop("sweep.budget_s", None)  # it was for that session
     source = str(folder.path / kept["space"])
     words_then = list(kept["words"])
-    asked = requests.check(source, words_then, {**given, **changed})
+    asked = requests.check(source, words_then, {**given, **changed}, kept["recipe"])
     return replace(asked, space=replace(asked.space, name=kept["name"]))
 
 
@@ -101,7 +103,13 @@ def _keep(folder: SweepFolder, asked: SweepRequest) -> None:
     file, text = spaces.source(asked.space_source)
     kept_as = f"space{Path(file).suffix}"
     (folder.path / kept_as).write_text(text, encoding="utf-8")
-    content = {"name": asked.space.name, "space": kept_as, "words": list(asked.words), "settings": asked.settings.model_dump(mode="json")}
+    content = {
+        "name": asked.space.name,
+        "space": kept_as,
+        "recipe": asked.space.base,
+        "words": list(asked.words),
+        "settings": asked.settings.model_dump(mode="json"),
+    }
     (folder.path / "sweep.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
@@ -117,15 +125,25 @@ def _load(asked: SweepRequest) -> _Data:
     return _Data(datasets.without_test_labels(whole, asked.settings.test_share), whole)
 
 
+def _objective(asked: SweepRequest, data: _Data) -> Objective:
+    """Raises ConfigError where it needs labels that these images lack."""
+    labelled = data.whole.train.labels is not None and data.whole.holdout is not None and data.whole.holdout.labels is not None
+    return requests.objective_of(asked.space, asked.settings, labelled=labelled)
+
+
 def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: Path | None, *, resumed: bool) -> SweepResult:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)  # a log: no line is broken for a screen that is not there
-    labelled = data.whole.train.labels is not None and data.whole.holdout is not None and data.whole.holdout.labels is not None
-    objective = requests.objective_of(asked.space, asked.settings, labelled=labelled)
+    objective = _objective(asked, data)
     base = requests.with_objective(asked.base, objective.metric)
     tracker = outcome.open_tracker(
-        folder, base, data.whole.train.fingerprint, lambda text: console.print(f"warning: {text}", markup=False), tags={"objective.name": objective.metric}
+        folder,
+        base,
+        data.whole.train.fingerprint,
+        lambda text: console.print(f"warning: {text}", markup=False),
+        tags={"objective.name": objective.metric},
+        without=asked.space.domains,
     )
     setting = Setting(
         sweep=folder.name,

@@ -76,7 +76,7 @@ class Follow(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = self._latest.get(trial.trial_id, {})
-        early = bool(result.get("early")) or result.get("epoch", 0) < self._epochs  # Tune itself says done of those it stops
+        early = bool(result.get("early")) or result.get("epoch", 0) < result.get("of", self._epochs)  # Tune itself says done of those it stops
         if early and "run" in result:
             write_state_at(RunFolder.path_of(result["run"]), state="stopped early")
         self._end(trial, "stopped early" if early else "finished", result)
@@ -86,7 +86,7 @@ class Follow(tune.Callback):
         result = self._latest.get(trial.trial_id, {})
         reason = result.get("failing") or f"its process was lost {self._settings.process_failures + 1} times"
         if "run" in result and "failing" not in result:
-            write_state_at(RunFolder.path_of(result["run"]), state="failed", error=reason)
+            write_state_at(RunFolder.path_of(result["run"]), state="failed", error=reason, lost=True)
         self._end(trial, f"failed: {reason}", result)
         self._in_a_row.append(reason)
         if len(self._in_a_row) >= self._settings.failures and not self.failed_of:
@@ -139,6 +139,6 @@ class Follow(tune.Callback):
             title = read_state(result["run"]).get("title", trial) if "run" in result else trial
             value = f"{result['objective']:.4f}" if "objective" in result else ""
             state = self._ended.get(trial, "waiting" if result.get("waiting") else "running")
-            table.add_row(title, state[:60], f"{result.get('epoch', 0)}/{self._epochs}", value)
+            table.add_row(title, state[:60], f"{result.get('epoch', 0)}/{result.get('of', self._epochs)}", value)
         minutes = (time.monotonic() - self._begun) / 60
         return Group(table, Text(f"{self._count()} of {self._total} trials ended, {len(running)} running, {minutes:.1f} minutes"))

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from pcl_ray import checkpoint_files
+from pcl_ray import checkpoint_files, tracking
 from pcl_ray.config import RunConfig, with_overrides
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
@@ -89,6 +90,7 @@ def conclude(
         console.print(f"unfinished  {unfinished}; go on with: pcl-ray sweep --resume {folder.name}", markup=False, soft_wrap=True)
     elif recipe:
         console.print(f"\nNext:\n  pcl-ray train {recipe} train.epochs={4 * setting.base.train.epochs}", markup=False, soft_wrap=True)
+    tracking.end_runs(setting.base.tracking, home(), _lost(folder.name))
     _log(tracker, folder, setting, files, importances, totals, test, best, recipe)
     metrics = _means(best) | totals | test if best else totals
     return SweepResult(
@@ -102,6 +104,12 @@ def conclude(
         trials=len(found),
         metrics=metrics,
     )
+
+
+def _lost(sweep: str) -> dict[str, str]:
+    """MLflow runs of trials whose process was lost for good, which could not close them."""
+    states = [read_state_at(path) for path in (home() / "runs").glob(f"{sweep}.*")]
+    return {state["mlflow_run_id"]: "failed" for state in states if state.get("sweep") == sweep and state.get("lost") and state.get("mlflow_run_id")}
 
 
 def _totals(found: list[TrialRecord], seconds: float) -> dict[str, float]:
@@ -190,7 +198,7 @@ def _show(
     heading, *lines = leaderboard.table(rows, knobs, setting.objective.metric, _SHOWN)
     table = Table(*heading, box=None, padding=(0, 2, 0, 0))
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*(Text(cell) for cell in line))  # a reason may hold brackets, which are no markup
     console.print()
     console.print(table, markup=False)
     if len(rows) > _SHOWN:

@@ -54,6 +54,7 @@ def points(space: Space, settings: SweepConfig, base: RunConfig) -> list[dict[st
         return None
     found = spaces.grid(space) if how == "grid" else spaces.draw(space, samples(space, settings), settings.search_seed)
     found = [spaces.snap(space, point, settings.temperature_levels) for point in found]
+    found = [{name: spaces.text_of(value) if isinstance(value, list | tuple) else value for name, value in point.items()} for point in found]
     found = [point for number, point in enumerate(found) if point not in found[:number]]
     each = [(values, base.seed + s) for values in found for s in range(settings.seeds)]
     if how == "grid" and settings.seeds > 1:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from ray import tune
-from ray.tune.search.sample import Categorical, Domain, Float
+from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from pcl_ray.errors import ConfigError, Problem
 from pcl_ray.service.sweep import domains, space_files
@@ -60,7 +60,10 @@ def load(name_or_path: str) -> Space:
 def source(name_or_path: str) -> tuple[str, str]:
     """The file of a space and its text, for keeping. Raises ConfigError where there is none."""
     path = space_files.find(name_or_path)
-    return str(path), path.read_text(encoding="utf-8")
+    try:
+        return str(path), path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"space {str(path)!r} cannot be read: {error}") from None
 
 
 def size(space: Space) -> int | None:
@@ -132,6 +135,11 @@ def to_tune(space: Space) -> dict[str, Domain]:
 
 def _primitive(domain: Categorical) -> Categorical:
     return tune.choice([text_of(value) if isinstance(value, list) else value for value in domain.categories])
+
+
+def some_value(domain: Domain) -> Any:
+    """One of its values: the first, or the lower end."""
+    return domain.categories[0] if isinstance(domain, Categorical) else domain.lower if isinstance(domain, Float | Integer) else None
 
 
 def described(space: Space) -> list[tuple[str, str]]:

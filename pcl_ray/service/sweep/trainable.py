@@ -5,9 +5,9 @@ A trial without workers trains in this process; one with workers starts its Trai
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.service.events import Post
 from pcl_ray.service.loop import Job
-from pcl_ray.service.sweep.trial import InThread, Point, Setting, Trial
+from pcl_ray.service.sweep.trial import InThread, Point, Setting, Trial, link
 from pcl_ray.service.sweep.warmups import Claim
 from pcl_ray.service.worker import SharedData
 
@@ -68,6 +68,7 @@ class TrialProcess(tune.Trainable):
         if self._trial is not None:
             self._trial.close()
         self._trial = None
+        gc.collect()  # its loader processes and its memory end with it, not some time later beside the next trial's
 
     def save_checkpoint(self, checkpoint_dir: str) -> str:  # type: ignore[override]
         """For populations: a copy of the trial's newest checkpoint, which others may go on from. Its own are kept by the trial itself."""
@@ -75,7 +76,7 @@ class TrialProcess(tune.Trainable):
         point, newest = self._trial.point, self._trial.checkpoint()
         saved: dict[str, Any] = {"member": point.member, "values": dict(point.values)}
         if point.member is not None and newest is not None:
-            _link(newest, Path(checkpoint_dir, newest.name))
+            link(newest, Path(checkpoint_dir))
             saved["file"] = newest.name
         Path(checkpoint_dir, _SAVED).write_text(json.dumps(saved))
         return checkpoint_dir
@@ -145,13 +146,6 @@ class _Office:
 
     def release(self, key: str, trial: str) -> None:
         self._actor.release.remote(key, trial)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
 
 
 def resources(config: RunConfig) -> Any:

@@ -196,7 +196,7 @@ class Trial:
         if claim.kind == "yours":
             self._claimed = key
         elif claim.kind == "found":
-            _copy(Path(claim.path), folder.path / "checkpoints")
+            link(Path(claim.path), folder.path / "checkpoints")
             folder.write_state(began=self.plan.warmup_epochs, began_before=done)
         return True
 
@@ -211,7 +211,14 @@ class Trial:
             self._folder.lock.close()
             self._folder = None
         score = {"score": summary["score"]} if summary.get("score") is not None else {}
-        return {"epoch": state.get("epochs", 0), "done": True, "known": True, "early": state["state"] == "stopped early", "run": self.name} | score
+        return {
+            "epoch": state.get("epochs", 0),
+            "of": self.plan.epochs,
+            "done": True,
+            "known": True,
+            "early": state["state"] == "stopped early",
+            "run": self.name,
+        } | score
 
     def _start(self) -> None:
         assert self._folder is not None
@@ -237,9 +244,12 @@ class Trial:
             self._summarise()
         elif event.kind == "figures" and self._history:
             self._history[-1]["metrics"] |= event.metrics
-        if self._claimed and time.monotonic() - self._told > _ALIVE_EVERY_S:
+        if time.monotonic() - self._told > _ALIVE_EVERY_S:
             self._told = time.monotonic()
-            self._office.alive(self._claimed, self.name)
+            if self._folder is not None:
+                os.utime(self._folder.path / "lock")  # the driver looks whether anything happens
+            if self._claimed:
+                self._office.alive(self._claimed, self.name)
 
     def _summary(self) -> dict[str, Any]:
         """What the leaderboard is made from. The objective is that of the last evaluation: the best of many would be a choice of its own."""
@@ -269,7 +279,8 @@ class Trial:
 
     def _result(self) -> dict[str, Any]:
         summary = self._summary()
-        result: dict[str, Any] = {"epoch": self._history[-1]["epoch"] + 1 if self._history else 0, "run": self.name}
+        done = self._history[-1]["epoch"] + 1 if self._history else 0
+        result: dict[str, Any] = {"epoch": done, "of": self.plan.epochs, "run": self.name}
         result |= {name: summary[name] for name in ("objective", "score") if summary[name] is not None}
         return result | ({"refused": summary["refused"]} if summary["refused"] else {})
 
@@ -300,12 +311,16 @@ class Trial:
         folder.lock.close()
 
 
-def _copy(state: Path, folder: Path) -> None:
-    """Whole or not at all."""
+def link(source: Path, folder: Path) -> None:
+    """The same file in another folder, whole or not at all: one file for all who go on from it, since checkpoints are never written in place."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{os.getpid()}.partial"
-    shutil.copyfile(state, partial)
-    os.replace(partial, folder / state.name)
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, partial)
+    os.replace(partial, folder / source.name)
 
 
 class InThread:

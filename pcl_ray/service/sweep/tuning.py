@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import warnings
 from typing import Any
 
@@ -12,7 +14,7 @@ from rich.console import Console
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.service import ray_setup
-from pcl_ray.service.folder import SweepFolder
+from pcl_ray.service.folder import SweepFolder, home
 from pcl_ray.service.sweep import capacity, driver, results, search
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.driver import Ended
@@ -20,6 +22,8 @@ from pcl_ray.service.sweep.follow import Follow
 from pcl_ray.service.sweep.trainable import POINT, Shared, TrialProcess, resources
 from pcl_ray.service.sweep.trial import Setting
 from pcl_ray.service.sweep.warmups import Warmups
+
+_LOOK_EVERY_S = 30.0
 
 
 def run(
@@ -41,7 +45,9 @@ def run(
         done = sum(record.state in ("finished", "stopped early") for record in results.records(folder.name))
         with interruptible(asked.settings.budget_s) as (stop, reasons):
             follow = Follow(console, setting.objective, setting.settings, setting.base.train.epochs, total, tracker, lambda: stop(follow.failed_of), done)
+            watching = threading.Event()
             try:
+                _watch(folder.name, ray_setup.longest_silence_of(setting.base), lambda text: stop(text), watching)
                 tuner = _tuner(folder, asked, setting, shared, listed, total, at_a_time, follow, resumed)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -49,8 +55,23 @@ def run(
             except tune.TuneError as error:
                 raise RunFailed(f"Ray Tune failed: {str(error).strip().splitlines()[-1]}") from error
             finally:
+                watching.set()
                 follow.end()
         return reasons[0] if reasons else Ended()
+
+
+def _watch(sweep: str, limit_s: float, stop: Any, ended: threading.Event) -> None:
+    """Ends the sweep where no trial has given a sign of life for longer than any step and E-step may take."""
+    begun = time.time()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_EVERY_S):
+            seen = [lock.stat().st_mtime for lock in (home() / "runs").glob(f"{sweep}.*/lock")]
+            if time.time() - max([begun, *seen]) > limit_s:
+                stop(f"no sign of life from any trial for {limit_s:.0f} s; see resources.step_timeout_s and e_step.timeout_s")
+                return
+
+    threading.Thread(target=look, name="watch", daemon=True).start()
 
 
 def concurrency(asked: SweepRequest, setting: Setting) -> int:
