@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,6 @@ from torch import Tensor
 from pcl_ray import checkpoint
 from pcl_ray.checkpoint import EStepState, RunState
 from pcl_ray.clustering.group import Group, TorchGroup
-from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
 from pcl_ray.data.reading import Readers
@@ -37,6 +36,7 @@ from pcl_ray.model.gather import all_gather, average_buffers, rank, world_size
 from pcl_ray.plan import RunPlan
 from pcl_ray.service.between import Between, EStep, FeaturePass, Progress
 from pcl_ray.service.events import Event, Post
+from pcl_ray.service.job import Job as Job
 from pcl_ray.service.waiting import WaitingForData
 
 _ALIVE_EVERY_S = 2.0
@@ -46,18 +46,6 @@ class Share(Protocol):
     """Gives every worker rank 0's value."""
 
     def __call__(self, value: Any, /) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Job:
-    config: RunConfig
-    plan: RunPlan
-    run_dir: str
-    leave_warmup: str | None = None  # folder that gets a copy of the state before the first E-step
-
-    @property
-    def checkpoints(self) -> Path:
-        return Path(self.run_dir, "checkpoints")
 
 
 def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post) -> None:

@@ -1,4 +1,4 @@
-"""Everything of a run that Ray holds: the connection, the actors, the trainer. Its parts are plain classes; here they are wrapped.
+"""Everything of a run that Ray holds: the actors, the trainer. Its parts are plain classes; here they are wrapped.
 
 driver ── Board actor  ← events of rank 0
        ├─ EStepActor   ← features of every worker, → ClusterSet
@@ -8,13 +8,12 @@ driver ── Board actor  ← events of rank 0
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -28,9 +27,10 @@ from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.service.actor import EStepActor
 from pcl_ray.service.events import Board, Event
-from pcl_ray.service.loop import Job
+from pcl_ray.service.job import Job, longest_silence, longest_wait
+from pcl_ray.service.ray_connection import SharedData, connected, share
 from pcl_ray.service.shards import EStepShard
-from pcl_ray.service.worker import SharedData, WorkerTask, run_worker
+from pcl_ray.service.worker import WorkerTask, run_worker
 
 _POLL_S = 0.5
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
@@ -41,12 +41,6 @@ def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) 
     resources = job.config.resources
     with connected(resources.workers * resources.cpus_per_worker + (1 + job.plan.e_step_shards) * resources.e_step_cpus):
         train_shared(job, share(splits), handle)
-
-
-def share(splits: DataSplits) -> SharedData:
-    """Puts the data into Ray's store, where all workers of a node read one copy of the arrays; one call serves any number of runs."""
-    holdout_labels = splits.holdout.labels if splits.holdout is not None else None
-    return SharedData(ray.put(splits), ray.put(splits.train.labels), ray.put(holdout_labels))
 
 
 def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None]) -> None:
@@ -64,32 +58,6 @@ def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None]) ->
         for part in (actor, board, *shards):
             with suppress(RayError):
                 ray.kill(part)
-
-
-@contextmanager
-def connected(cpus: float) -> Iterator[None]:
-    """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of our own, of at least so many CPUs, that ends
-    with the run."""
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
-            _own_ray(cpus, quiet)
-    except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
-        raise RunFailed(f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _own_ray(cpus: float, quiet: dict[str, Any]) -> None:
-    # More than the cores where need be: on a laptop two workers and the actor take turns rather than being refused.
-    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)), **quiet)
 
 
 def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
@@ -140,7 +108,7 @@ def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
     for name, value in {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.5,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": resources.start_timeout_s,
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": _longest_wait(job),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": longest_wait(job.config),
     }.items():
         os.environ.setdefault(name, str(value))
     per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
@@ -156,7 +124,7 @@ def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
     return TorchTrainer(
         loop,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(timeout_s=int(_longest_wait(job))),
+        torch_config=TorchConfig(timeout_s=int(longest_wait(job.config))),
         **settings,
     )
 
@@ -178,7 +146,7 @@ def _fit(trainer: TorchTrainer, job: Job, board: Any, handle: Callable[[Event], 
         thread.join(_POLL_S)
         if _hand_over(board, handle):
             seen = time.monotonic()
-        limit = longest_silence(job)
+        limit = longest_silence(job.config)
         if time.monotonic() - seen > limit:
             raise RunFailed(f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and e_step.timeout_s")
     _hand_over(board, handle)
@@ -197,20 +165,6 @@ def _hand_over(board: Any, handle: Callable[[Event], None]) -> bool:
     for event in events:
         handle(event)
     return bool(events)
-
-
-def _longest_wait(job: Job) -> float:
-    """Seconds that one worker may have to wait for another: rank 0 may be in an E-step, and then in a step."""
-    return job.config.resources.step_timeout_s + job.config.e_step.timeout_s
-
-
-def longest_silence(job: Job) -> float:
-    """Seconds without any event after which a run is lost."""
-    return longest_silence_of(job.config)
-
-
-def longest_silence_of(config: pcl_ray.config.RunConfig) -> float:
-    return config.resources.step_timeout_s + config.e_step.timeout_s + config.resources.start_timeout_s
 
 
 def _explanation(error: BaseException) -> str:

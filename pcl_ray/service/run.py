@@ -45,7 +45,7 @@ def start(asked: Request, *, name: str | None = None, stem: str = "run", display
     result_file: gets the RunResult as JSON however the run ends, once it has started.
     """
     display = display or Display()
-    _before_anything()
+    before_anything()
     if name:
         RunFolder.check_free(name)  # before a million images are looked at
     splits, plan = load(asked.config, display)
@@ -58,7 +58,7 @@ def start(asked: Request, *, name: str | None = None, stem: str = "run", display
 def resume(name: str, overrides: list[str], *, display: Display | None = None, result_file: Path | None = None) -> RunResult:
     """Goes on with a run from its last checkpoint; of a finished one it gives back the result. Raises as `start` does."""
     display = display or Display()
-    _before_anything()
+    before_anything()
     with RunFolder.open(name) as folder:
         config = request.changed(folder.read_config(), overrides)
         newest = outcome.newest_checkpoint(folder)
@@ -85,7 +85,8 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None, r
         return _run(folder, config, plan, splits, display, result_file)
 
 
-def _before_anything() -> None:
+def before_anything() -> None:
+    """Of a run or a sweep. Raises ConfigError where nothing can be written."""
     # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want the cores. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     check_writable()

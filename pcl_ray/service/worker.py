@@ -28,22 +28,14 @@ from pcl_ray.model.gather import any_worker, rank, world_size
 from pcl_ray.service import loop
 from pcl_ray.service.actor import EStepAnswer, evaluation_stride
 from pcl_ray.service.events import Event
-from pcl_ray.service.loop import Job
+from pcl_ray.service.job import Job
+from pcl_ray.service.ray_connection import SharedData
 from pcl_ray.service.shards import EStepRequest, attempt, range_of
 
 _TRIES = 3
 _PIECE = 131072  # rows that are sent at a time
 _AHEAD = 4  # pieces that are on their way at a time
 _ACTOR_GONE = (ActorUnavailableError, ActorDiedError)
-
-
-@dataclass(frozen=True)
-class SharedData:
-    """The data in Ray's store: one copy a node, read by all its workers, of all runs that are given it."""
-
-    splits: ray.ObjectRef  # DataSplits
-    labels: ray.ObjectRef  # [N] int64 or None
-    holdout_labels: ray.ObjectRef
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ config = configs.load("digits", sys.argv[2:])
 draw = np.random.default_rng(0)
 pixels = np.tile(draw.integers(0, 256, (300, 64, 64, 1), dtype=np.uint8), (60, 1, 1, 1))
 splits = DataSplits(ArrayImages(pixels), None)
-with ray_setup.connected(3):
+with ray_connection.connected(3):
     shared = ray_setup.share(splits)
     writeable, grown, size = ray.get(ray.remote(look).options(num_cpus=0).remote(shared), timeout=120)
     assert size > 64, size

@@ -26,7 +26,7 @@ from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.service import outcome, run
-from pcl_ray.service.folder import SweepFolder, check_writable, home
+from pcl_ray.service.folder import SweepFolder, home
 from pcl_ray.service.progress import Display
 from pcl_ray.service.sweep import asked as requests
 from pcl_ray.service.sweep import results, spaces
@@ -59,7 +59,7 @@ class Ended:
 
 def start(asked: SweepRequest, *, name: str | None = None, result_file: Path | None = None) -> SweepResult:
     """Runs a new sweep to its end. Raises ConfigError or DataError before anything has started, RunFailed after, `run.Stopped` on a signal."""
-    check_writable()
+    run.before_anything()
     if name:
         SweepFolder.check_free(name)
     chosen = name or SweepFolder.free_name(asked.space.name, datetime.now().strftime("%m%d-%H%M%S"))
@@ -74,7 +74,7 @@ def start(asked: SweepRequest, *, name: str | None = None, result_file: Path | N
 
 def resume(name: str, words: list[str], options: Mapping[str, Any], *, result_file: Path | None = None) -> SweepResult:
     """Goes on with a sweep: ended trials are kept, the others go on from their checkpoints. Raises as `start` does."""
-    check_writable()
+    run.before_anything()
     with SweepFolder.open(name) as folder:
         asked = stored(folder, words, options)
         return _sweep(folder, asked, _load(asked), result_file, resumed=True)

@@ -44,7 +44,7 @@ def _nodes(asked: SweepRequest) -> tuple[list[dict[str, float]], str]:
         return [node], f"this machine ({node['CPU']:g} CPUs, {node['GPU']:g} GPUs)"
     import ray
 
-    from pcl_ray.service.ray_setup import connected
+    from pcl_ray.service.ray_connection import connected
 
     with connected(0):
         nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

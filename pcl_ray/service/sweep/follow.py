@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -43,7 +44,9 @@ class Follow(tune.Callback):
         tracker: Any,
         stop: Callable[[], None],
         ended_before: int = 0,
+        first_end: Callable[[], None] = lambda: None,
     ):
+        self._first_end = first_end  # called once, in a thread
         self._before = ended_before  # in earlier sessions of a resumed sweep
         self._console, self._objective, self._settings, self._epochs, self._total = console, objective, settings, epochs, total
         self._tracker, self._stop = tracker, stop
@@ -94,6 +97,8 @@ class Follow(tune.Callback):
             self._stop()
 
     def _end(self, trial: Any, how: str, result: dict[str, Any]) -> None:
+        if not self._ended:
+            threading.Thread(target=self._first_end, name="preload", daemon=True).start()
         self._ended[trial.trial_id] = how
         state = read_state(result["run"]) if "run" in result else {}
         value = (state.get("trial") or {}).get("objective")

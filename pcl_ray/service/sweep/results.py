@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -71,6 +72,12 @@ def records(sweep: str) -> list[TrialRecord]:
             )
         )
     return found
+
+
+def preload() -> None:
+    """Imports what `conclude` needs, some seconds' worth: done beside the training, no device waits for it."""
+    for name in ("optuna.importance", "sklearn.ensemble", "scipy.stats", "pcl_ray.report.sweep_figures", "pcl_ray.service.sweep.chosen"):
+        importlib.import_module(name)
 
 
 def conclude(

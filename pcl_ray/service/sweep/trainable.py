@@ -20,10 +20,10 @@ from ray import tune
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.service.events import Post
-from pcl_ray.service.loop import Job
+from pcl_ray.service.job import Job, longest_silence
+from pcl_ray.service.ray_connection import SharedData
 from pcl_ray.service.sweep.trial import InThread, Point, Setting, Trial, link
 from pcl_ray.service.sweep.warmups import Claim
-from pcl_ray.service.worker import SharedData
 
 POINT = "point"  # of a list of points made beforehand: {"values", "seed", "member"}
 SEED_INDEX = "__trial_index__"  # Ray's name for the number of a repetition
@@ -99,9 +99,9 @@ class TrialProcess(tune.Trainable):
 
     def _epochs(self, job: Job, post: Post) -> Iterator[int]:
         if job.config.resources.workers:
-            from pcl_ray.service.ray_setup import longest_silence, train_shared
+            from pcl_ray.service.ray_setup import train_shared  # torch
 
-            return InThread(partial(train_shared, job, self.shared.data), post, longest_silence(job))
+            return InThread(partial(train_shared, job, self.shared.data), post, longest_silence(job.config))
         return self._here(job, post)
 
     def _here(self, job: Job, post: Post) -> Iterator[int]:

@@ -25,7 +25,7 @@ from pcl_ray.plan import RunPlan
 from pcl_ray.service import outcome
 from pcl_ray.service.events import Event, Post
 from pcl_ray.service.folder import Busy, RunFolder, home, read_state_at
-from pcl_ray.service.loop import Job
+from pcl_ray.service.job import Job
 from pcl_ray.service.sweep import warmups
 from pcl_ray.service.sweep.objective import WORST, Objective
 from pcl_ray.service.sweep.settings import SweepConfig

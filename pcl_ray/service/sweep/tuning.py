@@ -13,8 +13,9 @@ from rich.console import Console
 
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.service import ray_setup
+from pcl_ray.service import ray_connection
 from pcl_ray.service.folder import SweepFolder, home
+from pcl_ray.service.job import longest_silence
 from pcl_ray.service.sweep import capacity, driver, results, search
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.driver import Ended
@@ -32,10 +33,10 @@ def run(
     """Trains all trials, or those that are left. Raises ConfigError where not one fits the cluster, RunFailed where Tune itself fails."""
     driver.quiet_tune()
     trial = capacity.bundles(setting.base, asked.plan)
-    with ray_setup.connected(sum(cpus for cpus, _ in trial)):
+    with ray_connection.connected(sum(cpus for cpus, _ in trial)):
         at_a_time = concurrency(asked, setting)
         office: Any = ray.remote(Warmups).options(num_cpus=0, max_restarts=-1).remote(str(folder.path / "warmups"))
-        shared = Shared(ray_setup.share(splits), office)
+        shared = Shared(ray_connection.share(splits), office)
         listed = search.points(asked.space, asked.settings, setting.base)
         total = len(listed) if listed is not None else search.samples(asked.space, asked.settings) * asked.settings.seeds
         if asked.settings.scheduler == "pbt" and setting.base.resources.workers and at_a_time < total:
@@ -44,10 +45,22 @@ def run(
         console.print(f"sweep       {folder.name}: {total} trials, {at_a_time} at a time, in {folder.path}", markup=False, soft_wrap=True)
         done = sum(record.state in ("finished", "stopped early") for record in results.records(folder.name))
         with interruptible(asked.settings.budget_s) as (stop, reasons):
-            follow = Follow(console, setting.objective, setting.settings, setting.base.train.epochs, total, tracker, lambda: stop(follow.failed_of), done)
+            follow = Follow(
+                console,
+                setting.objective,
+                setting.settings,
+                setting.base.train.epochs,
+                total,
+                tracker,
+                lambda: stop(follow.failed_of),
+                ended_before=done,
+                first_end=results.preload,
+            )
+                console, setting.objective, setting.settings, setting.base.train.epochs, total, tracker, lambda: stop(follow.failed_of), done, results.preload
+            )
             watching = threading.Event()
             try:
-                _watch(folder.name, ray_setup.longest_silence_of(setting.base), lambda text: stop(text), watching)
+                _watch(folder.name, longest_silence(setting.base), lambda text: stop(text), watching)
                 tuner = _tuner(folder, asked, setting, shared, listed, total, at_a_time, follow, resumed)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")

@@ -1,0 +1,31 @@
+"""What a run is to do, as workers are given it. Without torch, which the drivers need late or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pcl_ray.config import RunConfig
+from pcl_ray.plan import RunPlan
+
+
+@dataclass(frozen=True)
+class Job:
+    config: RunConfig
+    plan: RunPlan
+    run_dir: str
+    leave_warmup: str | None = None  # folder that gets a copy of the state before the first E-step
+
+    @property
+    def checkpoints(self) -> Path:
+        return Path(self.run_dir, "checkpoints")
+
+
+def longest_wait(config: RunConfig) -> float:
+    """Seconds that one worker may have to wait for another: rank 0 may be in an E-step, and then in a step."""
+    return config.resources.step_timeout_s + config.e_step.timeout_s
+
+
+def longest_silence(config: RunConfig) -> float:
+    """Seconds without any event after which a run is lost."""
+    return longest_wait(config) + config.resources.start_timeout_s

@@ -1,0 +1,57 @@
+"""The connection to Ray, and the data in its store. Without torch: the driver of a sweep has neither model nor tensors."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from pcl_ray.data.datasets import DataSplits
+from pcl_ray.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """The data in Ray's store: one copy a node, read by all its workers, of all runs that are given it."""
+
+    splits: ray.ObjectRef  # DataSplits
+    labels: ray.ObjectRef  # [N] int64 or None
+    holdout_labels: ray.ObjectRef
+
+
+def share(splits: DataSplits) -> SharedData:
+    """Puts the data into Ray's store, where all workers of a node read one copy of the arrays; one call serves any number of runs."""
+    holdout_labels = splits.holdout.labels if splits.holdout is not None else None
+    return SharedData(ray.put(splits), ray.put(splits.train.labels), ray.put(holdout_labels))
+
+
+@contextmanager
+def connected(cpus: float) -> Iterator[None]:
+    """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of our own, of at least so many CPUs, that ends
+    with the run."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+        else:
+            _own_ray(cpus, quiet)
+    except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
+        raise RunFailed(f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _own_ray(cpus: float, quiet: dict[str, Any]) -> None:
+    # More than the cores where need be: on a laptop two workers and the actor take turns rather than being refused.
+    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)), **quiet)
