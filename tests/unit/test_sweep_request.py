@@ -38,7 +38,7 @@ def test_a_space_full_of_mistakes_is_told_all_of_them_at_once(tmp_path: Path, ca
         "did you mean 'loss.temperature'",
         "e_step.alpha = -5",
         "5000 is more than the 1438 training images",
-        "use --seeds",
+        "--seeds repeats each configuration",
         "resources.workers",
         "optimizer.lr = 'fast'",
         "did you mean 'sweep.seeds'",
@@ -54,7 +54,7 @@ def test_a_space_full_of_mistakes_is_told_all_of_them_at_once(tmp_path: Path, ca
     ("words", "said"),
     [
         ((), "which space? One of all_three, alpha, num_clusters, paper_grid, temperature"),
-        (("temprature",), "did you mean 'temperature'"),
+        (("temprature",), "Did you mean 'temperature'"),
         (("temperature", "alpha"), "'alpha' is neither KEY=VALUE nor the only space"),
         (("temperature", "--budget", "soon"), "a time is written"),
         (("temperature", "--search", "grid"), "takes lists of values only; loss.temperature"),
@@ -92,13 +92,13 @@ def test_a_dry_run_says_space_size_trials_at_a_time_and_cost(capsys: pytest.Capt
 
 
 def test_a_recipe_whose_own_k_does_not_fit_can_be_swept_over_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.save(tmp_path / "images.npy", np.zeros((300, 8, 8), dtype=np.uint8))
+    np.save(tmp_path / "images.npy", np.zeros((2000, 8, 8), dtype=np.uint8))
     words = ("data.source=arrays", f"data.path={tmp_path / 'images.npy'}", "train.batch_size=64", "loss.queue_size=64")
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("data: {source: digits, channels: 1}\naugment: {mean: [0.5], std: [0.5], image_size: 8}\nencoder: {backbone: small_resnet, width: 4}\n")
     assert main(["sweep", "num_clusters", "--recipe", str(recipe), *words, "--dry-run"]) == 0, capsys.readouterr().err
     assert main(["sweep", "alpha", "--recipe", str(recipe), *words, "--dry-run"]) == 2  # K = 25,000 of the defaults
-    assert "25000 is more than the 240 training images" in capsys.readouterr().err
+    assert "25000 is more than the 1600 training images" in capsys.readouterr().err
 
 
 def test_every_knob_of_sweeps_is_described(capsys: pytest.CaptureFixture[str]) -> None:

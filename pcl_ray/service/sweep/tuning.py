@@ -56,8 +56,6 @@ def run(
                 ended_before=done,
                 first_end=results.preload,
             )
-                console, setting.objective, setting.settings, setting.base.train.epochs, total, tracker, lambda: stop(follow.failed_of), done, results.preload
-            )
             watching = threading.Event()
             try:
                 _watch(folder.name, longest_silence(setting.base), lambda text: stop(text), watching)
