@@ -48,6 +48,8 @@ def measure(config: RunConfig) -> Cost | None:
         "optimizer.warmup_epochs": 0,
         "loss.queue_size": min(config.loss.queue_size, count),
         "data.source": "arrays",
+        "e_step.num_clusters": 2,
+        "loss.negative_prototypes": "all",
     }
     config = with_overrides(config, alone)
     images, plan = ArrayImages(pixels), plans.make(config, count, 0)

@@ -197,7 +197,7 @@ class Trial:
             self._claimed = key
         elif claim.kind == "found":
             link(Path(claim.path), folder.path / "checkpoints")
-            folder.write_state(began=self.plan.warmup_epochs, began_before=done)
+            folder.write_state(began=self.plan.warmup_epochs)
         return True
 
     def _known(self) -> dict[str, Any] | None:
