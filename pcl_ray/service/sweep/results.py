@@ -119,6 +119,12 @@ def _lost(sweep: str) -> dict[str, str]:
     return {state["mlflow_run_id"]: "failed" for state in states if state.get("sweep") == sweep and state.get("lost") and state.get("mlflow_run_id")}
 
 
+def exploits(sweep: str) -> list[dict[str, Any]]:
+    """Of a population: who went on from whom, with which values before and after."""
+    states = [read_state_at(path) for path in sorted((home() / "runs").glob(f"{sweep}.*"))]
+    return [{"member": state["member"], **exploit} for state in states if state.get("sweep") == sweep for exploit in state.get("exploits", [])]
+
+
 def _totals(found: list[TrialRecord], seconds: float) -> dict[str, float]:
     return {
         "sweep/device_minutes": sum(record.device_seconds for record in found) / 60,
@@ -181,6 +187,8 @@ def _write(
         "leaderboard.json": leaderboard.as_json(rows, knobs, metric),
         "importances.json": json.dumps(importances, indent=2) + "\n",
     }
+    if setting.settings.scheduler == "pbt":
+        texts["exploits.json"] = json.dumps(exploits(folder.name), indent=2) + "\n"
     files = []
     for name, text in texts.items():
         (folder.path / name).write_text(text, encoding="utf-8")
@@ -223,6 +231,8 @@ def _show(
             f"warm-up     {totals['sweep/trials_on_shared_warmup']:.0f} trials began from another's: {totals['sweep/saved_minutes']:.1f} device minutes saved",
             markup=False,
         )
+    if setting.settings.scheduler == "pbt":
+        console.print(f"population  {len(exploits(setting.sweep))} times a member went on from a stronger one (exploits.json)", markup=False)
     if test:
         console.print(
             f"test split  kNN accuracy of the best configuration {test['eval/test_knn_top1']:.4f}, on images that no trial was chosen by", markup=False
