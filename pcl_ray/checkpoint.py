@@ -30,6 +30,7 @@ class EStepState:
     concluded: int | None = None  # the epoch before which the last E-step was, however it ended; one that is still under way is made again
     bank: Tensor | None = None  # [N, C], the feature bank
     owed: bool = False  # saved before the E-step and the evaluation that end its last epoch
+    anew: bool = False  # its clusters are of other knobs: an E-step comes first, whatever the plan says
 
 
 @dataclass
@@ -63,7 +64,7 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
         "history": state.history,
         "encoder": state.encoder.model_dump(),
         "channels": state.channels,
-        "e_step": {name: getattr(state.e_step, name) for name in ("usable", "failures", "concluded", "bank", "owed")},
+        "e_step": {name: getattr(state.e_step, name) for name in ("usable", "failures", "concluded", "bank", "owed", "anew")},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def take_over(source: Path, folder: Path) -> Path:
     Raises as `load` and `save` do.
     """
     state = load(source)
-    state.e_step = replace(state.e_step, concluded=None, failures=0)
+    state.e_step = replace(state.e_step, concluded=None, failures=0, anew=state.clusters is not None)
     path = save(state, folder, keep=1)
     for other in complete(folder):
         if other != path:

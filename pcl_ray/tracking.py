@@ -16,7 +16,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +26,12 @@ from pcl_ray.config import TrackingConfig
 from pcl_ray.errors import Problem
 from pcl_ray.tracking_buffer import Outbox, Point, Unsent, as_texts, clean_name
 
-Status = Literal["finished", "failed", "stopped"]
+Status = Literal["finished", "failed", "stopped", "stopped early"]
 
 RUN_TAG = "pcl_ray.run_name"  # finds the run again; MLflow's own run name may be edited in the dashboard
 PENDING_FILE = "mlflow_pending.jsonl"
 BATCH_NAMES = 100  # parameters or tags in one request
-_MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+_MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "stopped early": "KILLED"}
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _ALLOWED = "a server (http://… or https://…), a database (sqlite:////absolute/path/mlflow.db, postgresql://…, mysql://…, mssql://…), or databricks"
 _ENVIRONMENT = {  # MLflow's own defaults hold one call for four minutes when the server is gone
@@ -156,19 +156,6 @@ def open_run(
     store = _Store(tracking_uri(config, home), config.experiment, run_name, artifacts, as_texts(params), run_id, title or run_name)
     first = Unsent(tags=as_texts(tags), files={"config.yaml": config_yaml})
     return MlflowRun(store, Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, warn))
-
-
-def end_runs(config: TrackingConfig, home: Path, runs: Mapping[str, str]) -> None:
-    """Closes runs, {id: status}, whose own process cannot do it any more. As far as the server takes it: they only look unfinished otherwise."""
-    if not runs or not config.enabled:
-        return
-    from mlflow import MlflowClient
-
-    with suppress(Exception):
-        client = MlflowClient(tracking_uri(config, home))
-        for run_id, status in runs.items():
-            client.set_tag(run_id, "trial.status", status)
-            client.set_terminated(run_id, _MLFLOW_STATUS[status])
 
 
 class MlflowRun:

@@ -147,10 +147,13 @@ class Between:
         self._epoch, self._clustering = 0, False
         self._noted: dict[str, float] = {}
 
-    def begin(self, epoch: int, evaluate: bool) -> None:
-        """Features of the encoder as it is now, and the E-step before `epoch`; waits for it unless it may overlap with that epoch."""
+    def begin(self, epoch: int, evaluate: bool, *, anew: bool = False) -> None:
+        """Features of the encoder as it is now, and the E-step before `epoch`; waits for it unless it may overlap with that epoch.
+
+        anew: there is an E-step also where the plan has none, and it is waited for.
+        """
         plan, config, progress = self._plan, self._settings, self._progress
-        self._epoch, self._clustering = epoch, plan.clusters_before(epoch)
+        self._epoch, self._clustering = epoch, anew or plan.clusters_before(epoch)
         if not self._clustering and not evaluate:
             return
         self._tell(Event("phase", epoch, text="features"))
@@ -165,7 +168,7 @@ class Between:
         request = EStepRequest(epoch, self._clustering, evaluate, world_size(), self._features.num_images, self._features.num_holdout, step)
         self._pending = self._e_step.begin(f"{self._attempt}/{epoch}", request, shards, progress.clusters)
         # With no clusters to train with meanwhile, and after the last epoch, there is nothing to overlap with.
-        if not (config.overlap and progress.clusters is not None and progress.e_step.usable and epoch < plan.epochs):
+        if anew or not (config.overlap and progress.clusters is not None and progress.e_step.usable and epoch < plan.epochs):
             self._note(self._take(start))
         elif self._clustering:
             self._note({"perf/e_step_seconds": time.perf_counter() - start})

@@ -73,6 +73,8 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
     start = time.perf_counter()  # an E-step before the first epoch counts to it
     if progress.e_step.owed:
         _make_up(between, progress, plan, tell)
+    elif progress.e_step.anew:
+        between.begin(progress.epoch, evaluate=False, anew=True)
     # Without warm-up, where a run that ended in its warm-up is made longer, and with overlap, the first epoch's clusters are still to be made.
     elif progress.epoch < plan.epochs and plan.clusters_before(progress.epoch) and progress.e_step.concluded != progress.epoch:
         between.begin(progress.epoch, evaluate=config.e_step.overlap and plan.evaluates_after(progress.epoch - 1))

@@ -189,7 +189,8 @@ def test_many_that_fail_end_the_sweep_with_the_common_cause_and_it_can_go_on(tmp
     states = runs_of("all-fail")
     assert 2 <= sum(state["state"] == "failed" for state in states.values()) < 6
     again = sweep("--resume", "all-fail", "sweep.failures=100")
-    assert again.returncode == 0, again.stderr
+    assert again.returncode == 1, again.stderr
+    assert "all trials failed" in again.stderr
     assert sum(state["state"] == "failed" for state in runs_of("all-fail").values()) == 6
 
 
@@ -225,6 +226,15 @@ def test_members_of_a_population_really_take_over_from_others(tmp_path: Path, sw
     for state in states:
         if state.get("exploits"):
             assert state["point"] == state["exploits"][-1]["new"]
+
+
+def test_a_population_goes_on_without_a_member_that_failed(tmp_path: Path, sweep: Sweep) -> None:
+    text = "base: digits\nspace:\n  optimizer.lr: {type: choice, values: [0.03, 0.04, 0.05, 100.0]}\n  e_step.num_clusters: '6,12'\n  e_step.patience: 1\n"
+    words = (*SMALL, "train.epochs=8", "sweep.perturb_epochs=2", "sweep.quantile=0.25", "tracking.enabled=false", "e_step.collapse_cone=0.9999")
+    done = sweep(space(tmp_path, text), *words, "--samples", "30", "--scheduler", "pbt", "--name", "fewer")
+    assert done.returncode == 0, done.stderr
+    states = [json.loads(path.read_text())["state"] for path in (home() / "runs").glob("fewer.*/state.json")]
+    assert sorted(states) == ["failed", "finished", "finished", "finished"]
 
 
 def test_ctrl_c_ends_a_sweep_so_that_it_can_go_on(tmp_path: Path, sweep: Sweep, command: Callable[..., list[str]]) -> None:
@@ -266,9 +276,10 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: P
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    for pid in _descendants(process.pid):
-        if b"TrialProcess" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+    trials = [pid for pid in _descendants(process.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::ResourceTrainable")]
+    assert trials
+    for pid in trials:
+        os.kill(pid, signal.SIGKILL)
     out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, err
     assert all(state["state"] == "finished" for state in runs_of("lost").values()), out

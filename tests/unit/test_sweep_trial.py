@@ -165,6 +165,12 @@ def test_one_that_its_scheduler_stopped_stays_stopped() -> None:
     assert Trial(Point({}, 0), setting(), here, office()).step()["early"]
 
 
+def test_a_run_of_that_name_with_other_settings_is_not_taken_for_the_trial() -> None:
+    to_its_end(Trial(Point({}, 0), setting(), here, office()))
+    other = config.with_overrides(BASE, {"optimizer.lr": 0.5})
+    assert "there already with other settings (optimizer.lr)" in Trial(Point({}, 0), setting(other), here, office()).step()["failing"]
+
+
 def test_two_trials_of_one_point_do_not_train_it_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pcl_ray.service.sweep.trial._WAIT_S", 0)
     one, two = (Trial(Point({}, 0), setting(), here, office()) for _ in range(2))
@@ -209,9 +215,12 @@ def test_the_title_says_what_sets_the_trial_apart() -> None:
     assert Trial(Point(values, 4), setting(), here, office()).title == "tau0.1-a10-K6+12-lr0.05-s4"
 
 
-def test_a_member_goes_on_from_another_with_its_own_values() -> None:
-    strong = Trial(Point({"loss.temperature": 0.1, "e_step.num_clusters": "6,12"}, 0, member=0), setting(), here, office())
-    weak = Trial(Point({"loss.temperature": 0.5, "e_step.num_clusters": "20"}, 1, member=1), setting(), here, office())
+@pytest.mark.parametrize("extra", [{}, {"e_step.every_epochs": 2}, {"e_step.overlap": True}, {"e_step.features": "bank"}])
+def test_a_member_goes_on_from_another_with_its_own_values(extra: dict[str, Any]) -> None:
+    """Also where the plan has no E-step before the next epoch, or would let it overlap with that."""
+    base = config.with_overrides(BASE, extra)
+    strong = Trial(Point({"loss.temperature": 0.1, "e_step.num_clusters": "6,12"}, 0, member=0), setting(base), here, office())
+    weak = Trial(Point({"loss.temperature": 0.5, "e_step.num_clusters": "20"}, 1, member=1), setting(base), here, office())
     for _ in range(3):
         strong.step()
         weak.step()
@@ -219,12 +228,13 @@ def test_a_member_goes_on_from_another_with_its_own_values() -> None:
     assert donor is not None
     weak.close()
     values = {"loss.temperature": 0.12, "e_step.num_clusters": "9"}
-    explored = Trial(Point(values, 1, member=1), setting(), here, office())
+    explored = Trial(Point(values, 1, member=1), setting(base), here, office())
     exploit = {"from": 0, "file": donor.name, "old": dict(strong.point.values), "new": values}
     explored.take_over(donor, exploit)
     taken = state_of(explored.name)
     for name, value in checkpoint.load(donor).learner["model"].items():
         assert torch.equal(value, taken.learner["model"][name]), name
+    assert taken.e_step.anew
     assert explored.step()["epoch"] == 4
     after = state_of(explored.name)
     assert after.clusters is not None

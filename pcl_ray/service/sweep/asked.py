@@ -9,7 +9,7 @@ from typing import Any
 from pcl_ray import config as configs
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, DataError, Problem
-from pcl_ray.plan import RunPlan
+from pcl_ray.plan import FILE_SOURCES, RunPlan
 from pcl_ray.service import request
 from pcl_ray.service.sweep import objective, search, settings, space_checks, spaces
 from pcl_ray.service.sweep.objective import Objective
@@ -21,7 +21,8 @@ from pcl_ray.service.sweep.spaces import Space
 class SweepRequest:
     space: Space
     space_source: str  # name or path that `space` was read from
-    base: RunConfig  # what all trials have in common
+    recipe: RunConfig  # with what was said on the command line
+    base: RunConfig  # the same as trials run it: what all of them have in common
     plan: RunPlan  # of the recipe itself
     settings: SweepConfig
     words: tuple[str, ...]  # KEY=VALUE of the recipe
@@ -51,11 +52,11 @@ def check(name_or_path: str, words: Iterable[str], options: Mapping[str, Any], r
     num_images, num_holdout = (plan.num_images, plan.num_holdout) if plan is not None else (0, 0)
     problems += space_checks.problems(space, base, num_images, num_holdout)
     problems += _search_problems(space, asked_for, base)
-    problems += _objective_problems(space, asked_for)
+    problems += _objective_problems(space, asked_for, base)
     if problems:
         raise ConfigError(list({(p.name, str(p.value), p.message): p for p in problems}.values()))
     assert plan is not None
-    return SweepRequest(space, name_or_path, base, plan, asked_for, tuple(word for word in words if not word.startswith(PREFIX)), tuple(notes))
+    return SweepRequest(space, name_or_path, recipe, base, plan, asked_for, tuple(word for word in words if not word.startswith(PREFIX)), tuple(notes))
 
 
 def with_first_values(recipe: RunConfig, space: Space) -> RunConfig:
@@ -77,8 +78,11 @@ def as_trials(recipe: RunConfig, user_set: set[str]) -> tuple[RunConfig, list[st
         notes.append(
             f"trials train in one process each (resources.workers = 0, the recipe has {resources.workers}): several side by side use the machine better"
         )
-    if not (changes.get("resources.workers", resources.workers)) and not recipe.e_step.threads:
-        changes["e_step.threads"] = max(1, int(resources.cpus_per_worker))  # not all cores of the machine, which other trials use as well
+    if not (changes.get("resources.workers", resources.workers)):  # not all cores of the machine, which other trials use as well
+        cpus = max(1, int(resources.cpus_per_worker))
+        changes["e_step.threads"] = recipe.e_step.threads or cpus
+        if recipe.data.source in FILE_SOURCES and recipe.data.loader_workers is None:
+            changes["data.loader_workers"] = max(cpus - 1, 1) if resources.gpus_per_worker else cpus // 4
     return configs.with_overrides(recipe, changes), notes
 
 
@@ -97,14 +101,24 @@ def objective_of(space: Space, asked_for: SweepConfig, *, labelled: bool) -> Obj
     return objective.of(metric, mode)
 
 
+def _clusterings(space: Space, base: RunConfig) -> list[int]:
+    """How many each trial has."""
+    swept = space.domains.get("e_step.num_clusters")
+    lists = spaces.values_of(swept) if swept is not None else None
+    return [len(spaces.text_of(value).split(",")) for value in lists] if lists else [len(base.e_step.num_clusters)]
+
+
 def _objective_name(asked_for: SweepConfig) -> str:
     return "sweep.objective" if asked_for.objective else "OBJECTIVE"
 
 
-def _objective_problems(space: Space, asked_for: SweepConfig) -> list[Problem]:
+def _objective_problems(space: Space, asked_for: SweepConfig, base: RunConfig) -> list[Problem]:
     metric = asked_for.objective or space.objective
     if metric is None:
         return []
+    number, fewest = objective.clustering_of(metric), min(_clusterings(space, base))
+    if number is not None and number >= fewest:
+        return [Problem(_objective_name(asked_for), metric, f"some trials have {fewest} clusterings, numbered from 0")]
     # Whether there are labels shows when the data are read.
     return list(objective.problems(metric, asked_for.mode or space.mode, labelled=True, name=_objective_name(asked_for)))
 
@@ -144,6 +158,9 @@ def _search_problems(space: Space, asked_for: SweepConfig, base: RunConfig) -> I
         )
     if how == "grid" and asked_for.samples is not None and asked_for.search == "grid":
         yield Problem("sweep.samples", asked_for.samples, f"a grid tries all its {spaces.size(space)} combinations; leave it out, or use --search random")
+    for name in ("train.epochs", "e_step.warmup_epochs", "e_step.every_epochs") if asked_for.scheduler != "none" else ():
+        if name in space.domains:
+            yield Problem(name, spaces.described(space), f"scheduler {asked_for.scheduler} compares trials at the same epoch of the same schedule; use none")
     if asked_for.scheduler != "none" and base.evaluation.every_epochs == 0:
         yield Problem("evaluation.every_epochs", 0, f"scheduler {asked_for.scheduler} compares trials while they train; use 1 or more")
     if asked_for.scheduler == "pbt":
@@ -164,8 +181,10 @@ def _population_problems(space: Space, asked_for: SweepConfig, base: RunConfig, 
     for name in space.domains:
         if name not in search.PERTURBABLE:
             yield Problem(name, spaces.described(space), f"cannot change while a member trains; pbt takes {', '.join(search.PERTURBABLE)}")
-    if how == "random" and search.samples(space, asked_for) < 2:
-        yield Problem("sweep.samples", asked_for.samples, "a population needs 2 members or more")
+    if how == "random" and (members := len(search.points(space, asked_for, base) or [])) < 2:
+        yield Problem("sweep.samples", members, "a population needs 2 members or more, of different values")
+    if base.train.checkpoint_every_epochs > 1:
+        yield Problem("train.checkpoint_every_epochs", base.train.checkpoint_every_epochs, "members go on from each other's checkpoints; use 1")
     if search.grace_epochs(base) + search.perturb_epochs(asked_for, base) > base.train.epochs:
         yield Problem(
             "train.epochs", base.train.epochs, f"warm-up and two E-steps take {search.grace_epochs(base)} of them, and nothing is left to compare members after"

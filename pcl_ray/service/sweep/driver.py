@@ -21,10 +21,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from pcl_ray import config as configs
 from pcl_ray import tracking
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
-from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.errors import ConfigError, DataError, RunFailed
 from pcl_ray.service import outcome, run
 from pcl_ray.service.folder import SweepFolder, home
 from pcl_ray.service.progress import Display
@@ -62,11 +63,15 @@ def start(asked: SweepRequest, *, name: str | None = None, result_file: Path | N
     run.before_anything()
     if name:
         SweepFolder.check_free(name)
-    chosen = name or SweepFolder.free_name(asked.space.name, datetime.now().strftime("%m%d-%H%M%S"))
+    chosen = name or SweepFolder.free_name(asked.space.name[:40], datetime.now().strftime("%m%d-%H%M%S"))
     if len(chosen) > 60:
         raise ConfigError(f"sweep name {chosen!r} is too long: at most 60 characters, its trials add to it")
+    if left := sorted((home() / "runs").glob(f"{chosen}.*")):
+        raise ConfigError(f"{len(left)} runs of an earlier sweep {chosen!r} are under {left[0].parent}; remove them, or choose another --name")
     data = _load(asked)
     _objective(asked, data)
+    for note in asked.notes:
+        print(f"note        {note}")
     with SweepFolder.create(chosen, asked.base) as folder:
         _keep(folder, asked)
         return _sweep(folder, asked, data, result_file, resumed=False)
@@ -77,7 +82,11 @@ def resume(name: str, words: list[str], options: Mapping[str, Any], *, result_fi
     run.before_anything()
     with SweepFolder.open(name) as folder:
         asked = stored(folder, words, options)
-        return _sweep(folder, asked, _load(asked), result_file, resumed=True)
+        data = _load(asked)
+        known = folder.read_state().get("fingerprint")
+        if known and known != data.whole.train.fingerprint:
+            raise DataError(f"the images of sweep {name!r} have changed since it began (others, or in another order); start a new sweep")
+        return _sweep(folder, asked, data, result_file, resumed=True)
 
 
 def stored(folder: SweepFolder, words: list[str], options: Mapping[str, Any]) -> SweepRequest:
@@ -94,12 +103,13 @@ def stored(folder: SweepFolder, words: list[str], options: Mapping[str, Any]) ->
     given.pop("sweep.budget_s", None)  # it was for that session
     source = str(folder.path / kept["space"])
     words_then = list(kept["words"])
-    asked = requests.check(source, words_then, {**given, **changed}, kept["recipe"])
-    return replace(asked, space=replace(asked.space, name=kept["name"]))
+    asked = requests.check(source, words_then, {**given, **changed}, str(folder.path / "recipe.yaml"))
+    return replace(asked, space=replace(asked.space, name=kept["name"], base=kept["recipe"]))
 
 
 def _keep(folder: SweepFolder, asked: SweepRequest) -> None:
-    """What `stored` needs: the space's own text, since its file may change."""
+    """What `stored` needs: space and recipe themselves, since their files may change or be elsewhere next time."""
+    (folder.path / "recipe.yaml").write_text(configs.load(asked.space.base).to_yaml(), encoding="utf-8")
     file, text = spaces.source(asked.space_source)
     kept_as = f"space{Path(file).suffix}"
     (folder.path / kept_as).write_text(text, encoding="utf-8")
@@ -137,6 +147,8 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         console = Console(highlight=False, width=160)  # a log: no line is broken for a screen that is not there
     objective = _objective(asked, data)
     base = requests.with_objective(asked.base, objective.metric)
+    if os.environ.get("MLFLOW_TRACKING_URI") and not base.tracking.uri:  # the environment of trial processes may be another
+        base = configs.with_overrides(base, {"tracking.uri": os.environ["MLFLOW_TRACKING_URI"]})
     tracker = outcome.open_tracker(
         folder,
         base,
@@ -156,15 +168,15 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         home=str(home()),
         parent_run_id=_run_id(tracker, base.tracking.enabled),
     )
-    folder.write_state(state="running", mlflow_run_id=tracker.run_id)
+    folder.write_state(state="running", mlflow_run_id=tracker.run_id, fingerprint=data.whole.train.fingerprint)
     ended, state = Ended("failed"), "failed"
     begun = time.monotonic()
     try:
         from pcl_ray.service.sweep import tuning
 
         ended = tuning.run(folder, asked, setting, data.splits, tracker, console, resumed=resumed, interruptible=interruptible)
-        state = "stopped" if ended.reason else "finished"
         result = results.conclude(folder, asked, setting, data.whole, tracker, console, seconds=time.monotonic() - begun, unfinished=ended.reason)
+        state = "finished" if not ended.reason else "failed" if ended.reason.startswith("failures") else "stopped"
     finally:
         folder.write_state(state=state)
         tracker.finish("finished" if state == "finished" else "stopped" if state == "stopped" else "failed")
@@ -176,6 +188,8 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         raise RunFailed(
             f"{ended.reason.removeprefix('failures: ')}\nWhat has ended is kept; mend the cause and go on with: pcl-ray sweep --resume {folder.name}"
         )
+    if not result.metrics["sweep/finished"] and not result.metrics["sweep/stopped_early"] and not ended.reason:
+        raise RunFailed("all trials failed; the reasons are above and in the leaderboard")
     return result
 
 
@@ -188,14 +202,20 @@ def _run_id(tracker: tracking.MlflowRun | tracking.NullRun, enabled: bool) -> st
 
 
 @contextmanager
-def interruptible(budget_s: float | None) -> Iterator[tuple[Callable[[str], None], list[Ended]]]:
-    """Ends Tune's loop in a way that it can be resumed from, by the signal that it listens to: after the budget, on Ctrl-C and SIGTERM, or by the function."""
+def interruptible(budget_s: float | None) -> Iterator[tuple[Callable[[str], None], Callable[[], None], list[Ended]]]:
+    """Ends Tune's loop in a way that it can be resumed from, by the signal that it listens to: after the budget, on Ctrl-C and SIGTERM, or by
+    the first function. The second repeats the signal where the end is wanted already."""
     reasons: list[Ended] = []
     main = threading.current_thread() is threading.main_thread()
 
     def end(reason: str, number: int = 0) -> None:
         reasons.append(Ended(reason, number))
         if main:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def nudge() -> None:
+        """Once more: what came before Tune listened was not heard."""
+        if main and reasons:
             os.kill(os.getpid(), signal.SIGUSR1)
 
     def on_signal(number: int, _: Any) -> None:
@@ -210,7 +230,7 @@ def interruptible(budget_s: float | None) -> Iterator[tuple[Callable[[str], None
         if timer is not None:
             timer.daemon = True
             timer.start()
-        yield lambda reason: end(f"failures: {reason}"), reasons
+        yield lambda reason: end(f"failures: {reason}"), nudge, reasons
     finally:
         if timer is not None:
             timer.cancel()

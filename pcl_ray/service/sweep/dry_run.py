@@ -17,7 +17,9 @@ def show(asked: SweepRequest) -> None:
     rows = [("space", f"{space.name}, on recipe {space.base}"), *((f"  {name}", words) for name, words in spaces.described(space))]
     size = spaces.size(space)
     configurations = search.samples(space, settings)
-    trials = configurations * settings.seeds
+    points = search.points(space, settings, asked.base)
+    trials = len(points) if points is not None else configurations * settings.seeds
+    configurations = trials // settings.seeds
     nodes, where = _nodes(asked)
     fits = capacity.trials_at_a_time(capacity.bundles(asked.base, asked.plan), nodes)
     at_a_time = min(fits, settings.concurrency or fits)

@@ -50,6 +50,10 @@ def measure(config: RunConfig) -> Cost | None:
         "data.source": "arrays",
         "e_step.num_clusters": 2,
         "loss.negative_prototypes": "all",
+        "e_step.mode": "auto",
+        "e_step.shards": 0,
+        "e_step.overlap": False,
+        "e_step.switch_step": None,
     }
     config = with_overrides(config, alone)
     images, plan = ArrayImages(pixels), plans.make(config, count, 0)

@@ -45,7 +45,11 @@ class Follow(tune.Callback):
         stop: Callable[[], None],
         ended_before: int = 0,
         first_end: Callable[[], None] = lambda: None,
+        each_turn: Callable[[], None] = lambda: None,
+        run_of: Callable[[Any], str] = lambda trial: "",
     ):
+        self._each_turn, self._run_of = each_turn, run_of  # called at each turn of Tune's loop; the run of a trial of Tune's
+        self._seen: set[str] = set()
         self._first_end = first_end  # called once, in a thread
         self._before = ended_before  # in earlier sessions of a resumed sweep
         self._console, self._objective, self._settings, self._epochs, self._total = console, objective, settings, epochs, total
@@ -71,6 +75,14 @@ class Follow(tune.Callback):
             self._live.stop()
             self._live = None
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's loop turns: what wants it to end may have come before it listened."""
+        self._each_turn()
+        for trial in trials:
+            if trial.trial_id not in self._seen:  # of a restored experiment: an earlier session's counts and limits say nothing about this one's
+                self._seen.add(trial.trial_id)
+                trial.max_failures, trial.run_metadata.num_failures = self._settings.process_failures, 0
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         self._latest[trial.trial_id] = result
         if "failing" in result:
@@ -86,10 +98,10 @@ class Follow(tune.Callback):
         self._in_a_row.clear()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        result = self._latest.get(trial.trial_id, {})
+        result = {"run": self._run_of(trial), **self._latest.get(trial.trial_id, {})}
         reason = result.get("failing") or f"its process was lost {self._settings.process_failures + 1} times"
-        if "run" in result and "failing" not in result:
-            write_state_at(RunFolder.path_of(result["run"]), state="failed", error=reason, lost=True)
+        if "failing" not in result and RunFolder.path_of(result["run"]).is_dir():
+            write_state_at(RunFolder.path_of(result["run"]), state="failed", error=reason)
         self._end(trial, f"failed: {reason}", result)
         self._in_a_row.append(reason)
         if len(self._in_a_row) >= self._settings.failures and not self.failed_of:
@@ -113,7 +125,7 @@ class Follow(tune.Callback):
         figures = {"sweep/ended": float(self._count()), "sweep/failed": float(sum(text.startswith("failed") for text in self._ended.values()))}
         figures |= {"sweep/best_score": best} if best is not None else {}
         self._tracker.log(figures, self._count())
-        self._show(force=True)
+        self._show()
 
     def _count(self) -> int:
         return self._before + len(self._ended)
@@ -122,11 +134,11 @@ class Follow(tune.Callback):
         scores = [result["score"] for result in self._latest.values() if "score" in result]
         return max(scores, default=None)
 
-    def _show(self, force: bool = False) -> None:
+    def _show(self) -> None:
         now = time.monotonic()
         if self._live is not None:
             self._live.update(self._table())
-        elif now - self._told > _LINES_EVERY_S and not force:
+        elif now - self._told > _LINES_EVERY_S:
             self._told = now
             running = [result for trial, result in self._latest.items() if trial not in self._ended]
             epochs = ", ".join(f"{result['epoch']}/{self._epochs}" for result in running)

@@ -87,11 +87,17 @@ def problems(metric: str, mode: str | None, *, labelled: bool, name: str = "swee
         yield Problem(name, metric, (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(known)}")
         return
     if metric not in _WITHOUT_LABELS and not labelled:
-        yield Problem(name, metric, f"needs labels, and these images have none; use one of {', '.join(_WITHOUT_LABELS)}")
+        yield Problem(name, metric, f"needs labels of training and held-out images, which these data do not have; use one of {', '.join(_WITHOUT_LABELS)}")
     better = _DIRECTIONS.get(metric, "max")
     if mode is not None and mode != better:
         meant = "values near 1 are" if better == "nearest_one" else "more is"
         yield Problem("sweep.mode", mode, f"of {metric}, {meant} better; leave the mode out")
+
+
+def clustering_of(metric: str) -> int | None:
+    """The number of the clustering that a metric is about."""
+    found = re.fullmatch(r"cluster/(\d+)/.*", metric)
+    return int(found[1]) if found else None
 
 
 def _clusterings(metrics: Mapping[str, Any]) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pcl_ray import checkpoint_files, tracking
-from pcl_ray.config import RunConfig, with_overrides
+from pcl_ray import checkpoint_files
+from pcl_ray.config import with_overrides
 from pcl_ray.data.datasets import DataSplits
-from pcl_ray.errors import RunFailed
+from pcl_ray.errors import ConfigError
 from pcl_ray.report import leaderboard
 from pcl_ray.report.leaderboard import Row, TrialRecord
+from pcl_ray.service import outcome
 from pcl_ray.service.folder import RunFolder, SweepFolder, home, read_state_at
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.trial import Setting
@@ -43,8 +46,12 @@ class SweepResult:
 
     def write(self, file: Path | None) -> None:
         """As JSON, where a file was asked for."""
-        if file is not None:
+        if file is None:
+            return
+        try:
             file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
 
 
 def records(sweep: str) -> list[TrialRecord]:
@@ -88,16 +95,18 @@ def conclude(
     rows = leaderboard.ranked(found, objective.direction)
     best = leaderboard.best(rows)
     importances = leaderboard.importances(found, objective.direction)
-    recipe = _write_recipe(folder, setting, objective.metric, best) if best else None
-    test = _test_accuracy(setting, whole, best) if best and not unfinished else {}
+    recipe = _write_recipe(folder, asked, setting, best) if best else None
     totals = _totals(found, seconds)
     files = _write(folder, rows, knobs, setting, found, importances)
+    _settle(setting)
+    test = _test_accuracy(setting, whole, best, console) if best and not unfinished else {}
     _show(console, rows, knobs, setting, importances, totals, test, found)
     if unfinished:
         console.print(f"unfinished  {unfinished}; go on with: pcl-ray sweep --resume {folder.name}", markup=False, soft_wrap=True)
     elif recipe:
-        console.print(f"\nNext:\n  pcl-ray train {recipe} train.epochs={4 * setting.base.train.epochs}", markup=False, soft_wrap=True)
-    tracking.end_runs(setting.base.tracking, home(), _lost(folder.name))
+        console.print(f"\nNext:\n  pcl-ray train {shlex.quote(str(recipe))} train.epochs={4 * setting.base.train.epochs}", markup=False, soft_wrap=True)
+    else:
+        console.print("no winner   no configuration finished with all its seeds and passed the guards; the notes above say why", markup=False)
     _log(tracker, folder, setting, files, importances, totals, test, best, recipe)
     metrics = _means(best) | totals | test if best else totals
     return SweepResult(
@@ -113,10 +122,20 @@ def conclude(
     )
 
 
-def _lost(sweep: str) -> dict[str, str]:
-    """MLflow runs of trials whose process was lost for good, which could not close them."""
-    states = [read_state_at(path) for path in (home() / "runs").glob(f"{sweep}.*")]
-    return {state["mlflow_run_id"]: "failed" for state in states if state.get("sweep") == sweep and state.get("lost") and state.get("mlflow_run_id")}
+def _settle(setting: Setting) -> None:
+    """Closes the MLflow runs of trials that could not do it themselves: their process was killed, or the server did not answer at the time."""
+    for path in sorted((home() / "runs").glob(f"{setting.sweep}.*")):
+        state = read_state_at(path)
+        if state.get("sweep") != setting.sweep or state.get("recorded"):
+            continue
+        with suppress(ConfigError), RunFolder.open(path.name) as folder:  # one that is still held is closed by whoever holds it
+            ended: Any = state["state"] if state["state"] in _STATES else "stopped"
+            tags = {"trial.status": ended, "pcl_ray.sweep": setting.sweep} | ({"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {})
+            tracker = outcome.open_tracker(folder, folder.read_config(), setting.fingerprint, lambda text: None, title=state.get("title"), tags=tags)
+            for entry in outcome.history(folder):
+                tracker.log(entry["metrics"], entry["step"])
+            tracker.finish(ended)
+            folder.write_state(state=ended, mlflow_run_id=tracker.run_id, recorded=tracker.run_id is not None)
 
 
 def exploits(sweep: str) -> list[dict[str, Any]]:
@@ -143,22 +162,22 @@ def _means(best: Row) -> dict[str, float]:
     return {name: sum(trial.metrics[name] for trial in best.trials) / len(best.trials) for name in sorted(names)}
 
 
-def best_config(setting: Setting, best: Row) -> RunConfig:
-    return with_overrides(setting.base, {**best.point, "seed": best.trials[0].seed})
-
-
-def _write_recipe(folder: SweepFolder, setting: Setting, metric: str, best: Row) -> Path:
+def _write_recipe(folder: SweepFolder, asked: SweepRequest, setting: Setting, best: Row) -> Path:
+    """The recipe itself with the best values: not how trials ran it, one beside the other."""
     path = folder.path / "best.yaml"
     spread = f" ± {best.spread:.4f}" if best.spread is not None else ""
+    of_seeds = f"{len(best.trials)} seeds" if len(best.trials) > 1 else "one seed"
+    history = "\n# A member of a population: the values it ended with, not those that its weights went through (exploits.json)."
     heading = (
-        f"# The best of sweep {folder.name}: {metric} {best.mean:.4f}{spread} after {setting.base.train.epochs} epochs, {len(best.trials)} seeds.\n"
-        f"#   pcl-ray train {path}\n"
+        f"# The best of sweep {folder.name}: {setting.objective.metric} {best.mean:.4f}{spread} after {setting.base.train.epochs} epochs, {of_seeds}."
+        f"{history if setting.settings.scheduler == 'pbt' else ''}\n#   pcl-ray train {shlex.quote(str(path))}\n"
     )
-    path.write_text(heading + best_config(setting, best).to_yaml(), encoding="utf-8")
+    config = with_overrides(asked.recipe, {**best.point, "seed": best.trials[0].seed})
+    path.write_text(heading + config.to_yaml(), encoding="utf-8")
     return path
 
 
-def _test_accuracy(setting: Setting, whole: DataSplits, best: Row) -> dict[str, float]:
+def _test_accuracy(setting: Setting, whole: DataSplits, best: Row, console: Console) -> dict[str, float]:
     """kNN accuracy of the best configuration on held-out images that no trial was compared by; {} where there are none."""
     holdout = whole.holdout
     if whole.train.labels is None or holdout is None or holdout.labels is None or not setting.settings.test_share:
@@ -169,8 +188,11 @@ def _test_accuracy(setting: Setting, whole: DataSplits, best: Row) -> dict[str, 
     for trial in best.trials:
         newest = checkpoint_files.latest(RunFolder.path_of(trial.run_name) / "checkpoints")
         if newest is not None:
-            with suppress(RunFailed):
-                values.append(test_accuracy(newest, with_overrides(setting.base, {**trial.point, "seed": trial.seed}), whole, setting.settings.test_share))
+            config = with_overrides(setting.base, {**trial.point, "seed": trial.seed})
+            try:
+                values.append(test_accuracy(newest, config, whole, setting.settings.test_share))
+            except Exception as error:  # too little memory here, an image that has gone: the sweep's results stand without this figure
+                console.print(f"warning: no figure on the test split ({type(error).__name__}: {error})", markup=False, soft_wrap=True)
     return {"eval/test_knn_top1": sum(values) / len(values), "eval/test_knn_top1_least": min(values)} if values else {}
 
 

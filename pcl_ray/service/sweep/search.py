@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pcl_ray.service.sweep.trainable import POINT
 
 _GRID_UP_TO = 64  # combinations that are all tried where nothing else is said
 _SAMPLES = 20
-PERTURBABLE = ("loss.temperature", "loss.prototype_weight", "e_step.alpha", "e_step.num_clusters", "optimizer.lr", "optimizer.weight_decay")
+PERTURBABLE = ("loss.temperature", "loss.prototype_weight", "e_step.alpha", "e_step.num_clusters", "optimizer.lr")
 _SCORE, _TIME = "score", "epoch"
 
 
@@ -97,16 +98,8 @@ def optuna(space: Space, settings: SweepConfig) -> Any:
     """Optuna's TPE over the space; with several seeds it sees one value a configuration, the mean."""
     domains: Any = spaces.to_tune(space)
     inner: Any = _Snapped(domains, metric=_SCORE, mode="max", seed=settings.search_seed)
-    inner.snap = _Snap(space, settings.temperature_levels)
+    inner.snap = partial(spaces.snap, space, levels=settings.temperature_levels)
     return _Repeated(inner, repeat=settings.seeds) if settings.seeds > 1 else inner
-
-
-class _Snap:
-    def __init__(self, space: Space, levels: int | None):
-        self.space, self.levels = space, levels
-
-    def __call__(self, point: dict[str, Any]) -> dict[str, Any]:
-        return spaces.snap(self.space, point, self.levels)
 
 
 class _Snapped(OptunaSearch):
@@ -159,10 +152,23 @@ def perturb_epochs(settings: SweepConfig, base: RunConfig) -> int:
     return settings.perturb_epochs or max(round(base.train.epochs / 10), base.e_step.every_epochs)
 
 
+class _Population(PopulationBasedTraining):
+    """Ray's, which waits for ever for a member that has failed: it counts it among those that are to be compared."""
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_error(tune_controller, trial)
+        tune_controller.get_live_trials().discard(trial)
+        waiting = [other for other in tune_controller.get_live_trials() if other.status == other.PAUSED]
+        behind = [other for other in tune_controller.get_live_trials() if self._trial_state[other].last_train_time < self._next_perturbation_sync]
+        if waiting and not behind:  # the failed one was the last that the others waited for: what came after their results is still to be done
+            first = waiting[0]
+            self.on_trial_result(tune_controller, first, self._trial_state[first].last_result or {})
+
+
 def population(space: Space, settings: SweepConfig, base: RunConfig, of_score: dict[str, Any]) -> PopulationBasedTraining:
     """Jaderberg et al., 2017: the weights of a weak member become those of a strong one, its values that one's, perturbed. The learning rate goes on by
     epoch, and prototypes are made anew at the next E-step anyway."""
-    return PopulationBasedTraining(
+    return _Population(
         **of_score,
         perturbation_interval=perturb_epochs(settings, base),
         burn_in_period=grace_epochs(base),

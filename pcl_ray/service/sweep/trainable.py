@@ -44,6 +44,7 @@ class TrialProcess(tune.Trainable):
 
     def setup(self, config: dict[str, Any], setting: Setting, shared: Shared) -> None:  # type: ignore[override]
         os.environ["PCL_RAY_HOME"] = setting.home
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run.before_anything`; on a cluster the driver's environment is not ours
         self.setting, self.shared = setting, shared
         self._splits: Any = None
         self._trial: Trial | None = None

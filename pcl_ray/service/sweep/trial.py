@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from pcl_ray import plan as plans
 from pcl_ray.config import RunConfig, with_overrides
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.plan import RunPlan
-from pcl_ray.service import outcome
+from pcl_ray.service import outcome, request
 from pcl_ray.service.events import Event, Post
 from pcl_ray.service.folder import Busy, RunFolder, home, read_state_at
 from pcl_ray.service.job import Job
@@ -165,7 +166,10 @@ class Trial:
         known = read_state(self.name).get("exploits", [])
         if known and known[-1] == exploit and self.checkpoint() is not None:
             return  # a process that was lost and came back: what was taken over has been trained on
+        deadline = time.monotonic() + self.config.resources.start_timeout_s
         while not self._open():
+            if time.monotonic() > deadline:
+                raise RunFailed(f"the folder of run {self.name} was not free within resources.start_timeout_s")
             time.sleep(_WAIT_S)
         assert self._folder is not None
         checkpoint.take_over(donor, self._folder.path / "checkpoints")
@@ -179,8 +183,12 @@ class Trial:
                 self._folder = RunFolder.open(self.name) if (path / "config.yaml").is_file() else RunFolder.create(self.name, self.config)
             except Busy:  # a second trial of the same point: it takes the first one's result
                 return False
+            point = {"point": dict(self.point.values), "seed": self.point.seed, "member": self.point.member, "title": self.title}
+            self._folder.write_state(sweep=self._setting.sweep, **point)
         if self.point.member is not None:
             self._folder.write_config(self.config)
+        elif differing := _differing(self._folder.read_config(), self.config):
+            raise ConfigError(f"run {self.name} is there already with other settings ({', '.join(differing)}): remove it, or give the sweep another --name")
         return self._share_warmup(self._folder)
 
     def _share_warmup(self, folder: RunFolder) -> bool:
@@ -195,10 +203,18 @@ class Trial:
             return False
         if claim.kind == "yours":
             self._claimed = key
+            threading.Thread(target=self._keep_claim, args=(key,), name="claim", daemon=True).start()
         elif claim.kind == "found":
             link(Path(claim.path), folder.path / "checkpoints")
             folder.write_state(began=self.plan.warmup_epochs)
         return True
+
+    def _keep_claim(self, key: str) -> None:
+        """A feature pass or a compilation may take minutes without any event."""
+        while self._claimed == key:
+            with suppress(Exception):  # an office that is being restarted
+                self._office.alive(key, self.name)
+            time.sleep(_ALIVE_EVERY_S)
 
     def _known(self) -> dict[str, Any] | None:
         """The outcome of a run that has ended already."""
@@ -207,9 +223,8 @@ class Trial:
         if state.get("state") not in ("finished", "stopped early") or (state["state"] == "finished" and state.get("epochs") != self.plan.epochs):
             return None
         summary = state.get("trial") or {}
-        if self._folder is not None:
-            self._folder.lock.close()
-            self._folder = None
+        self._folder.lock.close()
+        self._folder = None
         score = {"score": summary["score"]} if summary.get("score") is not None else {}
         return {
             "epoch": state.get("epochs", 0),
@@ -231,15 +246,16 @@ class Trial:
         self._tracker = outcome.open_tracker(folder, self.config, setting.fingerprint, lambda text: None, title=self.title, tags=tags)
         for entry in self._history:  # the shared warm-up's, and what a killed process could not send
             self._tracker.log(entry["metrics"], entry["step"])
-        point = {"point": dict(self.point.values), "seed": self.point.seed, "member": self.point.member, "title": self.title}
-        folder.write_state(state="running", error=None, sweep=setting.sweep, fingerprint=setting.fingerprint, **point)
-        leave = str(home() / "sweeps" / setting.sweep / "warmups" / warmups.key_of(self.config)) if self._claimed else None
+        folder.write_state(state="running", error=None, recorded=False, fingerprint=setting.fingerprint)
+        leave = str(home() / "sweeps" / setting.sweep / "warmups" / self._claimed) if self._claimed else None
         self._epochs = self._make_epochs(Job(self.config, self.plan, str(folder.path), leave), self._handle)
 
     def _handle(self, event: Event) -> None:
         if self._tracker is not None and event.kind in ("step", "epoch", "figures"):
             self._tracker.log(event.metrics, event.step)
         if event.kind == "epoch":
+            if self._claimed and event.epoch + 1 >= self.plan.warmup_epochs:  # it lies in the folder by now
+                self._release()
             self._history.append({"epoch": event.epoch, "step": event.step, "metrics": dict(event.metrics)})
             self._summarise()
         elif event.kind == "figures" and self._history:
@@ -248,8 +264,6 @@ class Trial:
             self._told = time.monotonic()
             if self._folder is not None:
                 os.utime(self._folder.path / "lock")  # the driver looks whether anything happens
-            if self._claimed:
-                self._office.alive(self._claimed, self.name)
 
     def _summary(self) -> dict[str, Any]:
         """What the leaderboard is made from. The objective is that of the last evaluation: the best of many would be a choice of its own."""
@@ -262,7 +276,8 @@ class Trial:
         score = None if value is None else WORST if refused else setting.objective.score(value)
         seconds = [entry["metrics"].get("perf/epoch_seconds", 0.0) for entry in self._history]
         owed = sum(entry["metrics"].get("perf/owed_seconds", 0.0) for entry in self._history)
-        devices = max(self.config.resources.workers, 1)
+        resources = self.config.resources
+        devices = max(resources.workers, 1) * (resources.gpus_per_worker or 1)
         return {
             "objective": value,
             "score": score,
@@ -291,11 +306,14 @@ class Trial:
         self._conclude("failed")
         return {"epoch": self._history[-1]["epoch"] + 1 if self._history else 0, "failing": self._failed, "run": self.name}
 
+    def _release(self) -> None:
+        if self._claimed:
+            key, self._claimed = self._claimed, ""
+            self._office.release(key, self.name)
+
     def _conclude(self, state: Any) -> None:
         """Writes down how it ended, closes its MLflow run, gives its folder and its claim back."""
-        if self._claimed:
-            self._office.release(self._claimed, self.name)
-            self._claimed = ""
+        self._release()
         folder, tracker = self._folder, self._tracker
         self._folder = self._tracker = None
         if folder is None:
@@ -304,11 +322,16 @@ class Trial:
             done = self._history[-1]["epoch"] + 1 if self._history else 0
             folder.write_state(state=state, epochs=done, trial=self._summary())
             tracker.tag({"trial.status": state})
-            tracker.finish("stopped" if state == "stopped early" else state)
-            folder.write_state(mlflow_run_id=tracker.run_id)
+            tracker.finish(state)
+            folder.write_state(mlflow_run_id=tracker.run_id, recorded=True)
         elif state == "failed":
             folder.write_state(state=state)
         folder.lock.close()
+
+
+def _differing(stored: RunConfig, wanted: RunConfig) -> list[str]:
+    one, two = stored.flatten(), wanted.flatten()
+    return [name for name in two if one.get(name) != two[name] and not name.startswith(request.CHANGEABLE)]
 
 
 def link(source: Path, folder: Path) -> None:

@@ -20,8 +20,8 @@ from pcl_ray.service.sweep import capacity, driver, results, search
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.driver import Ended
 from pcl_ray.service.sweep.follow import Follow
-from pcl_ray.service.sweep.trainable import POINT, Shared, TrialProcess, resources
-from pcl_ray.service.sweep.trial import Setting
+from pcl_ray.service.sweep.trainable import POINT, Shared, TrialProcess, point_of, resources
+from pcl_ray.service.sweep.trial import Setting, run_name_of
 from pcl_ray.service.sweep.warmups import Warmups
 
 _LOOK_EVERY_S = 30.0
@@ -35,7 +35,7 @@ def run(
     trial = capacity.bundles(setting.base, asked.plan)
     with ray_connection.connected(sum(cpus for cpus, _ in trial)):
         at_a_time = concurrency(asked, setting)
-        office: Any = ray.remote(Warmups).options(num_cpus=0, max_restarts=-1).remote(str(folder.path / "warmups"))
+        office: Any = ray.remote(Warmups).options(num_cpus=0, max_restarts=-1, max_task_retries=3).remote(str(folder.path / "warmups"))
         shared = Shared(ray_connection.share(splits), office)
         listed = search.points(asked.space, asked.settings, setting.base)
         total = len(listed) if listed is not None else search.samples(asked.space, asked.settings) * asked.settings.seeds
@@ -44,7 +44,7 @@ def run(
             raise ConfigError([Problem("sweep.samples", total, message)])
         console.print(f"sweep       {folder.name}: {total} trials, {at_a_time} at a time, in {folder.path}", markup=False, soft_wrap=True)
         done = sum(record.state in ("finished", "stopped early") for record in results.records(folder.name))
-        with interruptible(asked.settings.budget_s) as (stop, reasons):
+        with interruptible(asked.settings.budget_s) as (stop, nudge, reasons):
             follow = Follow(
                 console,
                 setting.objective,
@@ -55,6 +55,8 @@ def run(
                 lambda: stop(follow.failed_of),
                 ended_before=done,
                 first_end=results.preload,
+                each_turn=nudge,
+                run_of=lambda trial: run_name_of(setting.sweep, point_of(trial.config, setting.base.seed, trial.trial_id)),
             )
             watching = threading.Event()
             try:
@@ -144,6 +146,7 @@ def _tuner(
             name="experiment",
             storage_path=str(place),
             callbacks=[follow],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4) if settings.scheduler == "pbt" else None,
             failure_config=tune.FailureConfig(max_failures=settings.process_failures),
             verbose=0,
         ),
