@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray import tune
@@ -43,7 +43,7 @@ class Follow(tune.Callback):
         total: int,
         tracker: Any,
         stop: Callable[[], None],
-        ended_before: int = 0,
+        ended_before: Iterable[str] = (),
         first_end: Callable[[], None] = lambda: None,
         each_turn: Callable[[], None] = lambda: None,
         run_of: Callable[[Any], str] = lambda trial: "",
@@ -51,7 +51,7 @@ class Follow(tune.Callback):
         self._each_turn, self._run_of = each_turn, run_of  # called at each turn of Tune's loop; the run of a trial of Tune's
         self._seen: set[str] = set()
         self._first_end = first_end  # called once, in a thread
-        self._before = ended_before  # in earlier sessions of a resumed sweep
+        self._runs = set(ended_before)  # that have ended, also in earlier sessions
         self._console, self._objective, self._settings, self._epochs, self._total = console, objective, settings, epochs, total
         self._tracker, self._stop = tracker, stop
         self._latest: dict[str, dict[str, Any]] = {}  # trial id: its last result
@@ -112,6 +112,7 @@ class Follow(tune.Callback):
         if not self._ended:
             threading.Thread(target=self._first_end, name="preload", daemon=True).start()
         self._ended[trial.trial_id] = how
+        self._runs.add(result.get("run") or trial.trial_id)
         state = read_state(result["run"]) if "run" in result else {}
         value = (state.get("trial") or {}).get("objective")
         if self._live is None:
@@ -128,7 +129,7 @@ class Follow(tune.Callback):
         self._show()
 
     def _count(self) -> int:
-        return self._before + len(self._ended)
+        return len(self._runs)
 
     def _best(self) -> float | None:
         scores = [result["score"] for result in self._latest.values() if "score" in result]

@@ -43,7 +43,7 @@ def run(
             message = f"a population whose members have workers trains all at once, and {at_a_time} fit the cluster; use fewer, or resources.workers=0"
             raise ConfigError([Problem("sweep.samples", total, message)])
         console.print(f"sweep       {folder.name}: {total} trials, {at_a_time} at a time, in {folder.path}", markup=False, soft_wrap=True)
-        done = sum(record.state in ("finished", "stopped early") for record in results.records(folder.name))
+        done = [record.run_name for record in results.records(folder.name) if record.state in ("finished", "stopped early")]
         with interruptible(asked.settings.budget_s) as (stop, nudge, reasons):
             follow = Follow(
                 console,
