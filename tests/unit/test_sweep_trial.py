@@ -18,8 +18,10 @@ from pcl_ray.service.events import Event, Post
 from pcl_ray.service.folder import RunFolder, home, read_state_at, write_state_at
 from pcl_ray.service.loop import Job, epochs
 from pcl_ray.service.sweep import objective, warmups
+from pcl_ray.service.sweep.in_thread import InThread
+from pcl_ray.service.sweep.point import Point, run_name_of
 from pcl_ray.service.sweep.settings import SweepConfig
-from pcl_ray.service.sweep.trial import InThread, Point, Setting, Trial, run_name_of
+from pcl_ray.service.sweep.trial import Setting, Trial
 from pcl_ray.service.sweep.warmups import Warmups
 
 BASE = config.load("digits", (*DIGITS_RUN, "train.epochs=5", "e_step.warmup_epochs=2", "resources.workers=0", "e_step.threads=1"))

@@ -22,7 +22,9 @@ from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.service.events import Post
 from pcl_ray.service.job import Job, longest_silence
 from pcl_ray.service.ray_connection import SharedData
-from pcl_ray.service.sweep.trial import InThread, Point, Setting, Trial, link
+from pcl_ray.service.sweep.in_thread import InThread
+from pcl_ray.service.sweep.point import Point
+from pcl_ray.service.sweep.trial import Setting, Trial, link
 from pcl_ray.service.sweep.warmups import Claim
 
 POINT = "point"  # of a list of points made beforehand: {"values", "seed", "member"}

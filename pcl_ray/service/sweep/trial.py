@@ -5,14 +5,11 @@ folder free? → warm-up: found (go on from it), mine (train it, leave a copy), 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any, Protocol
 
 from pcl_ray import checkpoint_files, tracking
 from pcl_ray import plan as plans
-from pcl_ray.config import RunConfig, with_overrides
+from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.plan import RunPlan
 from pcl_ray.service import outcome, request
@@ -29,25 +26,12 @@ from pcl_ray.service.folder import Busy, RunFolder, home, read_state_at
 from pcl_ray.service.job import Job
 from pcl_ray.service.sweep import warmups
 from pcl_ray.service.sweep.objective import WORST, Objective
+from pcl_ray.service.sweep.point import Point, run_name_of, title_of
 from pcl_ray.service.sweep.settings import SweepConfig
 from pcl_ray.service.sweep.warmups import Claim
 
 _WAIT_S = 2.0  # a trial that waits for another gives word this often
 _ALIVE_EVERY_S = 5.0
-_SHORT = {"loss.temperature": "tau", "e_step.alpha": "a", "e_step.num_clusters": "K"}
-_BEING_TRAINED = ("running", "stopped")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One trial's place in the space. member: of a population, whose values change as it goes on; else None."""
-
-    values: Mapping[str, Any]  # dotted knob → value
-    seed: int
-    member: int | None = None
-
-    def config(self, base: RunConfig) -> RunConfig:
-        return with_overrides(base, {**self.values, "seed": self.seed})
 
 
 @dataclass(frozen=True)
@@ -80,27 +64,6 @@ class Epochs(Protocol):
     """Trains the job: gives back how many epochs are done, one after the other. Raises RunFailed."""
 
     def __call__(self, job: Job, post: Post, /) -> Iterator[int]: ...
-
-
-def title_of(point: Point, config: RunConfig, plan: RunPlan) -> str:
-    """tau0.1-a10-K29+57-s0: what sets the trial apart, K as counts."""
-    parts = []
-    for name in sorted(point.values, key=lambda knob: (list(_SHORT).index(knob) if knob in _SHORT else len(_SHORT), knob)):
-        value = "+".join(map(str, plan.num_clusters)) if name == "e_step.num_clusters" else _text(point.values[name])
-        parts.append(f"{_SHORT.get(name, name.rpartition('.')[2])}{value}")
-    parts.append(f"s{config.seed}" if point.member is None else f"s{config.seed}-p{point.member}")
-    return re.sub(r"[^A-Za-z0-9._+-]", "_", "-".join(parts))[:80]
-
-
-def run_name_of(sweep: str, point: Point) -> str:
-    """The run folder's name: the same point of a sweep is the same run, whoever asks for it and how often. A member of a population keeps its own."""
-    identity: Any = {**point.values, "seed": point.seed} if point.member is None else {"member": point.member}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    return f"{sweep}.{digest}"
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class Trial:
@@ -344,50 +307,6 @@ def link(source: Path, folder: Path) -> None:
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, partial)
     os.replace(partial, folder / source.name)
-
-
-class InThread:
-    """Epochs of a run that another thread trains, as the workers of a Train group need it: `train` blocks, its events come one by one."""
-
-    def __init__(self, train: Callable[[Callable[[Event], None]], None], handle: Post, limit_s: float):
-        self._limit_s, self._handle = limit_s, handle
-        self._events: list[Event] = []
-        self._changed = threading.Condition()
-        self._failure: BaseException | None = None
-        self._ended = False
-
-        def run() -> None:
-            try:
-                train(self._put)
-            except BaseException as error:  # carried to the thread that waits
-                self._failure = error
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
-        threading.Thread(target=run, name="trial", daemon=True).start()
-
-    def _put(self, event: Event) -> None:
-        with self._changed:
-            self._events.append(event)
-            self._changed.notify_all()
-
-    def __iter__(self) -> InThread:
-        return self
-
-    def __next__(self) -> int:
-        while True:
-            with self._changed:
-                if not self._changed.wait_for(lambda: self._events or self._ended, timeout=self._limit_s):
-                    raise RunFailed(f"no sign of life from the trial's workers for {self._limit_s:.0f} s")
-                event = self._events.pop(0) if self._events else None
-            if event is None:
-                if self._failure is not None:
-                    raise self._failure
-                raise StopIteration
-            self._handle(event)
-            if event.kind == "epoch":
-                return event.epoch + 1
 
 
 def read_state(run_name: str) -> dict[str, Any]:

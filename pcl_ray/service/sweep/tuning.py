@@ -20,8 +20,9 @@ from pcl_ray.service.sweep import capacity, driver, results, search
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.driver import Ended
 from pcl_ray.service.sweep.follow import Follow
+from pcl_ray.service.sweep.point import run_name_of
 from pcl_ray.service.sweep.trainable import POINT, Shared, TrialProcess, point_of, resources
-from pcl_ray.service.sweep.trial import Setting, run_name_of
+from pcl_ray.service.sweep.trial import Setting
 from pcl_ray.service.sweep.warmups import Warmups
 
 _LOOK_EVERY_S = 30.0
