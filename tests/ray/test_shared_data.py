@@ -16,7 +16,7 @@ import ray
 from pcl_ray import config as configs, plan as plans
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import ArrayImages
-from pcl_ray.service import ray_setup
+from pcl_ray.service import ray_connection, ray_setup
 from pcl_ray.service.loop import Job
 
 def look(shared):
@@ -33,7 +33,7 @@ draw = np.random.default_rng(0)
 pixels = np.tile(draw.integers(0, 256, (300, 64, 64, 1), dtype=np.uint8), (60, 1, 1, 1))
 splits = DataSplits(ArrayImages(pixels), None)
 with ray_connection.connected(3):
-    shared = ray_setup.share(splits)
+    shared = ray_connection.share(splits)
     writeable, grown, size = ray.get(ray.remote(look).options(num_cpus=0).remote(shared), timeout=120)
     assert size > 64, size
     assert not writeable
