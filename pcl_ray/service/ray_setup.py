@@ -33,6 +33,7 @@ from pcl_ray.service.shards import EStepShard
 from pcl_ray.service.worker import WorkerTask, run_worker
 
 _POLL_S = 0.5
+_ANYWHERE = "DEFAULT"  # not in the placement group of the trial that may have started us, which has room for itself alone
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
 
 
@@ -49,7 +50,7 @@ def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None]) ->
     _check_cluster(config.resources, job.plan.e_step_shards)
     actor = _e_step_actor(config)
     shards = tuple(_shard_actor(config, number, job.plan.e_step_shards) for number in range(job.plan.e_step_shards))
-    board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
+    board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
     try:
         for part in (actor, *shards):
             _wait_until_up(part, config.resources)
@@ -75,8 +76,8 @@ def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
 def _e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
     resources = config.resources
     # Never a silent second try on an empty instance (max_task_retries): the workers push again.
-    options = {"num_cpus": resources.e_step_cpus, "num_gpus": resources.e_step_gpus, "max_restarts": -1, "max_task_retries": 0, "max_concurrency": 8}
-    return ray.remote(EStepActor).options(**options).remote(config)
+    options: Any = {"num_cpus": resources.e_step_cpus, "num_gpus": resources.e_step_gpus, "max_restarts": -1, "max_task_retries": 0, "max_concurrency": 8}
+    return ray.remote(EStepActor).options(**options, scheduling_strategy=_ANYWHERE).remote(config)
 
 
 def _shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int) -> Any:
