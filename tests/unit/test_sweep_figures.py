@@ -234,7 +234,7 @@ DEGENERATE = {
 }
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_what_there_is_gets_drawn_and_the_rest_is_skipped(name: str, tmp_path: Path) -> None:
     records, expected = DEGENERATE[name]

@@ -248,6 +248,7 @@ def test_a_member_goes_on_from_another_with_its_own_values(extra: dict[str, Any]
     explored.take_over(donor, exploit)  # its process was lost and came back: nothing is done twice
     assert len(read_state_at(RunFolder.path_of(explored.name))["exploits"]) == 1
     explored.close()
+    strong.close()
 
 
 def test_epochs_in_a_thread_come_one_by_one_and_bring_the_failure() -> None:
