@@ -63,20 +63,14 @@ def _space_and_words(arguments: argparse.Namespace) -> tuple[str, list[str]]:
             raise ConfigError(f"--resume {arguments.resume} has its own space, recipe and name; leave out {given}")
         return "", words
     if len(named) != 1:
-        shipped = ", ".join(shipped_spaces())
+        from pcl_ray.service.sweep.space_files import shipped  # Ray
+
         raise ConfigError(
-            f"{named[1]!r} is neither KEY=VALUE nor the only space ({named[0]!r})" if named else f"which space? One of {shipped}, or the path of a file"
+            f"{named[1]!r} is neither KEY=VALUE nor the only space ({named[0]!r})"
+            if named
+            else f"which space? One of {', '.join(shipped())}, or the path of a file"
         )
     return named[0], words
-
-
-def shipped_spaces() -> list[str]:
-    """Names of the spaces in tune_spaces, without importing them."""
-    import importlib.util
-
-    found = importlib.util.find_spec("tune_spaces")
-    places = list(found.submodule_search_locations or []) if found else []
-    return sorted(path.stem for place in places for path in Path(place).glob("*.py") if not path.stem.startswith("_"))
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -30,12 +30,17 @@ class RunResult:
 
     def write(self, file: Path | None) -> None:
         """As JSON, where a file was asked for. It could be written when the run began; if not now, that is a warning: the run itself is safe."""
-        if file is None:
-            return
-        try:
-            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        except OSError as error:
-            print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
+        write_result(self, file)
+
+
+def write_result(result: Any, file: Path | None) -> None:
+    """The dataclass as JSON; a warning where that fails."""
+    if file is None:
+        return
+    try:
+        file.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    except OSError as error:
+        print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
 
 
 def write_traceback(folder: RunFolder) -> Path:

@@ -11,7 +11,7 @@ from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import FILE_SOURCES, RunPlan
 from pcl_ray.service import request
-from pcl_ray.service.sweep import objective, search, settings, space_checks, spaces
+from pcl_ray.service.sweep import domains, objective, search, settings, space_checks, spaces
 from pcl_ray.service.sweep.objective import Objective
 from pcl_ray.service.sweep.settings import PREFIX, SweepConfig
 from pcl_ray.service.sweep.spaces import Space
@@ -104,7 +104,7 @@ def objective_of(space: Space, asked_for: SweepConfig, *, labelled: bool) -> Obj
 def _clusterings(space: Space, base: RunConfig) -> list[int]:
     """How many each trial has."""
     swept = space.domains.get("e_step.num_clusters")
-    lists = spaces.values_of(swept) if swept is not None else None
+    lists = domains.values(swept) if swept is not None else None
     return [len(spaces.text_of(value).split(",")) for value in lists] if lists else [len(base.e_step.num_clusters)]
 
 

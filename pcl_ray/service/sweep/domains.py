@@ -89,10 +89,13 @@ def edges(domain: Domain) -> list[Any]:
     if isinstance(domain, Categorical):
         return list(domain.categories)
     assert isinstance(domain, Float | Integer)
-    last = (
-        domain.upper - 1 if isinstance(domain, Integer) and isinstance(domain.upper, int | np.integer) else domain.upper
-    )  # Ray's integer ranges end before `upper`
+    last = _last(domain)
     return [domain.lower] if last == domain.lower else [domain.lower, last]
+
+
+def _last(domain: Float | Integer) -> Any:
+    """Ray's integer ranges end before `upper`."""
+    return domain.upper - 1 if isinstance(domain, Integer) and isinstance(domain.upper, int | np.integer) else domain.upper
 
 
 def is_continuous(domain: Domain | None) -> bool:
@@ -113,9 +116,8 @@ def words(domain: Domain) -> str:
     if not isinstance(domain, Float | Integer) or isinstance(_sampler(domain), Normal):
         return type(_sampler(domain)).__name__.strip("_").lower()
     kind = ("log-uniform" if is_log(domain) else "uniform") + (" whole numbers" if isinstance(domain, Integer) else "")
-    last = domain.upper - 1 if isinstance(domain, Integer) and isinstance(domain.upper, int | np.integer) else domain.upper
     steps = f" in steps of {text_of(_step(domain))}" if _step(domain) is not None else ""
-    return f"{kind} {text_of(domain.lower)} … {text_of(last)}{steps}"
+    return f"{kind} {text_of(domain.lower)} … {text_of(_last(domain))}{steps}"
 
 
 def text_of(value: Any) -> str:

@@ -174,7 +174,7 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
     try:
         from pcl_ray.service.sweep import tuning
 
-        ended = tuning.run(folder, asked, setting, data.splits, tracker, console, resumed=resumed, interruptible=interruptible)
+        ended = tuning.run(folder, asked, setting, data.splits, tracker, console, resumed=resumed)
         result = results.conclude(folder, asked, setting, data.whole, tracker, console, seconds=time.monotonic() - begun, unfinished=ended.reason)
         state = "finished" if not ended.reason else "failed" if ended.reason.startswith("failures") else "stopped"
     finally:

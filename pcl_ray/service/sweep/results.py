@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
-import sys
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +46,21 @@ class SweepResult:
 
     def write(self, file: Path | None) -> None:
         """As JSON, where a file was asked for."""
-        if file is None:
-            return
-        try:
-            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        except OSError as error:
-            print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
+        outcome.write_result(self, file)
+
+
+def _states(sweep: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folder and the state of every trial that has begun."""
+    for path in sorted((home() / "runs").glob(f"{sweep}.*")):
+        state = read_state_at(path)
+        if state.get("sweep") == sweep:
+            yield path, state
 
 
 def records(sweep: str) -> list[TrialRecord]:
     """Every trial that has begun, from the folders of their runs."""
     found = []
-    for path in sorted((home() / "runs").glob(f"{sweep}.*")):
-        state = read_state_at(path)
-        if state.get("sweep") != sweep:
-            continue
+    for path, state in _states(sweep):
         trial = state.get("trial") or {}
         found.append(
             TrialRecord(
@@ -124,9 +124,8 @@ def conclude(
 
 def _settle(setting: Setting) -> None:
     """Closes the MLflow runs of trials that could not do it themselves: their process was killed, or the server did not answer at the time."""
-    for path in sorted((home() / "runs").glob(f"{setting.sweep}.*")):
-        state = read_state_at(path)
-        if state.get("sweep") != setting.sweep or state.get("recorded"):
+    for path, state in _states(setting.sweep):
+        if state.get("recorded"):
             continue
         with suppress(ConfigError), RunFolder.open(path.name) as folder:  # one that is still held is closed by whoever holds it
             ended: Any = state["state"] if state["state"] in _STATES else "stopped"
@@ -140,8 +139,7 @@ def _settle(setting: Setting) -> None:
 
 def exploits(sweep: str) -> list[dict[str, Any]]:
     """Of a population: who went on from whom, with which values before and after."""
-    states = [read_state_at(path) for path in sorted((home() / "runs").glob(f"{sweep}.*"))]
-    return [{"member": state["member"], **exploit} for state in states if state.get("sweep") == sweep for exploit in state.get("exploits", [])]
+    return [{"member": state["member"], **exploit} for _, state in _states(sweep) for exploit in state.get("exploits", [])]
 
 
 def _totals(found: list[TrialRecord], seconds: float) -> dict[str, float]:

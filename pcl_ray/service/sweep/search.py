@@ -59,16 +59,13 @@ def points(space: Space, settings: SweepConfig, base: RunConfig) -> list[dict[st
     found = [point for number, point in enumerate(found) if point not in found[:number]]
     each = [(values, base.seed + s) for values in found for s in range(settings.seeds)]
     if how == "grid" and settings.seeds > 1:
-        each = sorted(each, key=lambda entry: [index for index, later in enumerate(_later_parts(found)) if later == _later(entry[0])])
+        order = {later: number for number, later in enumerate(dict.fromkeys(map(_later, found)))}
+        each = sorted(each, key=lambda entry: order[_later(entry[0])])
     return [{"values": values, "seed": seed, "member": i if settings.scheduler == "pbt" else None} for i, (values, seed) in enumerate(each)]
 
 
 def _later(point: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(value for name, value in sorted(point.items()) if name.startswith("e_step."))
-
-
-def _later_parts(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return list(dict.fromkeys(map(_later, found)))
 
 
 class Listed(Searcher):

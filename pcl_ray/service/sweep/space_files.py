@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import runpy
 import traceback
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -34,8 +35,9 @@ class Written(_Strict):
 
 
 class _Domain(_Strict):
+    @abstractmethod
     def domain(self) -> Domain:
-        raise NotImplementedError
+        """The same as one of Ray Tune's."""
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> _Domain:

@@ -137,11 +137,6 @@ def _primitive(domain: Categorical) -> Categorical:
     return tune.choice([text_of(value) if isinstance(value, list) else value for value in domain.categories])
 
 
-def values_of(domain: Domain) -> list[Any] | None:
-    """All values, None for a range of real numbers or of many whole ones."""
-    return domains.values(domain)
-
-
 def some_value(domain: Domain) -> Any:
     """One of its values: the first, or the lower end."""
     return domain.categories[0] if isinstance(domain, Categorical) else domain.lower if isinstance(domain, Float | Integer) else None

@@ -228,6 +228,10 @@ class Trial:
             if self._folder is not None:
                 os.utime(self._folder.path / "lock")  # the driver looks whether anything happens
 
+    def _done(self) -> int:
+        """Epochs."""
+        return self._history[-1]["epoch"] + 1 if self._history else 0
+
     def _summary(self) -> dict[str, Any]:
         """What the leaderboard is made from. The objective is that of the last evaluation: the best of many would be a choice of its own."""
         setting = self._setting
@@ -252,13 +256,11 @@ class Trial:
 
     def _summarise(self) -> None:
         if self._folder is not None:
-            done = self._history[-1]["epoch"] + 1 if self._history else 0
-            self._folder.write_state(epochs=done, trial=self._summary(), mlflow_run_id=self._tracker.run_id if self._tracker else None)
+            self._folder.write_state(epochs=self._done(), trial=self._summary(), mlflow_run_id=self._tracker.run_id if self._tracker else None)
 
     def _result(self) -> dict[str, Any]:
         summary = self._summary()
-        done = self._history[-1]["epoch"] + 1 if self._history else 0
-        result: dict[str, Any] = {"epoch": done, "of": self.plan.epochs, "run": self.name}
+        result: dict[str, Any] = {"epoch": self._done(), "of": self.plan.epochs, "run": self.name}
         result |= {name: summary[name] for name in ("objective", "score") if summary[name] is not None}
         return result | ({"refused": summary["refused"]} if summary["refused"] else {})
 
@@ -267,7 +269,7 @@ class Trial:
         if self._folder is not None:
             self._folder.write_state(error=self._failed)
         self._conclude("failed")
-        return {"epoch": self._history[-1]["epoch"] + 1 if self._history else 0, "failing": self._failed, "run": self.name}
+        return {"epoch": self._done(), "failing": self._failed, "run": self.name}
 
     def _release(self) -> None:
         if self._claimed:
@@ -282,8 +284,7 @@ class Trial:
         if folder is None:
             return
         if tracker is not None:
-            done = self._history[-1]["epoch"] + 1 if self._history else 0
-            folder.write_state(state=state, epochs=done, trial=self._summary())
+            folder.write_state(state=state, epochs=self._done(), trial=self._summary())
             tracker.tag({"trial.status": state})
             tracker.finish(state)
             folder.write_state(mlflow_run_id=tracker.run_id, recorded=True)

@@ -28,9 +28,7 @@ from pcl_ray.service.sweep.warmups import Warmups
 _LOOK_EVERY_S = 30.0
 
 
-def run(
-    folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: DataSplits, tracker: Any, console: Console, *, resumed: bool, interruptible: Any
-) -> Ended:
+def run(folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: DataSplits, tracker: Any, console: Console, *, resumed: bool) -> Ended:
     """Trains all trials, or those that are left. Raises ConfigError where not one fits the cluster, RunFailed where Tune itself fails."""
     driver.quiet_tune()
     trial = capacity.bundles(setting.base, asked.plan)
@@ -45,7 +43,7 @@ def run(
             raise ConfigError([Problem("sweep.samples", total, message)])
         console.print(f"sweep       {folder.name}: {total} trials, {at_a_time} at a time, in {folder.path}", markup=False, soft_wrap=True)
         done = [record.run_name for record in results.records(folder.name) if record.state in ("finished", "stopped early")]
-        with interruptible(asked.settings.budget_s) as (stop, nudge, reasons):
+        with driver.interruptible(asked.settings.budget_s) as (stop, nudge, reasons):
             follow = Follow(
                 console,
                 setting.objective,
@@ -61,7 +59,7 @@ def run(
             )
             watching = threading.Event()
             try:
-                _watch(folder.name, longest_silence(setting.base), lambda text: stop(text), watching)
+                _watch(folder.name, longest_silence(setting.base), stop, watching)
                 tuner = _tuner(folder, asked, setting, shared, listed, total, at_a_time, follow, resumed)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
