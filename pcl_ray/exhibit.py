@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -79,6 +80,15 @@ class Exhibit:
         shown = [part.ravel() for clustering in self.clusterings for part in (clustering.nearest, clustering.farthest)]
         found = np.unique(np.concatenate([*shown, np.empty(0, np.int64)]))
         return found[found >= 0]
+
+    def renumbered(self, ids: np.ndarray) -> Exhibit:
+        """The same where the images were numbers into `ids` [n]."""
+
+        def whole(images: np.ndarray) -> np.ndarray:
+            return np.where(images >= 0, ids[images], -1)
+
+        shown = tuple(replace(c, nearest=whole(c.nearest), farthest=whole(c.farthest)) for c in self.clusterings)
+        return replace(self, clusterings=shown, sample=whole(self.sample))
 
     def with_map(self, places: np.ndarray, name: str) -> Exhibit:
         return replace(self, places=places.astype(np.float32), map_name=name)
@@ -243,5 +253,5 @@ def load(path: Path) -> tuple[Exhibit, Thumbnails] | None:
             shown: Sequence[Shown] = [Shown(**{name: arrays[f"{m}/{name}"] for name in _OF_SHOWN}) for m in range(count)]
             exhibit = Exhibit(clusterings=tuple(shown), **told, **{name: arrays[name] for name in _OF_EXHIBIT})
             return exhibit, Thumbnails(arrays["thumbnail_ids"], arrays["thumbnails"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile):
         return None

@@ -21,7 +21,7 @@ from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import RunFailed
 from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, prototype_loss, sample_negatives
-from pcl_ray.meters import Meter, StepClock, memory_gb, reset_memory
+from pcl_ray.meters import GAUGE_EVERY, Meter, StepClock, gauges, memory_gb, reset_memory
 from pcl_ray.model.gather import all_gather, encode_shuffled, rank
 from pcl_ray.model.learner import Learner, build_learner, precision, views_for
 from pcl_ray.plan import RunPlan
@@ -64,6 +64,7 @@ def run_epoch(
     reset_memory(learner.device)
     sums, step, start, waited = torch.zeros(len(meter.names)), epoch * plan.steps_per_epoch, time.perf_counter(), 0.0
     every, unread, seen = config.train.log_every_steps, 0, 0
+    gauged: Tensor | None = None
     clock.tick()
     for batch, wait in _timed(batches):
         waited += wait
@@ -71,7 +72,10 @@ def run_epoch(
             shared = _on_device(newer, learner.device)
         for group in learner.optimizer.param_groups:
             group["lr"] = plan.lr_at(step)
-        meter.add(_train_step(learner, batch, shared, config, plan, step))
+        losses, fresh = _train_step(learner, batch, shared, config, plan, step, gauge=seen % GAUGE_EVERY == 0)
+        gauged = fresh if fresh is not None else gauged
+        assert gauged is not None
+        meter.add(torch.cat([losses, gauged]))  # between two readings the last one stands
         clock.tick()
         step, unread, seen = step + 1, unread + 1, seen + 1
         if unread == every or seen == plan.steps_per_epoch:
@@ -86,8 +90,10 @@ def run_epoch(
     return EpochMetrics(_named(meter.names, sums / seen), seen * plan.global_batch, seconds, waited, step - 1, *clock.quantiles(), memory_gb(learner.device))
 
 
-def _train_step(learner: Learner, batch: Any, shared: list[_Prototypes], config: RunConfig, plan: RunPlan, step: int) -> Tensor:
-    """One step of the optimizer; gives back the step's figures, still on the device.
+def _train_step(
+    learner: Learner, batch: Any, shared: list[_Prototypes], config: RunConfig, plan: RunPlan, step: int, *, gauge: bool
+) -> tuple[Tensor, Tensor | None]:
+    """One step of the optimizer; gives back the step's figures, still on the device, and with `gauge` those of `meters.gauges`.
 
     Where the worker's part of the batch is more than `train.micro_batch`, gradients of several forward passes are added up. The loss is that of the
     whole batch all the same: negatives are the queue's and the prototypes', drawn once a step. Only batch norm sees the smaller batches.
@@ -95,7 +101,7 @@ def _train_step(learner: Learner, batch: Any, shared: list[_Prototypes], config:
     query_views, key_views = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
     contrasts = [_Contrast(part, batch.indices, config, plan, step, m) for m, part in enumerate(shared)]
     learner.optimizer.zero_grad(set_to_none=True)
-    figures, keys, count, start = [], [], len(query_views), 0
+    figures, features, keys, count, start = [], [], [], len(query_views), 0
     for queries, key_part in zip(query_views.tensor_split(plan.micro_batches), key_views.tensor_split(plan.micro_batches), strict=True):
         rows, share = slice(start, start + len(queries)), len(queries) / count
         start = rows.stop
@@ -108,13 +114,15 @@ def _train_step(learner: Learner, batch: Any, shared: list[_Prototypes], config:
             (loss if share == 1 else loss * share).backward()
         figures.append(torch.stack([value.detach().float() for value in (loss, *values)]) * share)
         keys.append(key_BC)
+        features.append(query_BC.detach())
+    read = gauges(torch.cat(features), learner.pair.query.parameters(), (contrast.positives_B for contrast in contrasts)) if gauge else None
     learner.optimizer.step()
     learner.pair.update()
     enqueued = all_gather(torch.cat(keys) if len(keys) > 1 else keys[0])
     learner.queue.enqueue(enqueued)
     if learner.bank is not None:
         learner.bank.update(all_gather(batch.indices.to(learner.device, non_blocking=True)), enqueued)
-    return torch.stack(figures).sum(dim=0) if len(figures) > 1 else figures[0]
+    return torch.stack(figures).sum(dim=0) if len(figures) > 1 else figures[0], read
 
 
 def _exchange_of_gradients(learner: Learner, *, at_end: bool) -> AbstractContextManager[Any]:
@@ -170,18 +178,18 @@ class _Contrast:
     def __init__(self, part: _Prototypes, indices: Tensor, config: RunConfig, plan: RunPlan, step: int, which: int):
         self._part, self._mask_duplicates = part, config.loss.mask_duplicates
         device = part.prototypes_KC.device
-        self._positives_B = part.assignments_N[indices].to(device, non_blocking=True)
-        self._first, self._everywhere, self._drawn = 0, self._positives_B, None
+        self.positives_B = part.assignments_N[indices].to(device, non_blocking=True)
+        self._first, self._everywhere, self._drawn = 0, self.positives_B, None
         if (count := plan.negatives[which]) is not None:
             # All workers draw the same negatives, and all images' positives are columns: the loss is that of the whole batch.
-            self._first, self._everywhere = rank() * len(indices), all_gather(self._positives_B)
+            self._first, self._everywhere = rank() * len(indices), all_gather(self.positives_B)
             generator = torch.Generator(device=device).manual_seed(_seed(config.seed, step, which))
             num_prototypes = len(part.prototypes_KC)
             self._drawn = sample_negatives(num_prototypes, self._everywhere, count, generator, part.valid_K, num_valid=part.num_valid)
 
     def loss_and_accuracy(self, query_BC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """Of the images `rows` of the worker's part of the batch. An image that has no prototype adds nothing to the loss and counts as wrong."""
-        part, positives_B, negatives_M = self._part, self._positives_B[rows], None
+        part, positives_B, negatives_M = self._part, self.positives_B[rows], None
         if self._drawn is not None:
             others = (self._everywhere[: self._first + rows.start], self._everywhere[self._first + rows.stop :])
             negatives_M = torch.cat([*others, self._drawn])
@@ -202,8 +210,11 @@ class _Contrast:
 
 
 def _metric_names(num_clusterings: int) -> tuple[str, ...]:
-    names = ("train/loss", "train/loss_instance", "train/accuracy_instance", "eval/alignment")
-    return names + (("train/loss_prototype", *(f"train/accuracy_prototype_{m}" for m in range(num_clusterings))) if num_clusterings else ())
+    """In the order of `_losses`, then of `meters.gauges`."""
+    every = range(num_clusterings)
+    of_prototypes = ("train/loss_prototype", *(f"train/accuracy_prototype_{m}" for m in every)) if num_clusterings else ()
+    gauged = ("train/gradient_norm", "train/feature_std", *(f"cluster/{m}/collisions" for m in every))
+    return ("train/loss", "train/loss_instance", "train/accuracy_instance", "eval/alignment", *of_prototypes, *gauged)
 
 
 def _named(names: tuple[str, ...], means: Tensor) -> dict[str, float]:

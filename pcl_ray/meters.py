@@ -6,12 +6,35 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pcl_ray.model.gather import mean_over_workers
+from pcl_ray.model.gather import all_gather, mean_over_workers
+
+GAUGE_EVERY = 8  # steps: gauges cost a pass over all gradients, and change slowly
+
+
+@torch.no_grad()
+def gauges(query_BC: Tensor, parameters: Iterable[nn.Parameter], positives: Iterable[Tensor]) -> Tensor:
+    """[2 + M] float32 on the device, of the batch of all workers, who all have to call it: gradient norm, feature std, collisions of M clusterings.
+
+    query_BC: this worker's features. parameters: with their gradients. positives: for each clustering [B], the prototype of each of its images.
+    Gradient norm: L2 over all of them. Feature std: mean over the dimensions of the standard deviation over the batch, times √C: 1 where unit features are
+    spread evenly over the sphere, 0 where all are one. Collisions: share of the rows whose prototype is also another row's.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients).to(query_BC.device)
+    features = all_gather(query_BC.detach())
+    spread = features.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5
+    return torch.stack([norm.float(), spread, *(_collisions(all_gather(own)) for own in positives)])
+
+
+def _collisions(positives_B: Tensor) -> Tensor:
+    same = (positives_B[:, None] == positives_B[None, :]).sum(dim=1)
+    return ((same > 1) & (positives_B >= 0)).float().mean()
 
 
 @dataclass

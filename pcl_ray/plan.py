@@ -41,6 +41,8 @@ class RunPlan:
     queue_size: int  # R
     e_step_epochs: tuple[int, ...]  # epochs that begin with new clusters; `epochs` stands for the final clustering
     evaluation_epochs: tuple[int, ...]  # evaluated at the end of these epochs
+    picture_epochs: tuple[int, ...]  # some of these: what is shown of the run is made at their end
+    first_look: bool  # and before the first
     e_step_mode: EStepMode  # where features are clustered
     e_step_shards: int  # actors of mode sharded, else 0
     in_memory: bool  # images are in one array: of the source's own, or decoded at the start
@@ -72,6 +74,9 @@ class RunPlan:
 
     def evaluates_after(self, epoch: int) -> bool:
         return epoch in self.evaluation_epochs
+
+    def shows_after(self, epoch: int) -> bool:
+        return epoch in self.picture_epochs
 
     def takes_fresh_features(self, epoch: int, fresh_every: int) -> bool:
         """With e_step.features = bank: whether the E-step before `epoch` makes a pass of its own. The first does, since the bank begins with it, and
@@ -174,6 +179,7 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
     everything = num_images + num_holdout
     e_steps = tuple(range(config.e_step.warmup_epochs, epochs, config.e_step.every_epochs))
     every = config.evaluation.every_epochs
+    pictures = config.tracking.pictures if config.tracking.enabled else min(config.tracking.pictures, 1)  # the report shows the last
     evaluated = {epoch for epoch in range(epochs) if every and (epoch + 1) % every == 0} | {epochs - 1}
     return RunPlan(
         num_images=num_images,
@@ -192,6 +198,8 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         # The last weights get their clustering too: it belongs to the exported encoder and to the reported agreement with labels.
         e_step_epochs=e_steps + ((epochs,) if e_steps else ()),
         evaluation_epochs=tuple(sorted(evaluated)),
+        picture_epochs=_spread(sorted(evaluated), max(pictures - 1, min(pictures, 1))),
+        first_look=pictures > 1,
         e_step_mode=e_step_mode(config, num_images),
         e_step_shards=e_step_shards(config, num_images),
         in_memory=in_memory(config, everything),
@@ -203,6 +211,12 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         queue_bytes=config.loss.queue_size * config.encoder.dim * 4,
         optimizer=config.optimizer,
     )
+
+
+def _spread(epochs: list[int], count: int) -> tuple[int, ...]:
+    """At most `count` of them, evenly spread, the last among them."""
+    step = len(epochs) / count if count else 0
+    return tuple(sorted({epochs[min(math.ceil(step * (number + 1)), len(epochs)) - 1] for number in range(count)}))
 
 
 def check(config: RunConfig, num_images: int, num_holdout: int = 0, *, gpus: int | None = None) -> tuple[list[Problem], list[str]]:

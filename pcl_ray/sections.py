@@ -223,6 +223,19 @@ class TrackingConfig(Section):
     uri: str | None = Field(None, description="Tracking server; null uses MLFLOW_TRACKING_URI, else an embedded sqlite store under PCL_RAY_HOME.")
     experiment: str = Field("pcl_ray", min_length=1, description="MLflow experiment.")
     flush_s: float = Field(5.0, gt=0, le=600, description="Seconds between two writes to the server.")
+    metrics: Literal["charted", "all"] = Field("charted", description="charted: the figures that make a readable dashboard; all: every figure there is.")
+    pictures: int = Field(
+        12,
+        ge=0,
+        le=1000,
+        description="Times that clusters are drawn over a run, before the first and after the last step among them; 1 at the end alone, 0 never.",
+    )
+    system_metrics_s: float = Field(15.0, ge=0, le=3600, description="Seconds between two looks at how busy each node is; 0 does not look.")
+    report: bool = Field(True, description="Write report.html at the end of the run.")
+    model: bool = Field(True, description="Record the encoder as an MLflow model at the end of the run.")
+    register_as: str | None = Field(
+        None, min_length=1, description="Register that model under this name; alias latest goes to the newest version, best to the one with the best figure."
+    )
 
 
 class EvaluationConfig(Section):

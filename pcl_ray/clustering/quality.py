@@ -11,12 +11,13 @@ def quality(clustering: Clustering, previous: Clustering | None = None) -> dict[
     """Sizes, concentrations and, against the previous E-step, the normalised mutual information of the assignments.
 
     Keys: objective (mean squared distance an image), empty, singletons (counts), largest_share (of the images), size_p10/p50/p90 (images),
-    phi_min/mean/max; with `previous` nmi_previous (0..1), and where K is the same drift (mean of 1 − cosine to the
+    phi_min/mean/max, phi_p10/p50/p90; with `previous` nmi_previous (0..1), and where K is the same drift (mean of 1 − cosine to the
     prototype of the same number) and objective_ratio (to the one before: it rises while features spread out, and jumps where something broke).
     """
     sizes = clustering.sizes
     percentiles = sizes.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
     phi = clustering.concentration
+    of_phi = phi.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
     figures = {
         "objective": clustering.objective / len(clustering.assignments),
         "empty": float((sizes == 0).sum()),
@@ -28,6 +29,9 @@ def quality(clustering: Clustering, previous: Clustering | None = None) -> dict[
         "phi_min": float(phi.min()),
         "phi_mean": float(phi.mean()),
         "phi_max": float(phi.max()),
+        "phi_p10": float(of_phi[0]),
+        "phi_p50": float(of_phi[1]),
+        "phi_p90": float(of_phi[2]),
     }
     if previous is not None and len(previous.assignments) == len(clustering.assignments):
         from sklearn.metrics import normalized_mutual_info_score

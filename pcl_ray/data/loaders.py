@@ -97,11 +97,15 @@ class EvaluationLoader:
             self._which = self._readers.add(FixedViews(images, config))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches(self._batches)
+
+    def batches(self, lists: Iterable[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same for the images of these rows [b], which may be any of the data set."""
         if not isinstance(self._images, ArrayImages):
-            for raw in self._readers.batches(self._which, [rows.tolist() for rows in self._batches]):
+            for raw in self._readers.batches(self._which, [rows.tolist() for rows in lists]):
                 yield to_floats(raw.pixels.to(self._device, non_blocking=True), self._augment), raw.indices
             return
-        for rows in self._batches:
+        for rows in lists:
             raw = _rows_of(self._images, rows)
             pixels = raw.pixels.to(self._device).permute(0, 3, 1, 2)
             yield self._evaluated(pixels, raw.sizes), raw.indices

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from pcl_ray import exhibit
 from pcl_ray.clustering import ClusterSet, quality
 from pcl_ray.config import RunConfig
 from pcl_ray.evaluation import measure, measure_clusters
+from pcl_ray.exhibit import Exhibit
 from pcl_ray.features import FeatureShard, Gathering
 from pcl_ray.service.shards import EStepRequest, Outcome, ShardAnswer, attempt, merged
 
@@ -37,6 +39,7 @@ class EStepAnswer:
     outcome: Outcome = "clustered"  # refused: the run cannot go on; collapsed: train without prototypes; rejected: keep the earlier clusters
     missing: str = ""  # what has not arrived, because the actor was restarted; pushing again helps
     warnings: tuple[str, ...] = ()
+    exhibit: Exhibit | None = None
 
 
 @dataclass
@@ -133,8 +136,16 @@ class EStepActor:
             of_features = labels if labels is None else labels[::stride]
             answer.metrics.update(measure(features, of_features, holdout, holdout_labels, None, self._config.evaluation))
             answer.metrics.update(measure_clusters(answer.clusters, labels))
+            if request.show:
+                answer = replace(answer, exhibit=_exhibit(features, stride, request, answer.clusters or previous, labels))
             answer.metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         return answer
+
+
+def _exhibit(features: np.ndarray, stride: int, request: EStepRequest, clusters: ClusterSet | None, labels: np.ndarray | None) -> Exhibit:
+    ids = np.arange(0, request.num_images, stride)
+    step = 0 if request.step is None else request.step
+    return exhibit.make(features, ids, clusters, labels, epoch=request.epoch, step=step, num_images=request.num_images)
 
 
 def evaluation_stride(num_images: int) -> int:

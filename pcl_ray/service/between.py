@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pcl_ray.checkpoint import EStepState
 from pcl_ray.clustering import ClusterSet
@@ -128,7 +130,12 @@ class FeaturePass:
         """The figures from random views, where they are asked for."""
         return self._augmented.figures(learner) if self._augmented is not None else {}
 
-    def _features(self, learner: Learner, loader: EvaluationLoader) -> FeatureShard:
+    def some(self, learner: Learner, rows: np.ndarray) -> np.ndarray:
+        """[n, C] float32 of these training images, made by this worker alone."""
+        batches = np.array_split(rows, max(1, len(rows) // 64))
+        return self._features(learner, self._train.batches(batches)).features.astype(np.float32, copy=False)
+
+    def _features(self, learner: Learner, loader: Iterable[tuple[Tensor, Tensor]]) -> FeatureShard:
         with precision(self._config, self._device):  # as the keys of the M-step
             shard = extract_features(learner.pair.key, ((views_for(learner, views), ids) for views, ids in loader), self._device)
         return FeatureShard(shard.indices, shard.features.astype(self._dtype, copy=False))
@@ -165,7 +172,8 @@ class Between:
         self._note({"perf/feature_seconds": time.perf_counter() - start})
         self._tell(Event("phase", epoch, text="clustering" if self._clustering else "evaluation"))
         step = epoch * plan.steps_per_epoch - 1 if epoch else None
-        request = EStepRequest(epoch, self._clustering, evaluate, world_size(), self._features.num_images, self._features.num_holdout, step)
+        show = evaluate and plan.shows_after(epoch - 1)
+        request = EStepRequest(epoch, self._clustering, evaluate, world_size(), self._features.num_images, self._features.num_holdout, step, show)
         self._pending = self._e_step.begin(f"{self._attempt}/{epoch}", request, shards, progress.clusters)
         # With no clusters to train with meanwhile, and after the last epoch, there is nothing to overlap with.
         if anew or not (config.overlap and progress.clusters is not None and progress.e_step.usable and epoch < plan.epochs):
@@ -218,6 +226,8 @@ class Between:
         answer, progress = pending.wait(), self._progress
         if answer.outcome == "refused" or answer.missing:
             raise RunFailed(f"the E-step {answer.refused}" if answer.refused else f"the E-step lacks {answer.missing}")
+        if answer.exhibit is not None:
+            self._tell(Event("exhibit", self._epoch, answer.exhibit.step, exhibit=answer.exhibit))
         for text in answer.warnings:
             self._tell(Event("warning", self._epoch, text=f"the E-step {text}"))
         if answer.refused:

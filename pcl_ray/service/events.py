@@ -5,19 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pcl_ray.exhibit import Exhibit
 
 
 @dataclass(frozen=True)
 class Event:
     """kind: start (training begins or goes on at `epoch`), alive (a step was taken), step (means over some steps), epoch (all figures of an
-    epoch, after its checkpoint is safe), figures (more of an epoch that has been told), phase (what is being done now), warning."""
+    epoch, after its checkpoint is safe), figures (more of an epoch that has been told), phase (what is being done now), warning, exhibit (what is to
+    be shown of an E-step), views (of some images), system (of a node: how busy it is; `text` names it)."""
 
-    kind: Literal["start", "alive", "step", "epoch", "figures", "phase", "warning"]
+    kind: Literal["start", "alive", "step", "epoch", "figures", "phase", "warning", "exhibit", "views", "system"]
     epoch: int = 0
     step: int = 0  # global step of the last batch trained
     metrics: dict[str, float] = field(default_factory=dict)
     text: str = ""
+    exhibit: Exhibit | None = None
+    views: np.ndarray | None = None  # [n, 2, S, S, channels] uint8, as the network sees them, before normalisation
 
 
 Post = Callable[[Event], None]

@@ -15,6 +15,7 @@ class Job:
     plan: RunPlan
     run_dir: str
     leave_warmup: str | None = None  # folder that gets a copy of the state before the first E-step
+    look: bool = False  # show the untrained encoder
 
     @property
     def checkpoints(self) -> Path:

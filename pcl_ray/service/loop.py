@@ -1,6 +1,6 @@
 """The EM loop as one worker runs it; the same code in Ray Train workers and, with `resources.workers: 0`, in one process.
 
-latest checkpoint or fresh learner
+latest checkpoint or fresh learner (a first look at it)
   └→ for each epoch:  M-step ─→ features of all images (a pass, or the bank) ─→ E-step: clusters for the next epoch, figures
                         └─────────── checkpoint (rank 0, atomic) ←───────────────┘   → epoch event
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from pcl_ray import checkpoint
 from pcl_ray.checkpoint import EStepState, RunState
 from pcl_ray.clustering.group import Group, TorchGroup
+from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
 from pcl_ray.data.reading import Readers
@@ -36,6 +37,7 @@ from pcl_ray.model.gather import all_gather, average_buffers, rank, world_size
 from pcl_ray.plan import RunPlan
 from pcl_ray.service.between import Between, EStep, FeaturePass, Progress
 from pcl_ray.service.events import Event, Post
+from pcl_ray.service.first_look import first_exhibit, rows_of_views
 from pcl_ray.service.job import Job as Job
 from pcl_ray.service.waiting import WaitingForData
 
@@ -66,10 +68,14 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
     progress = _restore(job, learner, splits, share)
     readers = Readers(config, device, plan.loader_workers)
     batches = TrainingLoader(splits.train, config, rank=rank(), world_size=world_size(), device=device, readers=readers)
-    between = Between(attempt, learner, FeaturePass(splits, config, device, readers), progress, config, plan, e_step, tell)
+    features = FeaturePass(splits, config, device, readers)
+    between = Between(attempt, learner, features, progress, config, plan, e_step, tell)
     watch = WaitingForData(config, plan, device, plan.epochs - progress.epoch)
     tell(Event("start", progress.epoch, progress.epoch * plan.steps_per_epoch))
 
+    if job.look and progress.epoch == 0 and rank() == 0:
+        tell(Event("exhibit", exhibit=first_exhibit(features, learner, splits.train.labels, config, plan)))
+        tell(Event("views", views=_views(batches, 0, splits, config)))
     start = time.perf_counter()  # an E-step before the first epoch counts to it
     if progress.e_step.owed:
         _make_up(between, progress, plan, tell)
@@ -100,8 +106,18 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
             _save(job, learner, progress, share, job.checkpoints)
         tell(Event("epoch", epoch, trained.last_step, metrics))
+        if config.tracking.enabled and plan.shows_after(epoch) and rank() == 0:
+            tell(Event("views", epoch + 1, trained.last_step, views=_views(batches, epoch, splits, config)))
         yield progress.epoch
         start = time.perf_counter()
+
+
+def _views(batches: TrainingLoader, epoch: int, splits: DataSplits, config: RunConfig) -> np.ndarray:
+    """[n, 2, S, S, channels] uint8: both views of a few images in this epoch, as the network sees them but for the normalisation."""
+    (batch,) = batches.views(epoch, [rows_of_views(len(splits.train))])
+    both = torch.stack([batch.query_views, batch.key_views], dim=1).float().cpu()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.augment.mean, config.augment.std))
+    return ((both * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
 
 
 def _make_up(between: Between, progress: Progress, plan: RunPlan, tell: Post) -> None:

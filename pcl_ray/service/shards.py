@@ -39,6 +39,7 @@ class EStepRequest:
     num_images: int
     num_holdout: int
     step: int | None = None  # global step of the encoder
+    show: bool = False  # with `evaluate`: an exhibit comes with the answer
 
 
 @dataclass(frozen=True)

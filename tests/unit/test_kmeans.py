@@ -161,6 +161,9 @@ def test_quality_of_a_hand_made_clustering() -> None:
             "phi_min": 0.1,
             "phi_mean": 0.25,
             "phi_max": 0.4,
+            "phi_p10": 0.13,
+            "phi_p50": 0.25,
+            "phi_p90": 0.37,
         }
     )
 

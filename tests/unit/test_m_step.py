@@ -121,7 +121,14 @@ def test_training_pulls_images_to_their_prototypes(negatives: str | int) -> None
 def test_metrics_without_clusters() -> None:
     config, plan, learner = setup()
     result = run_epoch(learner, batches(), None, config, plan, 0)
-    assert set(result.values) == {"train/loss", "train/loss_instance", "train/accuracy_instance", "eval/alignment"}
+    assert set(result.values) == {
+        "train/loss",
+        "train/loss_instance",
+        "train/accuracy_instance",
+        "eval/alignment",
+        "train/gradient_norm",
+        "train/feature_std",
+    }
     assert result.values["train/loss"] == result.values["train/loss_instance"]
     assert (result.images, result.last_step) == (64, 3)
     assert run_epoch(learner, batches(1), None, config, plan, 1).last_step == 7
@@ -462,7 +469,8 @@ def test_fused_steps_are_those_of_the_loop_over_weights(name: str) -> None:
 def test_the_figures_are_the_same_ones_however_a_step_is_made(changed: dict[str, Any]) -> None:
     _, result = epoch_with(random_clusters(), **changed)
     first = ["train/loss", "train/loss_instance", "train/accuracy_instance", "eval/alignment"]
-    assert list(result.values) == [*first, "train/loss_prototype", "train/accuracy_prototype_0", "train/accuracy_prototype_1"]
+    gauged = ["train/gradient_norm", "train/feature_std", "cluster/0/collisions", "cluster/1/collisions"]
+    assert list(result.values) == [*first, "train/loss_prototype", "train/accuracy_prototype_0", "train/accuracy_prototype_1", *gauged]
     assert 0 < result.step_median <= result.step_p95
     assert 0 <= result.data_seconds <= result.seconds
     assert result.memory_gb > 0

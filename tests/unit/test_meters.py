@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcl_ray.meters import Meter, StepClock, memory_gb, reset_memory
+from pcl_ray.meters import Meter, StepClock, gauges, memory_gb, reset_memory
 
 CPU = torch.device("cpu")
 
@@ -98,3 +98,18 @@ def test_a_process_takes_memory_and_forgets_nothing_on_a_cpu() -> None:
     assert 0.01 < before < 10_000  # GB, and not KB or bytes
     reset_memory(CPU)
     assert memory_gb(CPU) >= before
+
+
+def test_gauges_against_their_definitions() -> None:
+    one, two = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))
+    one.grad, two.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
+    features = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    norm, spread, first, second = gauges(features, [one, two, torch.nn.Parameter(torch.zeros(1))], [torch.tensor([0, 0, 0, 5]), torch.tensor([-1, -1, 3, 4])])
+    assert float(norm) == pytest.approx(5.0)
+    assert float(spread) == pytest.approx(1.0)  # the four directions of the plane
+    assert float(first) == pytest.approx(0.75)
+    assert float(second) == 0.0  # images without a prototype do not collide
+
+
+def test_one_feature_for_all_images_is_a_spread_of_zero() -> None:
+    assert float(gauges(torch.ones(8, 4) / 2, [], [])[1]) == 0.0
