@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pcl_ray import __version__, cli_sweep, config
+from pcl_ray import __version__, cli_look, cli_sweep, config
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
 from pcl_ray.knobs import Knob
 
@@ -86,7 +87,9 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     try:
         if recipe:
-            result = run.start(request.check(recipe, overrides), name=arguments.name, stem=Path(recipe).stem, result_file=arguments.result)
+            typed = shlex.join(["pcl-ray", "train", recipe, *overrides, *(["--name", arguments.name] if arguments.name else [])])
+            asked = request.check(recipe, overrides)
+            result = run.start(asked, name=arguments.name, stem=Path(recipe).stem, command=typed, result_file=arguments.result)
         else:
             result = run.resume(arguments.resume, overrides, result_file=arguments.result)
     except run.Stopped as stopped:
@@ -152,7 +155,10 @@ def _print_result(result: RunResult) -> None:
     print()
     for title, value in _table(result.metrics):
         print(f"{title:<34} {value}")
-    print(f"{'run':<34} {result.run_name} ({result.state})\n\nNext:")
+    print(f"{'run':<34} {result.run_name} ({result.state})")
+    if (report := Path(result.run_dir, "report.html")).exists():
+        print(f"{'report':<34} {report}")
+    print("\nNext:")
     if stored.tracking.enabled:
         print(f"  {_typed(tracking.ui_command(stored.tracking, home()))}")
     print(f"  {_typed('pcl-ray train folder data.path=/path/to/your/pictures')}")
@@ -202,6 +208,10 @@ def _complain(message: str, code: int) -> int:
 _VERBS = {
     "train": ("run one experiment", _train_arguments, _train),
     "sweep": ("run many experiments over a space of knobs", cli_sweep.add_arguments, _sweep),
+    "ui": ("open the MLflow dashboard", cli_look.add_ui_arguments, cli_look.ui),
+    "report": ("write the report of a run as one HTML file", cli_look.add_report_arguments, cli_look.report),
+    "compare": ("write one page that compares runs", cli_look.add_compare_arguments, cli_look.compare),
+    "doctor": ("say what the curves of a run mean and what to try; without a run, check this machine", cli_look.add_doctor_arguments, cli_look.doctor),
 }
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pcl_ray.clustering import Clustering, ClusterSet
 Role = Literal["tightest", "loosest", "largest", "smallest"]
 ROLES: tuple[Role, ...] = ("tightest", "loosest", "largest", "smallest")
 NEAREST, FARTHEST = 12, 4  # images of a prototype
-MAP_POINTS = 1000
+MAP_POINTS = 600  # t-SNE of more takes many times as long, beside the training
 _EACH = 4  # prototypes for each role
 _SHOWN = 96  # prototypes of one clustering that are shown with images
 

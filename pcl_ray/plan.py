@@ -29,6 +29,7 @@ class RunPlan:
     num_images: int  # N
     num_holdout: int
     world_size: int
+    devices: float  # GPUs, or workers where there are none: what a minute of the run costs
     batch_per_worker: int
     micro_batches: int  # forward passes of a worker in a step; their gradients are added up
     global_batch: int
@@ -185,6 +186,7 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         num_images=num_images,
         num_holdout=num_holdout,
         world_size=world_size,
+        devices=world_size * (config.resources.gpus_per_worker or 1),
         batch_per_worker=config.train.batch_size // world_size,
         micro_batches=micro_batches(config.train.batch_size // world_size, config.train.micro_batch),
         global_batch=config.train.batch_size,

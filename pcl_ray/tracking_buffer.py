@@ -37,9 +37,10 @@ class Unsent:
     tags: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # artifact: its text
     paths: dict[str, str] = field(default_factory=dict)  # artifact: the file on this disk that it is sent from
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)  # what else the store is to do, in words of its own that JSON can hold
 
     def __bool__(self) -> bool:
-        return bool(self.points or self.tags or self.files or self.paths)
+        return bool(self.points or self.tags or self.files or self.paths or self.tasks)
 
 
 class Store(Protocol):
@@ -57,6 +58,8 @@ class Store(Protocol):
     def send_file(self, file: str, text: str) -> None: ...
 
     def send_path(self, file: str, path: str) -> None: ...
+
+    def do(self, task: dict[str, Any]) -> None: ...
 
     def close(self, status: str) -> None: ...
 
@@ -83,6 +86,7 @@ class Outbox:
             self._unsent.tags |= new.tags
             self._unsent.files |= new.files
             self._unsent.paths |= new.paths
+            self._unsent.tasks |= new.tasks
             if len(self._unsent.points) >= BATCH_POINTS:
                 self._changed.notify_all()
 
@@ -158,11 +162,11 @@ class Outbox:
             with self._changed:
                 self._go_on()
                 self._unsent.tags, self._unsent.files = kept.tags | self._unsent.tags, kept.files | self._unsent.files
-                self._unsent.paths = kept.paths | self._unsent.paths
+                self._unsent.paths, self._unsent.tasks = kept.paths | self._unsent.paths, kept.tasks | self._unsent.tasks
                 self._pending.unlink()
         with self._changed:
             points, tags, files = list(self._unsent.points), dict(self._unsent.tags), dict(self._unsent.files)
-            paths = dict(self._unsent.paths)
+            paths, tasks = dict(self._unsent.paths), dict(self._unsent.tasks)
         self._send_points(points)
         with self._changed:
             self._go_on()
@@ -179,13 +183,17 @@ class Outbox:
             self._go_on()
             self._store.send_path(file, path)
             self._forget(self._unsent.paths, {file: path})
+        for name, task in tasks.items():
+            self._go_on()
+            self._store.do(task)
+            self._forget(self._unsent.tasks, {name: task})
 
     def _send_points(self, points: list[Point]) -> None:
         for start in range(0, len(points), BATCH_POINTS):
             self._go_on()
             self._store.send_points(points[start : start + BATCH_POINTS])
 
-    def _forget(self, waiting: dict[str, str], sent: dict[str, str]) -> None:
+    def _forget(self, waiting: dict[str, Any], sent: dict[str, Any]) -> None:
         with self._changed:
             self._go_on()
             for name, value in sent.items():
@@ -206,7 +214,7 @@ class Outbox:
                 self._disk_failed = True
                 self.say(f"what waits for {self._store.name} cannot be kept in {self._pending} ({error}): free some space, it is in memory only")
             return False
-        self._unsent.points, self._unsent.tags, self._unsent.files, self._unsent.paths = [], {}, {}, {}
+        self._unsent.points, self._unsent.tags, self._unsent.files, self._unsent.paths, self._unsent.tasks = [], {}, {}, {}, {}
         return True
 
 
@@ -236,6 +244,7 @@ def append(path: Path, unsent: Unsent) -> None:
     lines += [{"tag": name, "value": value} for name, value in unsent.tags.items()]
     lines += [{"file": name, "text": text} for name, text in unsent.files.items()]
     lines += [{"artifact": name, "path": path} for name, path in unsent.paths.items()]
+    lines += [{"task": name, "content": task} for name, task in unsent.tasks.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     start = "\n" if path.exists() else ""  # the last line may be cut off: what comes now must not be joined to it
     with path.open("a", encoding="utf-8") as file:
@@ -250,6 +259,8 @@ def read(path: Path) -> Unsent:
             entry = json.loads(line)
             if "tag" in entry:
                 unsent.tags[entry["tag"]] = str(entry["value"])
+            elif "task" in entry:
+                unsent.tasks[entry["task"]] = dict(entry["content"])
             elif "artifact" in entry:
                 unsent.paths[entry["artifact"]] = str(entry["path"])
             elif "file" in entry:

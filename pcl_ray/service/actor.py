@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from pcl_ray.evaluation import measure, measure_clusters
 from pcl_ray.exhibit import Exhibit
 from pcl_ray.features import FeatureShard, Gathering
 from pcl_ray.service.shards import EStepRequest, Outcome, ShardAnswer, attempt, merged
+from pcl_ray.service.system import SystemWatch
 
 _EVALUATION_ROWS = 200_000  # where the features stay with the workers, so many are sent for evaluation
 
@@ -77,6 +79,10 @@ class EStepActor:
 
     def ping(self) -> None:
         """Answers as soon as the actor is up."""
+
+    def watch(self, interval_s: float, board: Any) -> None:
+        """How busy this process and its node are, every so many seconds, to the driver's board."""
+        SystemWatch(interval_s, board.post.remote, process="e_step")
 
     def push(self, key: str, part: str, indices: np.ndarray, features: np.ndarray, total: int | None = None, done: bool = True) -> None:
         """Some of one worker's features of a part (train or holdout), of `total` images; `done` with its last.

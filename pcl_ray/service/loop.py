@@ -100,6 +100,8 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
         between.begin(epoch + 1, plan.evaluates_after(epoch))
         metrics |= between.figures()
         metrics["perf/epoch_seconds"] = time.perf_counter() - start
+        spent = sum(entry["metrics"].get("perf/epoch_seconds", 0.0) for entry in progress.history)
+        metrics["perf/device_minutes"] = plan.devices * spent / 60
         metrics["perf/e_step_share"] = metrics.get("perf/e_step_seconds", 0.0) / metrics["perf/epoch_seconds"]
         if said := watch.said_after(epoch - first, metrics["perf/data_share"]):
             tell(Event("warning", epoch, text=said))

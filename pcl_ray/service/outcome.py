@@ -14,6 +14,7 @@ from typing import Any
 from pcl_ray import checkpoint_files, tracking
 from pcl_ray.config import RunConfig, with_overrides
 from pcl_ray.errors import RunFailed
+from pcl_ray.plan import RunPlan
 from pcl_ray.service.folder import RunFolder, State, home
 
 
@@ -59,21 +60,56 @@ def open_tracker(
     title: str | None = None,
     tags: Mapping[str, str] | None = None,
     without: Iterable[str] = (),
+    known: Known | None = None,
+    sweep: tracking.Sweep | None = None,
+    keep: Iterable[str] = (),
 ) -> tracking.MlflowRun | tracking.NullRun:
-    """The MLflow run of this folder; `title` is the name shown there, else the folder's; `without`: knobs that are not recorded."""
+    """The MLflow run of this folder; `title` is the name shown there, else the folder's; `without`: knobs that are not recorded; `keep`: figures that are
+    charted in any case; `sweep`: what its saved view is made from."""
     public = with_overrides(config, {"tracking.uri": tracking.public_uri(config.tracking.uri)}) if config.tracking.uri else config
+    params = {name: value for name, value in public.flatten().items() if name not in set(without)}  # and without the password that a URI may hold
+    if known is not None:
+        params |= plan_params(known.plan)
     return tracking.open_run(
         config.tracking,
         home=home(),
         run_name=folder.name,
         title=title,
         run_dir=folder.path,
-        params={name: value for name, value in public.flatten().items() if name not in set(without)},  # and without the password that a URI may hold
+        params=params,
         tags=tracking.run_tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint} | dict(tags or {}),
         config_yaml=public.to_yaml(),
         run_id=folder.read_state().get("mlflow_run_id"),
+        dataset=dataset_of(config, fingerprint, known) if known is not None else None,
+        clusterings=len(config.e_step.num_clusters),
+        sweep=sweep,
+        keep=keep,
         warn=warn,
     )
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of a run that is about to begin."""
+
+    plan: RunPlan
+    classes: int
+
+
+def plan_params(plan: RunPlan) -> dict[str, Any]:
+    """Numbers that follow from knobs and data, for the axes of charts: K as counts, N, steps."""
+    return {
+        "plan.num_images": plan.num_images,
+        "plan.steps": plan.total_steps,
+        "plan.num_clusters_total": sum(plan.num_clusters),
+        **{f"plan.num_clusters_{m}": count for m, count in enumerate(plan.num_clusters)},
+    }
+
+
+def dataset_of(config: RunConfig, fingerprint: str, known: Known) -> tracking.DataSet:
+    path = config.data.path or ""
+    name = Path(path).name or config.data.source if config.data.source in ("folder", "arrays", "imagenet") else config.data.source
+    return tracking.DataSet(name, fingerprint, path or config.data.source, known.plan.num_images, known.plan.num_holdout, known.classes)
 
 
 def newest_checkpoint(folder: RunFolder) -> Path | None:

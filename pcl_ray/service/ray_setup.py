@@ -54,6 +54,8 @@ def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None]) ->
     try:
         for part in (actor, *shards):
             _wait_until_up(part, config.resources)
+        if config.tracking.enabled and config.tracking.system_metrics_s:
+            actor.watch.remote(config.tracking.system_metrics_s, board)
         _fit(_trainer(job, WorkerTask(job, data, actor, board, shards)), job, board, handle)
     finally:
         for part in (actor, board, *shards):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,12 +24,16 @@ from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.plan import RunPlan
-from pcl_ray.service import outcome, request
+from pcl_ray.service import aftermath, outcome, request
 from pcl_ray.service.events import Event
 from pcl_ray.service.folder import RunFolder, State, check_writable, home
+from pcl_ray.service.gallery import Gallery
 from pcl_ray.service.outcome import RunResult
 from pcl_ray.service.progress import Display
 from pcl_ray.service.request import Request
+from pcl_ray.service.system import SystemLog, SystemWatch
+
+_PICTURES_S, _MODEL_S, _HURRY_S = 180.0, 180.0, 30.0  # how long the end of a run may wait for what is drawn and sent
 
 
 class Stopped(Exception):
@@ -39,10 +44,18 @@ class Stopped(Exception):
         super().__init__(f"stopped; go on with: pcl-ray {verb} --resume {name}")
 
 
-def start(asked: Request, *, name: str | None = None, stem: str = "run", display: Display | None = None, result_file: Path | None = None) -> RunResult:
+def start(
+    asked: Request,
+    *,
+    name: str | None = None,
+    stem: str = "run",
+    command: str = "",
+    display: Display | None = None,
+    result_file: Path | None = None,
+) -> RunResult:
     """Trains a new run to its end. Raises ConfigError or DataError before anything has started, RunFailed after, Stopped on a signal.
 
-    result_file: gets the RunResult as JSON however the run ends, once it has started.
+    command: what was typed, for the record. result_file: gets the RunResult as JSON however the run ends, once it has started.
     """
     display = display or Display()
     before_anything()
@@ -51,7 +64,7 @@ def start(asked: Request, *, name: str | None = None, stem: str = "run", display
     splits, plan = load(asked.config, display)
     _say(asked, splits, plan, display)
     with RunFolder.create(name or RunFolder.free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder:
-        folder.write_state(fingerprint=splits.train.fingerprint)
+        folder.write_state(fingerprint=splits.train.fingerprint, began=time.time(), command=command)
         return _run(folder, asked.config, plan, splits, display, result_file)
 
 
@@ -122,12 +135,17 @@ def _say(asked: Request, splits: DataSplits, plan: RunPlan, display: Display) ->
 
 
 def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, display: Display, result_file: Path | None) -> RunResult:
-    tracker = outcome.open_tracker(folder, config, splits.train.fingerprint, display.warn)
+    stored, names = folder.read_state(), splits.train.class_names
+    classes = len(names) if splits.train.labels is not None else 0
+    command = stored.get("command", "")
+    told = {tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, "running", {})}
+    tracker = outcome.open_tracker(folder, config, splits.train.fingerprint, display.warn, tags=told, known=outcome.Known(plan, classes))
     display.say(f"run        {folder.name} in {folder.path}")
-    folder.write_state(state="running", error=None)
+    folder.write_state(state="running", error=None, **aftermath.facts(plan, names, command))
     for entry in outcome.history(folder):  # an epoch whose figures were lost with a killed driver; known points are skipped
         tracker.log(entry["metrics"], entry["step"])
-    follow = _Follow(tracker, display, folder)
+    gallery = Gallery(folder.path, lambda: splits.train, tracker, display.warn)
+    follow = _Follow(tracker, display, folder, gallery)
     state: State = "failed"
     try:
         with _stopped_by_signals(folder.name):
@@ -154,9 +172,13 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         result.write(result_file)
         for entry in history:
             tracker.log(entry["metrics"], entry["step"])
-        tracker.finish(state)
+        gallery.close(_PICTURES_S if state == "finished" else _HURRY_S)
+        if state != "stopped":
+            aftermath.leave(folder, config, state, history, tracker, display.warn)
+        tracker.tag({tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, state, result.metrics)})
+        tracker.finish(state, _MODEL_S if state == "finished" and config.tracking.model else _HURRY_S)
         if tracker.run_id != result.mlflow_run_id:
-            folder.write_state(mlflow_run_id=tracker.run_id)
+            folder.write_state(mlflow_run_id=tracker.run_id, link=tracker.link() or "")
             result = replace(result, mlflow_run_id=tracker.run_id)
             result.write(result_file)
     return result
@@ -166,7 +188,8 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
     from pcl_ray.service.between import LocalEStep  # torch takes seconds to import: after the checks
     from pcl_ray.service.loop import Job, train
 
-    job = Job(config, plan, str(folder.path))
+    look = plan.first_look and not folder.read_state().get("looked")
+    job = Job(config, plan, str(folder.path), look=look)
     if config.resources.workers:
         from pcl_ray.service import ray_environment
 
@@ -177,19 +200,22 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
         return
     import torch
 
+    watch = SystemWatch(config.tracking.system_metrics_s if config.tracking.enabled else 0, handle)
     device, threads = torch.device("cuda" if config.resources.gpus_per_worker else "cpu"), torch.get_num_threads()
     torch.set_num_threads(min(threads, plan.threads))
     try:
         train(job, splits, device=device, e_step=LocalEStep(config, splits), share=lambda value: value, post=handle)
     finally:
+        watch.stop()
         torch.set_num_threads(threads)
 
 
 class _Follow:
-    """Passes events on to the display and to MLflow."""
+    """Passes events on to the display, to MLflow, and to the gallery."""
 
-    def __init__(self, tracker: tracking.MlflowRun | tracking.NullRun, display: Display, folder: RunFolder):
-        self._tracker, self._display, self._folder = tracker, display, folder
+    def __init__(self, tracker: tracking.MlflowRun | tracking.NullRun, display: Display, folder: RunFolder, gallery: Gallery):
+        self._tracker, self._display, self._folder, self._gallery = tracker, display, folder, gallery
+        self._system = SystemLog(tracker.log, folder.read_state().get("began") or time.time())
         self._started = False
         self._run_id: str | None = None
 
@@ -199,10 +225,15 @@ class _Follow:
         self._started = self._started or event.kind == "start"
         if event.kind in ("step", "epoch", "figures"):
             self._tracker.log(event.metrics, event.step)
+        self._system.handle(event, time.time())
+        self._gallery.handle(event)
+        if event.kind == "exhibit" and not event.epoch:
+            self._folder.write_state(looked=True)
         if event.kind == "epoch" and self._tracker.run_id != self._run_id:
             self._run_id = self._tracker.run_id
-            self._folder.write_state(mlflow_run_id=self._run_id)
-        self._display.handle(event)
+            self._folder.write_state(mlflow_run_id=self._run_id, link=self._tracker.link() or "")
+        if event.kind not in ("exhibit", "views", "system"):
+            self._display.handle(event)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from pcl_ray.service.events import Event
 from pcl_ray.service.job import Job
 from pcl_ray.service.ray_connection import SharedData
 from pcl_ray.service.shards import EStepRequest, attempt, range_of
+from pcl_ray.service.system import SystemWatch
 
 _TRIES = 3
 _PIECE = 131072  # rows that are sent at a time
@@ -55,11 +56,15 @@ def run_worker(config: dict[str, WorkerTask]) -> str:
     job = task.job
     torch.set_num_threads(_threads(job))
     splits = ray.get(task.data.splits, timeout=job.config.resources.start_timeout_s)
+    interval = job.config.tracking.system_metrics_s if job.config.tracking.enabled and get_context().get_local_rank() == 0 else 0
+    watch = SystemWatch(interval, task.board.post.remote)
     try:
         device = get_device()
         loop.train(job, splits, device=device, e_step=ActorEStep(task, device), share=broadcast_from_rank_zero, post=task.board.post.remote)
     except (RunFailed, ConfigError) as failure:
         return str(failure)
+    finally:
+        watch.stop()
     return ""
 
 

@@ -22,15 +22,17 @@ import yaml
 from rich.console import Console
 
 from pcl_ray import config as configs
+from pcl_ray import plan as plans
 from pcl_ray import tracking
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, DataError, RunFailed
+from pcl_ray.report.leaderboard import is_number
 from pcl_ray.service import outcome, run
 from pcl_ray.service.folder import SweepFolder, home
 from pcl_ray.service.progress import Display
 from pcl_ray.service.sweep import asked as requests
-from pcl_ray.service.sweep import results, spaces
+from pcl_ray.service.sweep import domains, results, spaces
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.objective import Objective
 from pcl_ray.service.sweep.results import SweepResult
@@ -147,6 +149,9 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         console = Console(highlight=False, width=160)  # a log: no line is broken for a screen that is not there
     objective = _objective(asked, data)
     base = requests.with_objective(asked.base, objective.metric)
+    # A sheet of prototypes for each trial; everything else of it can be made from its folder.
+    base = configs.with_overrides(base, {"tracking.pictures": min(base.tracking.pictures, 1), "tracking.model": False, "tracking.system_metrics_s": 0})
+    plan = plans.make(base, len(data.whole.train), data.whole.num_holdout)
     if os.environ.get("MLFLOW_TRACKING_URI") and not base.tracking.uri:  # the environment of trial processes may be another
         base = configs.with_overrides(base, {"tracking.uri": os.environ["MLFLOW_TRACKING_URI"]})
     tracker = outcome.open_tracker(
@@ -156,6 +161,8 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         lambda text: console.print(f"warning: {text}", markup=False),
         tags={"objective.name": objective.metric},
         without=asked.space.domains,
+        known=outcome.Known(plan, len(data.whole.train.class_names) if data.whole.train.labels is not None else 0),
+        sweep=tracking.Sweep(folder.name, objective.metric, objective.direction, _numeric(asked), plan.total_steps - 1),
     )
     setting = Setting(
         sweep=folder.name,
@@ -191,6 +198,11 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
     if not result.metrics["sweep/finished"] and not result.metrics["sweep/stopped_early"] and not ended.reason:
         raise RunFailed("all trials failed; the reasons are above and in the leaderboard")
     return result
+
+
+def _numeric(asked: SweepRequest) -> dict[str, bool]:
+    """The swept knobs, and whether their values are numbers."""
+    return {name: all(map(is_number, domains.edges(domain))) for name, domain in asked.space.domains.items()}
 
 
 def _run_id(tracker: tracking.MlflowRun | tracking.NullRun, enabled: bool) -> str | None:

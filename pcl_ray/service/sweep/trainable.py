@@ -18,6 +18,7 @@ import ray
 from ray import tune
 
 from pcl_ray.config import RunConfig
+from pcl_ray.data.images import Images
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.service.events import Post
 from pcl_ray.service.job import Job, longest_silence
@@ -30,6 +31,7 @@ from pcl_ray.service.sweep.warmups import Claim
 POINT = "point"  # of a list of points made beforehand: {"values", "seed", "member"}
 SEED_INDEX = "__trial_index__"  # Ray's name for the number of a repetition
 _ASK_S = 60
+_DATA_S = 600
 _SAVED = "trial.json"
 
 
@@ -96,9 +98,14 @@ class TrialProcess(tune.Trainable):
     def _new(self, config: dict[str, Any]) -> None:
         self._told, self._broken = False, ""
         try:
-            self._trial = Trial(point_of(config, self.setting.base.seed, self.trial_id), self.setting, self._epochs, _Office(self.shared.warmups))
+            self._trial = Trial(point_of(config, self.setting.base.seed, self.trial_id), self.setting, self._epochs, _Office(self.shared.warmups), self._images)
         except ConfigError as error:
             self._broken = str(error)
+
+    def _images(self) -> Images:
+        if self._splits is None:  # once a process; the arrays are read where they lie in the store
+            self._splits = ray.get(self.shared.data.splits, timeout=_DATA_S)
+        return self._splits.train
 
     def _epochs(self, job: Job, post: Post) -> Iterator[int]:
         if job.config.resources.workers:
@@ -113,8 +120,7 @@ class TrialProcess(tune.Trainable):
         from pcl_ray.service.between import LocalEStep
         from pcl_ray.service.loop import epochs
 
-        if self._splits is None:  # once a process; the arrays are read where they lie in the store
-            self._splits = ray.get(self.shared.data.splits, timeout=job.config.resources.start_timeout_s)
+        self._images()
         torch.set_num_threads(max(1, min(torch.get_num_threads(), int(job.config.resources.cpus_per_worker))))
         device = torch.device("cuda" if job.config.resources.gpus_per_worker else "cpu")
         return epochs(job, self._splits, device=device, e_step=LocalEStep(job.config, self._splits), share=lambda value: value, post=post)

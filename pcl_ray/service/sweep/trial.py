@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import Any, Protocol
 from pcl_ray import checkpoint_files, tracking
 from pcl_ray import plan as plans
 from pcl_ray.config import RunConfig
+from pcl_ray.data.images import Images
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.plan import RunPlan
-from pcl_ray.service import outcome, request
+from pcl_ray.service import aftermath, outcome, request
 from pcl_ray.service.events import Event, Post
 from pcl_ray.service.folder import Busy, RunFolder, home, read_state_at
+from pcl_ray.service.gallery import Gallery
 from pcl_ray.service.job import Job
 from pcl_ray.service.sweep import warmups
 from pcl_ray.service.sweep.objective import WORST, Objective
@@ -32,6 +34,7 @@ from pcl_ray.service.sweep.warmups import Claim
 
 _WAIT_S = 2.0  # a trial that waits for another gives word this often
 _ALIVE_EVERY_S = 5.0
+_PICTURES_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,10 @@ class Epochs(Protocol):
 class Trial:
     """One point's run. `step` until its result says done; then, or at any time before, `close`."""
 
-    def __init__(self, point: Point, setting: Setting, epochs: Epochs, office: Office):
-        self.point, self._setting, self._make_epochs, self._office = point, setting, epochs, office
+    def __init__(self, point: Point, setting: Setting, epochs: Epochs, office: Office, images: Callable[[], Images] | None = None):
+        """images: of the training part, for pictures of the prototypes; None: none are drawn."""
+        self.point, self._setting, self._make_epochs, self._office, self._images = point, setting, epochs, office, images
+        self._gallery: Gallery | None = None
         self.config = point.config(setting.base)
         self.plan = setting.plan(self.config)
         self.title = title_of(point, self.config, self.plan)
@@ -206,16 +211,23 @@ class Trial:
         self._history = outcome.history(folder)
         tags = {"pcl_ray.sweep": setting.sweep, "pcl_ray.trial": self.title, "trial.status": "running", "objective.name": setting.objective.metric}
         tags |= {"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {}
-        self._tracker = outcome.open_tracker(folder, self.config, setting.fingerprint, lambda text: None, title=self.title, tags=tags)
+        known, metric = outcome.Known(self.plan, 0), setting.objective.metric
+        self._tracker = outcome.open_tracker(
+            folder, self.config, setting.fingerprint, lambda text: None, title=self.title, tags=tags, known=known, keep=(metric,)
+        )
+        if self._images is not None:
+            self._gallery = Gallery(folder.path, self._images, self._tracker, lambda text: None, small=True)
         for entry in self._history:  # the shared warm-up's, and what a killed process could not send
             self._tracker.log(entry["metrics"], entry["step"])
-        folder.write_state(state="running", error=None, recorded=False, fingerprint=setting.fingerprint)
+        folder.write_state(state="running", error=None, recorded=False, fingerprint=setting.fingerprint, **aftermath.facts(self.plan, (), ""))
         leave = str(home() / "sweeps" / setting.sweep / "warmups" / self._claimed) if self._claimed else None
         self._epochs = self._make_epochs(Job(self.config, self.plan, str(folder.path), leave), self._handle)
 
     def _handle(self, event: Event) -> None:
         if self._tracker is not None and event.kind in ("step", "epoch", "figures"):
             self._tracker.log(event.metrics, event.step)
+        if self._gallery is not None:
+            self._gallery.handle(event)
         if event.kind == "epoch":
             if self._claimed and event.epoch + 1 >= self.plan.warmup_epochs:  # it lies in the folder by now
                 self._release()
@@ -279,8 +291,10 @@ class Trial:
     def _conclude(self, state: Any) -> None:
         """Writes down how it ended, closes its MLflow run, gives its folder and its claim back."""
         self._release()
-        folder, tracker = self._folder, self._tracker
-        self._folder = self._tracker = None
+        folder, tracker, gallery = self._folder, self._tracker, self._gallery
+        self._folder = self._tracker = self._gallery = None
+        if gallery is not None:
+            gallery.close(_PICTURES_S)
         if folder is None:
             return
         if tracker is not None:

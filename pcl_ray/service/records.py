@@ -1,0 +1,55 @@
+"""A run as it is looked at afterwards, read from its folder. Takes no lock: it may be under way."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from pcl_ray import checkpoint_files
+from pcl_ray import config as configs
+from pcl_ray import exhibit as exhibits
+from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.report.record import RunRecord
+from pcl_ray.service import gallery
+from pcl_ray.service.folder import RunFolder, home, read_state_at
+
+
+def read(name: str) -> RunRecord:
+    """name: of a run, or the path of its folder. Raises ConfigError where there is none."""
+    path = Path(name) if "/" in name and Path(name, "config.yaml").is_file() else RunFolder.path_of(name.rstrip("/").rpartition("/")[2])
+    if not (path / "config.yaml").is_file():
+        known = sorted(entry.parent.name for entry in (home() / "runs").glob("*/config.yaml"))
+        near = difflib.get_close_matches(name, known, 1)
+        raise ConfigError(f"there is no run {name!r} under {home() / 'runs'}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    state = read_state_at(path)
+    shown = exhibits.load(path / gallery.FILE)
+    return RunRecord(
+        name=path.name,
+        config=configs.load(path / "config.yaml"),
+        history=_history(path),
+        state=state.get("state", "running"),
+        error=state.get("error") or "",
+        num_images=state.get("num_images", 0),
+        num_holdout=state.get("num_holdout", 0),
+        num_clusters=tuple(state.get("num_clusters", ())),
+        steps_per_epoch=state.get("steps_per_epoch", 0),
+        class_names=tuple(state.get("class_names", ())),
+        command=state.get("command", ""),
+        fingerprint=state.get("fingerprint", ""),
+        versions=state.get("versions", {}),
+        link=state.get("link", ""),
+        exhibit=shown[0] if shown else None,
+        thumbnails=shown[1] if shown else None,
+    )
+
+
+def _history(path: Path) -> list[dict]:
+    """Of the newest checkpoint that can be read."""
+    from pcl_ray import checkpoint  # torch
+
+    for file in reversed(checkpoint_files.complete(path / "checkpoints")):
+        try:
+            return checkpoint.load(file).history
+        except RunFailed:
+            continue
+    return []
