@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pcl_ray.errors import ConfigError
 
+_MOST_RUNS = 20
+
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="name of a run: what its curves mean; left out: whether this machine is fit for runs")
@@ -58,8 +60,8 @@ def compare(arguments: argparse.Namespace) -> int:
     from pcl_ray.service.folder import home
 
     named = list(dict.fromkeys(arguments.runs))
-    if not 2 <= len(named) <= comparison.MOST:
-        raise ConfigError(f"{len(named)} run{'s' * (len(named) != 1)} given: a comparison takes 2 to {comparison.MOST} different ones")
+    if not 2 <= len(named) <= _MOST_RUNS:
+        raise ConfigError(f"{len(named)} run{'s' * (len(named) != 1)} given: a comparison takes 2 to {_MOST_RUNS} different ones")
     found = [records.read(name) for name in named]
     target = arguments.out or home() / "compare.html"
     print(f"comparison  {_written(lambda: comparison.write(found, target), target)}")

@@ -13,6 +13,7 @@ from pcl_ray.report.sprites import Sheet
 
 STRIP = 6  # pictures of a card
 _FIRST, _MOST = 24, 36  # cards before "show all", and how many are shown without that
+_PHONE = 12  # the same on a narrow screen, as in report.css
 
 
 def explorer(exhibit: Exhibit, sheet: Sheet | None, class_names: Sequence[str]) -> Html:
@@ -29,7 +30,7 @@ def explorer(exhibit: Exhibit, sheet: Sheet | None, class_names: Sequence[str]) 
         tag("div", id="explorer-panel", role="region", aria_label="The chosen prototype", tabindex="-1", hidden=True),
         tag("h3", f"All prototypes of K = {coarse.num_clusters:,}", id="explorer-all"),
         tag("ul", cards, class_="cards", id="explorer-cards"),
-        tag("button", f"Show all {len(cards)}", type="button", class_="more" if len(cards) > first else "more phone", id="explorer-more"),
+        _more(len(cards), first),
         data_script("explorer-data", data),
         class_="explorer sheet",
         id="explorer",
@@ -102,6 +103,12 @@ def _tools(coarse: Shown) -> Html:
     orders = (("phi", "tightest first"), ("size", "largest first"), ("id", "by number"))
     buttons = [tag("button", said_, type="button", data_sort=key, aria_pressed="true" if key == "phi" else "false") for key, said_ in orders]
     return tag("div", tag("span", "Order of the cards"), tag("div", buttons, class_="toggle", role="group", aria_label="Order of the cards"), class_="tools")
+
+
+def _more(count_: int, first: int) -> Html | None:
+    if count_ <= min(first, _PHONE):
+        return None
+    return tag("button", f"Show all {count_}", type="button", class_="more" if count_ > first else "more phone", id="explorer-more")
 
 
 def _card(one: dict[str, Any], sheet: Sheet | None, num_images: int) -> Html:

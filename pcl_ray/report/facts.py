@@ -28,7 +28,7 @@ def recipe(record: RunRecord) -> list[tuple[str, str]]:
     return [
         ("Data", knobs.data.source + (f" ({knobs.data.path})" if knobs.data.path else "")),
         ("Images", images),
-        ("Epochs", f"{done}, {knobs.e_step.warmup_epochs:,} of them warm-up"),
+        ("Epochs", f"{done}; warm-up {knobs.e_step.warmup_epochs:,}"),
         ("Clusters K", ", ".join(name.removeprefix("K = ") for name in clustering_names(record))),
         ("Temperature τ", f"{knobs.loss.temperature:g}"),
         ("Smoothing α", f"{knobs.e_step.alpha:g}"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
@@ -30,7 +31,7 @@ def prototype_sheet(exhibit: Exhibit, number: int, thumbnails: Thumbnails, class
     sheet = Image.new("RGB", (width, _TITLE + len(rows) * (_CELL + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     title = f"K = {shown.num_clusters}, after {exhibit.epoch} epochs" + (f" ({exhibit.note})" if exhibit.note else "")
-    draw.text((_GAP, 2), title, fill="black", font=_font(14))
+    draw.text((_GAP, 2), title, fill="black", font=_font(13))
     draw.text((_TEXT, 24), "nearest images", fill="#555555", font=_font(12))
     draw.text((_TEXT + NEAREST * (_CELL + _GAP) + _APART, 24), "farthest of the cluster", fill="#555555", font=_font(12))
     for place, (role, prototype) in enumerate(rows):
@@ -43,10 +44,10 @@ def _draw_row(sheet: Image.Image, draw: Any, top: int, shown: Shown, prototype: 
     draw.text((_GAP, top + 2), f"{role}  #{prototype}", fill="black", font=_font(12))
     of_class = int(shown.top_class[row])
     named = class_names[of_class] if 0 <= of_class < len(class_names) else str(of_class)
-    known = f"  {named[:12]} {shown.top_share[row]:.0%}" if of_class >= 0 else ""
+    known = f"{named[:14]}: {shown.top_share[row]:.0%}" if of_class >= 0 else ""
     images = f"{shown.sizes[prototype]:,} image" + ("s" if shown.sizes[prototype] != 1 else "")
-    draw.text((_GAP, top + 17), f"φ {shown.concentration[prototype]:.3g}, {images}", fill="#555555", font=_font(11))
-    draw.text((_GAP, top + 30), known.strip(), fill="#555555", font=_font(11))
+    draw.text((_GAP, top + 17), f"φ {shown.concentration[prototype]:.3g}, {images}", fill="#555555", font=_font(10))
+    draw.text((_GAP, top + 30), known, fill="#555555", font=_font(10))
     for first, left, numbers in ((0, _TEXT, shown.nearest[row]), (NEAREST, _TEXT + _APART, shown.farthest[row])):
         for place, image in enumerate(numbers.tolist(), start=first):
             pixels = thumbnails.of(image) if image >= 0 else None
@@ -125,8 +126,9 @@ def as_image(figure: Figure) -> Image.Image:
     return Image.open(written).convert("RGB")
 
 
+@cache
 def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # matplotlib brings it along, and it has a φ
 
 
 assert len(ROLES) == 4  # the sheet has room for four of each

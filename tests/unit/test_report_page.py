@@ -85,7 +85,7 @@ def test_what_is_said_of_the_run(tmp_path: Path) -> None:
     found = read(digits_record(), tmp_path)
     for words in ("seven", "finished", "digits", "1,797", "Temperature τ 0.2", "Smoothing α 10", "small_resnet", "2 workers"):
         assert words in found.text, words
-    assert "6, 3 of them warm-up" in found.text
+    assert "6; warm-up 3" in found.text
     assert "kNN top-1 0.778" in found.text
     assert "pcl-ray train digits --name seven" in found.text
     assert "f00d" in found.text
