@@ -83,6 +83,8 @@ def _wrong_with(uri: str) -> str | None:
 def ui_command(config: TrackingConfig, home: Path) -> str:
     """What to type, or the address to open, to see the dashboard."""
     uri = public_uri(tracking_uri(config, home))
+    if not config.uri and is_database(uri):
+        return "pcl-ray ui"
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if is_database(uri) else uri
 
 

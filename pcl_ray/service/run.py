@@ -172,11 +172,15 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         result.write(result_file)
         for entry in history:
             tracker.log(entry["metrics"], entry["step"])
-        gallery.close(_PICTURES_S if state == "finished" else _HURRY_S)
-        if state != "stopped":
-            aftermath.leave(folder, config, state, history, tracker, display.warn)
-        tracker.tag({tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, state, result.metrics)})
-        tracker.finish(state, _MODEL_S if state == "finished" and config.tracking.model else _HURRY_S)
+        try:
+            if state == "finished":
+                display.say("recording  pictures, report and model")
+            gallery.close(_PICTURES_S if state == "finished" else _HURRY_S)
+            if state != "stopped":
+                aftermath.leave(folder, config, state, history, tracker, display.warn)
+            tracker.tag({tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, state, result.metrics)})
+        finally:  # also where an impatient second Ctrl-C ends the waiting for pictures
+            tracker.finish(state, _MODEL_S if state == "finished" and config.tracking.model else _HURRY_S)
         if tracker.run_id != result.mlflow_run_id:
             folder.write_state(mlflow_run_id=tracker.run_id, link=tracker.link() or "")
             result = replace(result, mlflow_run_id=tracker.run_id)

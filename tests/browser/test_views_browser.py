@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Dashboard
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from pcl_ray import tracking_views
@@ -52,8 +52,11 @@ def cards(page: Page) -> Locator:
 
 
 def headers(page: Page) -> list[str]:
+    """The columns as they are seen, from left to right; those of metrics come once the runs are loaded, in their places a moment later."""
     page.locator(".ag-header-cell[col-id^='metrics.']").first.wait_for()
-    return page.locator(".ag-header-cell").evaluate_all("cells => cells.map(cell => cell.getAttribute('col-id'))")
+    page.wait_for_timeout(1000)
+    places = "cell => [cell.getBoundingClientRect().left, cell.getAttribute('col-id')]"
+    return [name for _, name in sorted(page.locator(".ag-header-cell").evaluate_all(f"cells => cells.map({places})"))]
 
 
 def sections(page: Page) -> list[str]:
@@ -85,11 +88,16 @@ def wait_until_seen(images: Locator, number: int) -> list[str]:
     return images.evaluate_all("images => images.map(image => image.src)")
 
 
-def lines(page: Page, title: str) -> Locator:
-    return card(page, title).locator(".scatterlayer .trace .js-line")
+def lines(page: Page, *metrics: str) -> None:
+    """Checks that a chart draws these metrics together, for every single run."""
+    chart = card(page, " vs ".join(metrics))
+    expect(chart.locator(".scatterlayer .js-line").first).to_be_visible()
+    for metric in metrics:
+        for run in ("digits-0", "digits-1", "digits-2"):
+            expect(chart).to_contain_text(f"{run} ({metric})")
 
 
-def test_the_table_of_runs(page: Page, dashboard: Dashboard) -> None:
+def test_the_table_of_runs(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.RUNS))
     metrics = [f"metrics.`{name}`" for name in ("eval/knn_top1", "cluster/0/ami", "eval/rankme", "train/loss", "perf/device_minutes")]
     params = [f"params.`{name}`" for name in ("loss.temperature", "e_step.alpha", "e_step.num_clusters")]
@@ -100,24 +108,24 @@ def test_the_table_of_runs(page: Page, dashboard: Dashboard) -> None:
     expect(page.get_by_test_id("saved-views-trigger")).to_contain_text("PCL runs")
 
 
-def test_the_charts_of_runs(page: Page, dashboard: Dashboard) -> None:
+def test_the_charts_of_runs(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.RUNS, charts=True))
     ours = ["Losses (3)", "Accuracy of both heads (3)", "Evaluation (3)", "Concentration φ of the prototypes (2)", "Cluster health (6)", "Training health (3)"]
     assert sections(page)[:8] == [*ours, "Throughput (3)", "Pictures through training (6)"]
-    expect(lines(page, "train/loss_prototype")).to_have_count(3)
-    expect(lines(page, "train/accuracy_prototype_1")).to_have_count(3)
-    expect(lines(page, "cluster/0/ami vs cluster/1/ami")).to_have_count(6)
+    lines(page, "train/loss_prototype")
+    lines(page, "train/accuracy_prototype_1")
+    lines(page, "cluster/0/ami", "cluster/1/ami")
     section(page, "Concentration")
-    expect(lines(page, "cluster/0/phi_p10")).to_have_count(9)  # three runs, three percentiles
+    lines(page, "cluster/0/phi_p10", "cluster/0/phi_p50", "cluster/0/phi_p90")
     for name in ("largest_share", "empty", "nmi_previous", "drift", "collisions"):
-        expect(lines(page, f"cluster/0/{name} vs cluster/1/{name}")).to_have_count(6)
+        lines(page, f"cluster/0/{name}", f"cluster/1/{name}")
     section(page, "Training health")
     for name in ("train/gradient_norm", "train/feature_std", "train/lr", "perf/images_per_second", "perf/data_share"):
-        expect(lines(page, name)).to_have_count(3)
-    expect(lines(page, "perf/m_step_seconds vs perf/e_step_seconds")).to_have_count(6)
+        lines(page, name)
+    lines(page, "perf/m_step_seconds", "perf/e_step_seconds")
 
 
-def test_pictures_change_with_the_slider(page: Page, dashboard: Dashboard) -> None:
+def test_pictures_change_with_the_slider(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.RUNS, charts=True))
     section(page, "Pictures")
     before = wait_until_seen(pictures(page, "prototypes/0"), 3)
@@ -132,7 +140,7 @@ def test_pictures_change_with_the_slider(page: Page, dashboard: Dashboard) -> No
     assert all("step%2B0%2B" in address for address in wait_until_seen(pictures(page, "clusters/phi"), 3)), "each card has a slider of its own"
 
 
-def test_the_table_of_a_sweep(page: Page, dashboard: Dashboard) -> None:
+def test_the_table_of_a_sweep(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.sweep_key(dashboard.sweep.name)))
     shown = headers(page)
     assert shown.index(f"metrics.`{dashboard.sweep.objective}`") < shown.index("params.`loss.temperature`") < shown.index("tags.`trial.status`")
@@ -143,7 +151,7 @@ def test_the_table_of_a_sweep(page: Page, dashboard: Dashboard) -> None:
     assert found == sorted(found, reverse=True)
 
 
-def test_the_charts_of_a_sweep(page: Page, dashboard: Dashboard) -> None:
+def test_the_charts_of_a_sweep(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.sweep_key(dashboard.sweep.name), charts=True))
     compared = ["Knobs and objective, a line for each trial (1)", "Knobs and objective, a point for each trial (6)", "Differences (1)"]
     assert sections(page)[:5] == [*compared, "Pictures of the trials (6)", "Losses (3)"]
@@ -152,13 +160,13 @@ def test_the_charts_of_a_sweep(page: Page, dashboard: Dashboard) -> None:
     expect(card(page, "eval/knn_top1").locator(".barlayer .point")).to_have_count(6)
     for axis in ("loss.temperature", "e_step.alpha", "plan.num_clusters_0", "eval/rankme"):
         expect(card(page, f"{axis} vs. eval/knn_top1").locator(".scatterlayer .point")).to_have_count(6)
-    expect(card(page, "loss.temperature vs. e_step.alpha vs. eval/knn_top1").locator(".contourlayer")).not_to_be_empty()
+    expect(card(page, "loss.temperature vs. e_step.alpha vs. eval/knn_top1").locator(".contourlayer path").first).to_be_attached()
     section(page, "Pictures")
     for key in ("prototypes/0", "prototypes/1"):  # at once, although trials have none at step 0
         assert all("step%2B320%2B" in address for address in wait_until_seen(pictures(page, key), 6))
 
 
-def test_every_view_is_in_the_menu(page: Page, dashboard: Dashboard) -> None:
+def test_every_view_is_in_the_menu(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id))
     page.get_by_test_id("saved-views-trigger").click()
     for name in ("PCL runs", "PCL runs and trials", f"Sweep {dashboard.sweep.name}"):

@@ -109,8 +109,8 @@ def test_pictures_are_on_the_slider_from_step_0_to_the_last(recorded: Any, there
 
 def test_the_model_is_registered_with_its_aliases(recorded: Any) -> None:
     client, found = recorded
-    assert client.get_model_version_by_alias("enc", "best").version == "1"
-    assert [version.version for version in client.search_model_versions("name = 'enc'")] == ["1"]  # MLflow itself reads @latest as the newest
+    assert str(client.get_model_version_by_alias("enc", "best").version) == "1"
+    assert [str(version.version) for version in client.search_model_versions("name = 'enc'")] == ["1"]  # MLflow itself reads @latest as the newest
     assert len(found.outputs.model_outputs) == 2
 
 

@@ -172,7 +172,9 @@ def test_checking_a_uri_imports_no_mlflow() -> None:
 
 
 def test_ui_command_is_quoted_for_the_shell_and_shows_no_password(tmp_path: Path) -> None:
-    assert tracking.ui_command(TrackingConfig(), Path("/a home")) == "mlflow ui --backend-store-uri 'sqlite:////a home/mlflow/mlflow.db'"
+    assert tracking.ui_command(TrackingConfig(), Path("/a home")) == "pcl-ray ui"
+    given = TrackingConfig(uri="sqlite:////a home/x.db")
+    assert tracking.ui_command(given, tmp_path) == "mlflow ui --backend-store-uri 'sqlite:////a home/x.db'"
     assert tracking.ui_command(TrackingConfig(uri="http://me:secret@x:5000"), tmp_path) == "http://x:5000"
 
 
