@@ -150,7 +150,7 @@ def runs_view(clusterings: int, *, trials: bool = False) -> View:
     key, name, wanted = (ALL_RUNS, "PCL runs and trials", "") if trials else (RUNS, "PCL runs", "tags.`pcl_ray.sweep` IS NULL")
     layout = _Layout(key)
     _training(layout, clusterings)
-    layout.section("Pictures through training", _pictures(clusterings, step=0), columns=2, height=640)
+    layout.section("Pictures through training", _pictures(clusterings, step=0), columns=2, height=440)
     layout.leftovers([*_rest(clusterings), "sweep", "sweep/importance"])
     params = ["loss.temperature", "e_step.alpha", "e_step.num_clusters"]
     return View(key, name, _state(layout, "eval/knn_top1", params, {"searchFilter": wanted}))
@@ -168,7 +168,7 @@ def sweep_view(sweep: Sweep, clusterings: int) -> View:
     layout.section("Knobs and objective, a point for each trial", _points(sweep.objective, axes, others), columns=2)
     groups = {"compareGroups": ["Model metrics", "Parameters"], "showChangeFromBaseline": True, "showDifferencesOnly": True, "baselineColumnUuid": ""}
     layout.section("Differences", [_card("DIFFERENCE", chartName="Trials, the first one as baseline", **groups)], columns=1, height=500)
-    layout.section("Pictures of the trials", _pictures(clusterings, step=sweep.last_step), columns=1, height=700)
+    layout.section("Pictures of the trials", _sheets(clusterings, step=sweep.last_step), columns=1, height=460)
     _training(layout, clusterings)
     layout.leftovers(_rest(clusterings))
     sign = '"' if "'" in sweep.name else "'"
@@ -205,8 +205,13 @@ def _training(layout: _Layout, clusterings: int) -> None:
 
 def _pictures(clusterings: int, step: int) -> list[dict[str, Any]]:
     """A slider each, which begins at `step`. Where there is one step only, the dashboard goes there by itself."""
-    keys = [*(f"prototypes/{m}" for m in range(clusterings)), *(("clusters/sizes", "clusters/phi") if clusterings else ()), "map", "views"]
-    return [_card("IMAGE", imageKeys=[key], step=step, showRunParams=False) for key in keys]
+    keys = [*(("clusters/sizes", "clusters/phi") if clusterings else ()), "map", "views"]
+    return [*_sheets(clusterings, step), *(_card("IMAGE", imageKeys=[key], step=step, showRunParams=False) for key in keys)]
+
+
+def _sheets(clusterings: int, step: int) -> list[dict[str, Any]]:
+    """Of prototypes: all that trials of a sweep have."""
+    return [_card("IMAGE", imageKeys=[f"prototypes/{m}"], step=step, showRunParams=False) for m in range(clusterings)]
 
 
 def _rest(clusterings: int) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from pcl_ray.exhibit import FARTHEST, NEAREST, ROLES, Exhibit, Shown, Thumbnails
@@ -83,6 +84,7 @@ def histograms(exhibit: Exhibit, what: str) -> Image.Image:
         values = shown.concentration if what == "phi" else shown.sizes
         panel.hist(values, bins=min(40, max(8, shown.num_clusters // 3)), color=_BLUE)
         panel.set_title(f"K = {shown.num_clusters}", fontsize=10)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.set_xlabel(said)
         panel.set_ylabel("prototypes")
     return as_image(figure)

