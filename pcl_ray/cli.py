@@ -149,7 +149,7 @@ def _print_knobs(described: Sequence[Knob]) -> None:
 
 def _print_result(result: RunResult) -> None:
     from pcl_ray import tracking
-    from pcl_ray.service.folder import home
+    from pcl_ray.service.folder import home, read_state_at
 
     stored = config.load(Path(result.run_dir, "config.yaml"))
     print()
@@ -160,7 +160,8 @@ def _print_result(result: RunResult) -> None:
         print(f"{'report':<34} {report}")
     print("\nNext:")
     if stored.tracking.enabled:
-        print(f"  {_typed(tracking.ui_command(stored.tracking, home()))}")
+        link = read_state_at(Path(result.run_dir)).get("link")
+        print(f"  {link or _typed(tracking.ui_command(stored.tracking, home()))}")
     print(f"  {_typed('pcl-ray train folder data.path=/path/to/your/pictures')}")
 
 

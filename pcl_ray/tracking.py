@@ -133,7 +133,7 @@ class NullRun:
 
     def finish(self, status: Status, timeout_s: float = 30) -> None: ...
 
-    def link(self) -> str | None:
+    def link(self, *, view: bool = False) -> str | None:
         return None
 
 
@@ -185,12 +185,13 @@ class MlflowRun:
         """None until the server has been reached."""
         return self._store.run_id
 
-    def link(self) -> str | None:
-        """Address of the run on a server; None for a database, or before the server was reached."""
+    def link(self, *, view: bool = False) -> str | None:
+        """Address of the run on a server, or of the charts of its sweep or experiment; None for a database, or before the server was reached."""
         uri = public_uri(self._store.uri).rstrip("/")
         if not uri.startswith(("http://", "https://")) or self.run_id is None:
             return None
-        return tracking_views.link(uri, str(self._store.experiment_id), run_id=self.run_id)
+        experiment = str(self._store.experiment_id)
+        return tracking_views.link(uri, experiment, view=self._store.view, charts=True) if view else tracking_views.link(uri, experiment, run_id=self.run_id)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Records the metrics. For each name only rising steps are kept, so what is logged again after a restart makes no second point.

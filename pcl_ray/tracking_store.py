@@ -43,6 +43,12 @@ class Store:
         self._existed = False  # the run was there before: ask it how far it got
         self._last_steps: dict[str, int] = {}
 
+    @property
+    def view(self) -> str:
+        """Key of the saved view that shows the run among its like."""
+        sweep = self._described.sweep
+        return tracking_views.sweep_key(sweep.name) if sweep else tracking_views.RUNS
+
     def open(self) -> list[str]:
         """Finds or creates the run and describes it; does nothing once that is done. Gives back what the user should know."""
         if self.run_id is not None:

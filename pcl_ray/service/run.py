@@ -235,7 +235,10 @@ class _Follow:
             self._folder.write_state(looked=True)
         if event.kind == "epoch" and self._tracker.run_id != self._run_id:
             self._run_id = self._tracker.run_id
-            self._folder.write_state(mlflow_run_id=self._run_id, link=self._tracker.link() or "")
+            link = self._tracker.link()
+            self._folder.write_state(mlflow_run_id=self._run_id, link=link or "")
+            if link:
+                self._display.say(f"dashboard  {link}")
         if event.kind not in ("exhibit", "views", "system"):
             self._display.handle(event)
 

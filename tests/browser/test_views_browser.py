@@ -169,6 +169,20 @@ def test_the_charts_of_a_sweep(page: Page, dashboard: Any) -> None:
         assert all("step%2B15%2B" in address for address in wait_until_seen(pictures(page, key), 4))
 
 
+def test_the_report_of_a_real_run(page: Page, dashboard: Any) -> None:
+    """The one that the run left: its explorer goes from coarse to fine."""
+    page.goto((dashboard.home / "runs" / "digits-0" / "report.html").as_uri())
+    page.locator("#explorer [data-level='0']").first.click()
+    panel = page.locator("#explorer-panel")
+    expect(panel).to_be_visible()
+    finer = panel.locator("[data-level='1']")
+    expect(finer.first).to_be_visible()
+    prototype = finer.first.get_attribute("data-prototype")
+    finer.first.click()
+    expect(panel).to_contain_text(f"Prototype {prototype}")
+    expect(page.locator(".crumb").first).to_be_visible()
+
+
 def test_every_view_is_in_the_menu(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id))
     page.get_by_test_id("saved-views-trigger").click()

@@ -53,7 +53,7 @@ def assert_recorded(result: dict[str, Any]) -> None:
     epochs = [point.step for point in client.get_metric_history(result["mlflow_run_id"], "eval/knn_top1")]
     assert len(epochs) == int(found[0].data.params["train.epochs"])
     assert len(set(epochs)) == len(epochs)
-    assert [entry.path for entry in client.list_artifacts(result["mlflow_run_id"])] == ["config.yaml"]
+    assert [entry.path for entry in client.list_artifacts(result["mlflow_run_id"])] == ["config.yaml", "figures.csv", "images", "report.html"]
 
 
 def test_fashion_mnist(pcl_ray: Callable[..., Any]) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small import DIGITS_RUN
 
-from pcl_ray import cli, tracking
+from pcl_ray import cli, tracking, tracking_server
 from pcl_ray.service import aftermath, records, request, run
 from pcl_ray.service.events import Event
 from pcl_ray.service.folder import home
@@ -197,6 +201,54 @@ def test_a_run_without_tracking_has_its_report_too() -> None:
     assert (folder / "report.html").is_file()
     assert records.read("plain").exhibit is not None  # drawn at the end alone
     assert not list((folder / "pictures").glob("views*"))
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_in_the_middle_gets_everything_when_it_is_back(tmp_path: Path) -> None:
+    port = free_port()
+    store, artifacts = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts"
+    words = [*WITH_MLFLOW, "resources.workers=0", "train.epochs=40", "tracking.flush_s=0.2", f"tracking.uri=http://127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "pcl_ray.cli", "train", "digits", *words, "--name", "hit"]
+    errors, environment = tmp_path / "stderr", {**os.environ, "OMP_NUM_THREADS": "1"}
+    lines = []
+    with (
+        tracking_server.serving(store, artifacts, host="127.0.0.1", port=port) as (_, server),
+        errors.open("w") as error,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=error, text=True, env=environment) as training,
+    ):
+        assert training.stdout is not None
+        for line in training.stdout:
+            lines.append(line)
+            if line.startswith("epoch 5/40 done"):
+                server.end()
+        assert training.wait(timeout=240) == 0
+    assert any(line.startswith("epoch 40/40 done") for line in lines)
+    assert any(line.startswith("dashboard ") and "workflowType=machine_learning" in line for line in lines)
+    warnings = [line for line in errors.read_text().splitlines() if line.startswith("warning:")]
+    assert 1 <= len(warnings) <= 2  # it does not answer; what is left waits on disk
+    pending = home() / "runs" / "hit" / tracking.PENDING_FILE
+    assert pending.exists()
+    with tracking_server.serving(store, artifacts, host="127.0.0.1", port=port) as (address, _):
+        assert cli.main(["train", "--resume", "hit"]) == 0
+        from mlflow import MlflowClient
+
+        client = MlflowClient(address)
+        found = client.get_run(json.loads((home() / "runs/hit/state.json").read_text())["mlflow_run_id"])
+        assert found.info.status == "FINISHED"
+        assert sorted({point.step for point in client.get_metric_history(found.info.run_id, "eval/knn_top1")}) == [4 * epoch + 3 for epoch in range(40)]
+        pictures = {
+            entry.path.split("+step+")[1].split("+")[0] for entry in client.list_artifacts(found.info.run_id, "images") if "/prototypes~0+" in entry.path
+        }
+        assert {"0", "159"} <= pictures
+        assert len(found.outputs.model_outputs) == 2
+        assert {entry.path for entry in client.list_artifacts(found.info.run_id)} >= {"report.html", "figures.csv"}
+    assert not pending.exists()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def test_a_note_that_somebody_edited_stays(there: Path, recorded: Any) -> None:

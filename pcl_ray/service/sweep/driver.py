@@ -175,6 +175,8 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         home=str(home()),
         parent_run_id=_run_id(tracker, base.tracking.enabled),
     )
+    if link := tracker.link(view=True):
+        console.print(f"dashboard   {link}", markup=False, soft_wrap=True)
     folder.write_state(state="running", mlflow_run_id=tracker.run_id, fingerprint=data.whole.train.fingerprint)
     ended, state = Ended("failed"), "failed"
     begun = time.monotonic()
