@@ -83,10 +83,12 @@ def extract_features(encoder: nn.Module, batches: Iterable[tuple[Tensor, Tensor]
     training = encoder.training
     encoder.eval()
     features, indices = [], []
-    for views, ids in batches:
-        features.append(encoder(views.to(device, non_blocking=True)).float())
-        indices.append(ids)
-    encoder.train(training)
+    try:
+        for views, ids in batches:
+            features.append(encoder(views.to(device, non_blocking=True)).float())
+            indices.append(ids)
+    finally:
+        encoder.train(training)
     if not features:
         return FeatureShard(np.empty(0, np.int64), np.empty((0, 0), np.float32))
     return FeatureShard(torch.cat(indices).numpy(), torch.cat(features).cpu().numpy())

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ Role = Literal["tightest", "loosest", "largest", "smallest"]
 ROLES: tuple[Role, ...] = ("tightest", "loosest", "largest", "smallest")
 NEAREST, FARTHEST = 12, 4  # images of a prototype
 MAP_POINTS = 600  # t-SNE of more takes many times as long, beside the training
+_PIECE = 65536  # rows
 _EACH = 4  # prototypes for each role
 _SHOWN = 96  # prototypes of one clustering that are shown with images
 
@@ -187,7 +190,10 @@ def _images_of(chosen: np.ndarray, features: np.ndarray, ids: np.ndarray, assign
     """[P, NEAREST], [P, FARTHEST] of each chosen prototype's own images, by cosine; farthest are never among the nearest."""
     nearest, farthest = np.full((len(chosen), NEAREST), -1, np.int64), np.full((len(chosen), FARTHEST), -1, np.int64)
     rows = np.flatnonzero(np.isin(assigned, chosen))
-    cosine = np.einsum("nc,nc->n", features[rows].astype(np.float32), prototypes[assigned[rows]])
+    cosine = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _PIECE):  # a copy of all features at a time would be more than the actor was planned for
+        some = rows[start : start + _PIECE]
+        cosine[start : start + _PIECE] = np.einsum("nc,nc->n", features[some].astype(np.float32), prototypes[assigned[some]])
     order = rows[np.lexsort((rows, -cosine, assigned[rows]))]
     starts = np.searchsorted(assigned[order], chosen)
     ends = np.searchsorted(assigned[order], chosen, side="right")
@@ -238,7 +244,7 @@ def save(path: Path, exhibit: Exhibit, thumbnails: Thumbnails) -> None:
     arrays |= {name: getattr(exhibit, name) for name in _OF_EXHIBIT} | {"thumbnail_ids": thumbnails.ids, "thumbnails": thumbnails.pixels}
     for m, shown in enumerate(exhibit.clusterings):
         arrays |= {f"{m}/{name}": getattr(shown, name) for name in _OF_SHOWN}
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
     os.replace(partial, path)
@@ -253,5 +259,5 @@ def load(path: Path) -> tuple[Exhibit, Thumbnails] | None:
             shown: Sequence[Shown] = [Shown(**{name: arrays[f"{m}/{name}"] for name in _OF_SHOWN}) for m in range(count)]
             exhibit = Exhibit(clusterings=tuple(shown), **told, **{name: arrays[name] for name in _OF_EXHIBIT})
             return exhibit, Thumbnails(arrays["thumbnail_ids"], arrays["thumbnails"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error):
         return None

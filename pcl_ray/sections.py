@@ -234,7 +234,9 @@ class TrackingConfig(Section):
     report: bool = Field(True, description="Write report.html at the end of the run.")
     model: bool = Field(True, description="Record the encoder as an MLflow model at the end of the run.")
     register_as: str | None = Field(
-        None, min_length=1, description="Register that model under this name; alias latest goes to the newest version, best to the one with the best figure."
+        None,
+        pattern=r"^[A-Za-z0-9_. -]+$",
+        description="Register that model under this name (letters, digits, _ . - and space); alias best goes to the version with the best figure.",
     )
 
 

@@ -119,9 +119,7 @@ class Outbox:
             with self._changed:
                 status = self._status  # read before sending: what was put before close() is in the buffer now
             try:
-                self._send_all()
-                if status is not None:
-                    self._store.close(status)
+                self._send_all(status)
                 if pause:
                     self.say(f"{self._store.name} answers again: everything kept meanwhile is recorded")
                 pause = 0.0
@@ -151,8 +149,11 @@ class Outbox:
                 "Training goes on and nothing is lost: the points are kept, and sent as soon as it takes them"
             )
 
-    def _send_all(self) -> None:
-        """Empties file and buffer, oldest first. What a failure interrupts stays where it was, for the next try."""
+    def _send_all(self, status: str | None) -> None:
+        """Empties file and buffer, oldest first; with a status the run is closed before its tasks, which may take minutes, and which a closed run takes too.
+
+        What a failure interrupts stays where it was, for the next try.
+        """
         self._go_on()
         for message in self._store.open():
             self.say(message)
@@ -183,6 +184,9 @@ class Outbox:
             self._go_on()
             self._store.send_path(file, path)
             self._forget(self._unsent.paths, {file: path})
+        if status is not None:
+            self._go_on()
+            self._store.close(status)
         for name, task in tasks.items():
             self._go_on()
             self._store.do(task)

@@ -50,10 +50,23 @@ def model(checkpoint: Path, config_yaml: str, metrics: Mapping[str, float], step
 
 def perform(client: Any, uri: str, run_id: str, experiment_id: str, task: Mapping[str, Any], warn: Callable[[str], None]) -> None:
     """Does it. What it needs may have gone meanwhile, which is no reason to send nothing more; a server that fails raises."""
-    if task["do"] == "image":
-        _send_image(client, run_id, task)
-    elif task["do"] == "model" and Path(task["checkpoint"]).is_file():
-        _send_model(uri, run_id, experiment_id, task, warn)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if task["do"] == "image":
+            _send_image(client, run_id, task)
+        elif task["do"] == "model" and Path(task["checkpoint"]).is_file():
+            _send_model(uri, run_id, experiment_id, task, warn)
+    except MlflowException as error:
+        if not _refused(error):
+            raise
+        warn(f"MLflow does not take the {task['do']} of this run: {(str(error).splitlines() or [''])[0]}")
+
+
+def _refused(error: Any) -> bool:
+    """Whether asking again is useless: the server has understood, and says no."""
+    code = error.get_http_status_code()
+    return 400 <= code < 500 and code not in (408, 429)
 
 
 def _send_image(client: Any, run_id: str, task: Mapping[str, Any]) -> None:
@@ -62,8 +75,12 @@ def _send_image(client: Any, run_id: str, task: Mapping[str, Any]) -> None:
     path = Path(task["path"])
     if not path.is_file():
         return
-    with Image.open(path) as picture:
-        client.log_image(run_id, picture.convert("RGB"), key=task["key"], step=task["step"])
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except OSError:  # half a file, after a crash
+        return
+    client.log_image(run_id, picture, key=task["key"], step=task["step"])
     with suppress(OSError):
         path.unlink()  # the dashboard has it
 

@@ -81,7 +81,8 @@ def histograms(exhibit: Exhibit, what: str) -> Image.Image:
     figure = figure_of(3.6 * count + 0.6, 3.3, f"{said}, after {exhibit.epoch} epochs")
     for panel, shown in zip(figure.subplots(1, count, squeeze=False).flat, exhibit.clusterings, strict=True):
         tidy(panel)
-        values = shown.concentration if what == "phi" else shown.sizes
+        # in float64: φ that are all but equal leave float32 no room for bins
+        values = (shown.concentration if what == "phi" else shown.sizes).astype(np.float64)
         panel.hist(values, bins=min(40, max(8, shown.num_clusters // 3)), color=_BLUE)
         panel.set_title(f"K = {shown.num_clusters}", fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(4))

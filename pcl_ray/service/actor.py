@@ -143,15 +143,22 @@ class EStepActor:
             answer.metrics.update(measure(features, of_features, holdout, holdout_labels, None, self._config.evaluation))
             answer.metrics.update(measure_clusters(answer.clusters, labels))
             if request.show:
-                answer = replace(answer, exhibit=_exhibit(features, stride, request, answer.clusters or previous, labels))
+                answer = _with_exhibit(answer, features, stride, request, answer.clusters or previous, labels)
             answer.metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         return answer
 
 
-def _exhibit(features: np.ndarray, stride: int, request: EStepRequest, clusters: ClusterSet | None, labels: np.ndarray | None) -> Exhibit:
+def _with_exhibit(
+    answer: EStepAnswer, features: np.ndarray, stride: int, request: EStepRequest, clusters: ClusterSet | None, labels: np.ndarray | None
+) -> EStepAnswer:
+    """A picture less is no reason to lose an E-step."""
     ids = np.arange(0, request.num_images, stride)
     step = 0 if request.step is None else request.step
-    return exhibit.make(features, ids, clusters, labels, epoch=request.epoch, step=step, num_images=request.num_images)
+    try:
+        made = exhibit.make(features, ids, clusters, labels, epoch=request.epoch, step=step, num_images=request.num_images)
+    except Exception as error:
+        return replace(answer, warnings=(*answer.warnings, f"cannot be shown ({type(error).__name__}: {error})"))
+    return replace(answer, exhibit=made)
 
 
 def evaluation_stride(num_images: int) -> int:

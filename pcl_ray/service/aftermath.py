@@ -45,14 +45,15 @@ def note(name: str, command: str, config: RunConfig, plan: RunPlan, classes: int
     lines = [
         f"**{name}**: {state}",
         "",
-        f"- command: `{command or f'pcl-ray train --resume {name}'}`",
+        *([f"- command: `{command}`"] if command else []),
         f"- data: {data}, {plan.num_images:,} images to train on, {plan.num_holdout:,} held out, {labels}",
         f"- recipe: τ = {config.loss.temperature:g}, α = {config.e_step.alpha:g}, K = {counts}; {config.encoder.backbone}, "
         f"{plan.epochs} epochs × {plan.steps_per_epoch} steps of {plan.global_batch} images, {plan.warmup_epochs} of them warm-up",
     ]
     results = [f"| {said} | {form.format(metrics[figure])} |" for figure, said, form in _SHOWN if figure in metrics]
     if results and state != "running":
-        lines += ["", "| result | |", "|---|---|", *results, "", f"The whole story: `{REPORT}` among the artifacts."]
+        lines += ["", "| result | |", "|---|---|", *results]
+        lines += ["", f"The whole story: `{REPORT}` among the artifacts."] if config.tracking.report else []
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ class Gallery:
         self._folder, self._images, self._recorder, self._warn, self._small = folder, images, recorder, warn, small
         self._waiting: queue.Queue[Event | None] = queue.Queue()
         self._before: Exhibit | None = None
-        self._failed = False
+        self._failed = self._closed = False
         self._thread: threading.Thread | None = None
 
     def handle(self, event: Event) -> None:
@@ -63,6 +63,7 @@ class Gallery:
             self._waiting.put(None)
             self._thread.join(timeout_s)
             if self._thread.is_alive():
+                self._closed = True  # another may draw in this folder soon
                 self._warn(f"the pictures of the clusters were not finished within {timeout_s:g} s; the report shows earlier ones")
             self._thread = None
 
@@ -87,11 +88,13 @@ class Gallery:
         from pcl_ray.report.places import places
 
         images = self._images()
-        thumbnails = thumbnails_of(images, exhibit.images())
+        thumbnails = thumbnails_of(images, _on_sheets(exhibit) if self._small else exhibit.images())
         if not self._small and self._waiting.qsize() <= _BEHIND:  # the newest map is worth the wait, not every one before it
             same = self._before is not None and np.array_equal(self._before.sample, exhibit.sample)
             exhibit = exhibit.with_map(*places(exhibit.features, self._before.places if same and self._before else None))
             self._before = exhibit
+        if self._closed:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         exhibits.save(self._folder / FILE, replace(exhibit, features=np.empty((0, 0), np.float16)), thumbnails)
         for number in range(len(exhibit.clusterings)):
@@ -105,10 +108,22 @@ class Gallery:
             self._leave("map", drawn, exhibit.step)
 
     def _leave(self, key: str, picture: Image.Image, step: int) -> None:
+        if self._closed:
+            return
         path = self._folder / "pictures" / f"{key.replace('/', '-')}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, optimize=False)
         self._recorder.log_image(path, key, step)
+
+
+def _on_sheets(exhibit: Exhibit) -> np.ndarray:
+    """[t] int64, rising: the images of prototypes that have a role."""
+    found = [np.empty(0, np.int64)]
+    for shown in exhibit.clusterings:
+        rows = [shown.row_of(int(prototype)) for some in shown.roles().values() for prototype in some]
+        found += [shown.nearest[rows].ravel(), shown.farthest[rows].ravel()]
+    images = np.unique(np.concatenate(found))
+    return images[images >= 0]
 
 
 def thumbnails_of(images: Images, ids: np.ndarray) -> Thumbnails:

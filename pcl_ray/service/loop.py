@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,8 +75,8 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
     tell(Event("start", progress.epoch, progress.epoch * plan.steps_per_epoch))
 
     if job.look and progress.epoch == 0 and rank() == 0:
-        tell(Event("exhibit", exhibit=first_exhibit(features, learner, splits.train.labels, config, plan)))
-        tell(Event("views", views=_views(batches, 0, splits, config)))
+        _show(tell, lambda: Event("exhibit", exhibit=first_exhibit(features, learner, splits.train.labels, config, plan)))
+        _show(tell, partial(_views_event, batches, -1, 0, splits, config))
     start = time.perf_counter()  # an E-step before the first epoch counts to it
     if progress.e_step.owed:
         _make_up(between, progress, plan, tell)
@@ -109,17 +110,26 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
             _save(job, learner, progress, share, job.checkpoints)
         tell(Event("epoch", epoch, trained.last_step, metrics))
         if config.tracking.enabled and plan.shows_after(epoch) and rank() == 0:
-            tell(Event("views", epoch + 1, trained.last_step, views=_views(batches, epoch, splits, config)))
+            _show(tell, partial(_views_event, batches, epoch, trained.last_step, splits, config))
         yield progress.epoch
         start = time.perf_counter()
 
 
-def _views(batches: TrainingLoader, epoch: int, splits: DataSplits, config: RunConfig) -> np.ndarray:
-    """[n, 2, S, S, channels] uint8: both views of a few images in this epoch, as the network sees them but for the normalisation."""
-    (batch,) = batches.views(epoch, [rows_of_views(len(splits.train))])
+def _show(tell: Post, make: Callable[[], Event]) -> None:
+    """A picture less is no reason to lose a run: other workers would wait for this one."""
+    try:
+        tell(make())
+    except Exception as error:
+        tell(Event("warning", text=f"something could not be shown ({type(error).__name__}: {error}); training goes on"))
+
+
+def _views_event(batches: TrainingLoader, epoch: int, step: int, splits: DataSplits, config: RunConfig) -> Event:
+    """Both views of a few images in this epoch (−1: in the first, before it), as the network sees them but for the normalisation."""
+    (batch,) = batches.views(max(epoch, 0), [rows_of_views(len(splits.train))])
     both = torch.stack([batch.query_views, batch.key_views], dim=1).float().cpu()
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.augment.mean, config.augment.std))
-    return ((both * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
+    pixels = ((both * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
+    return Event("views", epoch + 1, step, views=pixels.numpy())
 
 
 def _make_up(between: Between, progress: Progress, plan: RunPlan, tell: Post) -> None:

@@ -167,7 +167,7 @@ def _hand_over(board: Any, handle: Callable[[Event], None]) -> bool:
         return False  # the board is back soon; figures of an epoch are in its checkpoint as well
     for event in events:
         handle(event)
-    return bool(events)
+    return any(event.kind != "system" for event in events)  # a node is looked at also where nothing trains any more
 
 
 def _explanation(error: BaseException) -> str:

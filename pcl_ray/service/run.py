@@ -33,7 +33,8 @@ from pcl_ray.service.progress import Display
 from pcl_ray.service.request import Request
 from pcl_ray.service.system import SystemLog, SystemWatch
 
-_PICTURES_S, _MODEL_S, _HURRY_S = 180.0, 180.0, 30.0  # how long the end of a run may wait for what is drawn and sent
+# How long the end of a run may wait for what is drawn and sent; one that is told to stop may be killed half a minute later.
+_PICTURES_S, _MODEL_S, _HURRY_S, _STOPPED_S = 180.0, 180.0, 30.0, 2.0
 
 
 class Stopped(Exception):
@@ -64,7 +65,7 @@ def start(
     splits, plan = load(asked.config, display)
     _say(asked, splits, plan, display)
     with RunFolder.create(name or RunFolder.free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder:
-        folder.write_state(fingerprint=splits.train.fingerprint, began=time.time(), command=command)
+        folder.write_state(fingerprint=splits.train.fingerprint, began_at=time.time(), command=command)
         return _run(folder, asked.config, plan, splits, display, result_file)
 
 
@@ -82,7 +83,7 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None, r
             run_id = state.get("mlflow_run_id")
             if (folder.path / tracking.PENDING_FILE).exists():  # what MLflow did not take at the time
                 tracker = outcome.open_tracker(folder, config, state.get("fingerprint", ""), display.warn)
-                tracker.finish("finished")
+                tracker.finish("finished", _MODEL_S)
                 run_id = tracker.run_id
                 folder.write_state(mlflow_run_id=run_id)
             result = outcome.result(folder, "finished", run_id, outcome.history(folder))
@@ -175,9 +176,8 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         try:
             if state == "finished":
                 display.say("recording  pictures, report and model")
-            gallery.close(_PICTURES_S if state == "finished" else _HURRY_S)
-            if state != "stopped":
-                aftermath.leave(folder, config, state, history, tracker, display.warn)
+            gallery.close({"finished": _PICTURES_S, "failed": _HURRY_S}.get(state, _STOPPED_S))
+            aftermath.leave(folder, config, state, history, tracker, display.warn)
             tracker.tag({tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, state, result.metrics)})
         finally:  # also where an impatient second Ctrl-C ends the waiting for pictures
             tracker.finish(state, _MODEL_S if state == "finished" and config.tracking.model else _HURRY_S)
@@ -219,7 +219,7 @@ class _Follow:
 
     def __init__(self, tracker: tracking.MlflowRun | tracking.NullRun, display: Display, folder: RunFolder, gallery: Gallery):
         self._tracker, self._display, self._folder, self._gallery = tracker, display, folder, gallery
-        self._system = SystemLog(tracker.log, folder.read_state().get("began") or time.time())
+        self._system = SystemLog(tracker.log, folder.read_state().get("began_at") or time.time())
         self._started = False
         self._run_id: str | None = None
 

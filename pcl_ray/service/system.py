@@ -86,7 +86,9 @@ class SystemLog:
         self._phase = PHASES["training"]
 
     def handle(self, event: Event, now: float) -> None:
-        if event.kind == "phase":
+        if event.kind == "start":
+            self._sources.clear()  # workers were replaced: other processes look now
+        elif event.kind == "phase":
             self._phase = PHASES.get(event.text, self._phase)
         elif event.kind in ("alive", "step", "epoch"):
             self._phase = PHASES["training"]

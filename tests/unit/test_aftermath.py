@@ -138,6 +138,9 @@ def test_a_node_that_two_processes_watch_is_logged_once() -> None:
     log.handle(Event("system", metrics={"system/a/cpu": 9.0, "system/e_step/cpu": 5.0}, text="a:2"), 111)
     log.handle(Event("alive"), 112)
     log.handle(Event("system", metrics={"system/b/cpu": 2.0}, text="b:1"), 113)
+    log.handle(Event("start"), 114)  # workers were replaced
+    log.handle(Event("system", metrics={"system/a/cpu": 3.0}, text="a:7"), 115)
+    assert logged.pop() == {"system/a/cpu": 3.0, "system/phase": 0.0, "step": 15}
     assert logged == [
         {"system/a/cpu": 1.0, "system/phase": 2.0, "step": 10},
         {"system/e_step/cpu": 5.0, "system/phase": 2.0, "step": 11},

@@ -136,6 +136,9 @@ def test_a_file_gives_back_what_was_saved_and_a_broken_one_nothing(made: tuple, 
         assert all((getattr(one, name) == getattr(two, name)).all() for name in ("chosen", "nearest", "farthest", "parents", "sizes", "concentration"))
     assert thumbnails.of(int(shown.images()[0])) is not None
     assert thumbnails.of(N + 5) is None
-    path.write_bytes(path.read_bytes()[:500])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:2000] + bytes(byte ^ 255 for byte in whole[2000:2400]) + whole[2400:])
+    assert exhibit.load(path) is None
+    path.write_bytes(whole[:500])
     assert exhibit.load(path) is None
     assert exhibit.load(tmp_path / "none.npz") is None

@@ -558,3 +558,47 @@ def test_a_real_server(opener: Opener, tmp_path: Path, empty_store: Path, capfd:
         assert run.link() == f"{uri}/#/experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
     assert list((tmp_path / "server" / "artifacts").rglob("config.yaml"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_task_that_the_server_refuses_costs_itself_alone(opener: Opener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The run is closed all the same, and what waits behind the task is done."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+    from PIL import Image
+
+    from pcl_ray import tracking_model
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise MlflowException("no right to the registry", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(tracking_model, "log", refused)
+    (tmp_path / "epoch_00001.pt").write_bytes(b"")
+    run = opener()
+    run.log_model(tmp_path / "epoch_00001.pt", RunConfig(), {"eval/rankme": 3.0}, 5)
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    run.log_image(picture, "map", 5)
+    (tmp_path / "half.png").write_bytes(picture.read_bytes()[:20])
+    run.log_image(tmp_path / "half.png", "map", 6)
+    run.finish("finished", timeout_s=HANG)
+    store = default_client(opener.home)
+    assert store.get_run(run.run_id).info.status == "FINISHED"
+    assert [entry.path.split("+step+")[1][0] for entry in store.list_artifacts(run.run_id, "images") if entry.path.endswith(".png")] == ["5"]
+    assert not picture.exists()
+    assert not opener.pending.exists()
+    assert any("does not take the model" in text for text in opener.warnings)
+
+
+def test_a_picture_waits_on_disk_for_its_server(opener: Opener, tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    first = opener("http://127.0.0.1:9")
+    first.log_image(picture, "map", 5)
+    first.finish("finished", timeout_s=HANG)
+    assert picture.exists()
+    second = opener()
+    second.finish("finished", timeout_s=HANG)
+    assert [entry.path.split("+")[0] for entry in default_client(opener.home).list_artifacts(second.run_id, "images")][0] == "images/map"
+    assert not picture.exists()

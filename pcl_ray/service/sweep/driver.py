@@ -150,7 +150,8 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
     objective = _objective(asked, data)
     base = requests.with_objective(asked.base, objective.metric)
     # A sheet of prototypes for each trial; everything else of it can be made from its folder.
-    base = configs.with_overrides(base, {"tracking.pictures": min(base.tracking.pictures, 1), "tracking.model": False, "tracking.system_metrics_s": 0})
+    few = {"tracking.pictures": min(base.tracking.pictures, 1), "tracking.model": False, "tracking.report": False, "tracking.system_metrics_s": 0}
+    base = configs.with_overrides(base, few)
     plan = plans.make(base, len(data.whole.train), data.whole.num_holdout)
     if os.environ.get("MLFLOW_TRACKING_URI") and not base.tracking.uri:  # the environment of trial processes may be another
         base = configs.with_overrides(base, {"tracking.uri": os.environ["MLFLOW_TRACKING_URI"]})
@@ -173,6 +174,7 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         num_holdout=data.whole.num_holdout,
         fingerprint=data.whole.train.fingerprint,
         home=str(home()),
+        class_names=tuple(data.whole.train.class_names) if data.whole.train.labels is not None else (),
         parent_run_id=_run_id(tracker, base.tracking.enabled),
     )
     if link := tracker.link(view=True):

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pcl_ray import checkpoint_files
+from pcl_ray import checkpoint_files, tracking
 from pcl_ray.config import with_overrides
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError
@@ -280,5 +280,19 @@ def _log(
         tracker.log({"sweep/best": best.mean} if best.mean is not None else {}, step)
         tracker.log_file(recipe, "best.yaml")
         tracker.tag({f"best.{name}": str(value) for name, value in best.point.items()})
-    described = f"objective {setting.objective.metric}, scheduler {setting.settings.scheduler}, {setting.settings.seeds} seeds; folder {folder.path}"
-    tracker.tag({"mlflow.note.content": described})
+    tracker.tag({tracking.NOTE: _note(folder, setting, totals, best)})
+
+
+def _note(folder: SweepFolder, setting: Setting, totals: dict[str, float], best: Row | None) -> str:
+    """The sweep in Markdown."""
+    settings, metric = setting.settings, setting.objective.metric
+    lines = [
+        f"**{folder.name}**: {totals['sweep/trials']:.0f} trials, {totals['sweep/finished']:.0f} finished, {totals['sweep/failed']:.0f} failed",
+        "",
+        f"- objective {metric}, scheduler {settings.scheduler}, {settings.seeds} seeds; {totals['sweep/device_minutes']:.1f} device minutes",
+        f"- go on: `pcl-ray sweep --resume {folder.name}`; folder `{folder.path}`",
+    ]
+    if best is not None and best.mean is not None:
+        point = ", ".join(f"{name} = {leaderboard.text(value)}" for name, value in best.point.items())
+        lines += [f"- best: {point}: {metric} {best.mean:.4f} (`best.yaml`, `leaderboard.md` among the artifacts)"]
+    return "\n".join(lines)

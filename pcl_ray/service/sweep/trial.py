@@ -34,7 +34,7 @@ from pcl_ray.service.sweep.warmups import Claim
 
 _WAIT_S = 2.0  # a trial that waits for another gives word this often
 _ALIVE_EVERY_S = 5.0
-_PICTURES_S = 30.0
+_PICTURES_S = 5.0  # Tune ends the process soon
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Setting:
     fingerprint: str
     home: str
     parent_run_id: str | None
+    class_names: tuple[str, ...] = ()  # () without labels
 
     def plan(self, config: RunConfig) -> RunPlan:
         return plans.make(config, self.num_images, self.num_holdout)
@@ -211,7 +212,8 @@ class Trial:
         self._history = outcome.history(folder)
         tags = {"pcl_ray.sweep": setting.sweep, "pcl_ray.trial": self.title, "trial.status": "running", "objective.name": setting.objective.metric}
         tags |= {"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {}
-        known, metric = outcome.Known(self.plan, 0), setting.objective.metric
+        tags |= {tracking.NOTE: self._note("running", {})}
+        known, metric = outcome.Known(self.plan, len(setting.class_names)), setting.objective.metric
         self._tracker = outcome.open_tracker(
             folder, self.config, setting.fingerprint, lambda text: None, title=self.title, tags=tags, known=known, keep=(metric,)
         )
@@ -219,7 +221,7 @@ class Trial:
             self._gallery = Gallery(folder.path, self._images, self._tracker, lambda text: None, small=True)
         for entry in self._history:  # the shared warm-up's, and what a killed process could not send
             self._tracker.log(entry["metrics"], entry["step"])
-        folder.write_state(state="running", error=None, recorded=False, fingerprint=setting.fingerprint, **aftermath.facts(self.plan, (), ""))
+        folder.write_state(state="running", error=None, recorded=False, fingerprint=setting.fingerprint, **aftermath.facts(self.plan, setting.class_names, ""))
         leave = str(home() / "sweeps" / setting.sweep / "warmups" / self._claimed) if self._claimed else None
         self._epochs = self._make_epochs(Job(self.config, self.plan, str(folder.path), leave), self._handle)
 
@@ -283,6 +285,9 @@ class Trial:
         self._conclude("failed")
         return {"epoch": self._done(), "failing": self._failed, "run": self.name}
 
+    def _note(self, state: Any, metrics: dict[str, float]) -> str:
+        return aftermath.note(f"{self.title} of sweep {self._setting.sweep}", "", self.config, self.plan, len(self._setting.class_names), state, metrics)
+
     def _release(self) -> None:
         if self._claimed:
             key, self._claimed = self._claimed, ""
@@ -293,13 +298,13 @@ class Trial:
         self._release()
         folder, tracker, gallery = self._folder, self._tracker, self._gallery
         self._folder = self._tracker = self._gallery = None
-        if gallery is not None:
-            gallery.close(_PICTURES_S)
         if folder is None:
             return
         if tracker is not None:
             folder.write_state(state=state, epochs=self._done(), trial=self._summary())
-            tracker.tag({"trial.status": state})
+            if gallery is not None:
+                gallery.close(_PICTURES_S)
+            tracker.tag({"trial.status": state, tracking.NOTE: self._note(state, self._summary()["metrics"])})
             tracker.finish(state)
             folder.write_state(mlflow_run_id=tracker.run_id, recorded=True)
         elif state == "failed":
