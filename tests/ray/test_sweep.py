@@ -212,6 +212,7 @@ def test_without_labels_trials_are_compared_by_their_rank(tmp_path: Path, sweep:
     assert "needs labels" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_members_of_a_population_really_take_over_from_others(tmp_path: Path, sweep: Sweep) -> None:
     text = GRID.replace("{type: choice, values: [0.1, 0.3]}", "{type: loguniform, low: 0.05, high: 1.0}")
     words = (*SMALL, "train.epochs=10", "sweep.perturb_epochs=2", "sweep.quantile=0.5", "tracking.enabled=false")
