@@ -149,6 +149,7 @@ def _print_knobs(described: Sequence[Knob]) -> None:
 
 def _print_result(result: RunResult) -> None:
     from pcl_ray import tracking
+    from pcl_ray.service import aftermath
     from pcl_ray.service.folder import home, read_state_at
 
     stored = config.load(Path(result.run_dir, "config.yaml"))
@@ -156,7 +157,7 @@ def _print_result(result: RunResult) -> None:
     for title, value in _table(result.metrics):
         print(f"{title:<34} {value}")
     print(f"{'run':<34} {result.run_name} ({result.state})")
-    if (report := Path(result.run_dir, "report.html")).exists():
+    if (report := Path(result.run_dir, aftermath.REPORT)).exists():
         print(f"{'report':<34} {report}")
     print("\nNext:")
     if stored.tracking.enabled:

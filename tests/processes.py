@@ -1,6 +1,8 @@
-"""Processes that tests start and must not wait for without end."""
+"""Processes that tests start and must not wait for without end, and where their servers listen."""
 
 from __future__ import annotations
+
+import socket
 
 import pytest
 import torch.multiprocessing as mp
@@ -14,3 +16,9 @@ def joined(context: mp.ProcessContext, seconds: int) -> None:
     for process in context.processes:
         process.kill()
     pytest.fail(f"the workers did not end within {seconds} s")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

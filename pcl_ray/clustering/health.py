@@ -18,8 +18,8 @@ FEW = 1e-4  # share of rows that may be unusable; more, and the encoder is broke
 _SAMPLE = 8192  # rows that the gauges are taken from
 _RANK_DIMS = 512  # dimensions that the rank is taken in
 
-_EMPTY, _SINGLETONS = 0.01, 0.25
-_DOMINANT, _TIMES_MEAN = 0.1, 20.0
+EMPTY, _SINGLETONS = 0.01, 0.25
+DOMINANT, TIMES_MEAN = 0.1, 20.0
 _COPIES = 0.01  # mean squared distance within a cluster, as a share of that in the others, below which its images are copies of one
 
 
@@ -58,13 +58,18 @@ def gauges(points: Points) -> Gauges:
     return Gauges(float(mean.square().sum()), float(covariance.trace()), float(torch.exp(-(share * share.log()).sum())))
 
 
+def least_rank(rank: float, dim: int) -> float:
+    """The limit of the effective rank: of few dimensions even healthy features use few."""
+    return min(rank, dim / 4)
+
+
 def collapse(found: Gauges, dim: int, *, cone: float, rank: float) -> str:
     """Why these features have collapsed, by the limits of `e_step.collapse_cone` and `e_step.collapse_rank`; "" if they have not."""
     if found.spread < COLLAPSED_SPREAD:
         return f"the features have collapsed onto one point (mean squared distance to their mean {found.spread:.1e})"
     if found.cone > cone:
         return f"the features have collapsed into a cone (mean cosine of two images {found.cone:.3f}, the limit is e_step.collapse_cone = {cone:g})"
-    least = min(rank, dim / 4)  # of few dimensions even healthy features use few
+    least = least_rank(rank, dim)
     if found.rank < least:
         return f"the features have collapsed into {found.rank:.1f} of {dim} dimensions (the limit is {least:g}, from e_step.collapse_rank)"
     return ""
@@ -75,7 +80,7 @@ def faults(moments: Moments, total: int) -> list[str]:
     sizes, num_clusters = moments.sizes, len(moments.sizes)
     found = []
     empty, singletons = int((sizes == 0).sum()), int((sizes == 1).sum())
-    if empty > _EMPTY * num_clusters:
+    if empty > EMPTY * num_clusters:
         found.append(f"{empty} of {num_clusters} clusters are empty")
     size, copies = _dominant(moments, total)
     others = total - size if copies else total
@@ -99,7 +104,7 @@ def _dominant(moments: Moments, total: int) -> tuple[int, bool]:
     """
     largest = int(moments.sizes.argmax())
     size = int(moments.sizes[largest])
-    if size <= max(_DOMINANT, _TIMES_MEAN / len(moments.sizes)) * total:
+    if size <= max(DOMINANT, TIMES_MEAN / len(moments.sizes)) * total:
         return 0, False
     scatter = moments.scatter()
     within, rest = float(scatter[largest]), float(scatter.sum() - scatter[largest])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from pcl_ray.report.html_parts import Html, tag
 from pcl_ray.report.record import RunRecord
 from pcl_ray.report.svg import Chart, Line, line_chart
 
-Points = list[tuple[float, float]]
+Points = Sequence[tuple[float, float]]
 
 _LOSS = "Mean over each epoch's steps. It jumps where the prototype term comes in after the warm-up; only the loss within one phase can be compared."
 _HEADS = "How often an image's own other view, or its own prototype, wins against all negatives."
@@ -39,11 +38,6 @@ def charts(record: RunRecord) -> Html:
         if (drawn := [chart for chart in group if chart.lines])
     ]
     return tag("div", found) if found else tag("p", "No epoch has been recorded yet, so there is nothing to draw.", class_="none")
-
-
-def finite(record: RunRecord, name: str) -> Points:
-    """A figure's (epoch from 1, value) where it is a number."""
-    return [(epoch, value) for epoch, value in record.series(name) if math.isfinite(value)]
 
 
 def clustering_names(record: RunRecord) -> list[str]:
@@ -96,7 +90,7 @@ def _each(names: Sequence[str], figure: str) -> list[tuple[str, str]]:
 
 
 def _chart(record: RunRecord, short: str, title: str, caption: str, figures: Sequence[tuple[str, str]], from_zero: bool = False) -> Chart:
-    found = [(name, finite(record, figure)) for name, figure in figures]
+    found = [(name, record.finite(figure)) for name, figure in figures]
     lines = [Line(name, points, place) for place, (name, points) in enumerate(found) if points]
     return Chart(f"chart-{short}", title, caption, lines, from_zero)
 
@@ -104,7 +98,7 @@ def _chart(record: RunRecord, short: str, title: str, caption: str, figures: Seq
 def _phi(record: RunRecord, m: int, name: str) -> Chart | None:
     """Runs of before have no percentiles, but ends and mean."""
     for caption, figures in ((_PHI, ("p10", "p50", "p90")), (_PHI_ENDS, ("min", "mean", "max"))):
-        low, middle, high = (dict(finite(record, f"cluster/{m}/phi_{figure}")) for figure in figures)
+        low, middle, high = (dict(record.finite(f"cluster/{m}/phi_{figure}")) for figure in figures)
         epochs = sorted(low.keys() & middle.keys() & high.keys())
         if epochs:
             line = Line(f"φ, {name}", [(epoch, middle[epoch]) for epoch in epochs], m, [(epoch, low[epoch], high[epoch]) for epoch in epochs])
@@ -123,7 +117,7 @@ def _of_several(records: Sequence[RunRecord]) -> list[tuple[str, str, str, Calla
     most = max(len(record.config.e_step.num_clusters) for record in records)
 
     def figure(name: str) -> Callable[[RunRecord], Points]:
-        return lambda record: finite(record, name)
+        return lambda record: record.finite(name)
 
     numbers = [f", clustering {m + 1}" if most > 1 else "" for m in range(most)]
     return [

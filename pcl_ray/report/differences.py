@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pcl_ray.report.curves import clustering_names, finite
+from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.facts import middle, setting
 from pcl_ray.report.html_parts import duration, number
 from pcl_ray.report.record import RunRecord
@@ -57,7 +57,7 @@ def differing(records: Sequence[RunRecord]) -> list[Knob]:
 
 def common_evaluation(records: Sequence[RunRecord]) -> int | None:
     """The last epoch after which every run was evaluated; None where there is none."""
-    evaluated = [{int(epoch) for name in ("eval/knn_top1", "eval/rankme") for epoch, _ in finite(record, name)} for record in records]
+    evaluated = [{int(epoch) for name in ("eval/knn_top1", "eval/rankme") for epoch, _ in record.finite(name)} for record in records]
     both = set.intersection(*evaluated) if evaluated else set()
     return max(both) if both else None
 
@@ -93,7 +93,7 @@ def _value(name: str) -> Callable[[RunRecord, int], float | None]:
     """Its value after that epoch, or the last before it where the run ended there."""
 
     def at(record: RunRecord, epoch: int) -> float | None:
-        values = [value for when, value in finite(record, name) if (when <= epoch if epoch >= record.epochs else when == epoch)]
+        values = [value for when, value in record.finite(name) if (when <= epoch if epoch >= record.epochs else when == epoch)]
         return values[-1] if values else None
 
     return at
@@ -101,7 +101,7 @@ def _value(name: str) -> Callable[[RunRecord, int], float | None]:
 
 def _median(name: str) -> Callable[[RunRecord, int], float | None]:
     def at(record: RunRecord, epoch: int) -> float | None:
-        values = [value for when, value in finite(record, name) if when <= epoch]
+        values = [value for when, value in record.finite(name) if when <= epoch]
         return middle(values) if values else None
 
     return at
@@ -109,7 +109,7 @@ def _median(name: str) -> Callable[[RunRecord, int], float | None]:
 
 def time_until(record: RunRecord, epoch: int) -> float | None:
     """Seconds of the epochs until then."""
-    values = [value for name in ("perf/epoch_seconds", "perf/owed_seconds") for when, value in finite(record, name) if when <= epoch]
+    values = [value for name in ("perf/epoch_seconds", "perf/owed_seconds") for when, value in record.finite(name) if when <= epoch]
     return sum(values) if values else None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from pcl_ray.report import doctor_curves as curves
 from pcl_ray.report import doctor_rules as rules
-from pcl_ray.report.doctor_parts import Finding, Severity, clusterings, finite, listed, newest
+from pcl_ray.report.doctor_parts import Finding, Severity, clusterings, listed, newest
 from pcl_ray.report.record import RunRecord
 
 __all__ = ["RULES", "Finding", "Severity", "as_text", "findings"]
@@ -65,7 +65,7 @@ def healthy(record: RunRecord) -> list[Finding]:
 
 
 def _loss(record: RunRecord) -> tuple[str, str] | None:
-    loss = finite(record, "train/loss_instance")
+    loss = record.finite("train/loss_instance")
     if len(loss) < 3:
         return None
     (first, _), (last, low) = loss[1], loss[-1]  # the first epoch has a queue of random keys
@@ -77,7 +77,7 @@ def _loss(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _knn(record: RunRecord) -> tuple[str, str] | None:
-    knn = finite(record, "eval/knn_top1")
+    knn = record.finite("eval/knn_top1")
     if len(knn) < 2 or knn[-1][1] - knn[0][1] <= curves.knn_noise(record, knn[-1][1]):
         return None
     (first, low), (last, high) = knn[0], knn[-1]

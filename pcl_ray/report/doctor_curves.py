@@ -13,7 +13,6 @@ from pcl_ray.report.doctor_parts import (
     collapse_limit,
     columns_of,
     covered,
-    finite,
     gauges_collapsed,
     late,
     listed,
@@ -42,7 +41,7 @@ _TOLD_APART, _GOOD_KNN = 0.9, 0.9  # instance accuracy of a task that has become
 
 
 def instance_stuck(record: RunRecord) -> Finding | None:
-    loss, accuracy = finite(record, "train/loss_instance")[1:], at_end(record, "train/accuracy_instance")
+    loss, accuracy = record.finite("train/loss_instance")[1:], at_end(record, "train/accuracy_instance")
     settings, queue = record.config.loss, record.config.loss.queue_size
     limit = _STUCK if len(loss) >= _AT_FIRST else _STUCK_AT_FIRST
     if len(loss) + 1 < _FEWEST or accuracy is None or accuracy > _ACCURACY or covered(mean(late(loss)), queue + 1, settings.temperature) > limit:
@@ -63,7 +62,7 @@ def instance_stuck(record: RunRecord) -> Finding | None:
 
 
 def prototype_stuck(record: RunRecord) -> Finding | None:
-    loss, known = finite(record, "train/loss_prototype"), clusterings(record)
+    loss, known = record.finite("train/loss_prototype"), clusterings(record)
     if len(loss) < _FEWEST or not known:
         return None
     end, temperature = mean(late(loss)), record.config.loss.temperature
@@ -87,7 +86,7 @@ def prototype_stuck(record: RunRecord) -> Finding | None:
 
 def _narrower(record: RunRecord) -> bool:
     """Whether the features draw together in training, rather than never having spread."""
-    std, rank = finite(record, "train/feature_std"), finite(record, "eval/rankme")
+    std, rank = record.finite("train/feature_std"), record.finite("eval/rankme")
     return any(len(points) > 2 and mean(late(points)) < _NARROWER * points[0][1] for points in (std, rank))
 
 
@@ -116,7 +115,7 @@ def collapse(record: RunRecord) -> Finding | None:
 
 def rank_lost(record: RunRecord) -> Finding | None:
     """Dimensions that were in use and are not any more."""
-    ranks = finite(record, "eval/rankme")
+    ranks = record.finite("eval/rankme")
     if len(ranks) < _FEWEST:
         return None
     peak_epoch, peak = max(ranks, key=lambda point: point[1])
@@ -162,7 +161,7 @@ def diverged(record: RunRecord) -> Finding | None:
     if broken or re.search(r"the loss is |not finite|diverged", record.error):
         meaning = record.error.splitlines()[0] if record.error else f"train/loss is not finite in epoch {broken[0]}."
         return Finding("diverged", "problem", "Training diverged: the loss is no number any more", meaning, advice)
-    loss, gradients = finite(record, "train/loss_instance")[1:], finite(record, "train/gradient_norm")[1:]  # not from a queue of random keys
+    loss, gradients = record.finite("train/loss_instance")[1:], record.finite("train/gradient_norm")[1:]  # not from a queue of random keys
     said = []
     if len(loss) >= _FEWEST:
         epoch, lowest = min(loss, key=lambda point: point[1])
@@ -184,7 +183,7 @@ def failed(record: RunRecord) -> Finding | None:
 
 
 def knn_falling(record: RunRecord) -> Finding | None:
-    knn = finite(record, "eval/knn_top1")
+    knn = record.finite("eval/knn_top1")
     if len(knn) < 4:
         return None
     best_epoch, best = max(knn, key=lambda point: point[1])
@@ -202,7 +201,7 @@ def knn_falling(record: RunRecord) -> Finding | None:
 
 
 def _knn_fell(record: RunRecord, best_epoch: int, best: float, last: float) -> Finding:
-    loss = finite(record, "train/loss_instance")[1:]  # not from a queue of random keys; and the sum has one term more once there are prototypes
+    loss = record.finite("train/loss_instance")[1:]  # not from a queue of random keys; and the sum has one term more once there are prototypes
     then = next((value for epoch, value in loss if epoch >= best_epoch), None)
     meaning = f"eval/knn_top1 was best after epoch {best_epoch} ({best:.3f}) and is {last:.3f} at the end"
     if then is not None and mean(late(loss)) < then:

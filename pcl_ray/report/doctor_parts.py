@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pcl_ray import plan
+from pcl_ray.clustering import health
 from pcl_ray.report.record import RunRecord
 
 Severity = Literal["problem", "warning", "note", "good"]
@@ -24,11 +25,6 @@ class Finding:
     advice: tuple[str, ...]
 
 
-def finite(record: RunRecord, name: str) -> Points:
-    """The curve without values that are not finite."""
-    return [point for point in record.series(name) if math.isfinite(point[1])]
-
-
 def late(points: Points) -> Points:
     """The last third of a curve, at least its last value."""
     return points[-max(1, len(points) // 3) :]
@@ -40,12 +36,12 @@ def mean(points: Points) -> float:
 
 def at_end(record: RunRecord, name: str) -> float | None:
     """Mean of the last third; None where the figure is not known."""
-    points = finite(record, name)
+    points = record.finite(name)
     return mean(late(points)) if points else None
 
 
 def newest(record: RunRecord, name: str) -> float | None:
-    points = finite(record, name)
+    points = record.finite(name)
     return points[-1][1] if points else None
 
 
@@ -95,14 +91,15 @@ def columns_of(record: RunRecord, k: int) -> float:
 
 def collapse_limit(record: RunRecord) -> float:
     """Effective rank below which the E-step refuses features."""
-    return min(record.config.e_step.collapse_rank, record.config.encoder.dim / 4)
+    return health.least_rank(record.config.e_step.collapse_rank, record.config.encoder.dim)
 
 
 def gauges_collapsed(record: RunRecord, metrics: dict[str, float]) -> bool:
     """Whether the E-step of an epoch refused the features themselves, rather than the clustering."""
-    limits = record.config.e_step
+    config = record.config
     cone, rank, spread = (metrics.get(f"cluster/{name}", default) for name, default in (("cone", 0.0), ("rank", math.inf), ("spread", 1.0)))
-    return cone > limits.collapse_cone or rank < collapse_limit(record) or spread < 1e-4
+    found = health.Gauges(cone, spread, rank)
+    return bool(health.collapse(found, config.encoder.dim, cone=config.e_step.collapse_cone, rank=config.e_step.collapse_rank))
 
 
 def listed(values: list[str]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pcl_ray import plan
+from pcl_ray.clustering import health
 from pcl_ray.report.doctor_parts import (
     Finding,
     at_end,
     clusterings,
     each,
-    finite,
     gauges_collapsed,
     late,
     listed,
@@ -22,8 +22,7 @@ from pcl_ray.report.record import RunRecord
 _FLAT_PHI = 1.02  # largest to smallest: untrained features have 1.2, trained ones 1.5 to 3
 _FEW_PHI = 5  # clusters: of fewer the φ are alike by themselves
 _ZERO_PHI, _IMPUTED_PHI = 0.1, 0.5  # shares of the clusters
-_DOMINANT, _TIMES_MEAN, _HALF = 0.1, 20.0, 0.5  # as the E-step's own check, and half of all images, which that passes for K up to 40
-_EMPTY = 0.01  # as the E-step's own check
+_HALF = 0.5  # of all images, which the E-step's own check of the largest cluster passes for K up to 40
 _SETTLED, _RISING = 0.7, 0.05  # NMI of two E-steps: 0.8 and more where there is something to find
 _DRIFT = 0.1  # 1 − cosine of a prototype to its former self: 0.02 is usual early, a thousandth at the end
 _TINY_CLUSTER = 3  # images: prototypes of so few are the images themselves
@@ -55,7 +54,7 @@ def phi_collapse(record: RunRecord) -> Finding | None:
 
 
 def dominant_cluster(record: RunRecord) -> Finding | None:
-    large = [(m, k, share) for m, k, share in each(record, "largest_share") if share > max(_DOMINANT, min(_TIMES_MEAN / k, _HALF)) and k >= 4]
+    large = [(m, k, share) for m, k, share in each(record, "largest_share") if share > max(health.DOMINANT, min(health.TIMES_MEAN / k, _HALF)) and k >= 4]
     if not large:
         return None
     said = listed([f"{share:.0%} of the images in {which(record, m, k)}" for m, k, share in large])
@@ -75,14 +74,14 @@ def empty_clusters(record: RunRecord) -> Finding | None:
     said = listed([f"{count:.0f} of {which(record, m, k)}" for m, k, count in empty])
     counts = ",".join(str(max(2, round((k - count) * 0.8))) for _, k, count in each(record, "empty"))
     advice = (f"fewer clusters: e_step.num_clusters={counts}", "look for images that are there many times: so many different ones may not exist")
-    severe = any(count > _EMPTY * k for _, k, count in empty)
+    severe = any(count > health.EMPTY * k for _, k, count in empty)
     return Finding("empty_clusters", "warning" if severe else "note", "Clusters are empty", f"No image belongs to {said}.", advice)
 
 
 def never_settles(record: RunRecord) -> Finding | None:
     said = []
     for m, k in clusterings(record):
-        nmi, drift = finite(record, f"cluster/{m}/nmi_previous"), finite(record, f"cluster/{m}/drift")
+        nmi, drift = record.finite(f"cluster/{m}/nmi_previous"), record.finite(f"cluster/{m}/drift")
         if len(nmi) < 4:
             continue
         early = mean(nmi[: max(1, len(nmi) // 3)])
@@ -185,7 +184,7 @@ def too_early(record: RunRecord) -> Finding | None:
 
 
 def waiting_for_data(record: RunRecord) -> Finding | None:
-    shares = finite(record, "perf/data_share")
+    shares = record.finite("perf/data_share")
     share = mean(shares[1:] or shares) if shares else 0.0  # loader processes start in the first epoch
     helps = _what_helps_waiting(record)
     if share <= _WAITING or not helps:
@@ -213,8 +212,8 @@ def _what_helps_waiting(record: RunRecord) -> tuple[str, ...]:
 
 
 def e_step_seconds(record: RunRecord) -> Finding | None:
-    shares = [(epoch, value) for epoch, value in finite(record, "perf/e_step_share") if value > 0]
-    total = sum(value for _, value in finite(record, "perf/e_step_seconds"))
+    shares = [(epoch, value) for epoch, value in record.finite("perf/e_step_share") if value > 0]
+    total = sum(value for _, value in record.finite("perf/e_step_seconds"))
     if not shares or total < _E_STEP_SECONDS or mean(late(shares)) <= _E_STEP_SHARE:
         return None
     passes, clustering = at_end(record, "perf/feature_seconds") or 0.0, at_end(record, "perf/cluster_seconds") or 0.0

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pcl_ray import config
-from pcl_ray.report.curves import clustering_names, finite
+from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.html_parts import Html, count, cut, duration, number, percent, table, tag
 from pcl_ray.report.record import RunRecord
 
@@ -54,7 +54,7 @@ def _tile(name: str, value: Any, meaning: str) -> Html:
 
 
 def _knn(record: RunRecord) -> Tile:
-    points = finite(record, "eval/knn_top1")
+    points = record.finite("eval/knn_top1")
     if not points:
         return None
     best_epoch, best = max(points, key=lambda point: point[1])
@@ -63,7 +63,7 @@ def _knn(record: RunRecord) -> Tile:
 
 
 def _ami(record: RunRecord) -> Tile:
-    found = [(name, points[-1][1]) for m, name in enumerate(clustering_names(record)) if (points := finite(record, f"cluster/{m}/ami"))]
+    found = [(name, points[-1][1]) for m, name in enumerate(clustering_names(record)) if (points := record.finite(f"cluster/{m}/ami"))]
     if not found:
         return None
     values = [tag("span", tag("small", name), number(value)) for name, value in found[:6]]
@@ -71,25 +71,25 @@ def _ami(record: RunRecord) -> Tile:
 
 
 def _rankme(record: RunRecord) -> Tile:
-    points = finite(record, "eval/rankme")
+    points = record.finite("eval/rankme")
     of = record.config.encoder.dim
     return ("RankMe", number(points[-1][1]), f"Directions that the features make use of, of {of} there are.") if points else None
 
 
 def _loss(record: RunRecord) -> Tile:
-    points = finite(record, "train/loss")
+    points = record.finite("train/loss")
     if not points:
         return None
-    prototype = finite(record, "train/loss_prototype")
+    prototype = record.finite("train/loss_prototype")
     parts = f" {number(prototype[-1][1])} of it from prototypes." if prototype and prototype[-1][0] == points[-1][0] else ""
     return "Loss", number(points[-1][1]), f"Mean over the last epoch.{parts}"
 
 
 def _rate(record: RunRecord) -> Tile:
-    points = finite(record, "perf/images_per_second")
+    points = record.finite("perf/images_per_second")
     if not points:
         return None
-    waiting = finite(record, "perf/data_share")
+    waiting = record.finite("perf/data_share")
     said = f" {percent(waiting[-1][1])} of the M-step is waiting for data." if waiting else ""
     return "Images a second", number(middle([value for _, value in points])), f"Trained, in the median epoch.{said}"
 
@@ -107,7 +107,7 @@ def _time(record: RunRecord) -> Tile:
 
 
 def total(record: RunRecord, name: str) -> float:
-    return sum(value for _, value in finite(record, name))
+    return sum(value for _, value in record.finite(name))
 
 
 def middle(values: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,10 +40,9 @@ class RunRecord:
         """(epoch from 1, value) of a figure, where it is known."""
         return [(entry["epoch"] + 1, float(entry["metrics"][name])) for entry in self.history if name in entry["metrics"]]
 
-    def last(self, name: str) -> float | None:
-        """The newest value of a figure."""
-        found = self.series(name)
-        return found[-1][1] if found else None
+    def finite(self, name: str) -> list[tuple[int, float]]:
+        """`series` without values that are not finite."""
+        return [point for point in self.series(name) if math.isfinite(point[1])]
 
     @property
     def epochs(self) -> int:

@@ -87,7 +87,7 @@ def leave(
             from pcl_ray.report import page
             from pcl_ray.service import records
 
-            tracker.log_file(page.write(records.read(folder.name), folder.path / REPORT), REPORT)
+            tracker.log_file(page.write(records.read(folder.name, history), folder.path / REPORT), REPORT)
     except Exception as error:
         warn(f"the report could not be written ({type(error).__name__}: {error}); try `pcl-ray report {folder.name}`")
     newest = checkpoint_files.latest(folder.path / "checkpoints")

@@ -80,12 +80,18 @@ class RunFolder:
     @classmethod
     def open(cls, name: str) -> Self:
         """An existing run's folder. Raises ConfigError where there is none, or another process trains it."""
+        path = cls.existing(name)
+        return cls(name, path, cls._locked(path, name))
+
+    @classmethod
+    def existing(cls, name: str) -> Path:
+        """Where the folder of this name is. Raises ConfigError where there is none."""
         path = cls.path_of(name)
         if not (path / "config.yaml").is_file():
             known = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob("*/config.yaml"))
             near = difflib.get_close_matches(name, known, 1)
             raise ConfigError(f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        return cls(name, path, cls._locked(path, name))
+        return path
 
     @classmethod
     def path_of(cls, name: str) -> Path:

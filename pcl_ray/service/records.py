@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pcl_ray import checkpoint_files
 from pcl_ray import config as configs
 from pcl_ray import exhibit as exhibits
-from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.errors import RunFailed
 from pcl_ray.report.record import RunRecord
 from pcl_ray.service import gallery
-from pcl_ray.service.folder import RunFolder, home, read_state_at
+from pcl_ray.service.folder import RunFolder, read_state_at
 
 
-def read(name: str) -> RunRecord:
-    """name: of a run, or the path of its folder. Raises ConfigError where there is none."""
-    path = Path(name) if "/" in name and Path(name, "config.yaml").is_file() else RunFolder.path_of(name.rstrip("/").rpartition("/")[2])
-    if not (path / "config.yaml").is_file():
-        known = sorted(entry.parent.name for entry in (home() / "runs").glob("*/config.yaml"))
-        near = difflib.get_close_matches(name, known, 1)
-        raise ConfigError(f"there is no run {name!r} under {home() / 'runs'}" + (f"; did you mean {near[0]!r}?" if near else ""))
+def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRecord:
+    """name: of a run, or the path of its folder. history: where it is known already, which spares reading a checkpoint.
+
+    Raises ConfigError where there is no such run.
+    """
+    path = Path(name) if "/" in name and Path(name, "config.yaml").is_file() else RunFolder.existing(name.rstrip("/").rpartition("/")[2])
     state = read_state_at(path)
     shown = exhibits.load(path / gallery.FILE)
     return RunRecord(
         name=path.name,
         config=configs.load(path / "config.yaml"),
-        history=_history(path),
+        history=_history(path) if history is None else history,
         state=state.get("state", "running"),
         error=state.get("error") or "",
         num_images=state.get("num_images", 0),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from browser import browsing
+from processes import free_port
 from small import DIGITS_RUN
 
 from pcl_ray import tracking_server
@@ -43,12 +43,7 @@ class Dashboard:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Where Chromium is. Without one these tests are skipped, but not where nobody would see that."""
-    found = os.environ.get("PCL_RAY_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not found:
-        message = "no Chromium: install one, or set PCL_RAY_TEST_CHROMIUM"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    return found
+    return browsing.chromium()
 
 
 @pytest.fixture(scope="session")
@@ -73,9 +68,3 @@ def pcl_ray(home: Path, uri: str, *words: str) -> None:
     environment = {**os.environ, "PCL_RAY_HOME": str(home), "MLFLOW_TRACKING_URI": uri, "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run([sys.executable, "-m", "pcl_ray.cli", *words], env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

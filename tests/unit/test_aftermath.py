@@ -7,13 +7,13 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import free_port
 from small import DIGITS_RUN
 
 from pcl_ray import cli, tracking, tracking_server
@@ -246,12 +246,6 @@ def test_a_server_that_is_killed_in_the_middle_gets_everything_when_it_is_back(t
         assert len(found.outputs.model_outputs) == 2
         assert {entry.path for entry in client.list_artifacts(found.info.run_id)} >= {"report.html", "figures.csv"}
     assert not pending.exists()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def test_a_note_that_somebody_edited_stays(there: Path, recorded: Any) -> None:

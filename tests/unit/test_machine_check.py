@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from processes import free_port
 
 from pcl_ray import tracking_check
 from pcl_ray.clustering.faiss_state import faiss_state
@@ -27,12 +28,6 @@ from pcl_ray.service.machine_check import Check
 from pcl_ray.tracking_check import reachable
 
 Space = namedtuple("Space", "total used free")
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import free_port
 
 from pcl_ray import tracking
 from pcl_ray.config import RunConfig, TrackingConfig
@@ -26,16 +27,6 @@ from pcl_ray.tracking import MlflowRun, NullRun, check_uri, open_run, tracking_u
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before any test imports mlflow
 
 HANG = 60  # seconds; a guard against hanging, nothing is timed
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sqlite file with MLflow's tables, made once: each test takes a copy."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture
@@ -97,12 +88,6 @@ def wait_until(true: Callable[[], Any]) -> None:
     while not true():
         assert time.monotonic() < end, "gave up waiting"
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # --- where

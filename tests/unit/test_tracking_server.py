@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import free_port
 
 from pcl_ray import tracking_server as server
 from pcl_ray.errors import ConfigError, RunFailed
@@ -62,12 +63,6 @@ def store(home: Path, template: Path) -> str:
 def taken() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def children(pid: int) -> list[int]:

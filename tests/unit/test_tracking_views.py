@@ -20,15 +20,6 @@ TAG = "mlflow.sharedViewState."
 SWEEP = Sweep("all_three", "eval/knn_top1", "max", {"loss.temperature": True, "e_step.alpha": True, "e_step.num_clusters": False}, last_step=320)
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def client(tmp_path: Path, empty_store: Path) -> Any:
     from mlflow import MlflowClient
