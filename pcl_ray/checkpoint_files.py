@@ -16,7 +16,12 @@ def latest(folder: Path) -> Path | None:
 
 def complete(folder: Path) -> list[Path]:
     """All complete checkpoints, oldest first."""
-    return sorted((path for path in folder.glob("epoch_*.pt") if _NAME.search(path.name)), key=epochs_done) if folder.is_dir() else []
+    return sorted((path for path in folder.glob("epoch_*.pt") if is_complete(path.name)), key=epochs_done) if folder.is_dir() else []
+
+
+def is_complete(name: str) -> bool:
+    """Whether a file of this name is a complete checkpoint."""
+    return _NAME.match(name) is not None
 
 
 def epochs_done(path: Path) -> int:

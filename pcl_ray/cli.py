@@ -10,11 +10,14 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from pcl_ray import __version__, cli_look, cli_sweep, config
+from pcl_ray import __version__, cli_look, cli_service, cli_sweep, config, tracking_secrets
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
 from pcl_ray.knobs import Knob
+
+# Before anything imports Ray or MLflow, which read them then: nothing is told to their makers, unless the user asks for it.
+_NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 if TYPE_CHECKING:
     from pcl_ray.service.run import RunResult
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives back the exit code. The user's mistakes become one message on stderr, without a traceback."""
+    for name, value in _NO_REPORTS.items():
+        os.environ.setdefault(name, value)
+    tracking_secrets.hide_from_tracebacks()
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -45,18 +51,27 @@ def entry() -> None:
     sys.exit(main())
 
 
+class _Parser(argparse.ArgumentParser):
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        super().exit(status, tracking_secrets.scrubbed(message or ""))  # it repeats what was typed
+
+
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     """Each verb has a parser of its own: its words and options may stand in any order, which argparse's sub-commands do not allow."""
-    parser = argparse.ArgumentParser(prog="pcl-ray", description="Prototypical Contrastive Learning on Ray.")
+    parser = _Parser(prog="pcl-ray", description="Prototypical Contrastive Learning on Ray.")
     parser.add_argument("--version", action="version", version=f"pcl_ray {__version__}")
     parser.add_argument("verb", choices=list(_VERBS), help="; ".join(f"{verb}: {sentence}" for verb, (sentence, _, _) in _VERBS.items()))
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="`pcl-ray VERB --help` says what a verb takes")
     verb = parser.parse_args(argv[:1]).verb
     sentence, add_arguments, command = _VERBS[verb]
-    of_verb = argparse.ArgumentParser(prog=f"pcl-ray {verb}", description=f"{sentence[0].upper()}{sentence[1:]}.")
+    of_verb = _Parser(prog=f"pcl-ray {verb}", description=f"{sentence[0].upper()}{sentence[1:]}.")
     add_arguments(of_verb)
     of_verb.set_defaults(command=command)
-    return of_verb.parse_intermixed_args(argv[1:])
+    if verb not in _PASSES_ON:
+        return of_verb.parse_intermixed_args(argv[1:])
+    arguments, arguments_of_others = of_verb.parse_known_intermixed_args(argv[1:])
+    arguments.rest = arguments_of_others
+    return arguments
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +104,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if recipe:
             typed = shlex.join(["pcl-ray", "train", recipe, *overrides, *(["--name", arguments.name] if arguments.name else [])])
             asked = request.check(recipe, overrides)
-            result = run.start(asked, name=arguments.name, stem=Path(recipe).stem, command=typed, result_file=arguments.result)
+            result = run.start(asked, name=arguments.name, stem=Path(recipe).stem, command=tracking_secrets.scrubbed(typed), result_file=arguments.result)
         else:
             result = run.resume(arguments.resume, overrides, result_file=arguments.result)
     except run.Stopped as stopped:
@@ -112,6 +127,47 @@ def _sweep(arguments: argparse.Namespace) -> int:
         cli_sweep.run(arguments)
     except run.Stopped as stopped:
         return _complain(str(stopped), stopped.exit_code)
+    return 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    def check(words: list[str]) -> None:
+        """What `pcl-ray WORDS` would refuse, as far as that shows here: the data may lie on the cluster alone."""
+        from pcl_ray import tracking
+
+        tracking_secrets.refuse_in(words)  # they would be the job's entrypoint, which everybody who reaches the cluster can read
+        asked = _parsed(words)
+        if words[0] == "train" and not asked.resume:
+            recipe, overrides = _recipe_and_overrides(asked)
+            if secrets := tracking.secret_knobs(config.load(recipe, overrides)):
+                raise ConfigError(secrets)
+
+    return cli_service.submit(arguments, arguments.rest, check)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    again = _parsed(cli_service.resume_words(arguments))
+    return again.command(again)
+
+
+def _fork(arguments: argparse.Namespace) -> int:
+    if arguments.result is not None:
+        _check_result_file(arguments.result)
+    from pcl_ray.service import fork, run
+
+    typed = shlex.join(["pcl-ray", "fork", arguments.run, *arguments.changes, *(["--name", arguments.name] if arguments.name else [])])
+    try:
+        result = fork.fork(
+            arguments.run,
+            arguments.changes,
+            name=arguments.name,
+            epoch=arguments.epoch,
+            command=tracking_secrets.scrubbed(typed),
+            result_file=arguments.result,
+        )
+    except run.Stopped as stopped:
+        return _complain(str(stopped), stopped.exit_code)
+    _print_result(result)
     return 0
 
 
@@ -203,18 +259,27 @@ def _listed(problems: Sequence[Problem]) -> str:
 
 def _complain(message: str, code: int) -> int:
     sys.stdout.flush()
-    print(f"pcl-ray: {message}", file=sys.stderr)
+    print(f"pcl-ray: {tracking_secrets.scrubbed(message)}", file=sys.stderr)
     return code
 
 
 _VERBS = {
     "train": ("run one experiment", _train_arguments, _train),
     "sweep": ("run many experiments over a space of knobs", cli_sweep.add_arguments, _sweep),
+    "resume": ("go on with a run or a sweep", cli_service.add_resume_arguments, _resume),
+    "fork": ("start a new run from a checkpoint of another, with changed knobs", cli_service.add_fork_arguments, _fork),
+    "runs": ("list the runs that MLflow has", cli_service.add_runs_arguments, cli_service.runs),
+    "up": ("start a Ray head and an MLflow server on this machine", cli_service.add_up_arguments, cli_service.up),
+    "status": ("show the cluster, and the runs under way", cli_service.add_status_arguments, cli_service.status),
+    "submit": ("run an experiment as a job of a cluster", cli_service.add_submit_arguments, _submit),
+    "down": ("stop what `up` started, its jobs in good order", cli_service.add_down_arguments, cli_service.down),
     "ui": ("open the MLflow dashboard", cli_look.add_ui_arguments, cli_look.ui),
     "report": ("write the report of a run as one HTML file", cli_look.add_report_arguments, cli_look.report),
     "compare": ("write one page that compares runs", cli_look.add_compare_arguments, cli_look.compare),
     "doctor": ("say what the curves of a run mean and what to try; without a run, check this machine", cli_look.add_doctor_arguments, cli_look.doctor),
 }
+
+_PASSES_ON = ("submit",)  # verbs that take what they do not know, for a command that does
 
 if __name__ == "__main__":
     entry()

@@ -41,10 +41,9 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> int:
     from pcl_ray.report import page
     from pcl_ray.service import aftermath, records
-    from pcl_ray.service.folder import home
 
     record = records.read(arguments.run)
-    target = arguments.out or home() / "runs" / record.name / aftermath.REPORT
+    target = arguments.out or records.folder_of(arguments.run) / aftermath.REPORT
     print(f"report      {_written(lambda: page.write(record, target), target)}")
     return 0
 

@@ -114,7 +114,7 @@ class Embedder:
             return cls(encoder, settings, found, torch.device(device))
         except DataError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
             raise DataError(f"no embedder can be read from {folder}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
     @torch.no_grad()

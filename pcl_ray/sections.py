@@ -211,6 +211,13 @@ class ResourcesConfig(Section):
     e_step_gpus: float = Field(0.0, ge=0, le=8, description="GPUs that the E-step actor reserves.")
     max_failures: int = Field(2, ge=0, le=1000, description="How often lost workers are replaced and the run goes on from its last checkpoint.")
     start_timeout_s: float = Field(300.0, gt=0, description="Seconds to wait for workers and actor to start.")
+    queue_timeout_s: float = Field(86400.0, gt=0, description="Seconds to wait on a shared cluster until others leave room for this run.")
+    autoscaling: bool = Field(False, description="The cluster adds nodes by itself: wait for those that it does not have yet, up to queue_timeout_s.")
+    storage: str | None = Field(
+        None,
+        description="Where checkpoints and results are kept beside PCL_RAY_HOME: an absolute path that all nodes see, or a URI (s3://bucket/path); "
+        "null: PCL_RAY_STORAGE, else PCL_RAY_HOME alone, which all nodes must then share.",
+    )
     step_timeout_s: float = Field(
         1800.0, gt=0, description="Seconds after which a worker that waits for another gives up, beside the e_step.timeout_s of an E-step."
     )

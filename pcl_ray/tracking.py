@@ -13,19 +13,20 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pcl_ray import tracking_tasks, tracking_views
-from pcl_ray.config import RunConfig, TrackingConfig
+from pcl_ray import tracking_secrets, tracking_tasks, tracking_views
+from pcl_ray.config import RunConfig, TrackingConfig, with_overrides
 from pcl_ray.errors import Problem
 from pcl_ray.tracking_buffer import Outbox, Point, Unsent, as_texts, clean_name
 from pcl_ray.tracking_names import charted
+from pcl_ray.tracking_secrets import public_uri
 from pcl_ray.tracking_store import RUN_TAG as RUN_TAG
-from pcl_ray.tracking_store import Description, Store, is_database, public_uri
+from pcl_ray.tracking_store import Description, Store, is_database
 from pcl_ray.tracking_tasks import NOTE as NOTE
 from pcl_ray.tracking_tasks import DataSet as DataSet
 from pcl_ray.tracking_views import Sweep as Sweep
@@ -33,6 +34,7 @@ from pcl_ray.tracking_views import Sweep as Sweep
 Status = Literal["finished", "failed", "stopped", "stopped early"]
 
 PENDING_FILE = "mlflow_pending.jsonl"
+_URI = "tracking.uri"
 OBJECTIVES = ("eval/knn_top1", "eval/rankme")  # what runs are compared by: the first that a run has
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "stopped early": "KILLED"}
 _ALLOWED = "a server (http://… or https://…), a database (sqlite:////absolute/path/mlflow.db, postgresql://…, mysql://…, mssql://…), or databricks"
@@ -40,6 +42,7 @@ _ENVIRONMENT = {  # MLflow's own defaults hold one call for four minutes when th
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -49,14 +52,48 @@ def tracking_uri(config: TrackingConfig, home: Path) -> str:
     return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.absolute()}/mlflow/mlflow.db"
 
 
-def check_uri(config: TrackingConfig, home: Path) -> list[Problem]:
-    """What is wrong with the tracking URI; empty if nothing is. Asks no server."""
+def check_uri(config: TrackingConfig, home: Path, *, stored: bool = False) -> list[Problem]:
+    """What is wrong with the tracking URI, or with a name for MLflow; empty if nothing is. Asks no server. stored: the run has begun with this URI."""
+    if config.uri and not stored and tracking_secrets.holds_secret(config.uri):  # also where nothing is recorded in MLflow: in config.yaml it would be
+        return [Problem(_URI, public_uri(config.uri), tracking_secrets.REFUSED)]
     if not config.enabled:
         return []
     uri = tracking_uri(config, home)
     wrong = _wrong_with(uri)
     origin = "" if config.uri else " (the value is that of MLFLOW_TRACKING_URI)"
-    return [Problem("tracking.uri", public_uri(uri), wrong + origin)] if wrong else []
+    problems = [Problem(_URI, public_uri(uri), wrong + origin)] if wrong else []
+    return problems + ([] if stored else list(_wrong_names(config)))
+
+
+def _wrong_names(config: TrackingConfig) -> Iterator[Problem]:
+    """Names that a registry could take for a folder, or that no page can show."""
+    if config.register_as is not None and not config.register_as.strip(". "):
+        yield Problem("tracking.register_as", config.register_as, "is no name: a letter, digit, _ or - must be in it")
+    if not config.experiment.strip() or not config.experiment.isprintable():
+        yield Problem("tracking.experiment", config.experiment, "must be letters and signs that can be seen, in one line")
+
+
+def secret_knobs(config: RunConfig) -> list[Problem]:
+    """Knobs whose value is an address with a password or a key in it."""
+    found = {name: value for name, value in _addresses(config).items() if tracking_secrets.holds_secret(value)}
+    said = {_URI: tracking_secrets.REFUSED}
+    return [Problem(name, public_uri(value), said.get(name, tracking_secrets.REFUSED_ELSEWHERE)) for name, value in found.items()]
+
+
+def public_config(config: RunConfig) -> RunConfig:
+    """As it may be shown and sent: addresses without passwords, which runs of earlier versions may have in `tracking.uri`."""
+    private = {name: value for name, value in _addresses(config).items() if name == _URI or tracking_secrets.holds_secret(value)}
+    changes = {name: public_uri(value) for name, value in private.items() if public_uri(value) != value}
+    return with_overrides(config, changes) if changes else config
+
+
+def _addresses(config: RunConfig) -> dict[str, str]:
+    return {name: value for name, value in config.flatten().items() if isinstance(value, str) and (name == _URI or "://" in value)}
+
+
+def stored_secret(config: RunConfig) -> str:
+    """What to tell whoever goes on with a run that has a password in its configuration; "" for all others."""
+    return tracking_secrets.STORED if secret_knobs(config) else ""
 
 
 def _wrong_with(uri: str) -> str | None:
@@ -118,6 +155,7 @@ class NullRun:
     """Stands in for MlflowRun where nothing is to be recorded."""
 
     run_id: str | None = None
+    dropped = 0
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -130,6 +168,8 @@ class NullRun:
     def log_model(self, checkpoint: Path, config: RunConfig, metrics: Mapping[str, float], step: int) -> None: ...
 
     def tag(self, tags: Mapping[str, str]) -> None: ...
+
+    def announce(self, status: Status) -> None: ...
 
     def finish(self, status: Status, timeout_s: float = 30) -> None: ...
 
@@ -166,10 +206,14 @@ def open_run(
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     described = Description(run_name, title or run_name, as_texts(params), dataset, clusterings, sweep)
-    store = Store(tracking_uri(config, home), config.experiment, home.absolute() / "mlflow" / "artifacts", described, run_id, warn)
+
+    def say(message: str) -> None:
+        warn(tracking_secrets.scrubbed(message))  # what servers and databases say may repeat addresses
+
+    store = Store(tracking_uri(config, home), config.experiment, home.absolute() / "mlflow" / "artifacts", described, run_id, say)
     first = Unsent(tags=as_texts(tags), files={"config.yaml": config_yaml})
     wanted = None if config.metrics == "all" else tuple(keep)
-    return MlflowRun(store, Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, warn), wanted, config.register_as)
+    return MlflowRun(store, Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, say), wanted, config.register_as)
 
 
 class MlflowRun:
@@ -179,6 +223,7 @@ class MlflowRun:
         """keep: figures that are recorded beside the charted ones; None: all are."""
         self._store, self._outbox, self._keep, self._register = store, outbox, keep, register
         self._diverged = self._no_number = False  # each is told once
+        self.dropped = 0  # points that MLflow will never have: no number, not finite
 
     @property
     def run_id(self) -> str | None:
@@ -204,13 +249,16 @@ class MlflowRun:
             try:
                 point = Point(clean_name(name), float(value), int(step), now)
             except Exception as error:  # a value that is no number costs its own point, nothing else
+                self.dropped += 1
                 if not self._no_number:
                     self._no_number = True
                     self._outbox.say(f"metric {name!r} at step {step} is not recorded: {error}")
                 continue
             if math.isfinite(point.value):
                 points.append(point)
-            elif not self._diverged:  # the first is the one to look at
+                continue
+            self.dropped += 1
+            if not self._diverged:  # the first is the one to look at
                 self._diverged = True
                 self._outbox.put(Unsent(tags={"diverged": f"{point.key}@{step}"}))
         self._outbox.put(Unsent(points))
@@ -232,11 +280,15 @@ class MlflowRun:
         shown = metrics if self._keep is None else charted(metrics, self._keep)
         finite = {name: value for name, value in shown.items() if math.isfinite(value)}
         objective = next((name for name in OBJECTIVES if name in finite), OBJECTIVES[-1])
-        task = tracking_tasks.model(checkpoint, config.to_yaml(), finite, step, self._register, objective)
+        task = tracking_tasks.model(checkpoint, public_config(config).to_yaml(), finite, step, self._register, objective)
         self._outbox.put(Unsent(tasks={"model": task}))
 
     def tag(self, tags: Mapping[str, str]) -> None:
         self._outbox.put(Unsent(tags=as_texts(tags)))
+
+    def announce(self, status: Status) -> None:
+        """Sets the status at once, before anything that still waits to be sent; `finish` follows."""
+        self._outbox.announce(_MLFLOW_STATUS[status])
 
     def finish(self, status: Status, timeout_s: float = 30) -> None:
         """Sends what is left and closes the run; what cannot be sent in `timeout_s` seconds is kept on disk. A second call does nothing."""

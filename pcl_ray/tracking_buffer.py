@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from pcl_ray.tracking_secrets import scrubbed
+
 BATCH_POINTS = 500  # so many wake the thread early, and go into one request (MLflow takes at most 1,000)
 BUFFER_POINTS = 10_000  # more than that are not kept in memory during an outage
 _LONGEST_PAUSE_S = 60.0
@@ -72,6 +74,7 @@ class Outbox:
         self._changed = threading.Condition()  # guards the buffer, the file and the two below
         self._unsent = first
         self._status: str | None = None  # set: close() was called
+        self._early: str | None = None  # a status that the run gets before anything else is sent
         self._abandoned = False  # close() took what was left; a thread still stuck in a request must touch nothing
         self._disk_failed = False
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -89,6 +92,12 @@ class Outbox:
             self._unsent.tasks |= new.tasks
             if len(self._unsent.points) >= BATCH_POINTS:
                 self._changed.notify_all()
+
+    def announce(self, status: str) -> None:
+        """Gives the run this status before anything else is sent. May be called by a signal's handler: the lock knows its own thread."""
+        with self._changed:
+            self._early = status
+            self._changed.notify_all()
 
     def close(self, status: str, timeout_s: float) -> None:
         """Sends what is left and closes the run; what is not sent in `timeout_s` seconds goes to the file. A second call does nothing."""
@@ -132,7 +141,7 @@ class Outbox:
 
     def _wait(self, pause: float) -> None:
         def due() -> bool:
-            return self._status is not None or (pause == 0.0 and len(self._unsent.points) >= BATCH_POINTS)
+            return self._status is not None or (pause == 0.0 and (self._early is not None or len(self._unsent.points) >= BATCH_POINTS))
 
         with self._changed:
             self._changed.wait_for(due, timeout=pause or self._flush_s)
@@ -157,6 +166,9 @@ class Outbox:
         self._go_on()
         for message in self._store.open():
             self.say(message)
+        if (early := self._early) is not None:
+            self._store.close(early)
+            self._early = None
         if self._pending.exists():
             kept = read(self._pending)
             self._send_points(kept.points)
@@ -256,11 +268,16 @@ def append(path: Path, unsent: Unsent) -> None:
 
 
 def read(path: Path) -> Unsent:
-    """What earlier `append`s wrote; lines that a crash cut off are left out. Raises OSError."""
+    """What earlier `append`s wrote; lines that a crash cut off are left out. Raises OSError.
+
+    So are files outside the folder that `path` lies in: what is sent, and pictures are removed then, belongs to the run.
+    """
     unsent = Unsent()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
+            if not _inside(path.parent, entry):
+                continue
             if "tag" in entry:
                 unsent.tags[entry["tag"]] = str(entry["value"])
             elif "task" in entry:
@@ -271,13 +288,23 @@ def read(path: Path) -> Unsent:
                 unsent.files[entry["file"]] = str(entry["text"])
             else:
                 unsent.points.append(Point(str(entry["key"]), float(entry["value"]), int(entry["step"]), int(entry["time"])))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     return unsent
+
+
+def _inside(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the files of an entry lie in the folder, and its artifact in the run's."""
+    task = entry.get("content") or {}
+    files = [entry.get("path"), task.get("path"), task.get("checkpoint")]
+    named = str(entry.get("file") or entry.get("artifact") or "")
+    return all(Path(file).resolve().is_relative_to(folder.resolve()) for file in files if file is not None) and not (
+        named.startswith("/") or ".." in named.split("/")
+    )
 
 
 def _root_reason(error: BaseException) -> str:
     """The innermost cause in one line: `[Errno 111] Connection refused`, not the four layers of HTTP around it."""
     while (inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
         error = inner
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return scrubbed(" ".join(str(error).split()) or type(error).__name__)[:200]  # before it is cut: half a secret would not be known

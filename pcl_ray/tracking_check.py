@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from pcl_ray.tracking_secrets import scrubbed
+
 Level = Literal["ok", "warning", "failed"]
 Answer = tuple[Level, str, str]  # level, what was found, what to do
 
@@ -28,6 +30,11 @@ _NETWORK = ("nfs", "cifs", "smb", "lustre", "ceph", "gluster", "fuse.", "9p", "b
 
 def reachable(uri: str) -> Answer:
     """Whether runs can be recorded there. Asks a server, looks at an sqlite file, knocks at another database. No password is repeated."""
+    level, said, advice = _asked_of(uri)
+    return level, scrubbed(said), advice
+
+
+def _asked_of(uri: str) -> Answer:
     scheme = urlsplit(uri).scheme.lower()
     kind = scheme.partition("+")[0]
     if kind in ("http", "https"):
@@ -107,7 +114,7 @@ def _is_json(text: str) -> bool:
 
 
 def _line(text: str) -> str:
-    return " ".join(re.sub(r"<[^>]*>", " ", text).split())[:120]
+    return scrubbed(" ".join(re.sub(r"<[^>]*>", " ", text).split()))[:120]
 
 
 def _database(uri: str, kind: str) -> Answer:

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from pcl_ray import tracking, tracking_views
+from pcl_ray import tracking, tracking_secrets, tracking_views
 from pcl_ray.errors import ConfigError, RunFailed
 
 FIRST_PORT = 5000
@@ -49,7 +49,7 @@ def ui(uri: str, home: Path, experiment: str, *, host: str = "127.0.0.1", port: 
     if uri.partition("+")[0].partition(":")[0] not in ("sqlite", "postgresql", "mysql", "mssql"):
         raise ConfigError(f"pcl-ray ui shows what lies in a database or on an MLflow server; {tracking.public_uri(uri)} has a dashboard of its own")
     chosen = _free_port(host, port)
-    if not _loopback(host):
+    if not loopback(host):
         print(
             f"warning: whoever reaches {host}:{chosen} reads all runs, and who writes to MLflow can run code on this machine. Safer: leave --host out, and on "
             f"the other machine  ssh -N -L {chosen}:127.0.0.1:{chosen} {socket.gethostname()}",
@@ -106,16 +106,22 @@ class Server:
 def serving(uri: str, artifacts: Path, *, host: str, port: int, start_timeout_s: float = _START_S) -> Iterator[tuple[str, Server]]:
     """An MLflow server on this store, once it answers: its address and its processes, which end with the block. Raises RunFailed if it does not come up."""
     artifacts.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
-    command += ["--artifacts-destination", artifacts.as_uri(), *_who_may_ask(host, port)]
-    # the store's address goes by the environment: a password in it must not be seen among the processes
-    server = Server(command, {**os.environ, **_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}, artifacts.parent)
+    command, environment = server_command(uri, artifacts, host=host, port=port)
+    server = Server(command, environment, artifacts.parent)
     try:
-        address = f"http://{_reached_at(host)}:{port}"
+        address = f"http://{reached_at(host)}:{port}"
         _wait_for(server, address, start_timeout_s)
         yield address, server
     finally:
         server.end()
+
+
+def server_command(uri: str, artifacts: Path, *, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """What starts an MLflow server on this store, and its environment."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
+    command += ["--artifacts-destination", artifacts.as_uri(), *_who_may_ask(host, port)]
+    # the store's address goes by the environment: a password in it must not be seen among the processes
+    return command, {**tracking_secrets.without_credentials(dict(os.environ)), **_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}
 
 
 def _wait_for(server: Server, address: str, timeout_s: float) -> None:
@@ -133,7 +139,7 @@ def _wait_for(server: Server, address: str, timeout_s: float) -> None:
 
 def _last_lines(log: IO[bytes], number: int = 15) -> str:
     log.seek(0)
-    return "\n".join(log.read().decode(errors="replace").splitlines()[-number:])
+    return tracking_secrets.scrubbed("\n".join(log.read().decode(errors="replace").splitlines()[-number:]))
 
 
 @contextmanager
@@ -182,13 +188,13 @@ def _free_port(host: str, wanted: int | None) -> int:
     raise ConfigError(f"port {wanted} cannot be had at {host} ({reason}); choose another --port, or leave it out")
 
 
-def _loopback(host: str) -> bool:
+def loopback(host: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
-def _reached_at(host: str) -> str:
+def reached_at(host: str) -> str:
     """What this machine's browser calls it."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{name}]" if ":" in name else name
@@ -196,12 +202,12 @@ def _reached_at(host: str) -> str:
 
 def _who_may_ask(host: str, port: int) -> list[str]:
     """MLflow answers this machine only, and its page may change things only under names that it knows: others are given, each with the port."""
-    if _loopback(host):
+    if loopback(host):
         return []
     names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
     with suppress(OSError):
         names |= {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
-    places = [f"{_reached_at(name)}:{port}" for name in sorted({*names, "localhost", "127.0.0.1", "::1"})]
+    places = [f"{reached_at(name)}:{port}" for name in sorted({*names, "localhost", "127.0.0.1", "::1"})]
     return ["--allowed-hosts", ",".join(places), "--cors-allowed-origins", ",".join(f"http://{place}" for place in places)]
 
 
@@ -212,7 +218,8 @@ def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, _ENVIRONMENT[name])
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -251,7 +258,8 @@ def _unusable(uri: str, error: Exception) -> str:
 
 def _said(error: Exception, uri: str) -> str:
     """In one line, without the password that an address may hold."""
-    return " ".join(str(error).split()).replace(uri.rstrip("/"), tracking.public_uri(uri).rstrip("/"))[:300]
+    said = " ".join(str(error).split()).replace(uri.rstrip("/"), tracking.public_uri(uri).rstrip("/"))
+    return tracking_secrets.scrubbed(said)[:300]
 
 
 def _show(address: str, experiment_id: str | None, views: bool, open_browser: bool) -> None:

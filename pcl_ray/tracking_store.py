@@ -12,6 +12,7 @@ from typing import Any
 
 from pcl_ray import tracking_tasks, tracking_views
 from pcl_ray.tracking_buffer import Point
+from pcl_ray.tracking_secrets import public_uri
 from pcl_ray.tracking_tasks import DataSet
 
 RUN_TAG = "pcl_ray.run_name"  # finds the run again; MLflow's own run name may be edited in the dashboard
@@ -191,12 +192,6 @@ def _one_process(uri: str) -> Iterator[None]:
 
 def is_database(uri: str) -> bool:
     return uri.lower().startswith(_DATABASES)
-
-
-def public_uri(uri: str) -> str:
-    start, slashes, rest = uri.partition("://")
-    place, slash, path = rest.partition("/")
-    return start + slashes + place.rpartition("@")[2] + slash + path
 
 
 def _user() -> str:

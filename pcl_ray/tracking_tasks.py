@@ -76,7 +76,7 @@ def _send_image(client: Any, run_id: str, task: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=("PNG", "JPEG")) as opened:
             picture = opened.convert("RGB")
     except OSError:  # half a file, after a crash
         return

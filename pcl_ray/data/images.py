@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import warnings
@@ -28,6 +29,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
+# What a file is says its content, not its name; of all that Pillow knows, EPS is a program, which Ghostscript would run.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "DIB", "ICO", "TGA", "PCX", "SGI", "PSD")
 
 _SLACK = 1e-6  # px
 
@@ -123,7 +126,7 @@ class FileImages:
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the upright picture, without decoding it. Raises as `decode` does."""
-        with self._named(index), Image.open(self.path(index)) as picture:
+        with self._named(index), Image.open(self.path(index), formats=formats()) as picture:
             return upright_size(picture)
 
     @contextmanager
@@ -145,6 +148,13 @@ class FileImages:
         return _digest(b"\n".join(self.files.tolist()), _label_bytes(self.labels))
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The kinds of files that are opened, as far as this Pillow has them."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarray:
     """The picture upright as [H, W, channels] uint8, whatever the file's mode: transparency on white, 16 bits scaled to 8.
 
@@ -152,7 +162,7 @@ def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarr
     eighth where that is enough, which is several times faster. Other formats come whole.
     Raises OSError, ValueError and other kinds that Pillow raises for damaged files. Its warnings are the caller's to silence: see `quiet`.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=formats()) as image:
         if scale is not None:
             share = scale(*upright_size(image))
             image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))

@@ -27,7 +27,7 @@ def write(record: RunRecord, path: Path) -> Path:
 
 def save(text: str, path: Path) -> Path:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(text.encode("utf-8", "replace"))  # a folder may have a name that no text can have
     return partial.replace(path)
 
 

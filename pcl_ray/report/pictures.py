@@ -45,7 +45,7 @@ def _draw_row(sheet: Image.Image, draw: Any, top: int, shown: Shown, prototype: 
     draw.text((_GAP, top + 2), f"{role}  #{prototype}", fill="black", font=_font(12))
     of_class = int(shown.top_class[row])
     named = class_names[of_class] if 0 <= of_class < len(class_names) else str(of_class)
-    known = f"{named[:14]}: {shown.top_share[row]:.0%}" if of_class >= 0 else ""
+    known = f"{_drawable(named)}: {shown.top_share[row]:.0%}" if of_class >= 0 else ""
     images = f"{shown.sizes[prototype]:,} image" + ("s" if shown.sizes[prototype] != 1 else "")
     draw.text((_GAP, top + 17), f"φ {shown.concentration[prototype]:.3g}, {images}", fill="#555555", font=_font(10))
     draw.text((_GAP, top + 30), known, fill="#555555", font=_font(10))
@@ -117,10 +117,15 @@ def _scatter(panel: Axes, places: np.ndarray, kinds: np.ndarray, names: Sequence
     if 0 < len(names) <= _MOST_COLOURS:
         for kind in np.unique(kinds[kinds >= 0]):
             across, up = np.median(places[kinds == kind], axis=0)
-            panel.text(across, up, names[kind][:14], fontsize=9, ha="center", va="center", bbox=_LABEL)
+            panel.text(across, up, _drawable(names[kind]), fontsize=9, ha="center", va="center", bbox=_LABEL, parse_math=False)
     panel.set_xticks([])
     panel.set_yticks([])
     panel.spines[:].set_color("#CCCCCC")
+
+
+def _drawable(name: str) -> str:
+    """The beginning of a class's name in one line: a folder may have a name that no font can draw."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:14])
 
 
 def as_image(figure: Figure) -> Image.Image:

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class Event:
     """kind: start (training begins or goes on at `epoch`), alive (a step was taken), step (means over some steps), epoch (all figures of an
     epoch, after its checkpoint is safe), figures (more of an epoch that has been told), phase (what is being done now), warning, exhibit (what is to
-    be shown of an E-step), views (of some images), system (of a node: how busy it is; `text` names it)."""
+    be shown of an E-step), views (of some images), system (of a node: how busy it is; `text` names it), waiting (for a place on the
+    cluster; `text` says for what, "": no more)."""
 
-    kind: Literal["start", "alive", "step", "epoch", "figures", "phase", "warning", "exhibit", "views", "system"]
+    kind: Literal["start", "alive", "step", "epoch", "figures", "phase", "warning", "exhibit", "views", "system", "waiting"]
     epoch: int = 0
     step: int = 0  # global step of the last batch trained
     metrics: dict[str, float] = field(default_factory=dict)

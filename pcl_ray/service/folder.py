@@ -19,6 +19,7 @@ from typing import IO, Any, ClassVar, Literal, Self
 from pcl_ray import config as configs
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError
+from pcl_ray.tracking_secrets import scrubbed
 
 State = Literal["running", "finished", "failed", "stopped", "stopped early"]  # early: by the scheduler of its sweep
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -157,15 +158,17 @@ class SweepFolder(RunFolder):
 
 def write_state_at(path: Path, **changes: Any) -> None:
     """`RunFolder.write_state` from outside, for a run that another process may hold."""
+    changes |= {name: scrubbed(changes[name]) for name in ("error", "command") if isinstance(changes.get(name), str)}
     with suppress(OSError):
         _write(path / "state.json", json.dumps(read_state_at(path) | changes, indent=2))
 
 
 def read_state_at(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "state.json").read_text())
-    except (OSError, ValueError):
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return state if isinstance(state, dict) else {}
 
 
 def _write(path: Path, text: str) -> None:

@@ -18,41 +18,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from pcl_ray import checkpoint
-from pcl_ray.checkpoint import EStepState, RunState
-from pcl_ray.clustering.group import Group, TorchGroup
+from pcl_ray.checkpoint import EStepState
 from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
 from pcl_ray.data.reading import Readers
-from pcl_ray.errors import RunFailed
-from pcl_ray.m_step import EpochMetrics, Learner, build_learner, run_epoch
-from pcl_ray.model.bank import FeatureBank
-from pcl_ray.model.gather import all_gather, average_buffers, rank, world_size
+from pcl_ray.m_step import EpochMetrics, build_learner, run_epoch
+from pcl_ray.model.gather import average_buffers, rank, world_size
 from pcl_ray.plan import RunPlan
+from pcl_ray.service import saved
 from pcl_ray.service.between import Between, EStep, FeaturePass, Progress
 from pcl_ray.service.events import Event, Post
 from pcl_ray.service.first_look import first_exhibit, rows_of_views
 from pcl_ray.service.job import Job as Job
+from pcl_ray.service.saved import Share
 from pcl_ray.service.waiting import WaitingForData
 
 _ALIVE_EVERY_S = 2.0
 
 
-class Share(Protocol):
-    """Gives every worker rank 0's value."""
-
-    def __call__(self, value: Any, /) -> Any: ...
-
-
 def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post) -> None:
-    """Trains what is left of the run. `post` is called on rank 0 only.
+    """Trains what is left of the run. `post` is called on rank 0 only, but for a warning of whoever cannot read the checkpoint.
 
     Raises RunFailed on all workers alike: loss not finite, features that cannot be clustered, checkpoint that cannot be written or read.
     """
@@ -66,7 +55,7 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
     tell: Post = post if rank() == 0 else lambda event: None
     attempt = share(uuid.uuid4().hex)
     learner = build_learner(config, device, warn=lambda text: tell(Event("warning", 0, text=text)))
-    progress = _restore(job, learner, splits, share)
+    progress = saved.restore(job, learner, splits, share, post)
     readers = Readers(config, device, plan.loader_workers)
     batches = TrainingLoader(splits.train, config, rank=rank(), world_size=world_size(), device=device, readers=readers)
     features = FeaturePass(splits, config, device, readers)
@@ -97,7 +86,7 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
         progress.history.append({"epoch": epoch, "step": trained.last_step, "metrics": metrics})
         if job.leave_warmup is not None and progress.epoch == plan.warmup_epochs:
             metrics["perf/epoch_seconds"] = time.perf_counter() - start
-            _save(job, learner, replace(progress, e_step=EStepState(owed=True)), share, Path(job.leave_warmup))
+            saved.save(job, learner, replace(progress, e_step=EStepState(owed=True)), share, Path(job.leave_warmup))
         between.begin(epoch + 1, plan.evaluates_after(epoch))
         metrics |= between.figures()
         metrics["perf/epoch_seconds"] = time.perf_counter() - start
@@ -107,7 +96,7 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
         if said := watch.said_after(epoch - first, metrics["perf/data_share"]):
             tell(Event("warning", epoch, text=said))
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
-            _save(job, learner, progress, share, job.checkpoints)
+            saved.save(job, learner, progress, share, job.checkpoints)
         tell(Event("epoch", epoch, trained.last_step, metrics))
         if config.tracking.enabled and plan.shows_after(epoch) and rank() == 0:
             _show(tell, partial(_views_event, batches, epoch, trained.last_step, splits, config))
@@ -177,62 +166,3 @@ def _telling(batches: Iterator[Batch], epoch: int, plan: RunPlan, tell: Post) ->
             tell(Event("alive", epoch, step))
             told = time.monotonic()
         yield batch
-
-
-def _restore(job: Job, learner: Learner, splits: DataSplits, share: Share) -> Progress:
-    """The newest checkpoint's state, or that of a fresh run. Rank 0 chooses the file for all."""
-    torch.manual_seed(job.config.seed + 7919 * (rank() + 1))  # dropout and the like: another stream on each worker
-    newest = checkpoint.latest(job.checkpoints)
-    name = share(newest.name if newest else None)
-    if name is None:
-        return Progress(0, None, [])
-    path = job.checkpoints / name
-    if not path.is_file():
-        raise RunFailed(f"worker {rank()} does not see {path}: PCL_RAY_HOME must lie on storage that all nodes share")
-    state = checkpoint.load(path)
-    learner.load_state_dict(state.learner)
-    if len(state.random_states) == world_size():
-        _set_random_state(state.random_states[rank()], learner.device)
-    if state.e_step.bank is not None:
-        mine = np.array_split(np.arange(len(splits.train)), world_size())[rank()]
-        rows = state.e_step.bank[torch.from_numpy(mine)].to(learner.device)
-        learner.bank = FeatureBank(int(mine[0]) if len(mine) else 0, rows, job.config.e_step.bank_momentum)
-    return Progress(state.epoch, state.clusters, state.history, replace(state.e_step, bank=None))
-
-
-def _save(job: Job, learner: Learner, progress: Progress, share: Share, folder: Path) -> None:
-    """Rank 0 writes, all learn whether it worked."""
-    states = list(all_gather(_random_state(learner.device)[None].to(learner.device)).cpu())
-    problem = None
-    bank = _whole_bank(learner)
-    if rank() == 0:
-        encoder, channels = job.config.encoder, job.config.data.channels
-        e_step = replace(progress.e_step, bank=bank)
-        state = RunState(progress.epoch, learner.state_dict(), progress.clusters, states, progress.history, encoder, channels, e_step)
-        try:
-            checkpoint.save(state, folder, job.config.train.keep_checkpoints)
-        except RunFailed as error:
-            problem = str(error)
-    if problem := share(problem):
-        raise RunFailed(problem)
-
-
-def _whole_bank(learner: Learner) -> Tensor | None:
-    """[N, C] on the CPU, from all workers' parts, which follow each other in rank order."""
-    if learner.bank is None:
-        return None
-    group = TorchGroup(device=learner.device) if world_size() > 1 else Group()
-    return group.gather(learner.bank.rows).cpu()
-
-
-def _random_state(device: torch.device) -> Tensor:
-    """Torch's generators of this process as bytes: the CPU's, followed by the device's where it is a GPU."""
-    parts = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-    return torch.cat(parts)
-
-
-def _set_random_state(state: Tensor, device: torch.device) -> None:
-    size = len(torch.get_rng_state())
-    torch.set_rng_state(state[:size].clone())
-    if device.type == "cuda" and len(state) > size:
-        torch.cuda.set_rng_state(state[size:].clone(), device)

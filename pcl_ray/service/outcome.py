@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pcl_ray import checkpoint_files, tracking
-from pcl_ray.config import RunConfig, with_overrides
+from pcl_ray import checkpoint_files, tracking, tracking_secrets
+from pcl_ray.config import RunConfig
 from pcl_ray.errors import RunFailed
 from pcl_ray.plan import RunPlan
+from pcl_ray.service import submission
 from pcl_ray.service.folder import RunFolder, State, home
 
 
@@ -47,7 +48,7 @@ def write_result(result: Any, file: Path | None) -> None:
 def write_traceback(folder: RunFolder) -> Path:
     path = folder.path / "error.txt"
     with suppress(OSError):
-        path.write_text(traceback.format_exc())
+        path.write_text(tracking_secrets.scrubbed(traceback.format_exc()))
     return path
 
 
@@ -66,7 +67,7 @@ def open_tracker(
 ) -> tracking.MlflowRun | tracking.NullRun:
     """The MLflow run of this folder; `title` is the name shown there, else the folder's; `without`: knobs that are not recorded; `keep`: figures that are
     charted in any case; `sweep`: what its saved view is made from."""
-    public = with_overrides(config, {"tracking.uri": tracking.public_uri(config.tracking.uri)}) if config.tracking.uri else config
+    public = tracking.public_config(config)
     params = {name: value for name, value in public.flatten().items() if name not in set(without)}  # and without the password that a URI may hold
     if known is not None:
         params |= plan_params(known.plan)
@@ -77,7 +78,7 @@ def open_tracker(
         title=title,
         run_dir=folder.path,
         params=params,
-        tags=tracking.run_tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint} | dict(tags or {}),
+        tags=tracking.run_tags() | submission.tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint} | dict(tags or {}),
         config_yaml=public.to_yaml(),
         run_id=folder.read_state().get("mlflow_run_id"),
         dataset=dataset_of(config, fingerprint, known) if known is not None else None,

@@ -55,6 +55,8 @@ class Display:
         self._latest |= event.metrics
         if event.kind == "warning":
             self.warn(event.text)
+        elif event.kind == "waiting":
+            self.say(event.text or "there is room now")
         elif event.kind == "figures":
             pass  # shown with the next line
         elif self._bar is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,24 +34,40 @@ def share(splits: DataSplits) -> SharedData:
 
 
 @contextmanager
-def connected(cpus: float) -> Iterator[None]:
+def connected(cpus: float) -> Iterator[bool]:
     """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of our own, of at least so many CPUs, that ends
-    with the run."""
+    with the run. Yields whether others may use it too."""
     if ray.is_initialized():
-        yield
+        yield True
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    others = bool(os.environ.get("RAY_ADDRESS"))
     try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
-            _own_ray(cpus, quiet)
+        with _our_signals():
+            if others:
+                ray.init(**quiet)
+            else:
+                _own_ray(cpus, quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
         raise RunFailed(f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}") from error
     try:
-        yield
+        yield others
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _our_signals() -> Iterator[None]:
+    """Ray puts a handler of its own in the place of SIGTERM's, which ends the process where it stands: a run that is told to stop would count as failed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _own_ray(cpus: float, quiet: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +26,7 @@ import pcl_ray.config
 from pcl_ray.config import ResourcesConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
+from pcl_ray.service import nodes, room
 from pcl_ray.service.actor import EStepActor
 from pcl_ray.service.events import Board, Event
 from pcl_ray.service.job import Job, longest_silence, longest_wait
@@ -40,14 +42,36 @@ _START_TRIES = 1  # worker groups that could not even start are tried once more,
 def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) -> None:
     """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and ConfigError where the cluster can never fit the run."""
     resources = job.config.resources
-    with connected(resources.workers * resources.cpus_per_worker + (1 + job.plan.e_step_shards) * resources.e_step_cpus):
-        train_shared(job, share(splits), handle)
+    with connected(resources.workers * resources.cpus_per_worker + (1 + job.plan.e_step_shards) * resources.e_step_cpus) as others:
+        if others:
+            nodes.check(Path(job.run_dir), splits, job.config.data.path, shared_storage=resources.storage is None)
+        train_shared(job, share(splits), handle, queue=others)
 
 
-def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None]) -> None:
-    """`train_on_ray` where Ray is connected and the data are in its store."""
+def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None], *, queue: bool = True) -> None:
+    """`train_on_ray` where Ray is connected and the data are in its store. queue: others may use the cluster too, and all start one after the other."""
     config = job.config
-    _check_cluster(config.resources, job.plan.e_step_shards)
+    bundles = _bundles(config.resources, job.plan.e_step_shards)
+    if not config.resources.autoscaling:
+        _check_cluster(config.resources, job.plan.e_step_shards)
+    if not queue:
+        _train(job, data, handle)
+        return
+    turn = room.take(Path(job.run_dir).name, bundles, config.resources.queue_timeout_s, lambda text: handle(Event("waiting", text=text)))
+
+    def started(event: Event) -> None:
+        if event.kind == "start":
+            turn.release()
+        handle(event)
+
+    try:
+        _train(job, data, started)
+    finally:
+        turn.release()
+
+
+def _train(job: Job, data: SharedData, handle: Callable[[Event], None]) -> None:
+    config = job.config
     actor = _e_step_actor(config)
     shards = tuple(_shard_actor(config, number, job.plan.e_step_shards) for number in range(job.plan.e_step_shards))
     board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
@@ -63,6 +87,14 @@ def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None]) ->
                 ray.kill(part)
 
 
+def _bundles(resources: ResourcesConfig, e_step_shards: int) -> list[dict[str, float]]:
+    """What a run takes, part by part; each part needs a node of its own kind."""
+    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    e_step = {"CPU": resources.e_step_cpus, "GPU": resources.e_step_gpus}
+    parts = [worker] * resources.workers + [e_step] + [{"CPU": resources.e_step_cpus}] * e_step_shards
+    return [{kind: amount for kind, amount in part.items() if amount} for part in parts]
+
+
 def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
     has = ray.cluster_resources()
     for kind, name, each, actor in (
@@ -72,6 +104,7 @@ def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
         needed = resources.workers * each + actor
         if needed > has.get(kind, 0) + 1e-6:
             message = f"the workers and the E-step actor need {needed:g} {kind}s together, the cluster has {has.get(kind, 0):g}"
+            message += "; ask for less, or set resources.autoscaling=true where the cluster adds nodes by itself"
             raise ConfigError([Problem(name, each, message)])
 
 

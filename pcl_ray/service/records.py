@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pcl_ray import checkpoint_files
+from pcl_ray import checkpoint_files, tracking
 from pcl_ray import config as configs
 from pcl_ray import exhibit as exhibits
 from pcl_ray.errors import RunFailed
 from pcl_ray.report.record import RunRecord
 from pcl_ray.service import gallery
 from pcl_ray.service.folder import RunFolder, read_state_at
+from pcl_ray.tracking_secrets import scrubbed
 
 
 def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRecord:
@@ -20,27 +22,33 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
 
     Raises ConfigError where there is no such run.
     """
-    path = Path(name) if "/" in name and Path(name, "config.yaml").is_file() else RunFolder.existing(name.rstrip("/").rpartition("/")[2])
+    path = folder_of(name)
     state = read_state_at(path)
     shown = exhibits.load(path / gallery.FILE)
     return RunRecord(
         name=path.name,
-        config=configs.load(path / "config.yaml"),
+        config=tracking.public_config(configs.load(path / "config.yaml")),
         history=_history(path) if history is None else history,
         state=state.get("state", "running"),
-        error=state.get("error") or "",
+        error=scrubbed(str(state.get("error") or "")),
         num_images=state.get("num_images", 0),
         num_holdout=state.get("num_holdout", 0),
         num_clusters=tuple(state.get("num_clusters", ())),
         steps_per_epoch=state.get("steps_per_epoch", 0),
         class_names=tuple(state.get("class_names", ())),
-        command=state.get("command", ""),
+        command=scrubbed(str(state.get("command", ""))),
         fingerprint=state.get("fingerprint", ""),
         versions=state.get("versions", {}),
-        link=state.get("link", ""),
+        link=tracking.public_uri(str(state.get("link", ""))),
         exhibit=shown[0] if shown else None,
         thumbnails=shown[1] if shown else None,
     )
+
+
+def folder_of(name: str) -> Path:
+    """Of a run by its name, or by the path of its folder. Raises ConfigError where there is none."""
+    path = Path(os.path.abspath(name))  # the name of `runs/one/..` is no folder's
+    return path if "/" in name and (path / "config.yaml").is_file() else RunFolder.existing(name.rstrip("/").rpartition("/")[2])
 
 
 def _history(path: Path) -> list[dict]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
-from pcl_ray import tracking
+from pcl_ray import storage, tracking
 from pcl_ray.config import RunConfig
 from pcl_ray.data import datasets
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import RunPlan
-from pcl_ray.service import folder
+from pcl_ray.service import folder, kept
 
 _CONNECT_S = 5
 # Knobs that may change when a run goes on: where and how it is computed and shown, not what is computed.
@@ -50,28 +50,39 @@ class Request:
 def check(recipe_or_path: str, overrides: Iterable[str] = ()) -> Request:
     """The request, or ConfigError / DataError with all its mistakes: the configuration's and those that only show with data and machine."""
     config, problems = configs.load_leniently(recipe_or_path, overrides)
-    return _checked(config, problems)
+    return _checked(_with_storage(config), problems)
 
 
-def check_config(config: RunConfig, *, on_ray: bool = False) -> Request:
-    """As `check`, for a configuration that is itself all right. on_ray: it is trained there, also where it has no workers of its own."""
-    return _checked(config, [], on_ray)
+def check_config(config: RunConfig, *, on_ray: bool = False, stored: bool = False) -> Request:
+    """As `check`, for a configuration that is itself all right. on_ray: it is trained there, also where it has no workers of its own. stored: it is that of
+    a run that goes on, and may hold what is refused today."""
+    return _checked(config, [], on_ray, stored)
 
 
 def check_stored(name: str, overrides: Iterable[str]) -> Request:
     """What going on with run `name` would do. Raises as `check` does."""
+    overrides = list(overrides)
+    kept.fetch(name, overrides)
     with folder.RunFolder.open(name) as stored:
-        return check_config(changed(stored.read_config(), overrides))
+        return check_config(changed(stored.read_config(), overrides), stored=True)
 
 
 def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     """A stored configuration with knobs changed for going on. Raises ConfigError for knobs that must stay as they are."""
     new = configs.with_overrides(config, overrides)
     before, after = config.flatten(), new.flatten()
+    if secrets := [problem for problem in tracking.secret_knobs(new) if after[problem.name] != before[problem.name]]:
+        raise ConfigError(secrets)
     fixed = [name for name in after if after[name] != before[name] and not name.startswith(CHANGEABLE)]
     if fixed:
         raise ConfigError([Problem(name, after[name], f"cannot change when a run goes on; it is {before[name]!r} there. Start a new run") for name in fixed])
-    return new
+    return _with_storage(new)
+
+
+def _with_storage(config: RunConfig) -> RunConfig:
+    """With the storage that the environment names where the configuration has none: workers on other nodes, and whoever resumes, know it from there."""
+    uri = os.environ.get(storage.VARIABLE)
+    return configs.with_overrides(config, {"resources.storage": uri}) if uri and not config.resources.storage else config
 
 
 def gpus_here() -> int:
@@ -91,9 +102,11 @@ def _unreachable(address: str) -> str | None:
     return None
 
 
-def _checked(config: RunConfig, problems: list[Problem], on_ray: bool = False) -> Request:
+def _checked(config: RunConfig, problems: list[Problem], on_ray: bool = False, stored: bool = False) -> Request:
     wrong = {problem.name for problem in problems}
-    problems = problems + [problem for problem in tracking.check_uri(config.tracking, folder.home()) if problem.name not in wrong]
+    problems = problems + [problem for problem in tracking.check_uri(config.tracking, folder.home(), stored=stored) if problem.name not in wrong]
+    told = {problem.name for problem in problems}
+    problems += [] if stored else [problem for problem in tracking.secret_knobs(config) if problem.name not in told]
     missing, num_images, num_holdout = "", 0, 0
     try:
         num_images, num_holdout = datasets.sizes(config.data)
@@ -105,6 +118,9 @@ def _checked(config: RunConfig, problems: list[Problem], on_ray: bool = False) -
     elsewhere = bool(address)  # then the cluster is asked for its GPUs when we are there
     if elsewhere and (unreachable := _unreachable(address)):
         problems.append(Problem("RAY_ADDRESS", address, unreachable))
+    said = {problem.name for problem in problems}
+    if config.resources.storage and "resources.storage" not in said and (refused := kept.refused(config.resources.storage)):
+        problems.append(refused)
     gpus = None if elsewhere else gpus_here()
     crossed, notes = (plans.check_alone(config, gpus=gpus), []) if missing else plans.check(config, num_images, num_holdout, gpus=gpus)
     problems += [problem for problem in crossed if problem.name not in wrong]

@@ -12,26 +12,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pcl_ray import checkpoint_files, tracking
+from pcl_ray import checkpoint_files, tracking, tracking_secrets
 from pcl_ray import plan as plans
 from pcl_ray.config import RunConfig
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.plan import RunPlan
-from pcl_ray.service import aftermath, outcome, request
+from pcl_ray.service import aftermath, kept, outcome, request, submission
 from pcl_ray.service.events import Event
 from pcl_ray.service.folder import RunFolder, State, check_writable, home
+from pcl_ray.service.follow import Follow
 from pcl_ray.service.gallery import Gallery
+from pcl_ray.service.kept import Keeper
 from pcl_ray.service.outcome import RunResult
 from pcl_ray.service.progress import Display
 from pcl_ray.service.request import Request
-from pcl_ray.service.system import SystemLog, SystemWatch
+from pcl_ray.service.system import SystemWatch
 
 # How long the end of a run may wait for what is drawn and sent; one that is told to stop may be killed half a minute later.
 _PICTURES_S, _MODEL_S, _HURRY_S, _STOPPED_S = 180.0, 180.0, 30.0, 2.0
@@ -45,35 +47,67 @@ class Stopped(Exception):
         super().__init__(f"stopped; go on with: pcl-ray {verb} --resume {name}")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint of another run that a fork begins with."""
+
+    checkpoint: Path
+    run: str
+    fingerprint: str | None  # of that run's images
+
+    @property
+    def text(self) -> str:
+        return f"{self.run}@{checkpoint_files.epochs_done(self.checkpoint)}"
+
+
 def start(
     asked: Request,
     *,
     name: str | None = None,
     stem: str = "run",
     command: str = "",
+    origin: Origin | None = None,
     display: Display | None = None,
     result_file: Path | None = None,
 ) -> RunResult:
     """Trains a new run to its end. Raises ConfigError or DataError before anything has started, RunFailed after, Stopped on a signal.
 
-    command: what was typed, for the record. result_file: gets the RunResult as JSON however the run ends, once it has started.
+    command: what was typed, for the record. origin: where it begins, instead of with random weights.
+    result_file: gets the RunResult as JSON however the run ends, once it has started.
     """
     display = display or Display()
     before_anything()
     if name:
         RunFolder.check_free(name)  # before a million images are looked at
+        kept.check_free(asked.config, name)
     splits, plan = load(asked.config, display)
+    if origin and origin.fingerprint not in (None, splits.train.fingerprint):
+        raise DataError(f"the images are not those of run {origin.run!r}; a fork goes on with the same ones")
     _say(asked, splits, plan, display)
-    with RunFolder.create(name or RunFolder.free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder:
+    with (
+        RunFolder.create(name or RunFolder.free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder,
+        Keeper(folder, asked.config.resources.storage, display.warn, new=True) as keeper,
+    ):
         folder.write_state(fingerprint=splits.train.fingerprint, began_at=time.time(), command=command)
-        return _run(folder, asked.config, plan, splits, display, result_file)
+        if origin:
+            _begin_with(origin, folder, display)
+        return _run(folder, asked.config, plan, splits, display, result_file, keeper)
+
+
+def _begin_with(origin: Origin, folder: RunFolder, display: Display) -> None:
+    from pcl_ray import checkpoint  # torch: after the checks
+
+    checkpoint.take_over(origin.checkpoint, folder.path / "checkpoints")
+    folder.write_state(forked_from=origin.text)
+    display.say(f"fork       {origin.text}")
 
 
 def resume(name: str, overrides: list[str], *, display: Display | None = None, result_file: Path | None = None) -> RunResult:
     """Goes on with a run from its last checkpoint; of a finished one it gives back the result. Raises as `start` does."""
     display = display or Display()
     before_anything()
-    with RunFolder.open(name) as folder:
+    kept.fetch(name, overrides)
+    with RunFolder.open(name) as folder, Keeper.resuming(folder, request.changed(folder.read_config(), overrides), display.warn) as keeper:
         config = request.changed(folder.read_config(), overrides)
         newest = outcome.newest_checkpoint(folder)
         done = checkpoint_files.epochs_done(newest) if newest else 0
@@ -89,20 +123,23 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None, r
             result = outcome.result(folder, "finished", run_id, outcome.history(folder))
             result.write(result_file)
             return result
-        asked = request.check_config(config)
+        if secret := tracking.stored_secret(config):
+            display.warn(secret)
+        asked = request.check_config(config, stored=True)
         splits, plan = load(config, display)
         known = state.get("fingerprint")
         if known and known != splits.train.fingerprint:
             raise DataError(f"the images of run {name!r} have changed since it began (others, or in another order); start a new run")
         folder.write_config(config)
         _say(asked, splits, plan, display)
-        return _run(folder, config, plan, splits, display, result_file)
+        return _run(folder, config, plan, splits, display, result_file, keeper)
 
 
 def before_anything() -> None:
     """Of a run or a sweep. Raises ConfigError where nothing can be written."""
     # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want the cores. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    submission.without_gpus()
     check_writable()
 
 
@@ -135,31 +172,37 @@ def _say(asked: Request, splits: DataSplits, plan: RunPlan, display: Display) ->
         display.say(f"note       {note}")
 
 
-def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, display: Display, result_file: Path | None) -> RunResult:
+def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, display: Display, result_file: Path | None, keeper: Keeper) -> RunResult:
     stored, names = folder.read_state(), splits.train.class_names
     classes = len(names) if splits.train.labels is not None else 0
-    command = stored.get("command", "")
-    told = {tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, "running", {})}
+    command = tracking_secrets.scrubbed(stored.get("command", ""))  # that of an earlier version may hold one
+    forked = {"pcl_ray.forked_from": stored["forked_from"]} if stored.get("forked_from") else {}
+    told = forked | {tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, "running", {})}
     tracker = outcome.open_tracker(folder, config, splits.train.fingerprint, display.warn, tags=told, known=outcome.Known(plan, classes))
     display.say(f"run        {folder.name} in {folder.path}")
-    folder.write_state(state="running", error=None, **aftermath.facts(plan, names, command))
+    job = submission.current()
+    folder.write_state(state="running", error=None, submission_id=job.id if job else None, waits_for="", **aftermath.facts(plan, names, command))
+    if job is not None:
+        display.say(f"job        {job.id}")
     for entry in outcome.history(folder):  # an epoch whose figures were lost with a killed driver; known points are skipped
         tracker.log(entry["metrics"], entry["step"])
     gallery = Gallery(folder.path, lambda: splits.train, tracker, display.warn)
-    follow = _Follow(tracker, display, folder, gallery)
+    follow = Follow(tracker, display, folder, plan, gallery)
     state: State = "failed"
     try:
-        with _stopped_by_signals(folder.name):
+        with _stopped_by_signals(folder.name, told=follow.stopped):
+            keeper.send()
             display.begin(plan)
-            _train(folder, config, plan, splits, follow.handle)
+            _train(folder, config, plan, splits, keeper.watched(follow.handle))
         state = "finished"
     except Stopped:
         state = "stopped"
         raise
     except RunFailed as failure:
         folder.write_state(error=str(failure))
+        keeper.bring(config, hurried=True)
         details = f"\nAll that is known is in {outcome.write_traceback(folder)}" if failure.__cause__ else ""
-        raise RunFailed(f"{failure}\n{_what_is_kept(folder)}{details}") from failure
+        raise RunFailed(f"{failure}\n{_what_is_kept(folder, keeper)}{details}") from failure
     except Exception as error:
         folder.write_state(error=repr(error))
         outcome.write_traceback(folder)
@@ -168,6 +211,7 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         display.end()
         # What others wait for first: a server that does not answer may hold `finish` until we are killed.
         folder.write_state(state=state, mlflow_run_id=tracker.run_id)
+        keeper.bring(config, hurried=state != "finished")
         history = outcome.history(folder)
         result = outcome.result(folder, state, tracker.run_id, history)
         result.write(result_file)
@@ -193,7 +237,7 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
     from pcl_ray.service.loop import Job, train
 
     look = plan.first_look and not folder.read_state().get("looked")
-    job = Job(config, plan, str(folder.path), look=look)
+    job = Job(tracking.public_config(config), plan, str(folder.path), look=look)
     if config.resources.workers:
         from pcl_ray.service import ray_environment
 
@@ -214,43 +258,15 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
         torch.set_num_threads(threads)
 
 
-class _Follow:
-    """Passes events on to the display, to MLflow, and to the gallery."""
-
-    def __init__(self, tracker: tracking.MlflowRun | tracking.NullRun, display: Display, folder: RunFolder, gallery: Gallery):
-        self._tracker, self._display, self._folder, self._gallery = tracker, display, folder, gallery
-        self._system = SystemLog(tracker.log, folder.read_state().get("began_at") or time.time())
-        self._started = False
-        self._run_id: str | None = None
-
-    def handle(self, event: Event) -> None:
-        if event.kind == "start" and self._started:
-            self._display.warn(f"workers were lost and replaced; going on from epoch {event.epoch + 1}")
-        self._started = self._started or event.kind == "start"
-        if event.kind in ("step", "epoch", "figures"):
-            self._tracker.log(event.metrics, event.step)
-        self._system.handle(event, time.time())
-        self._gallery.handle(event)
-        if event.kind == "exhibit" and not event.epoch:
-            self._folder.write_state(looked=True)
-        if event.kind == "epoch" and self._tracker.run_id != self._run_id:
-            self._run_id = self._tracker.run_id
-            link = self._tracker.link()
-            self._folder.write_state(mlflow_run_id=self._run_id, link=link or "")
-            if link:
-                self._display.say(f"dashboard  {link}")
-        if event.kind not in ("exhibit", "views", "system"):
-            self._display.handle(event)
-
-
 @contextmanager
-def _stopped_by_signals(name: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block with Stopped (only the main thread may listen for signals)."""
+def _stopped_by_signals(name: str, told: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block with Stopped (only the main thread may listen for signals); `told` hears of it first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, _: Any) -> None:
+        told()
         raise Stopped(name, number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -261,8 +277,10 @@ def _stopped_by_signals(name: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _what_is_kept(folder: RunFolder) -> str:
+def _what_is_kept(folder: RunFolder, keeper: Keeper) -> str:
     path = outcome.newest_checkpoint(folder)
+    if path is None and keeper.where:
+        return f"Checkpoints, where there are any, are in {keeper.where}; go on with: pcl-ray train --resume {folder.name}"
     if path is None:
         return f"No checkpoint was written; the run's folder is {folder.path}"
     return f"The last good checkpoint is {path}; go on with: pcl-ray train --resume {folder.name}"

@@ -132,7 +132,7 @@ def test_other_wrong_uris(uri: str, said: str, tmp_path: Path) -> None:
         "http://x:5000",
         "https://x/mlflow",
         "sqlite:////abs/x.db",
-        "postgresql+psycopg2://u:p@h/d",
+        "postgresql+psycopg2://u@h/d?passfile=/home/u/.pgpass",
         "mysql://h/d",
         "databricks",
         "databricks://p",
@@ -156,11 +156,12 @@ def test_checking_a_uri_imports_no_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG).stdout.strip() == "False"
 
 
-def test_ui_command_is_quoted_for_the_shell_and_shows_no_password(tmp_path: Path) -> None:
+def test_ui_command_is_quoted_for_the_shell_and_shows_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking.ui_command(TrackingConfig(), Path("/a home")) == "pcl-ray ui"
     given = TrackingConfig(uri="sqlite:////a home/x.db")
     assert tracking.ui_command(given, tmp_path) == "mlflow ui --backend-store-uri 'sqlite:////a home/x.db'"
-    assert tracking.ui_command(TrackingConfig(uri="http://me:secret@x:5000"), tmp_path) == "http://x:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@x:5000")
+    assert tracking.ui_command(TrackingConfig(), tmp_path) == "http://x:5000"
 
 
 # --- what is recorded
@@ -371,9 +372,11 @@ def test_processes_that_open_a_new_store_at_once_all_succeed_and_print_nothing(t
 # --- when the server does not answer
 
 
-def test_a_server_that_is_down_costs_nothing_and_is_made_up_for_later(opener: Opener) -> None:
+def test_a_server_that_is_down_costs_nothing_and_is_made_up_for_later(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
-    run = opener(uri.replace("//", "//me:secret@"))
+    with monkeypatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", uri.replace("//", "//me:secret@"))
+        run = opener()
     run.log({"train/loss": 1.0}, 1)
     wait_until(lambda: opener.warnings)
     run.log({"train/loss": 2.0}, 2)
@@ -574,10 +577,11 @@ def test_a_task_that_the_server_refuses_costs_itself_alone(opener: Opener, monke
     assert any("does not take the model" in text for text in opener.warnings)
 
 
-def test_a_picture_waits_on_disk_for_its_server(opener: Opener, tmp_path: Path) -> None:
+def test_a_picture_waits_on_disk_for_its_server(opener: Opener) -> None:
     from PIL import Image
 
-    picture = tmp_path / "a.png"
+    picture = opener.run_dir / "pictures" / "a.png"
+    picture.parent.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(picture)
     first = opener("http://127.0.0.1:9")
     first.log_image(picture, "map", 5)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pcl_ray import config as configs
+from pcl_ray import storage
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import FILE_SOURCES, RunPlan
@@ -29,9 +30,9 @@ class SweepRequest:
     notes: tuple[str, ...]
 
 
-def check(name_or_path: str, words: Iterable[str], options: Mapping[str, Any], recipe_name: str | None = None) -> SweepRequest:
+def check(name_or_path: str, words: Iterable[str], options: Mapping[str, Any], recipe_name: str | None = None, *, stored: bool = False) -> SweepRequest:
     """The request. words: KEY=VALUE, of the recipe or `sweep.…`; options: `sweep.…` values that were given as options of the command; recipe_name:
-    instead of the space's BASE.
+    instead of the space's BASE; stored: of a sweep that goes on, which may hold what is refused today.
 
     Raises ConfigError with every mistake.
     """
@@ -47,7 +48,7 @@ def check(name_or_path: str, words: Iterable[str], options: Mapping[str, Any], r
     overrides = {name: value for name, value in overrides.items() if name not in swept_as_well}
     recipe, wrong = configs.load_leniently(space.base, overrides)
     base, notes = as_trials(with_first_values(recipe, space), user_set=set(of_recipe) | set(space.fixed))
-    plan, from_data = _checked_base(base, wrong)
+    plan, from_data = _checked_base(base, wrong, stored)
     problems += from_data
     num_images, num_holdout = (plan.num_images, plan.num_holdout) if plan is not None else (0, 0)
     problems += space_checks.problems(space, base, num_images, num_holdout)
@@ -137,9 +138,9 @@ def _known_only(fixed: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fixed.items() if name in known}
 
 
-def _checked_base(base: RunConfig, wrong: list[Problem]) -> tuple[RunPlan | None, list[Problem]]:
+def _checked_base(base: RunConfig, wrong: list[Problem], stored: bool) -> tuple[RunPlan | None, list[Problem]]:
     try:
-        return request.check_config(base, on_ray=True).plan, wrong
+        return request.check_config(base, on_ray=True, stored=stored).plan, wrong
     except DataError as error:
         return None, [*wrong, Problem("data.path", base.data.path, str(error))]
     except ConfigError as error:
@@ -151,6 +152,9 @@ def _checked_base(base: RunConfig, wrong: list[Problem]) -> tuple[RunPlan | None
 
 def _search_problems(space: Space, asked_for: SweepConfig, base: RunConfig) -> Iterable[Problem]:
     how = search.method(space, asked_for)
+    if base.resources.storage:
+        message = "is of single runs: trials and what they share lie under PCL_RAY_HOME, on storage that all nodes share; leave it out"
+        yield Problem("resources.storage", storage.shown(base.resources.storage), message)
     if how == "grid" and spaces.size(space) is None:
         ranges = [f"{name} ({words})" for name, words in spaces.described(space) if name in space.domains and "uniform" in words]
         yield Problem(

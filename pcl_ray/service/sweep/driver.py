@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
-from pcl_ray import tracking
+from pcl_ray import tracking, tracking_secrets
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, DataError, RunFailed
@@ -32,7 +33,7 @@ from pcl_ray.service import outcome, run
 from pcl_ray.service.folder import SweepFolder, home
 from pcl_ray.service.progress import Display
 from pcl_ray.service.sweep import asked as requests
-from pcl_ray.service.sweep import domains, results, spaces
+from pcl_ray.service.sweep import domains, restoring, results, spaces
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.objective import Objective
 from pcl_ray.service.sweep.results import SweepResult
@@ -83,7 +84,7 @@ def resume(name: str, words: list[str], options: Mapping[str, Any], *, result_fi
     """Goes on with a sweep: ended trials are kept, the others go on from their checkpoints. Raises as `start` does."""
     run.before_anything()
     with SweepFolder.open(name) as folder:
-        asked = stored(folder, words, options)
+        asked = _secret_into_environment(stored(folder, words, options))
         data = _load(asked)
         known = folder.read_state().get("fingerprint")
         if known and known != data.whole.train.fingerprint:
@@ -93,10 +94,8 @@ def resume(name: str, words: list[str], options: Mapping[str, Any], *, result_fi
 
 def stored(folder: SweepFolder, words: list[str], options: Mapping[str, Any]) -> SweepRequest:
     """The request of an earlier `start`. Only what does not change the trials may be another one now: budget, concurrency, limits of failures."""
-    try:
-        kept = yaml.safe_load((folder.path / "sweep.yaml").read_text())
-    except (OSError, yaml.YAMLError):
-        raise ConfigError(f"sweep {folder.name!r} was killed before it had begun; start it anew under another --name") from None
+    restoring.check(folder.path)
+    kept = _kept(folder)
     given = {f"sweep.{key}": value for key, value in kept["settings"].items() if value is not None}
     changed = {**dict(part.split("=", 1) for part in words if "=" in part), **{key: value for key, value in options.items() if value is not None}}
     allowed = ("sweep.budget_s", "sweep.concurrency", "sweep.failures", "sweep.process_failures")
@@ -105,8 +104,31 @@ def stored(folder: SweepFolder, words: list[str], options: Mapping[str, Any]) ->
     given.pop("sweep.budget_s", None)  # it was for that session
     source = str(folder.path / kept["space"])
     words_then = list(kept["words"])
-    asked = requests.check(source, words_then, {**given, **changed}, str(folder.path / "recipe.yaml"))
+    asked = requests.check(source, words_then, {**given, **changed}, str(folder.path / "recipe.yaml"), stored=True)
     return replace(asked, space=replace(asked.space, name=kept["name"], base=kept["recipe"]))
+
+
+def _kept(folder: SweepFolder) -> dict[str, Any]:
+    """sweep.yaml, as `_keep` wrote it."""
+    try:
+        kept = yaml.safe_load((folder.path / "sweep.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise ConfigError(f"sweep {folder.name!r} was killed before it had begun; start it anew under another --name") from None
+    kinds = {"name": str, "space": str, "recipe": str, "words": list, "settings": dict}
+    if not isinstance(kept, dict) or any(not isinstance(kept.get(name), kind) for name, kind in kinds.items()) or kept["space"] not in restoring.SPACES:
+        raise ConfigError(f"{folder.path / 'sweep.yaml'} is not as pcl-ray wrote it; mend it, or start the sweep anew under another --name")
+    return kept
+
+
+def _secret_into_environment(asked: SweepRequest) -> SweepRequest:
+    """Of a sweep of an earlier version: a password in `tracking.uri` goes on by this process's environment, and into no trial's configuration."""
+    secret = asked.base.tracking.uri
+    if not secret or not tracking.stored_secret(asked.base):
+        return asked
+    print(f"warning: {tracking_secrets.STORED}", file=sys.stderr)
+    os.environ["MLFLOW_TRACKING_URI"] = secret
+    recipe, base = (configs.with_overrides(config, {"tracking.uri": None}) for config in (asked.recipe, asked.base))
+    return replace(asked, recipe=recipe, base=base)
 
 
 def _keep(folder: SweepFolder, asked: SweepRequest) -> None:
@@ -123,6 +145,7 @@ def _keep(folder: SweepFolder, asked: SweepRequest) -> None:
         "settings": asked.settings.model_dump(mode="json"),
     }
     (folder.path / "sweep.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    restoring.keep_from_others(folder.path)
 
 
 @dataclass(frozen=True)
@@ -153,8 +176,9 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
     few = {"tracking.pictures": min(base.tracking.pictures, 1), "tracking.model": False, "tracking.report": False, "tracking.system_metrics_s": 0}
     base = configs.with_overrides(base, few)
     plan = plans.make(base, len(data.whole.train), data.whole.num_holdout)
-    if os.environ.get("MLFLOW_TRACKING_URI") and not base.tracking.uri:  # the environment of trial processes may be another
-        base = configs.with_overrides(base, {"tracking.uri": os.environ["MLFLOW_TRACKING_URI"]})
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and not base.tracking.uri and not tracking_secrets.holds_secret(uri):  # then a trial that goes on alone is recorded there as well
+        base = configs.with_overrides(base, {"tracking.uri": uri})
     tracker = outcome.open_tracker(
         folder,
         base,
@@ -176,6 +200,7 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         home=str(home()),
         class_names=tuple(data.whole.train.class_names) if data.whole.train.labels is not None else (),
         parent_run_id=_run_id(tracker, base.tracking.enabled),
+        tracking_environment=tracking_secrets.tracking_environment(),
     )
     if link := tracker.link(view=True):
         console.print(f"dashboard   {link}", markup=False, soft_wrap=True)

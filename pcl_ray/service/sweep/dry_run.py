@@ -8,6 +8,7 @@ from pcl_ray.service import request
 from pcl_ray.service.sweep import capacity, search, spaces, warmups
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.trainable import POINT, point_of
+from pcl_ray.tracking_secrets import scrubbed
 
 
 def show(asked: SweepRequest) -> None:
@@ -34,7 +35,7 @@ def show(asked: SweepRequest) -> None:
         ("device time", _device_time(asked, trials, at_a_time)),
     ]
     for name, value in rows:
-        print(f"{name:<24} {value}")
+        print(f"{name:<24} {scrubbed(value)}")
     for note in asked.notes:
         print(f"{'note':<24} {note}")
 

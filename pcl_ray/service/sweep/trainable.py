@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from pcl_ray import tracking_secrets
 from pcl_ray.config import RunConfig
 from pcl_ray.data.images import Images
 from pcl_ray.errors import ConfigError, RunFailed
@@ -48,6 +49,7 @@ class TrialProcess(tune.Trainable):
 
     def setup(self, config: dict[str, Any], setting: Setting, shared: Shared) -> None:  # type: ignore[override]
         os.environ["PCL_RAY_HOME"] = setting.home
+        tracking_secrets.take_tracking_environment(setting.tracking_environment)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run.before_anything`; on a cluster the driver's environment is not ours
         self.setting, self.shared = setting, shared
         self._splits: Any = None
@@ -100,7 +102,7 @@ class TrialProcess(tune.Trainable):
         try:
             self._trial = Trial(point_of(config, self.setting.base.seed, self.trial_id), self.setting, self._epochs, _Office(self.shared.warmups), self._images)
         except ConfigError as error:
-            self._broken = str(error)
+            self._broken = tracking_secrets.scrubbed(str(error))
 
     def _images(self) -> Images:
         if self._splits is None:  # once a process; the arrays are read where they lie in the store

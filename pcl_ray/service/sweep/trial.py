@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from pcl_ray.service.sweep.objective import WORST, Objective
 from pcl_ray.service.sweep.point import Point, run_name_of, title_of
 from pcl_ray.service.sweep.settings import SweepConfig
 from pcl_ray.service.sweep.warmups import Claim
+from pcl_ray.tracking_secrets import scrubbed
 
 _WAIT_S = 2.0  # a trial that waits for another gives word this often
 _ALIVE_EVERY_S = 5.0
@@ -51,6 +52,7 @@ class Setting:
     home: str
     parent_run_id: str | None
     class_names: tuple[str, ...] = ()  # () without labels
+    tracking_environment: dict[str, str] = field(default_factory=dict, repr=False)  # of the sweep's process, with its passwords: never on a disk
 
     def plan(self, config: RunConfig) -> RunPlan:
         return plans.make(config, self.num_images, self.num_holdout)
@@ -279,7 +281,7 @@ class Trial:
         return result | ({"refused": summary["refused"]} if summary["refused"] else {})
 
     def _fail(self, reason: str) -> dict[str, Any]:
-        self._failed = reason or "unknown"
+        self._failed = scrubbed(reason) or "unknown"  # Tune keeps it too
         if self._folder is not None:
             self._folder.write_state(error=self._failed)
         self._conclude("failed")

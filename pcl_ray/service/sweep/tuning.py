@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray import tune
 from rich.console import Console
 
+from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.service import ray_connection
+from pcl_ray.service import ray_connection, room
 from pcl_ray.service.folder import SweepFolder, home
 from pcl_ray.service.job import longest_silence
-from pcl_ray.service.sweep import capacity, driver, results, search
+from pcl_ray.service.sweep import capacity, driver, restoring, results, search
 from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.driver import Ended
 from pcl_ray.service.sweep.follow import Follow
@@ -24,6 +26,7 @@ from pcl_ray.service.sweep.point import run_name_of
 from pcl_ray.service.sweep.trainable import POINT, Shared, TrialProcess, point_of, resources
 from pcl_ray.service.sweep.trial import Setting
 from pcl_ray.service.sweep.warmups import Warmups
+from pcl_ray.tracking_secrets import CLOUD_KEYS
 
 _LOOK_EVERY_S = 30.0
 
@@ -31,8 +34,13 @@ _LOOK_EVERY_S = 30.0
 def run(folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: DataSplits, tracker: Any, console: Console, *, resumed: bool) -> Ended:
     """Trains all trials, or those that are left. Raises ConfigError where not one fits the cluster, RunFailed where Tune itself fails."""
     driver.quiet_tune()
+    _keep_keys_out_of_runtime_environments()
     trial = capacity.bundles(setting.base, asked.plan)
-    with ray_connection.connected(sum(cpus for cpus, _ in trial)):
+    with ray_connection.connected(sum(cpus for cpus, _ in trial)) as others:
+        if not setting.base.resources.autoscaling:
+            concurrency(asked, setting)  # what can never fit is said before anything is waited for
+        if others:
+            _wait_for_room(folder, trial, setting.base, console)
         at_a_time = concurrency(asked, setting)
         office: Any = ray.remote(Warmups).options(num_cpus=0, max_restarts=-1, max_task_retries=3).remote(str(folder.path / "warmups"))
         shared = Shared(ray_connection.share(splits), office)
@@ -70,6 +78,25 @@ def run(folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: Data
                 watching.set()
                 follow.end()
         return reasons[0] if reasons else Ended()
+
+
+def _keep_keys_out_of_runtime_environments() -> None:
+    """Tune hands the cloud's keys to its trials by their runtime environment, which Ray writes into its logs. Ours get them with the `Setting`."""
+    with suppress(ImportError, AttributeError):  # of Tune's inside; another version may not do it any more
+        from ray.tune.execution import class_cache
+
+        class_cache.ENV_VARS_TO_PROPAGATE = set(class_cache.ENV_VARS_TO_PROPAGATE) - set(CLOUD_KEYS)
+
+
+def _wait_for_room(folder: SweepFolder, trial: list[capacity.Bundle], base: RunConfig, console: Console) -> None:
+    """Until one trial fits beside what others run; from then on Tune starts the next whenever there is room."""
+
+    def say(text: str) -> None:
+        console.print(text or "there is room now", markup=False, soft_wrap=True)
+        folder.write_state(waits_for=text)
+
+    parts = [{"CPU": cpus, "GPU": gpus} for cpus, gpus in trial]
+    room.take(folder.name, [{kind: amount for kind, amount in part.items() if amount} for part in parts], base.resources.queue_timeout_s, say).release()
 
 
 def _watch(sweep: str, limit_s: float, stop: Any, ended: threading.Event) -> None:
@@ -112,7 +139,7 @@ def _tuner(
     follow: Follow,
     resumed: bool,
 ) -> tune.Tuner:
-    place = folder.path / "tune"
+    place = restoring.make_private(folder.path)
     trainable: Any = tune.with_resources(tune.with_parameters(TrialProcess, setting=setting, shared=shared), resources(setting.base))
     experiment = place / "experiment"
     settings = asked.settings

@@ -1,0 +1,130 @@
+"""Two nodes on one host: the second sees another folder where the first has PCL_RAY_HOME, as a machine without the shared storage would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from processes import free_port
+from small import DIGITS_RUN
+
+from pcl_ray.service import processes
+from pcl_ray.service.dashboard import Cluster
+
+LIMIT_S = 300
+TOKEN = "t" * 32
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare, to hide a folder from the second node"),
+]
+
+
+class Nodes:
+    """A head and a second node, that has another folder instead of `hidden`."""
+
+    def __init__(self, place: Path):
+        self.place, self.hidden = place, place / "shared"
+        self.hidden.mkdir()
+        self.ports = [free_port() for _ in range(12)]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = kept | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        head = ["start", "--head", "--block", "--num-cpus", "1", "--port", str(self.ports[0]), "--dashboard-port", str(self.ports[1])]
+        self.started = [self._start([sys.executable, "-m", "ray.scripts.scripts", *head, "--metrics-export-port", str(self.ports[2])], "head")]
+        self._wait(1)
+        (place / "temp").mkdir()
+        # In one folder of sessions the second node would remove what the first has unpacked.
+        second = ["start", "--block", "--temp-dir", str(place / "temp"), "--num-cpus", "2", "--address", f"127.0.0.1:{self.ports[0]}"]
+        options = ("--metrics-export-port", "--dashboard-agent-listen-port", "--node-manager-port", "--object-manager-port", "--runtime-env-agent-port")
+        second += [word for option, port in zip(options, self.ports[3:], strict=False) for word in (option, str(port))]
+        ray = " ".join([sys.executable, "-m", "ray.scripts.scripts", *second])
+        self.started.append(self._start(["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {self.hidden} && exec {ray}"], "second"))
+        self._wait(2)
+
+    def _start(self, command: list[str], name: str) -> processes.Known:
+        return processes.start(command, self.environment, self.place, self.place / f"{name}.log")[0]
+
+    def _wait(self, nodes: int) -> None:
+        cluster, deadline = Cluster(f"http://127.0.0.1:{self.ports[1]}", TOKEN), time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            if cluster.alive() and len(cluster.nodes()) == nodes:
+                return
+            time.sleep(0.5)
+        pytest.fail("\n".join(processes.last_lines(log) for log in self.place.glob("*.log")))
+
+    def train(self, *words: str, home: Path) -> subprocess.CompletedProcess[str]:
+        """From the first node."""
+        command = [sys.executable, "-m", "pcl_ray.cli", "train", *words]
+        environment = self.environment | {"RAY_ADDRESS": f"127.0.0.1:{self.ports[0]}", "PCL_RAY_HOME": str(home)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+
+    def end(self) -> None:
+        for known in reversed(self.started):
+            processes.end(known)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    place = tmp_path_factory.mktemp("nodes")
+    both = Nodes(place)
+    try:
+        yield both
+    finally:
+        both.end()
+
+
+RUN = ("resources.workers=2", "resources.e_step_cpus=0", "train.epochs=2", *(word for word in DIGITS_RUN if not word.startswith("train.epochs")))
+
+
+def test_a_node_without_the_storage_ends_the_request(nodes: Nodes) -> None:
+    ended = nodes.train("digits", *RUN, "--name", "blind", home=nodes.hidden / "home")
+    assert ended.returncode == 2, ended.stderr
+    assert "does not see" in ended.stderr
+    assert "set PCL_RAY_HOME to a folder on storage that all nodes share" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_with_storage_that_both_see_two_nodes_train_together(nodes: Nodes, tmp_path: Path) -> None:
+    ended = nodes.train("digits", *RUN, "--name", "both", home=tmp_path / "home")
+    assert ended.returncode == 0, ended.stderr
+    assert "epoch 2/2 done" in ended.stdout
+
+
+def test_checkpoints_on_a_storage_need_no_shared_home(nodes: Nodes, tmp_path: Path) -> None:
+    """Each node keeps its own copy; what counts is the storage. The run is stopped by its length and made longer, so that all restore."""
+    words = (*RUN, f"resources.storage=file://{tmp_path}/kept")
+    ended = nodes.train("digits", *words, "--name", "kept", home=nodes.hidden / "home")
+    assert ended.returncode == 0, ended.stderr
+    shutil.rmtree(nodes.hidden / "home" / "runs" / "kept" / "checkpoints")
+    longer = nodes.train("--resume", "kept", "train.epochs=4", home=nodes.hidden / "home")
+    assert longer.returncode == 0, longer.stderr
+    assert "going on with epoch 3/4" in longer.stdout
+
+
+def test_a_node_without_the_images_ends_the_request(nodes: Nodes, tmp_path: Path) -> None:
+    pictures = nodes.hidden / "pictures"
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        file = pictures / "a" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(file)
+    few = tuple(word for word in RUN if not word.startswith(("data.limit", "e_step.num_clusters", "train.batch_size", "loss.queue_size")))
+    words = ("folder", f"data.path={pictures}", "data.in_memory=false", *few, "e_step.num_clusters=3", "train.batch_size=8", "loss.queue_size=16")
+    ended = nodes.train(*words, "encoder.backbone=small_resnet", "--name", "lacking", home=tmp_path / "home")
+    assert ended.returncode == 2, ended.stderr
+    assert "does not have these images" in ended.stderr
+    assert "data.path" in ended.stderr
+    in_memory = nodes.train(*words, "encoder.backbone=small_resnet", "data.in_memory=true", "--name", "carried", home=tmp_path / "home")
+    assert in_memory.returncode == 0, in_memory.stderr
