@@ -127,7 +127,7 @@ def runs(arguments: argparse.Namespace) -> int:
 def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="[train|sweep] RECIPE|SPACE [KEY=VALUE ...]", help="as after `pcl-ray train` or `sweep`, with its options")
     parser.add_argument("--address", metavar="URL", help="dashboard of the cluster; left out: RAY_API_SERVER_ADDRESS, that of `pcl-ray up`, or Ray's default")
-    parser.add_argument("--cpus", type=float, default=1.0, metavar="N", help="CPUs that the driver reserves; it never gets a GPU")
+    parser.add_argument("--memory-gb", type=float, default=1.0, metavar="GB", help="memory that the driver reserves; it never gets a GPU")
     parser.add_argument("--no-wait", action="store_true", help="come back as soon as the job is accepted")
     parser.add_argument("--print", action="store_true", dest="only_print", help="print the line, submit nothing")
     parser.add_argument("--name", help="name of the run; made up where it is left out")
@@ -138,8 +138,8 @@ def submit(arguments: argparse.Namespace, rest: Sequence[str], check: Callable[[
     """rest: options that are not ours, for the job itself. check: raises ConfigError or SystemExit for words that `pcl-ray VERB` would refuse."""
     from pcl_ray.service import submit as submits
 
-    if arguments.cpus <= 0:
-        raise ConfigError(f"--cpus {arguments.cpus:g}: more than 0; without any Ray would show the driver every GPU")
+    if not 0.01 <= arguments.memory_gb < 1e5:
+        raise ConfigError(f"--memory-gb {arguments.memory_gb:g}: 0.01 or more; without any Ray would show the driver every GPU")
     words = list(arguments.words)
     verb = words.pop(0) if words[:1] in (["train"], ["sweep"]) else "train"
     run = arguments.resume or arguments.name or _made_up_name(words, verb)
@@ -147,7 +147,7 @@ def submit(arguments: argparse.Namespace, rest: Sequence[str], check: Callable[[
     check([verb, *words, *named, *rest])
     to = submits.cluster(arguments.address)
     with submits.uploaded(words) as (folder, there):
-        line = submits.line(to, verb, [*there, *named, *rest], run, cpus=arguments.cpus, wait=not arguments.no_wait, folder=folder)
+        line = submits.line(to, verb, [*there, *named, *rest], run, memory_gb=arguments.memory_gb, wait=not arguments.no_wait, folder=folder)
         print(line, flush=True)
         if arguments.only_print:
             return 0

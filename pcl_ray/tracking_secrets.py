@@ -10,7 +10,9 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from pcl_ray.errors import ConfigError, Problem
@@ -142,13 +144,26 @@ def _in_uri(uri: str) -> Iterator[str]:
 
 
 def hide_from_tracebacks() -> None:
-    """Tracebacks that this process prints are `scrubbed`: errors of databases and servers repeat addresses. A hook that is there already stays."""
+    """Tracebacks that this process prints are `scrubbed`: errors of databases and servers repeat addresses. A second call does nothing."""
+    before, before_in_threads = sys.excepthook, threading.excepthook
+    if isinstance(before, _Scrubbing):
+        return
 
-    def show(kind: type[BaseException], error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            sys.stderr.write(scrubbed("".join(traceback.format_exception(error))))
+    def in_threads(told: threading.ExceptHookArgs) -> None:
+        if told.exc_type is not SystemExit:
+            _print_scrubbed(told.exc_value) if told.exc_value is not None else before_in_threads(told)
 
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = lambda kind, error, trace: sys.__excepthook__(kind, error, trace) if issubclass(kind, KeyboardInterrupt) else show(kind, error, trace)
-    if threading.excepthook is threading.__excepthook__:
-        threading.excepthook = lambda told: None if told.exc_type is SystemExit else show(told.exc_type, told.exc_value, told.exc_traceback)
+    sys.excepthook = _Scrubbing(before)
+    threading.excepthook = in_threads
+
+
+@dataclass(frozen=True)
+class _Scrubbing:
+    before: Callable[..., object]  # others' hooks, as that of Ray, print what they are given
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> object:
+        return self.before(kind, error, trace) if issubclass(kind, KeyboardInterrupt) else _print_scrubbed(error)
+
+
+def _print_scrubbed(error: BaseException) -> None:
+    sys.stderr.write(scrubbed("".join(traceback.format_exception(error))))

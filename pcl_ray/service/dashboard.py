@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.tracking_server import loopback
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _TIMEOUT_S = 10.0
@@ -29,7 +30,7 @@ class Cluster:
     def alive(self, timeout_s: float = 2.0) -> bool:
         """Whether the head answers; needs no token."""
         try:
-            with urllib.request.urlopen(f"{self.address}/api/gcs_healthz", timeout=timeout_s) as answer:
+            with opened(f"{self.address}/api/gcs_healthz", timeout_s) as answer:
                 return answer.status == 200
         except (OSError, ValueError):
             return False
@@ -63,7 +64,7 @@ class Cluster:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
             request = urllib.request.Request(f"{self.address}{path}", headers=headers, method=method)
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            with opened(request, _TIMEOUT_S) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
@@ -76,6 +77,20 @@ class Cluster:
     def _refused(self, code: int) -> str:
         what = "asks for a token, and there is none" if code == 401 and not self.token else "does not take this token"
         return f"the cluster at {self.address} {what}: RAY_AUTH_TOKEN_PATH=/file/with/the/cluster's/token"
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """A token is for whom it was given, not for where that one points."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        return None
+
+
+def opened(request: str | urllib.request.Request, timeout_s: float) -> Any:
+    """The answer, to be closed. This machine is asked without the proxy that others may be reached through, and nobody is asked elsewhere than wanted."""
+    address = request if isinstance(request, str) else request.full_url
+    direct = [urllib.request.ProxyHandler({})] if loopback(urlsplit(address).hostname or "") else []
+    return urllib.request.build_opener(_StayHere, *direct).open(request, timeout=timeout_s)
 
 
 def checked_address(address: str) -> str:

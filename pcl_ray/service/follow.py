@@ -42,7 +42,9 @@ class Follow:
             self._folder.write_state(waits_for=event.text, waits_since=time.time() if event.text else None)
             self._tracker.tag({WAITS_TAG: event.text})
         if event.kind == "epoch":
-            self._note_epoch(event)
+            self._folder.write_state(progress=progress(event, self._plan))
+        if self._tracker.run_id != self._run_id:
+            self._note_run()
         if event.kind not in ("exhibit", "views", "system"):
             self._display.handle(event)
 
@@ -51,15 +53,13 @@ class Follow:
         self._folder.write_state(state="stopped")
         self._tracker.announce("stopped")
 
-    def _note_epoch(self, event: Event) -> None:
-        changes: dict[str, Any] = {"progress": progress(event, self._plan)}
-        if self._tracker.run_id != self._run_id:
-            self._run_id = self._tracker.run_id
-            link = self._tracker.link()
-            changes |= {"mlflow_run_id": self._run_id, "link": link or ""}
-            if link:
-                self._display.say(f"dashboard  {link}")
-        self._folder.write_state(**changes)
+    def _note_run(self) -> None:
+        """As soon as MLflow has the run: by its number it is found where its process is killed."""
+        self._run_id = self._tracker.run_id
+        link = self._tracker.link()
+        self._folder.write_state(mlflow_run_id=self._run_id, link=link or "")
+        if link:
+            self._display.say(f"dashboard  {link}")
 
 
 def progress(event: Event, plan: RunPlan) -> dict[str, Any]:

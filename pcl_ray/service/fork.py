@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pcl_ray import checkpoint_files, checkpoint_storage, storage
 from pcl_ray import config as configs
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.service import kept, request, run
+from pcl_ray.service import kept, owner, request, run
 from pcl_ray.service.folder import RunFolder, read_state_at
 from pcl_ray.service.outcome import RunResult
 
@@ -48,18 +49,21 @@ def fork(
     Raises as `run.start` does.
     """
     run.before_anything()
-    kept.fetch(source, [])  # where it lies on a storage, and this machine has not seen it
+    overrides = list(overrides)
+    # Where it lies on a storage, and this machine has not seen it. What is asked for is the new run's, but the only one to look in where none is set.
+    kept.fetch(source, [] if os.environ.get(storage.VARIABLE) else overrides)
     origin = RunFolder.existing(source)
     stored = configs.load(origin / "config.yaml")
-    config = _changed(stored, overrides)
-    _bring(stored, source, origin, epoch)
+    asked = request.check_config(request.with_storage(_changed(stored, overrides)))
+    config = asked.config
+    _bring(stored.resources.storage, config.resources.storage, source, origin, epoch)
     file = _checkpoint(source, origin, epoch)
     done = checkpoint_files.epochs_done(file)
     if config.train.epochs <= done:
         message = f"run {source!r} has trained {done} epochs already; ask for more, or begin earlier: --epoch N"
         raise ConfigError([Problem("train.epochs", config.train.epochs, message)])
     begins = run.Origin(file, source, read_state_at(origin).get("fingerprint"))
-    return run.start(request.check_config(config), name=name, stem=source, command=command, origin=begins, result_file=result_file)
+    return run.start(asked, name=name, stem=source, command=command, origin=begins, result_file=result_file)
 
 
 def _changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
@@ -71,18 +75,28 @@ def _changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     return new
 
 
-def _bring(config: RunConfig, source: str, folder: Path, epoch: int | None) -> None:
-    """The wanted checkpoint of a run whose checkpoints are on a storage. Raises ConfigError where that does not answer."""
-    uri = config.resources.storage
+def _bring(stored: str | None, asked: str | None, source: str, folder: Path, epoch: int | None) -> None:
+    """The wanted checkpoint of a run whose checkpoints are on a storage. Raises ConfigError where that does not answer.
+
+    stored: the storage that its own configuration names. A run that was brought to one after its end names none: it is looked for in that of today.
+    """
+    uri = stored or os.environ.get(storage.VARIABLE) or asked
     if uri is None:
         return
     place = storage.of_run(uri, source)
     try:
+        if not stored and not _is_same(place, folder):
+            return
         wanted = [name for name in checkpoint_storage.names(place) if epoch is None or checkpoint_files.epochs_done(Path(name)) == epoch]
         if wanted:
             checkpoint_storage.fetch(place, wanted[-1], folder / "checkpoints", keep=_ALL)
     except RunFailed as failure:
         raise ConfigError(str(failure)) from failure
+
+
+def _is_same(place: storage.Storage, folder: Path) -> bool:
+    """Whether the run there is that of the folder, and not another one's of that name."""
+    return owner.read(place.read(kept.STATE) or b"").get("began_at") == read_state_at(folder).get("began_at")
 
 
 def _checkpoint(source: str, folder: Path, epoch: int | None) -> Path:

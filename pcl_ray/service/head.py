@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -93,24 +92,27 @@ def recorded() -> Up | None:
 
 
 def up(wish: Wish, say: Callable[[str], None]) -> Up:
-    """Starts what does not run yet, and waits until it answers. What runs already stays as it is.
+    """Starts what does not run yet, and waits until it answers. What runs already stays as it is; what was started here ends where the rest fails.
 
     Raises ConfigError for a port that is taken or a host that must not be opened, RunFailed where something does not come up.
     """
+    wish = replace(wish, host=LOOPBACK if tracking_server.loopback(wish.host) else wish.host)
     with _alone():
         before = recorded()
-        running = {name: bool(known and known.process()) for name, known in (("ray", before.ray), ("mlflow", before.mlflow))} if before else {}
-        if before and any(running.values()):
+        runs = {name for name, known in (("ray", before.ray), ("mlflow", before.mlflow)) if known and known.process()} if before else set()
+        if before and runs:
             _same(before, wish)
         _check_host(wish.host)
         _make_token()
-        now = before if before and any(running.values()) else Up(wish.host, wish.ports, "")
-        now = _mlflow(now, bool(running.get("mlflow")), say)
-        _record(now)
-        if not running.get("ray"):
-            now = _ray(now, wish, say)
-            _record(now)
-        return now
+        now = before if before and runs else Up(wish.host, wish.ports, "")
+        starts_mlflow = "mlflow" not in runs and _wants_mlflow(now, "ray" in runs)
+        _check_ports(now, ray="ray" not in runs, mlflow=starts_mlflow)
+        try:
+            now = _mlflow(now, say) if starts_mlflow else now if now.mlflow_uri else replace(now, mlflow_uri=tracking.public_uri(_given_uri()))
+            return now if "ray" in runs else _ray(now, wish, say)
+        except BaseException:
+            _undo(runs)
+            raise
 
 
 def down(say: Callable[[str], None]) -> bool:
@@ -124,6 +126,20 @@ def down(say: Callable[[str], None]) -> bool:
         ended = [processes.end(one) for one in (known.ray, known.mlflow) if one]
         (folder() / "up.json").unlink(missing_ok=True)
         return any(ended)
+
+
+def _undo(ran_before: set[str]) -> None:
+    """Ends what this call started, and forgets it."""
+    now = recorded()
+    if now is None:
+        return
+    for name, known in (("ray", now.ray), ("mlflow", now.mlflow)):
+        if known and name not in ran_before:
+            processes.end(known)
+    if ran_before:
+        _record(replace(now, ray=now.ray if "ray" in ran_before else None, mlflow=now.mlflow if "mlflow" in ran_before else None))
+    else:
+        (folder() / "up.json").unlink(missing_ok=True)
 
 
 @contextmanager
@@ -182,27 +198,46 @@ def _token_or_none() -> str:
         return ""
 
 
-def _mlflow(now: Up, running: bool, say: Callable[[str], None]) -> Up:
-    uri = tracking.tracking_uri(TrackingConfig(), home())
-    if running:
-        return now
-    if uri.startswith(("http://", "https://")):  # MLFLOW_TRACKING_URI names a server
-        return replace(now, mlflow_uri=uri, mlflow=None)
-    _check_free(now.host, {"--mlflow-port": now.ports.mlflow})
+def _given_uri() -> str:
+    return tracking.tracking_uri(TrackingConfig(), home())
+
+
+def _served(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _wants_mlflow(now: Up, ray_runs: bool) -> bool:
+    """Whether a server is to be started here. Jobs of a Ray that runs record where it was told to, whatever this shell's MLFLOW_TRACKING_URI says."""
+    if ray_runs:
+        return now.mlflow is not None
+    given = _given_uri()
+    return not _served(given) or given.rstrip("/") == f"http://{now.host}:{now.ports.mlflow}"  # the address that an earlier `up` has printed
+
+
+def _check_ports(now: Up, *, ray: bool, mlflow: bool) -> None:
+    """All of them, before anything is started."""
+    ports = now.ports
+    wanted = {"--port": ports.ray, "--dashboard-port": ports.dashboard, "--metrics-port": ports.metrics} if ray else {}
+    _check_free(now.host, wanted | ({"--mlflow-port": ports.mlflow} if mlflow else {}))
+
+
+def _mlflow(now: Up, say: Callable[[str], None]) -> Up:
     say("starting    MLflow")
+    given = _given_uri()
+    uri = f"sqlite:///{home()}/mlflow/mlflow.db" if _served(given) else given  # a dead one of ours is started again, whatever the shell says now
     artifacts = home() / "mlflow" / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     command, environment = tracking_server.server_command(uri, artifacts, host=now.host, port=now.ports.mlflow)
     log = folder() / "mlflow.log"
     known, process = processes.start(command, environment, artifacts.parent, log)
     address = f"http://{now.host}:{now.ports.mlflow}"
-    _wait_for("MLflow", lambda: _answers(f"{address}/health"), known, process, log)
-    return replace(now, mlflow_uri=address, mlflow=known)
+    now = _record(replace(now, mlflow_uri=address, mlflow=known))
+    _wait_for("MLflow", lambda: _answers(f"{address}/health"), process, log)
+    return now
 
 
 def _ray(now: Up, wish: Wish, say: Callable[[str], None]) -> Up:
     ports = now.ports
-    _check_free(now.host, {"--port": ports.ray, "--dashboard-port": ports.dashboard, "--metrics-port": ports.metrics})
     say("starting    Ray")
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address", now.host]
     command += ["--port", str(ports.ray), "--dashboard-host", now.host, "--dashboard-port", str(ports.dashboard), "--metrics-export-port", str(ports.metrics)]
@@ -210,8 +245,9 @@ def _ray(now: Up, wish: Wish, say: Callable[[str], None]) -> Up:
     command += ["--num-gpus", str(wish.num_gpus)] if wish.num_gpus is not None else []
     log = folder() / "ray.log"
     known, process = processes.start(command, _environment(now), folder(), log)
-    _wait_for("Ray", lambda: now.cluster.alive() and bool(now.cluster.nodes()), known, process, log)
-    return replace(now, ray=known)
+    now = _record(replace(now, ray=known))
+    _wait_for("Ray", lambda: now.cluster.alive() and bool(now.cluster.nodes()), process, log)
+    return now
 
 
 def _environment(now: Up) -> dict[str, str]:
@@ -223,7 +259,7 @@ def _environment(now: Up) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
         "PCL_RAY_HOME": str(home()),
-        "MLFLOW_TRACKING_URI": now.mlflow_uri,
+        "MLFLOW_TRACKING_URI": now.mlflow_uri if now.mlflow else _given_uri(),  # with the password that it may hold, which is recorded nowhere
         "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # a job's `python` is the one that has our packages
     }
@@ -240,45 +276,48 @@ def _check_free(host: str, ports: dict[str, int]) -> None:
                 raise ConfigError(f"port {port} cannot be had at {host} ({error.strerror}): is another Ray or MLflow there? Choose another {option}") from None
 
 
-def _wait_for(what: str, ready: Callable[[], Any], known: Known, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Raises RunFailed, and leaves nothing behind, where it ends or does not answer in time."""
+def _wait_for(what: str, ready: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Raises RunFailed where it ends or does not answer in time."""
     deadline = time.monotonic() + _START_S
-    try:
-        while process.poll() is None and time.monotonic() < deadline:
-            with suppress(RunFailed):
-                if ready():
-                    return
-            time.sleep(0.2)
-        why = f"did not answer within {_START_S:.0f} s" if process.returncode is None else f"ended at once, exit code {process.returncode}"
-    except BaseException:
-        processes.end(known)
-        raise
-    processes.end(known)
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(RunFailed):
+            if ready():
+                return
+        time.sleep(0.2)
+    why = f"did not answer within {_START_S:.0f} s" if process.returncode is None else f"ended at once, exit code {process.returncode}"
     raise RunFailed(f"{what} {why}; the end of {log}:\n{processes.last_lines(log)}")
 
 
 def _answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
+        with dashboard.opened(address, 5.0) as answer:
             return answer.status == 200
     except OSError:
         return False
 
 
 def _stop_jobs(cluster: Cluster, say: Callable[[str], None]) -> None:
-    """So that runs end as stopped, with their checkpoints."""
-    with suppress(RunFailed, ConfigError):
-        waiting = cluster.under_way()
-        if waiting:
-            say(f"stopping    {len(waiting)} job{'s' * (len(waiting) > 1)}")
-        for number in waiting:
+    """So that runs end as stopped, with their checkpoints. One that cannot be told does not keep the others from it."""
+    waiting = _under_way(cluster)
+    if waiting:
+        say(f"stopping    {len(waiting)} job{'s' * (len(waiting) > 1)}")
+    for number in waiting:
+        with suppress(RunFailed, ConfigError):
             cluster.stop_job(number)
-        deadline = time.monotonic() + _STOP_JOBS_S
-        while cluster.under_way() and time.monotonic() < deadline:
-            time.sleep(0.5)
+    deadline = time.monotonic() + _STOP_JOBS_S
+    while _under_way(cluster) and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
-def _record(now: Up) -> None:
+def _under_way(cluster: Cluster) -> list[str]:
+    try:
+        return cluster.under_way()
+    except (RunFailed, ConfigError):
+        return []
+
+
+def _record(now: Up) -> Up:
     partial = folder() / "up.json.partial"
     partial.write_text(json.dumps(asdict(now), indent=2))
     os.replace(partial, folder() / "up.json")
+    return now

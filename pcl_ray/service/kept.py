@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import uuid
 from collections.abc import Callable
@@ -19,12 +18,14 @@ from typing import Any, Self
 from pcl_ray import checkpoint_files, checkpoint_storage, storage
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem, RunFailed
+from pcl_ray.service import owner
 from pcl_ray.service.events import Event
-from pcl_ray.service.folder import Busy, RunFolder, write_state_at
+from pcl_ray.service.folder import RunFolder, write_state_at
 
 CONFIG, STATE, OWNER = "config.yaml", "state.json", "owner.json"
 FILES = (STATE, "report.html", "figures.csv", "exhibit.npz", CONFIG)  # the last one makes a folder a run's
-_BEAT_S, _FRESH_S = 30.0, 150.0
+_BEAT_S = 30.0
+_LAST_BEAT_S = 20.0  # one call of a hurried storage ends sooner, and none is begun after the end
 
 
 def refused(uri: str) -> Problem | None:
@@ -86,7 +87,7 @@ class Keeper:
 
     def __init__(self, folder: RunFolder, uri: str | None, warn: Callable[[str], None], *, new: bool = False):
         self._folder, self._uri, self._warn, self._new = folder, uri, warn, new
-        self._mine = {**_this_process(), "token": uuid.uuid4().hex}
+        self._mine = {**owner.this_process(), "token": uuid.uuid4().hex}
         self._sent: dict[str, tuple[int, int]] = {}
         self._away = False
         self._over, self._lost = threading.Event(), threading.Event()
@@ -104,14 +105,19 @@ class Keeper:
     def __enter__(self) -> Self:
         if self._uri is None:
             return self
+        place = storage.of_run(self._uri, self._folder.name)
         try:
-            self._claim(storage.of_run(self._uri, self._folder.name))
+            self._claim(place)
             if self._new:
                 checkpoint_storage.forget_newer(self._checkpoints, None)
             else:
-                self._catch_up(storage.of_run(self._uri, self._folder.name))
-        except RunFailed as failure:
-            raise ConfigError([Problem("resources.storage", storage.shown(self._uri), str(failure))]) from failure
+                self._catch_up(place)
+        except BaseException as failure:
+            with suppress(RunFailed):
+                self._release(hurried=True)  # nobody else shall wait for a run that did not start
+            if isinstance(failure, RunFailed):
+                raise ConfigError([Problem("resources.storage", storage.shown(self._uri), str(failure))]) from failure
+            raise
         self._beat.start()
         return self
 
@@ -119,13 +125,26 @@ class Keeper:
         if self._uri is None:
             return
         self._over.set()
-        place = storage.of_run(self._uri, self._folder.name, hurried=kind is not None)
+        self._beat.join(_LAST_BEAT_S)  # else it may write owner.json after it was removed
+        hurried = kind is not None
         try:
-            self.send(hurried=kind is not None)
-            if not self._lost.is_set() and self._owner() == self._mine:
-                place.remove(OWNER)
+            try:
+                self.send(hurried=hurried)
+            finally:
+                self._release(hurried=hurried)
         except RunFailed as failure:
             self._warn(f"the last files of the run are in {self._folder.path} alone: {failure}")
+
+    def _release(self, *, hurried: bool) -> None:
+        """Raises RunFailed where the storage does not answer; then the run is free when `owner.json` is not fresh any more."""
+        assert self._uri is not None
+        if not self._lost.is_set() and self._owner() == self._mine:
+            storage.of_run(self._uri, self._folder.name, hurried=hurried).remove(OWNER)
+
+    def put_first(self, checkpoint: Path) -> None:
+        """The checkpoint that a new run begins with, to where its workers look for one. Raises RunFailed."""
+        if self._uri is not None:
+            checkpoint_storage.put(storage.of_run(self._uri, self._folder.name), checkpoint, keep=1)
 
     def send(self, *, hurried: bool = False) -> None:
         """The small files that have changed since, to the storage. Raises RunFailed."""
@@ -174,13 +193,7 @@ class Keeper:
         if self._new and (place.entry(CONFIG) is not None or checkpoint_storage.newest(place)):
             raise _taken(place.uri, self._folder.name)
         if content is not None and since is not None:
-            owner = _owner_in(content)
-            age = (self._now(place) - since.changed_ns) / 1e9
-            if age < _FRESH_S and not _is_gone(owner):
-                raise Busy(
-                    f"run {self._folder.name!r} is being trained by process {owner.get('pid')} on {owner.get('host')}; stop it first, "
-                    f"or, where it is gone for good, try again in {_FRESH_S - age:.0f} s"
-                )
+            owner.check_free(self._folder.name, content, age_s=(self._now(place) - since.changed_ns) / 1e9)
         place.write(OWNER, json.dumps(self._mine).encode())
 
     def _now(self, place: storage.Storage) -> int:
@@ -201,7 +214,7 @@ class Keeper:
             if name in there and name != STATE:
                 place.get(name, self._folder.path / name)
         if STATE in there:
-            known = {name: value for name, value in _owner_in(place.read(STATE) or b"").items() if value is not None}
+            known = {name: value for name, value in owner.read(place.read(STATE) or b"").items() if value is not None}
             write_state_at(self._folder.path, **known)
         self._bring(place, self._folder.read_config().train.keep_checkpoints)
 
@@ -212,13 +225,14 @@ class Keeper:
     def _beats(self) -> None:
         while not self._over.wait(_BEAT_S):
             with suppress(RunFailed):  # a storage that is away now may be back when the next checkpoint is due
-                owner = self._owner()
-                if owner is not None and owner != self._mine:
+                found = self._owner()
+                if found is not None and found != self._mine:
                     self._lost.set()
                     return
                 if not self._over.is_set():
                     self._place().write(OWNER, json.dumps(self._mine).encode())
-                self.send(hurried=True)
+                if not self._over.is_set():
+                    self.send(hurried=True)
 
     def _place(self) -> storage.Storage:
         assert self._uri is not None
@@ -226,38 +240,7 @@ class Keeper:
 
     def _owner(self) -> dict[str, Any] | None:
         content = self._place().read(OWNER)
-        return None if content is None else _owner_in(content)
-
-
-def _owner_in(content: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(content)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _this_process() -> dict[str, Any]:
-    """Where this driver is: `machine` tells where its number can be asked for, a kernel that was started once and the processes that it shows here."""
-    try:
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        machine = ""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "machine": machine}
-
-
-def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether it was a process of this machine that is no more."""
-    here = _this_process()
-    if not here["machine"] or owner.get("machine") != here["machine"] or not isinstance(owner.get("pid"), int):
-        return False
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return owner["pid"] == os.getpid()  # of an earlier run of this very process
+        return None if content is None else owner.read(content)
 
 
 def _version(file: Path) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pcl_ray import tracking, tracking_runs
+from pcl_ray import machine, tracking, tracking_runs
 from pcl_ray.config import TrackingConfig
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.service import head
@@ -44,7 +44,7 @@ def local_runs() -> list[Row]:
         folder, state = path.parent, read_state_at(path.parent)
         if state.get("state") != "running":
             continue
-        if _abandoned(folder):
+        if state.get("machine") == machine.identity() != "" and _abandoned(folder):
             _mark(folder, state)
             state |= {"state": "stopped", "waits_for": KILLED}
         rows.append(_local_row(folder.name, state))
@@ -71,7 +71,7 @@ def _local_row(name: str, state: dict[str, Any]) -> Row:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Nobody holds its lock. Where locks are not to be had, that is not known."""
+    """Nobody of this machine holds its lock; locks of others are not seen on every storage. Where locks are not to be had, it is not known."""
     try:
         with (folder / "lock").open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,10 +27,12 @@ class Known:
         """None where it has ended, whoever has its number now."""
         try:
             found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.created) < _SAME_S and found.status() != psutil.STATUS_ZOMBIE
+            return found if self.same(found) and found.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None
-        return found if same else None
+
+    def same(self, other: psutil.Process) -> bool:
+        return abs(other.create_time() - self.created) < _SAME_S
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> tuple[Known, subprocess.Popen[bytes]]:
@@ -45,24 +46,34 @@ def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
 
 
 def end(known: Known, limit_s: float = _END_S) -> bool:
-    """Politely, then not; with everything that it started. False where it had ended before."""
-    process = known.process()
-    if process is None:
-        return False
-    family = [process]
-    with suppress(psutil.Error):
-        family += process.children(recursive=True)
-    with suppress(psutil.Error):
-        process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs([process], timeout=limit_s)
-    deadline = time.monotonic() + 5
-    while (alive := [one for one in family if _runs(one)]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for one in alive:
+    """Politely, then not; with everything that it started, also where it has ended before them. False where nothing was left."""
+    process, family = known.process(), _session(known)
+    if process is not None:
+        with suppress(psutil.Error):
+            family += [one for one in (process, *process.children(recursive=True)) if one not in family]
+            process.send_signal(signal.SIGTERM)
+        psutil.wait_procs([process], timeout=limit_s)
+        psutil.wait_procs(family, timeout=5)  # they end with it
+    left = [one for one in family if _runs(one)]
+    for one in left:
         with suppress(psutil.Error):
             one.kill()
-    psutil.wait_procs(alive, timeout=5)
-    return True
+    psutil.wait_procs(left, timeout=5)
+    return process is not None or bool(left)
+
+
+def _session(known: Known) -> list[psutil.Process]:
+    """Those that it started and that have not left its session: each process that `start` begins has one of its own. Its number is given to no other
+    process as long as one of them lives."""
+    found = []
+    with suppress(psutil.Error):
+        if not known.same(psutil.Process(known.pid)):
+            return []
+    for one in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getsid(one.pid) == known.pid and one.create_time() >= known.created - _SAME_S and one.pid != os.getpid():
+                found.append(one)
+    return found
 
 
 def _runs(process: psutil.Process) -> bool:

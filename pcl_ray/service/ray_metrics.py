@@ -22,7 +22,7 @@ GAUGES = {
     "pcl_prototype_age_steps": ("", "Steps since the features of the prototypes in use were made."),
 }
 DROPPED = "pcl_tracking_dropped_points_total"
-_DROPPED_SAYS = "Figures that MLflow will never have: no number, or refused."
+_DROPPED_SAYS = "Figures that MLflow will never have: no number, or not finite."
 
 
 class RayMetrics:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from pcl_ray.service.worker import WorkerTask, run_worker
 
 _POLL_S = 0.5
 _ANYWHERE = "DEFAULT"  # not in the placement group of the trial that may have started us, which has room for itself alone
+_SLACK = 1e-6
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
 
 
@@ -43,17 +44,26 @@ def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) 
     """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and ConfigError where the cluster can never fit the run."""
     resources = job.config.resources
     with connected(resources.workers * resources.cpus_per_worker + (1 + job.plan.e_step_shards) * resources.e_step_cpus) as others:
-        if others:
-            nodes.check(Path(job.run_dir), splits, job.config.data.path, shared_storage=resources.storage is None)
-        train_shared(job, share(splits), handle, queue=others)
+
+        def look() -> None:
+            nodes.check(Path(job.run_dir), splits, job.config.data.path, resources.storage)
+
+        if others and not resources.autoscaling:
+            look()
+        # nodes that are added for the run can only be asked when they are there
+        train_shared(job, share(splits), handle, queue=others, ready=look if others and resources.autoscaling else None)
 
 
-def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None], *, queue: bool = True) -> None:
-    """`train_on_ray` where Ray is connected and the data are in its store. queue: others may use the cluster too, and all start one after the other."""
+def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None], *, queue: bool = True, ready: Callable[[], None] | None = None) -> None:
+    """`train_on_ray` where Ray is connected and the data are in its store.
+
+    queue: others may use the cluster too, and all start one after the other. ready: is called when there is room, and may still refuse.
+    """
     config = job.config
     bundles = _bundles(config.resources, job.plan.e_step_shards)
     if not config.resources.autoscaling:
         _check_cluster(config.resources, job.plan.e_step_shards)
+        _check_nodes(bundles)
     if not queue:
         _train(job, data, handle)
         return
@@ -65,6 +75,8 @@ def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None], *,
         handle(event)
 
     try:
+        if ready is not None:
+            ready()
         _train(job, data, started)
     finally:
         turn.release()
@@ -102,10 +114,20 @@ def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
         ("CPU", "resources.cpus_per_worker", resources.cpus_per_worker, (1 + e_step_shards) * resources.e_step_cpus),
     ):
         needed = resources.workers * each + actor
-        if needed > has.get(kind, 0) + 1e-6:
+        if needed > has.get(kind, 0) + _SLACK:
             message = f"the workers and the E-step actor need {needed:g} {kind}s together, the cluster has {has.get(kind, 0):g}"
             message += "; ask for less, or set resources.autoscaling=true where the cluster adds nodes by itself"
             raise ConfigError([Problem(name, each, message)])
+
+
+def _check_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
+    """Raises ConfigError where a part of the run fits on no node, however free it is."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for part in bundles:
+        if not any(all(node.get(kind, 0) + _SLACK >= amount for kind, amount in part.items()) for node in nodes):
+            largest = max((node.get("CPU", 0) for node in nodes), default=0)
+            message = f"no node has the {room.needed([part])} that one part of the run needs together; the largest has {largest:g} CPUs"
+            raise ConfigError([Problem("resources.cpus_per_worker", part.get("CPU", 0), message)])
 
 
 def _e_step_actor(config: pcl_ray.config.RunConfig) -> Any:

@@ -50,7 +50,7 @@ class Request:
 def check(recipe_or_path: str, overrides: Iterable[str] = ()) -> Request:
     """The request, or ConfigError / DataError with all its mistakes: the configuration's and those that only show with data and machine."""
     config, problems = configs.load_leniently(recipe_or_path, overrides)
-    return _checked(_with_storage(config), problems)
+    return _checked(with_storage(config), problems)
 
 
 def check_config(config: RunConfig, *, on_ray: bool = False, stored: bool = False) -> Request:
@@ -76,10 +76,10 @@ def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     fixed = [name for name in after if after[name] != before[name] and not name.startswith(CHANGEABLE)]
     if fixed:
         raise ConfigError([Problem(name, after[name], f"cannot change when a run goes on; it is {before[name]!r} there. Start a new run") for name in fixed])
-    return _with_storage(new)
+    return with_storage(new)
 
 
-def _with_storage(config: RunConfig) -> RunConfig:
+def with_storage(config: RunConfig) -> RunConfig:
     """With the storage that the environment names where the configuration has none: workers on other nodes, and whoever resumes, know it from there."""
     uri = os.environ.get(storage.VARIABLE)
     return configs.with_overrides(config, {"resources.storage": uri}) if uri and not config.resources.storage else config

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayError, RuntimeEnvSetupError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from pcl_ray.errors import RunFailed
@@ -59,14 +59,14 @@ class Turn:
     """Held from `take` to `release`, or to the end of this process."""
 
     def __init__(self, actor: Any):
-        self._actor = actor
+        self.actor = actor
 
     def release(self) -> None:
         """A second call does nothing."""
-        if self._actor is not None:
+        if self.actor is not None:
             with suppress(RayError):
-                ray.kill(self._actor)
-            self._actor = None
+                ray.kill(self.actor)
+            self.actor = None
 
 
 def take(run: str, bundles: Sequence[dict[str, float]], timeout_s: float, say: Say) -> Turn:
@@ -86,7 +86,7 @@ def take(run: str, bundles: Sequence[dict[str, float]], timeout_s: float, say: S
     return turn
 
 
-def needed(bundles: Sequence[dict[str, float]]) -> str:
+def needed(bundles: Sequence[Mapping[str, float]]) -> str:
     """`4 GPUs and 9 CPUs`."""
     totals = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in ("GPU", "CPU")}
     return " and ".join(f"{total:g} {kind}{'s' * (total != 1)}" for kind, total in totals.items() if total) or "nothing"
@@ -117,15 +117,41 @@ class _Patience:
 
 def _turn(mine: Holder, patience: _Patience) -> Turn:
     while True:
-        try:
-            actor: Any = ray.remote(TurnActor).options(name=_TURN, namespace=NAMESPACE, num_cpus=0, scheduling_strategy="DEFAULT").remote(mine)
-            ray.get(actor.holder.remote(), timeout=_ASK_S)
-            return Turn(actor)
-        except (ValueError, RayActorError, GetTimeoutError):  # the name is taken; or it went in the moment between
-            other = _holder()
-        if other is not None:
-            patience.wait(f"waiting for the turn to start: before us is {other}", what=f"turn {other.run}")
+        turn = _made(mine)
+        if turn is not None and _is_up(turn, patience):
+            return turn
+        other = _holder()
+        before = f"before us is {other}" if other else "another run has it"
+        patience.wait(f"waiting for the turn to start: {before}", what=f"turn {other.run if other else ''}")
         time.sleep(_POLL_S)
+
+
+def _made(mine: Holder) -> Turn | None:
+    """None where somebody has the turn already."""
+    try:
+        return Turn(ray.remote(TurnActor).options(name=_TURN, namespace=NAMESPACE, num_cpus=0, scheduling_strategy="DEFAULT").remote(mine))
+    except ValueError:
+        return None
+
+
+def _is_up(turn: Turn, patience: _Patience) -> bool:
+    """Waits until it answers: on a node that has run nothing yet, a process takes a while. False where it died; then it is free again."""
+    try:
+        while True:
+            try:
+                ray.get(turn.actor.holder.remote(), timeout=_ASK_S)
+                return True
+            except GetTimeoutError:
+                patience.wait("waiting for the cluster to start a process", what="process")
+    except (RuntimeEnvSetupError, ActorUnschedulableError) as error:
+        turn.release()
+        raise RunFailed(f"the cluster cannot start a process for the run: {str(error).strip().splitlines()[-1]}") from error
+    except RayError:
+        turn.release()
+        return False
+    except BaseException:
+        turn.release()
+        raise
 
 
 def _holder() -> Holder | None:

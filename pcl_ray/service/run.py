@@ -7,17 +7,13 @@ request → data → folder (new or resumed) → training (in this process, or o
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from pcl_ray import checkpoint_files, tracking, tracking_secrets
+from pcl_ray import checkpoint_files, machine, tracking, tracking_secrets
 from pcl_ray import plan as plans
 from pcl_ray.config import RunConfig
 from pcl_ray.data import datasets
@@ -33,18 +29,12 @@ from pcl_ray.service.kept import Keeper
 from pcl_ray.service.outcome import RunResult
 from pcl_ray.service.progress import Display
 from pcl_ray.service.request import Request
+from pcl_ray.service.stopping import Stopped as Stopped
+from pcl_ray.service.stopping import stopped_by_signals
 from pcl_ray.service.system import SystemWatch
 
 # How long the end of a run may wait for what is drawn and sent; one that is told to stop may be killed half a minute later.
 _PICTURES_S, _MODEL_S, _HURRY_S, _STOPPED_S = 180.0, 180.0, 30.0, 2.0
-
-
-class Stopped(Exception):
-    """The run or sweep was told to stop (Ctrl-C, SIGTERM); its last checkpoint stands."""
-
-    def __init__(self, name: str, signal_number: int, verb: str = "train"):
-        self.exit_code = 128 + signal_number
-        super().__init__(f"stopped; go on with: pcl-ray {verb} --resume {name}")
 
 
 @dataclass(frozen=True)
@@ -90,15 +80,20 @@ def start(
     ):
         folder.write_state(fingerprint=splits.train.fingerprint, began_at=time.time(), command=command)
         if origin:
-            _begin_with(origin, folder, display)
+            _begin_with(origin, folder, keeper, display)
         return _run(folder, asked.config, plan, splits, display, result_file, keeper)
 
 
-def _begin_with(origin: Origin, folder: RunFolder, display: Display) -> None:
+def _begin_with(origin: Origin, folder: RunFolder, keeper: Keeper, display: Display) -> None:
     from pcl_ray import checkpoint  # torch: after the checks
 
-    checkpoint.take_over(origin.checkpoint, folder.path / "checkpoints")
+    taken = checkpoint.take_over(origin.checkpoint, folder.path / "checkpoints")
     folder.write_state(forked_from=origin.text)
+    try:
+        keeper.put_first(taken)
+    except RunFailed as failure:
+        folder.write_state(state="failed", error=str(failure))
+        raise
     display.say(f"fork       {origin.text}")
 
 
@@ -181,7 +176,8 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
     tracker = outcome.open_tracker(folder, config, splits.train.fingerprint, display.warn, tags=told, known=outcome.Known(plan, classes))
     display.say(f"run        {folder.name} in {folder.path}")
     job = submission.current()
-    folder.write_state(state="running", error=None, submission_id=job.id if job else None, waits_for="", **aftermath.facts(plan, names, command))
+    here = {"submission_id": job.id if job else None, "waits_for": "", "machine": machine.identity()}
+    folder.write_state(state="running", error=None, **here, **aftermath.facts(plan, names, command))
     if job is not None:
         display.say(f"job        {job.id}")
     for entry in outcome.history(folder):  # an epoch whose figures were lost with a killed driver; known points are skipped
@@ -190,7 +186,7 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
     follow = Follow(tracker, display, folder, plan, gallery)
     state: State = "failed"
     try:
-        with _stopped_by_signals(folder.name, told=follow.stopped):
+        with stopped_by_signals(folder.name, told=follow.stopped):
             keeper.send()
             display.begin(plan)
             _train(folder, config, plan, splits, keeper.watched(follow.handle))
@@ -211,20 +207,21 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         display.end()
         # What others wait for first: a server that does not answer may hold `finish` until we are killed.
         folder.write_state(state=state, mlflow_run_id=tracker.run_id)
-        keeper.bring(config, hurried=state != "finished")
-        history = outcome.history(folder)
-        result = outcome.result(folder, state, tracker.run_id, history)
-        result.write(result_file)
-        for entry in history:
-            tracker.log(entry["metrics"], entry["step"])
-        try:
-            if state == "finished":
-                display.say("recording  pictures, report and model")
-            gallery.close({"finished": _PICTURES_S, "failed": _HURRY_S}.get(state, _STOPPED_S))
-            aftermath.leave(folder, config, state, history, tracker, display.warn)
-            tracker.tag({tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, state, result.metrics)})
-        finally:  # also where an impatient second Ctrl-C ends the waiting for pictures
-            tracker.finish(state, _MODEL_S if state == "finished" and config.tracking.model else _HURRY_S)
+        with stopped_by_signals(folder.name):  # a second Ctrl-C, or one after the training: what waits is kept, nothing is waited for
+            try:
+                keeper.bring(config, hurried=state != "finished")
+                history = outcome.history(folder)
+                result = outcome.result(folder, state, tracker.run_id, history)
+                result.write(result_file)
+                for entry in history:
+                    tracker.log(entry["metrics"], entry["step"])
+                if state == "finished":
+                    display.say("recording  pictures, report and model")
+                gallery.close({"finished": _PICTURES_S, "failed": _HURRY_S}.get(state, _STOPPED_S))
+                aftermath.leave(folder, config, state, history, tracker, display.warn)
+                tracker.tag({tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, state, result.metrics)})
+            finally:
+                tracker.finish(state, _MODEL_S if state == "finished" and config.tracking.model else _HURRY_S)
         if tracker.run_id != result.mlflow_run_id:
             folder.write_state(mlflow_run_id=tracker.run_id, link=tracker.link() or "")
             result = replace(result, mlflow_run_id=tracker.run_id)
@@ -256,25 +253,6 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
     finally:
         watch.stop()
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _stopped_by_signals(name: str, told: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block with Stopped (only the main thread may listen for signals); `told` hears of it first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: Any) -> None:
-        told()
-        raise Stopped(name, number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _what_is_kept(folder: RunFolder, keeper: Keeper) -> str:

@@ -7,6 +7,8 @@ import os
 import re
 from dataclasses import dataclass, field
 
+from pcl_ray.tracking_secrets import scrubbed
+
 ID_TAG = "ray.submission_id"
 RUN_KEY = "pcl_ray.run"  # of a job's metadata: the run that it trains, where that was known when it was submitted
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -40,7 +42,7 @@ def tags() -> dict[str, str]:
     if job is None:
         return {}
     shown = [name for name in job.metadata if not _PRIVATE.search(name)][:_MOST]
-    return {ID_TAG: job.id} | {f"job.{name}": job.metadata[name] for name in shown}
+    return {ID_TAG: job.id} | {f"job.{name}": scrubbed(job.metadata[name]) for name in shown}
 
 
 def without_gpus() -> None:

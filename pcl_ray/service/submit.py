@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pcl_ray.errors import ConfigError
 from pcl_ray.service import head, submission
 from pcl_ray.service.dashboard import DEFAULT_ADDRESS, Cluster, checked_address, token_here
 
+DRIVER_GB = 1.0
 _STOP_WAIT_S = "60"  # of Ray, between telling a driver to stop and killing it
 
 
@@ -42,31 +43,36 @@ class Line:
 
 def cluster(address: str | None) -> Cluster:
     """The named one; else that of RAY_API_SERVER_ADDRESS, of `pcl-ray up`, or Ray's default. Raises ConfigError."""
-    ours = head.recorded()
+    ours = _our_head()
     wanted = address or os.environ.get("RAY_API_SERVER_ADDRESS") or (ours.cluster.address if ours else DEFAULT_ADDRESS)
     place = checked_address(wanted)
-    if ours and ours.cluster.address == place and not os.environ.get("RAY_AUTH_TOKEN"):
-        return ours.cluster
-    return Cluster(place, token_here())
+    return ours.cluster if ours and ours.cluster.address == place else Cluster(place, token_here())
 
 
 def environment(to: Cluster) -> dict[str, str]:
     """What Ray's commands need beside the user's own environment: the mode is always said, and where our own head keeps its token."""
-    ours = head.recorded()
-    if ours and ours.cluster.address == to.address and not os.environ.get("RAY_AUTH_TOKEN"):
+    ours = _our_head()
+    if ours and ours.cluster.address == to.address:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file())}
     return {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE") or ("token" if to.token else "disabled")}
 
 
-def line(to: Cluster, verb: str, words: Sequence[str], run: str, *, cpus: float, wait: bool, folder: Path | None) -> Line:
-    """verb: train or sweep. words: as after `pcl-ray train`, with the run's name. folder: what is uploaded; None where the cluster has all that is needed."""
-    number = f"pcl-{run}-{datetime.now(UTC).strftime('%m%d-%H%M%S')}"
+def _our_head() -> head.Up | None:
+    """That of `pcl-ray up`, if it runs and the user has not named another token."""
+    ours = head.recorded()
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return ours if ours and ours.ray and ours.ray.process() and not named else None
+
+
+def line(to: Cluster, verb: str, words: Sequence[str], run: str, *, memory_gb: float, wait: bool, folder: Path | None) -> Line:
+    """verb: train or sweep. words: as after `pcl-ray train`, with the run's name. memory_gb: that the driver reserves. folder: what is uploaded; None where the
+    cluster has all that is needed."""
+    number = f"pcl-{run}-{secrets.token_hex(3)}"
     metadata = json.dumps({submission.RUN_KEY: run})
     runtime = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_WAIT_S}})
     script = ["python", f"jobs/{verb}.py"] if folder is not None and (folder / "jobs" / f"{verb}.py").is_file() else ["python", "-m", "pcl_ray.cli", verb]
     command = ["ray", "job", "submit", "--address", to.address, "--submission-id", number, "--metadata-json", metadata, "--runtime-env-json", runtime]
-    # With a CPU of its own the driver sees no GPU, and may run on any node.
-    command += ["--entrypoint-num-cpus", f"{cpus:g}"]
+    command += _driver(memory_gb)
     command += [] if wait else ["--no-wait"]
     command += ["--working-dir", str(folder)] if folder is not None else []
     return Line((*command, "--", *script, *words), environment(to), number, run)
@@ -75,8 +81,14 @@ def line(to: Cluster, verb: str, words: Sequence[str], run: str, *, cpus: float,
 def example(to: Cluster, folder: Path | None, words: Sequence[str]) -> Line:
     """The shortest line that does: without what the run and its job know of each other."""
     script = ["python", "jobs/train.py"] if folder is not None else ["python", "-m", "pcl_ray.cli", "train"]
-    command = ["ray", "job", "submit", "--address", to.address, "--entrypoint-num-cpus", "1", *(["--working-dir", "."] if folder is not None else [])]
+    command = ["ray", "job", "submit", "--address", to.address, *_driver(DRIVER_GB), *(["--working-dir", "."] if folder is not None else [])]
     return Line((*command, "--", *script, *words), environment(to))
+
+
+def _driver(memory_gb: float) -> list[str]:
+    """What a driver reserves: with anything of its own it may run on any node, and sees no GPU. No CPU: those of drivers that wait for a place would be
+    missing to the one whose turn it is."""
+    return ["--entrypoint-memory", str(int(memory_gb * 1e9))]
 
 
 @contextmanager
@@ -126,7 +138,8 @@ def run(what: Line, to: Cluster) -> int:
         code = process.wait()
     except KeyboardInterrupt:
         process.terminate()
-        process.wait(10)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
         print(f"\nthe job goes on; end it by:  {stop_line(what, to)}", file=sys.stderr)
         return 130
     if code == 0:

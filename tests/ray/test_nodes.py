@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from PIL import Image
 from processes import free_port
 from small import DIGITS_RUN
 
+from pcl_ray import storage
+from pcl_ray.service import nodes as check
 from pcl_ray.service import processes
 from pcl_ray.service.dashboard import Cluster
 
@@ -25,6 +28,13 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare, to hide a folder from the second node"),
 ]
+
+
+_ASK = """
+import sys
+from pcl_ray.service import nodes
+print(nodes.missing(nodes.Needs("probe", "content", storage_uri=sys.argv[1], run="one")).place)
+"""
 
 
 class Nodes:
@@ -111,6 +121,34 @@ def test_checkpoints_on_a_storage_need_no_shared_home(nodes: Nodes, tmp_path: Pa
     longer = nodes.train("--resume", "kept", "train.epochs=4", home=nodes.hidden / "home")
     assert longer.returncode == 0, longer.stderr
     assert "going on with epoch 3/4" in longer.stdout
+
+
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_a_node_where_the_storage_is_not_mounted_ends_the_request(nodes: Nodes, tmp_path: Path, as_uri: bool) -> None:
+    """The second node can write under that path as well, into a folder of its own: it has to be asked for what the driver wrote."""
+    shared = nodes.hidden / f"storage{as_uri:d}"
+    uri = f"file://{shared}" if as_uri else str(shared)
+    ended = nodes.train("digits", *RUN, f"resources.storage={uri}", "--name", "adrift", home=tmp_path / "home")
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "resources.storage" in line]
+    one = r"node \S+ \([\d.]+\) cannot use it \(what the driver has just written is not there\)"
+    said = rf"resources.storage = {re.escape(repr(uri)[:77])}\S*: {one}"
+    assert re.search(said, line), line
+    assert "mount it there at the same path, or name a storage that all nodes reach (s3://bucket/path)" in line
+    assert "Traceback" not in ended.stderr
+    assert [path.name for path in (shared / "runs/adrift").iterdir() if path.name.startswith((".seen", "owner"))] == []
+
+
+def test_a_node_that_may_read_the_storage_but_not_write_it(tmp_path: Path) -> None:
+    """Any node may be the one that writes the checkpoints."""
+    place = storage.of_run(str(tmp_path), "one")
+    place.write("probe", b"content")
+    needs = check.Needs("probe", "content", storage_uri=str(tmp_path), run="one")
+    assert check.missing(needs) == check.Answer("", "")
+    assert [path.name for path in (tmp_path / "runs/one").iterdir()] == ["probe"]
+    script = f"mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec {sys.executable} -c '{_ASK}' {tmp_path}"
+    asked = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=LIMIT_S)
+    assert "Read-only file system" in asked.stdout, asked.stderr
 
 
 def test_a_node_without_the_images_ends_the_request(nodes: Nodes, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +235,9 @@ def test_kuberay() -> None:
     cluster, job = kuberay.RayCluster.model_validate(documents("raycluster")[0]), kuberay.RayJob.model_validate(documents("rayjob")[0])
     assert cluster.spec.gcsFaultToleranceOptions is not None
     assert job.spec.rayClusterSpec.model_dump() == {**cluster.spec.model_dump(), "gcsFaultToleranceOptions": None}
+    assert job.spec.entrypointNumCpus == 0.01  # a driver that waits for its turn keeps no CPU from the run whose turn it is
+    (name,) = re.findall(r" --name (\S+)", job.spec.entrypoint)
+    assert f"#   python /opt/pcl_ray/jobs/train.py --resume {name}\n" in (DOCKER / "kuberay" / "rayjob.yaml").read_text()
     assert cluster.spec.headGroupSpec.rayStartParams["num-cpus"] == "0"
     pods = [group.template.spec for group in (cluster.spec.headGroupSpec, *cluster.spec.workerGroupSpecs)]
     for pod in pods:
@@ -280,6 +285,34 @@ def test_cluster_launcher() -> None:
     assert len(starts) == 2
     assert all("pcl_ray_environment" in command and "--metrics-export-port=8080" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
+    (uri,) = re.findall(r"MLFLOW_TRACKING_URI=http://(\S+)", " ".join(said["setup_commands"]))
+    (server,) = [command for command in said["head_start_ray_commands"] if "mlflow server" in command]
+    host, port = uri.split(":")
+    assert host == said["provider"]["head_ip"]
+    assert {f"--host={host}", f"--port={port}", f"--allowed-hosts={uri}"} <= set(server.split())
+
+
+def test_the_servers_of_the_cluster_launcher_outlive_the_connection(tmp_path: Path) -> None:
+    """What a command leaves behind holds nothing that ssh would wait for."""
+    said = yaml.safe_load((DOCKER / "cluster.yaml").read_text())
+    (server,) = [command for command in said["head_start_ray_commands"] if "mlflow server" in command]
+    (tmp_path / "pcl_ray_environment").write_text('export PATH="$HOME:$PATH"\n')
+    stand_in = tmp_path / "mlflow"
+    stand_in.write_text('#!/bin/sh\necho "$$ $*"\nexec sleep 120\n')
+    stand_in.chmod(0o755)
+    log = tmp_path / "pcl_ray_mlflow" / "mlflow.log"
+    shell = ["bash", "--login", "-c", f"true && ({server})"]  # as the launcher has it
+    done = subprocess.run(shell, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60)  # waits for all that write there
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    try:
+        deadline = time.monotonic() + 60
+        while not (log.is_file() and log.read_text().endswith("\n")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        number, *words = log.read_text().split()
+        assert words[0] == "server"
+        assert os.getsid(int(number)) != os.getsid(0)
+    finally:
+        os.kill(int(number), signal.SIGKILL)
 
 
 def test_the_dashboard_shows_our_metrics_and_no_others() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pcl_ray import config as configs
+from pcl_ray import machine
 from pcl_ray.plan import make
 from pcl_ray.service import follow, overview, processes
 from pcl_ray.service.events import Event
@@ -39,12 +40,22 @@ def test_a_run_that_waits_says_for_what() -> None:
 
 def test_a_run_whose_process_is_gone_is_marked_as_stopped() -> None:
     with RunFolder.create("gone", CONFIG) as folder:
-        folder.write_state(state="running")
+        folder.write_state(state="running", machine=machine.identity())
     (row,) = overview.local_runs()
     assert (row.state, row.waits_for) == ("stopped", "its process was killed")
     state = read_state_at(RunFolder.path_of("gone"))
     assert (state["state"], state["error"]) == ("stopped", "its process was killed")
     assert overview.local_runs() == []
+
+
+@pytest.mark.parametrize("where", ["another machine", "", None])
+def test_a_run_of_another_machine_is_not_judged_by_its_lock(where: str | None) -> None:
+    """Storage that all nodes share need not share its locks."""
+    with RunFolder.create("elsewhere", CONFIG) as folder:
+        folder.write_state(state="running", machine=where)
+    (row,) = overview.local_runs()
+    assert row.state == "running"
+    assert read_state_at(RunFolder.path_of("elsewhere"))["state"] == "running"
 
 
 def test_a_run_that_has_ended_is_not_under_way() -> None:
@@ -76,7 +87,7 @@ def test_mlflow_is_told_of_a_run_that_was_killed(empty_store: Path, tmp_path: Pa
     assert [row.name for row in rows] == ["gone"]  # of another machine: it is not ours to judge
     assert trouble == ""
     with RunFolder.create("gone", CONFIG) as folder:
-        folder.write_state(state="running", mlflow_run_id=run)
+        folder.write_state(state="running", mlflow_run_id=run, machine=machine.identity())
     overview.local_runs()
     assert client.get_run(run).info.status == "KILLED"
     assert [run.name for run in overview.tracking_runs.recorded(overview.uri(), "pcl_ray", state="stopped")] == ["gone"]
@@ -112,6 +123,21 @@ def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert processes.end(known) is False
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_outlived_the_process_that_started_it_is_found_and_ended(tmp_path: Path) -> None:
+    import psutil
+
+    known, process = processes.start([sys.executable, "-c", TREE], {}, tmp_path, tmp_path / "log")
+    deadline = time.monotonic() + 60
+    while "up" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (child,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait(10)
+    assert child.is_running()
+    assert processes.end(known)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_another_process_with_the_same_number_is_left_alone(tmp_path: Path) -> None:

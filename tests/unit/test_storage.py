@@ -24,7 +24,7 @@ from small import DIGITS_RUN
 
 from pcl_ray import checkpoint, checkpoint_storage, cli, storage
 from pcl_ray.errors import ConfigError, RunFailed
-from pcl_ray.service import kept, request, run
+from pcl_ray.service import kept, owner, request, run
 from pcl_ray.service.events import Event
 from pcl_ray.service.folder import Busy, RunFolder
 from pcl_ray.service.progress import Display
@@ -402,7 +402,7 @@ def test_a_run_that_another_machine_trains_is_left_alone(tmp_path: Path, monkeyp
     assert cli.main(["train", "--resume", "one"]) == 2
     assert "process 12 on elsewhere" in capsys.readouterr().err
     assert file.read_text() == before
-    old = time.time() - 2 * kept._FRESH_S
+    old = time.time() - 2 * owner.FRESH_S
     os.utime(file, (old, old))  # it has not been heard of since
     assert cli.main(["train", "--resume", "one"]) == 0
     assert not file.exists()
@@ -413,7 +413,7 @@ def test_a_driver_of_this_machine_that_was_killed_is_not_waited_for(tmp_path: Pa
     gone.wait(60)
     config = request.check("digits", TINY).config
     for pid, refused in ((os.getppid(), True), (gone.pid, False)):
-        owner = _owned(tmp_path / "shared", **{**kept._this_process(), "pid": pid})
+        file = _owned(tmp_path / "shared", **{**owner.this_process(), "pid": pid})
         with RunFolder.create(f"one{pid}", config) as here:
             here.name = "one"
             keeper = kept.Keeper(here, str(tmp_path / "shared"), pytest.fail)
@@ -422,8 +422,63 @@ def test_a_driver_of_this_machine_that_was_killed_is_not_waited_for(tmp_path: Pa
                     keeper.__enter__()
                 continue
             with keeper:
-                assert json.loads(owner.read_text())["pid"] == os.getpid()
-            assert not owner.exists()
+                assert json.loads(file.read_text())["pid"] == os.getpid()
+            assert not file.exists()
+
+
+def test_a_beat_that_is_slow_does_not_say_that_a_run_is_trained_which_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, write = threading.Event(), storage.Storage.write
+
+    def slow(place: storage.Storage, key: str, content: bytes) -> storage.Entry:
+        if threading.current_thread().name == "storage-owner" and key == "owner.json":
+            begun.set()
+            time.sleep(1.0)
+        return write(place, key, content)
+
+    monkeypatch.setattr(kept, "_BEAT_S", 0.02)
+    monkeypatch.setattr(storage.Storage, "write", slow)
+    with RunFolder.create("one", request.check("digits", TINY).config) as here:
+        keeper = kept.Keeper(here, str(tmp_path / "shared"), pytest.fail, new=True)
+        with keeper:
+            assert begun.wait(60)
+        keeper._beat.join(60)
+    assert not (tmp_path / "shared/runs/one/owner.json").exists()
+
+
+@pytest.mark.parametrize("failure", [RunFailed("the network is away"), OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_run_that_did_not_start_is_free_at_once(failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = _owned(tmp_path / "shared", host="elsewhere", pid=12, machine="another")
+    old = time.time() - 2 * owner.FRESH_S
+    os.utime(file, (old, old))
+
+    def get(*_: object) -> storage.Entry:
+        raise failure
+
+    monkeypatch.setattr(storage.Storage, "get", get)
+    with (
+        RunFolder.create("one", request.check("digits", TINY).config) as here,
+        pytest.raises(ConfigError if isinstance(failure, RunFailed) else type(failure)),
+        kept.Keeper(here, str(tmp_path / "shared"), pytest.fail),
+    ):
+        pytest.fail("it began")
+    assert not file.exists()
+
+
+def test_the_owner_is_removed_where_the_last_files_cannot_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    write = storage.Storage.write
+
+    def no_figures(place: storage.Storage, key: str, content: bytes) -> storage.Entry:
+        if key == "figures.csv":
+            raise RunFailed("no more figures here")
+        return write(place, key, content)
+
+    with RunFolder.create("one", request.check("digits", TINY).config) as here, kept.Keeper(here, str(tmp_path / "shared"), warned.append, new=True):
+        (here.path / "figures.csv").write_text("epoch")
+        monkeypatch.setattr(storage.Storage, "write", no_figures)
+    assert len(warned) == 1
+    assert "no more figures here" in warned[0]
+    assert not (tmp_path / "shared/runs/one/owner.json").exists()
 
 
 def test_a_run_that_was_taken_over_ends_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

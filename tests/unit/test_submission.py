@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from processes import free_port
 
-from pcl_ray.errors import ConfigError
+from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.service import dashboard, head, submission, submit
 from pcl_ray.service.dashboard import Cluster
 
@@ -51,10 +52,10 @@ def test_only_a_job_s_driver_hides_the_gpus_from_itself(monkeypatch: pytest.Monk
 def test_the_line_names_run_and_job_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     to = Cluster("http://127.0.0.1:8265", "t0ken")
-    line = submit.line(to, "train", ["digits", "--name", "mine"], "mine", cpus=1, wait=False, folder=None)
+    line = submit.line(to, "train", ["digits", "--name", "mine"], "mine", memory_gb=1, wait=False, folder=None)
     words = list(line.command)
     assert words[:3] == ["ray", "job", "submit"]
-    assert words[words.index("--entrypoint-num-cpus") + 1] == "1"
+    assert words[words.index("--entrypoint-memory") + 1] == "1000000000"
     assert json.loads(words[words.index("--metadata-json") + 1]) == {"pcl_ray.run": "mine"}
     assert "mine" in words[words.index("--submission-id") + 1]
     assert "--no-wait" in words
@@ -138,16 +139,101 @@ def test_no_head_without_a_token_where_others_reach_it(monkeypatch: pytest.Monke
         head.up(head.Wish(host="127.0.0.2"), lambda text: None)
 
 
-def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", ["ray", "dashboard", "metrics", "mlflow"])
+def test_a_port_that_is_taken_is_named_and_nothing_is_started(which: str) -> None:
     import socket
 
+    said: list[str] = []
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port} cannot be had .* --mlflow-port"):
-            head.up(head.Wish(ports=head.Ports(mlflow=port)), lambda text: None)
+        ports = head.Ports(**({name: free_port() for name in ("ray", "dashboard", "metrics", "mlflow")} | {which: port}))
+        with pytest.raises(ConfigError, match=f"port {port} cannot be had"):
+            head.up(head.Wish(ports=ports), said.append)
     assert head.recorded() is None
+    assert said == []
+
+
+def test_what_was_started_ends_where_the_rest_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real MLflow server, and a Ray that does not come up."""
+    import psutil
+
+    monkeypatch.setattr(head, "_environment", lambda now: {"PATH": "/nowhere", "PYTHONHOME": "/nowhere"})
+    ports = head.Ports(**{name: free_port() for name in ("ray", "dashboard", "metrics", "mlflow")})
+    with pytest.raises(RunFailed, match="Ray ended at once"):
+        head.up(head.Wish(ports=ports), lambda text: None)
+    assert head.recorded() is None
+    assert [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr.port == ports.mlflow] == []
+
+
+def test_a_remote_store_s_password_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:planted-1@mlflow.example:5000")
+    seen: list[head.Up] = []
+
+    def ray(now: head.Up, wish: head.Wish, say: object) -> head.Up:
+        seen.append(now)
+        return head._record(now)
+
+    monkeypatch.setattr(head, "_ray", ray)
+    ports = head.Ports(**{name: free_port() for name in ("ray", "dashboard", "metrics", "mlflow")})
+    head.up(head.Wish(ports=ports), lambda text: None)
+    assert seen[0].mlflow_uri == "http://mlflow.example:5000"
+    assert "planted" not in (head.folder() / "up.json").read_text()
+    assert head._environment(seen[0])["MLFLOW_TRACKING_URI"] == "http://me:planted-1@mlflow.example:5000"
+
+
+def test_a_token_goes_neither_through_a_proxy_nor_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    seen: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, here)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(RunFailed):
+            Cluster(f"http://127.0.0.1:{free_port()}", "t0ken").jobs()
+        assert seen == []
+        with pytest.raises(RunFailed, match="302"):
+            Cluster(here, "t0ken").jobs()
+        assert seen == ["/api/jobs/"]
+        server.shutdown()
+
+
+@pytest.mark.parametrize("named", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_token_that_the_user_names_goes_before_that_of_our_head(named: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    import psutil
+
+    head.folder().mkdir(parents=True)
+    dashboard.write_token(head.token_file(), "ours")
+    me = head.Known(os.getpid(), psutil.Process().create_time())
+    head._record(head.Up("127.0.0.1", head.Ports(), "http://127.0.0.1:5000", ray=me))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    assert submit.cluster(None) == Cluster("http://127.0.0.1:8265", "ours")
+    assert submit.environment(submit.cluster(None)) == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file())}
+    (tmp_path / "theirs").write_text("theirs\n")
+    monkeypatch.setenv(named, "theirs" if named == "RAY_AUTH_TOKEN" else str(tmp_path / "theirs"))
+    assert submit.cluster("127.0.0.1:8265") == Cluster("http://127.0.0.1:8265", "theirs")
+    monkeypatch.delenv(named)
+    head._record(head.Up("127.0.0.1", head.Ports(), "http://127.0.0.1:5000", ray=head.Known(os.getpid(), me.created - 100)))  # it has ended
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert submit.cluster("127.0.0.1:8265") == Cluster("http://127.0.0.1:8265", "")
 
 
 def test_nothing_is_known_of_a_head_whose_record_is_damaged() -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.service import ray_connection, room
+from pcl_ray.service import nodes, ray_connection, room
 from pcl_ray.service.folder import SweepFolder, home
 from pcl_ray.service.job import longest_silence
 from pcl_ray.service.sweep import capacity, driver, restoring, results, search
@@ -39,8 +39,12 @@ def run(folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: Data
     with ray_connection.connected(sum(cpus for cpus, _ in trial)) as others:
         if not setting.base.resources.autoscaling:
             concurrency(asked, setting)  # what can never fit is said before anything is waited for
+        if others and not setting.base.resources.autoscaling:
+            nodes.check(folder.path, splits, setting.base.data.path)
         if others:
             _wait_for_room(folder, trial, setting.base, console)
+        if others and setting.base.resources.autoscaling:
+            nodes.check(folder.path, splits, setting.base.data.path)
         at_a_time = concurrency(asked, setting)
         office: Any = ray.remote(Warmups).options(num_cpus=0, max_restarts=-1, max_task_retries=3).remote(str(folder.path / "warmups"))
         shared = Shared(ray_connection.share(splits), office)
