@@ -41,6 +41,8 @@ def up(arguments: argparse.Namespace) -> int:
     print(f"Ray         {now.cluster.address}   (asks for the token in {head.token_file()})")
     print(f"MLflow      {now.mlflow_uri}/#/experiments?workflowType=machine_learning")
     print(f"submit      pcl-ray submit digits\n            {shown}")
+    if now.host != head.LOOPBACK:
+        print(f"join        with a copy of that file:  RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=… ray start --address {now.ray_address}")
     print("then        pcl-ray status, pcl-ray runs, pcl-ray down")
     return 0
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -24,9 +22,10 @@ from typing import Any
 from pcl_ray import tracking, tracking_server
 from pcl_ray.config import TrackingConfig
 from pcl_ray.errors import ConfigError, RunFailed
-from pcl_ray.service import dashboard, processes, ray_environment
+from pcl_ray.service import dashboard, head_checks, processes, ray_environment
 from pcl_ray.service.dashboard import Cluster
 from pcl_ray.service.folder import home
+from pcl_ray.service.head_checks import Ports as Ports
 from pcl_ray.service.processes import Known
 
 LOOPBACK = "127.0.0.1"
@@ -34,14 +33,6 @@ _START_S = 180.0
 _STOP_JOBS_S = 90.0
 _STOP_WAIT_S = 60  # Ray kills a stopped job's driver after 3 s by default; a run then lacks its report
 _FEWEST_CPUS = 4  # two workers, the E-step actor and the driver: on a laptop they take turns rather than being refused
-
-
-@dataclass(frozen=True)
-class Ports:
-    ray: int = 6379
-    dashboard: int = 8265
-    metrics: int = 8080
-    mlflow: int = 5000
 
 
 @dataclass(frozen=True)
@@ -102,11 +93,11 @@ def up(wish: Wish, say: Callable[[str], None]) -> Up:
         runs = {name for name, known in (("ray", before.ray), ("mlflow", before.mlflow)) if known and known.process()} if before else set()
         if before and runs:
             _same(before, wish)
-        _check_host(wish.host)
-        _make_token()
+        head_checks.check_host(wish.host)
+        head_checks.make_token(token_file())
         now = before if before and runs else Up(wish.host, wish.ports, "")
         starts_mlflow = "mlflow" not in runs and _wants_mlflow(now, "ray" in runs)
-        _check_ports(now, ray="ray" not in runs, mlflow=starts_mlflow)
+        head_checks.check_ports(now.host, now.ports, ray="ray" not in runs, mlflow=starts_mlflow)
         try:
             now = _mlflow(now, say) if starts_mlflow else now if now.mlflow_uri else replace(now, mlflow_uri=tracking.public_uri(_given_uri()))
             return now if "ray" in runs else _ray(now, wish, say)
@@ -163,34 +154,6 @@ def _same(before: Up, wish: Wish) -> None:
         raise ConfigError(f"a Ray head of ours runs at {before.host} already, with other ports or another host; `pcl-ray down` first")
 
 
-def _check_host(host: str) -> None:
-    """Raises ConfigError where others could reach a Ray that asks for no token: whoever does can run code here."""
-    if host in ("0.0.0.0", "::", "") or not _is_ours(host):
-        raise ConfigError(f"--host {host!r}: give one address of this machine, by which the others of the cluster reach it")
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" and not tracking_server.loopback(host):
-        raise ConfigError(
-            f"RAY_AUTH_MODE = {os.environ['RAY_AUTH_MODE']}, and {host} can be reached by others: Ray's Jobs API runs whatever it is sent, so it is not "
-            "started there without a token. Unset RAY_AUTH_MODE, or leave --host out"
-        )
-
-
-def _is_ours(host: str) -> bool:
-    with socket.socket() as trial:
-        try:
-            trial.bind((host, 0))
-        except OSError:
-            return False
-    return True
-
-
-def _make_token() -> None:
-    file = token_file()
-    if not file.exists() or not dashboard.read_token(file):
-        dashboard.write_token(file, secrets.token_hex(32))
-    elif dashboard.open_to_others(file):
-        raise ConfigError(f"{file} can be read by others: take it as known, remove it, and start again with a new one (`pcl-ray down`, then `up`)")
-
-
 def _token_or_none() -> str:
     try:
         return dashboard.read_token(token_file())
@@ -212,13 +175,6 @@ def _wants_mlflow(now: Up, ray_runs: bool) -> bool:
         return now.mlflow is not None
     given = _given_uri()
     return not _served(given) or given.rstrip("/") == f"http://{now.host}:{now.ports.mlflow}"  # the address that an earlier `up` has printed
-
-
-def _check_ports(now: Up, *, ray: bool, mlflow: bool) -> None:
-    """All of them, before anything is started."""
-    ports = now.ports
-    wanted = {"--port": ports.ray, "--dashboard-port": ports.dashboard, "--metrics-port": ports.metrics} if ray else {}
-    _check_free(now.host, wanted | ({"--mlflow-port": ports.mlflow} if mlflow else {}))
 
 
 def _mlflow(now: Up, say: Callable[[str], None]) -> Up:
@@ -258,22 +214,13 @@ def _environment(now: Up) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_file()),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "3",  # the jobs have been stopped before; Ray would wait half a minute for their idle processes
         "PCL_RAY_HOME": str(home()),
         "MLFLOW_TRACKING_URI": now.mlflow_uri if now.mlflow else _given_uri(),  # with the password that it may hold, which is recorded nowhere
         "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # a job's `python` is the one that has our packages
     }
     return given | ours | (ray_environment.LOOPBACK_ONLY if now.host == LOOPBACK else {})
-
-
-def _check_free(host: str, ports: dict[str, int]) -> None:
-    for option, port in ports.items():
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                trial.bind((host, port))
-            except OSError as error:
-                raise ConfigError(f"port {port} cannot be had at {host} ({error.strerror}): is another Ray or MLflow there? Choose another {option}") from None
 
 
 def _wait_for(what: str, ready: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> None:

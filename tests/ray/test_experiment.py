@@ -146,6 +146,7 @@ def test_a_loss_that_is_not_finite_is_one_message_and_not_tried_again(pcl_ray: C
     assert "replaced" not in ended.err
 
 
+@pytest.mark.slow
 def test_where_the_clustering_runs_makes_no_difference(pcl_ray: Callable[..., Any]) -> None:
     """In the actor, in the workers, in three actors: the same weights, prototypes and assignments, bit by bit."""
     found = {}
@@ -170,6 +171,7 @@ def assert_equal_states(first: Any, second: Any) -> None:
             assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
+@pytest.mark.slow
 def test_overlap_with_workers_changes_over_at_the_same_step_on_all(pcl_ray: Callable[..., Any]) -> None:
     """The same as in one process would be asking too much (batch norm sees half the images): twice the same is asked, which a step too early on one
     worker would break, as it would the weights that the workers share."""

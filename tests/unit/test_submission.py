@@ -7,7 +7,7 @@ import pytest
 from processes import free_port
 
 from pcl_ray.errors import ConfigError, RunFailed
-from pcl_ray.service import dashboard, head, submission, submit
+from pcl_ray.service import dashboard, head, head_checks, submission, submit
 from pcl_ray.service.dashboard import Cluster
 
 
@@ -134,7 +134,7 @@ def test_no_head_at_an_address_that_is_not_one_of_ours(host: str) -> None:
 def test_no_head_without_a_token_where_others_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """127.0.0.2 is loopback too; so the address is made to look like the network's."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(head.tracking_server, "loopback", lambda host: False)
+    monkeypatch.setattr(head_checks.tracking_server, "loopback", lambda host: False)
     with pytest.raises(ConfigError, match="not started there without a token"):
         head.up(head.Wish(host="127.0.0.2"), lambda text: None)
 
