@@ -307,6 +307,21 @@ def test_mlflow_down_at_submit_costs_a_warning(service: Service) -> None:
 
 
 @pytest.mark.slow
+def test_a_sweep_is_a_job_too(service: Service) -> None:
+    """Of α, whose trials share a warm-up: the second waits for the first, and Optuna hears of it."""
+    done = service.pcl_ray("submit", "sweep", "alpha", "--samples", "3", *SMALL, "--name", "of_alpha")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "python jobs/sweep.py alpha" in done.stdout
+    recorded = service.mlflow_run("of_alpha")
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.tags["ray.submission_id"].startswith("pcl-of_alpha-")
+    assert (service.home / "sweeps" / "of_alpha" / "best.yaml").exists()
+    listed = service.pcl_ray("runs", "--trials").stdout
+    assert listed.count("of_alpha.") == 3
+    service.wait_until(service.free_cpus, "the trials to be gone")
+
+
+@pytest.mark.slow
 def test_no_secret_is_in_what_the_cluster_tells_of_jobs(service: Service) -> None:
     """The planted one is in the environment of head, server and everybody who submits."""
     again = service.pcl_ray("submit", "digits", *SMALL, *QUIET, "--name", "discreet")

@@ -560,3 +560,16 @@ def test_grid_search_of_no_list(tmp_path: Path) -> None:
 def test_ray_is_not_imported_by_what_answers_at_once(run_python: Callable[..., Any]) -> None:
     done = run_python("import sys, pcl_ray.service.sweep, tune_spaces; print('ray' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_optuna_hears_only_of_results_that_have_a_score() -> None:
+    """A trial that waits for another's warm-up tells how far it is, and no score."""
+    from pcl_ray.service.sweep import search
+    from pcl_ray.service.sweep.settings import SweepConfig
+
+    searcher = search.optuna(space_of({"e_step.alpha": tune.loguniform(1, 100)}), SweepConfig())
+    assert set(searcher.suggest("one")) == {"e_step.alpha"}
+    searcher.on_trial_result("one", {"epoch": 0, "training_iteration": 1})
+    searcher.on_trial_result("one", {"epoch": 1, "training_iteration": 2, "score": 0.5})
+    searcher.on_trial_complete("one", {"epoch": 1, "training_iteration": 3, "score": 0.5})
+    assert searcher._ot_study.best_value == 0.5

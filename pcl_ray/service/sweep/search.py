@@ -110,6 +110,11 @@ class _Snapped(OptunaSearch):
             return suggested
         return self.snap({name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in suggested.items()})
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A trial that waits for another's warm-up, or cannot go on, tells so and has no score yet."""
+        if _SCORE in result:
+            super().on_trial_result(trial_id, result)
+
 
 class _Repeated(Repeater):
     """Ray's Repeater, which forgets its groups in a restored experiment."""
