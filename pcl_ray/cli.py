@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except RunFailed as error:
         return _complain(str(error), 1)
+    except PermissionError as error:
+        return _complain(f"{error.filename or 'a file'}: {error.strerror}", 2)
     except KeyboardInterrupt:
         return _complain("stopped", 130)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
@@ -67,10 +69,9 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     of_verb = _Parser(prog=f"pcl-ray {verb}", description=f"{sentence[0].upper()}{sentence[1:]}.")
     add_arguments(of_verb)
     of_verb.set_defaults(command=command)
-    if verb not in _PASSES_ON:
-        return of_verb.parse_intermixed_args(argv[1:])
-    arguments, arguments_of_others = of_verb.parse_known_intermixed_args(argv[1:])
-    arguments.rest = arguments_of_others
+    ours, others = (argv[1:], []) if verb not in _PASSES_ON else cli_service.split(argv[1:])
+    arguments = of_verb.parse_intermixed_args(ours)
+    arguments.others = others
     return arguments
 
 
@@ -131,18 +132,20 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    def check(words: list[str]) -> None:
-        """What `pcl-ray WORDS` would refuse, as far as that shows here: the data may lie on the cluster alone."""
-        from pcl_ray import tracking
-
-        tracking_secrets.refuse_in(words)  # they would be the job's entrypoint, which everybody who reaches the cluster can read
-        asked = _parsed(words)
-        if words[0] == "train" and not asked.resume:
-            recipe, overrides = _recipe_and_overrides(asked)
-            if secrets := tracking.secret_knobs(config.load(recipe, overrides)):
-                raise ConfigError(secrets)
-
-    return cli_service.submit(arguments, arguments.rest, check)
+    verb, *words = arguments.others if arguments.others[:1] in (["train"], ["sweep"]) else ["train", *arguments.others]
+    asked = _parsed([verb, *words])  # what `pcl-ray VERB` would refuse is refused here, as far as that shows: the data may lie on the cluster alone
+    if asked.dry_run or asked.describe or asked.result is not None:
+        raise ConfigError(
+            "--dry-run, --describe and --result are for `pcl-ray train` and `sweep` here: a job's files are thrown away, and its outcome is in MLflow"
+        )
+    if verb == "train":
+        recipe, overrides = _recipe_and_overrides(asked)
+        settings = config.load(recipe, overrides).flatten() if recipe else {}
+    else:
+        cli_sweep.check(asked)
+        settings = dict(word.split("=", 1) for word in asked.words if "=" in word)
+    cli_service.check_places(settings)
+    return cli_service.submit(arguments, verb, words, asked)
 
 
 def _resume(arguments: argparse.Namespace) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pcl_ray.errors import ConfigError
+from pcl_ray.errors import ConfigError, Problem
 
 
 def add_up_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +34,15 @@ def up(arguments: argparse.Namespace) -> int:
         if number is not None and number < 0:
             raise ConfigError(f"{option} {number}: 0 or more")
     wish = head.Wish(arguments.host, ports, arguments.num_cpus, arguments.num_gpus)
-    now = head.up(wish, lambda text: print(text, flush=True))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
+    try:
+        now = head.up(wish, lambda text: print(text, flush=True))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if not tracking_server.loopback(now.host) and now.mlflow:
         print(f"warning: whoever reaches {now.mlflow_uri} reads and changes all runs: MLflow asks for no password there", file=sys.stderr)
-    with submit.uploaded(["digits"]) as (folder, words):
-        shown = submit.example(now.cluster, folder, words)
+    folder, words = submit.uploaded(["digits"])
+    shown = submit.example(now.cluster, folder, words)
     print(f"Ray         {now.cluster.address}   (asks for the token in {head.token_file()})")
     print(f"MLflow      {now.mlflow_uri}/#/experiments?workflowType=machine_learning")
     print(f"submit      pcl-ray submit digits\n            {shown}")
@@ -126,42 +131,62 @@ def runs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_WITH_VALUE, _ALONE = ("--address", "--memory-gb"), ("--no-wait", "--print", "--help", "-h")
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is for `pcl-ray submit` itself, and what is for the job, in its order."""
+    ours: list[str] = []
+    others: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in _ALONE or word.startswith(tuple(f"{option}=" for option in _WITH_VALUE)):
+            ours.append(word)
+        elif word in _WITH_VALUE:
+            ours += [word, *(value for value in [next(words, None)] if value is not None)]
+        else:
+            others.append(word)
+    return ours, others
+
+
 def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="[train|sweep] RECIPE|SPACE [KEY=VALUE ...]", help="as after `pcl-ray train` or `sweep`, with its options")
+    parser.usage = (
+        "pcl-ray submit [train|sweep] RECIPE|SPACE [KEY=VALUE ...] [options of train or sweep] [--address URL] [--memory-gb GB] [--no-wait] [--print]"
+    )
     parser.add_argument("--address", metavar="URL", help="dashboard of the cluster; left out: RAY_API_SERVER_ADDRESS, that of `pcl-ray up`, or Ray's default")
     parser.add_argument("--memory-gb", type=float, default=1.0, metavar="GB", help="memory that the driver reserves; it never gets a GPU")
     parser.add_argument("--no-wait", action="store_true", help="come back as soon as the job is accepted")
     parser.add_argument("--print", action="store_true", dest="only_print", help="print the line, submit nothing")
-    parser.add_argument("--name", help="name of the run; made up where it is left out")
-    parser.add_argument("--resume", metavar="NAME", help="go on with this run")
 
 
-def submit(arguments: argparse.Namespace, rest: Sequence[str], check: Callable[[list[str]], None]) -> int:
-    """rest: options that are not ours, for the job itself. check: raises ConfigError or SystemExit for words that `pcl-ray VERB` would refuse."""
+def check_places(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a path that would lie in the job's working directory, which is thrown away."""
+    for name in ("data.path", "resources.storage"):
+        value = settings.get(name)
+        if value and "://" not in str(value) and not Path(str(value)).is_absolute():
+            raise ConfigError([Problem(name, value, "has to be an absolute path: a job runs in a copy of this folder, on another machine perhaps")])
+
+
+def submit(arguments: argparse.Namespace, verb: str, words: Sequence[str], asked: argparse.Namespace) -> int:
+    """words: of the job, in their order; asked: the same, read."""
     from pcl_ray.service import submit as submits
-
-    if not 0.01 <= arguments.memory_gb < 1e5:
-        raise ConfigError(f"--memory-gb {arguments.memory_gb:g}: 0.01 or more; without any Ray would show the driver every GPU")
-    words = list(arguments.words)
-    verb = words.pop(0) if words[:1] in (["train"], ["sweep"]) else "train"
-    run = arguments.resume or arguments.name or _made_up_name(words, verb)
-    named = ["--resume", run] if arguments.resume else ["--name", run]
-    check([verb, *words, *named, *rest])
-    to = submits.cluster(arguments.address)
-    with submits.uploaded(words) as (folder, there):
-        line = submits.line(to, verb, [*there, *named, *rest], run, memory_gb=arguments.memory_gb, wait=not arguments.no_wait, folder=folder)
-        print(line, flush=True)
-        if arguments.only_print:
-            return 0
-        to.jobs()  # is it there, and does it take the token: in one sentence, before Ray says so in forty lines
-        return submits.run(line, to)
-
-
-def _made_up_name(words: Sequence[str], verb: str) -> str:
     from pcl_ray.service.folder import RunFolder, SweepFolder
 
-    stem = next((Path(word).stem for word in words if "=" not in word), verb)
-    return (SweepFolder if verb == "sweep" else RunFolder).free_name(stem, datetime.now().strftime("%m%d-%H%M%S"))
+    if not 0.01 <= arguments.memory_gb < 1e5:
+        raise ConfigError(f"--memory-gb {arguments.memory_gb:g}: 0.01 to 100000; without any Ray would show the driver every GPU")
+    kind = SweepFolder if verb == "sweep" else RunFolder
+    stem = next((Path(word).stem for word in asked.words if "=" not in word), verb)
+    run = asked.resume or asked.name or kind.free_name(stem, datetime.now().strftime("%m%d-%H%M%S"))
+    kind.path_of(run)  # is it a name
+    named = [] if asked.resume or asked.name else ["--name", run]
+    to = submits.cluster(arguments.address)
+    folder, there = submits.uploaded(words)
+    line = submits.line(to, verb, [*there, *named], run, memory_gb=arguments.memory_gb, wait=not arguments.no_wait, folder=folder)
+    print(line, flush=True)
+    if arguments.only_print:
+        return 0
+    to.jobs()  # is it there, and does it take the token: in one sentence, before Ray says so in forty lines
+    return submits.run(line, to)
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:

@@ -54,6 +54,16 @@ def run(arguments: argparse.Namespace) -> None:
         driver.start(requests.check(space, words, options, arguments.recipe), name=arguments.name, result_file=arguments.result)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for words and options that no sweep can have; the space itself is looked at where it runs."""
+    _space_and_words(arguments)
+    from pcl_ray.service.sweep import settings
+
+    _, problems = settings.read(_options(arguments))
+    if problems:
+        raise ConfigError(problems)
+
+
 def _space_and_words(arguments: argparse.Namespace) -> tuple[str, list[str]]:
     named = [word for word in arguments.words if "=" not in word]
     words = [word for word in arguments.words if "=" in word]

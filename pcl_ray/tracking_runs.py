@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -42,14 +43,14 @@ class RecordedRun:
 
 def recorded(uri: str, experiment: str, *, limit: int = 50, trials: bool = False, state: str = "") -> list[RecordedRun]:
     """The newest runs of the experiment. trials: those of sweeps too. state: only these. Raises RunFailed where the store does not answer."""
-    client = _client(uri)
+    wanted = {said: name for name, said in _STATES.items()}
+    if state and state not in wanted:
+        raise ConfigError(f"--state {state!r}: one of {', '.join(sorted(wanted))}")
     try:
+        client = _client(uri)
         there = client.get_experiment_by_name(experiment)
         if there is None:
             return []
-        wanted = {said: name for name, said in _STATES.items()}
-        if state and state not in wanted:
-            raise ConfigError(f"--state {state!r}: one of {', '.join(sorted(wanted))}")
         found, token = [], None
         while len(found) < limit:
             query = f"attributes.status = '{wanted[state]}'" if state else ""
@@ -57,8 +58,6 @@ def recorded(uri: str, experiment: str, *, limit: int = 50, trials: bool = False
             found += [run for run in page if trials or _PARENT not in run.data.tags]
             if not (token := page.token):
                 break
-    except ConfigError:
-        raise
     except Exception as error:  # MLflow's and its database's many kinds
         raise RunFailed(f"MLflow at {public_uri(uri)} does not answer ({_line(error, uri)})") from None
     return [_as_seen(run, uri, there.experiment_id) for run in found[:limit]]
@@ -66,8 +65,8 @@ def recorded(uri: str, experiment: str, *, limit: int = 50, trials: bool = False
 
 def mark_killed(uri: str, run_id: str) -> None:
     """A run whose process was killed reads RUNNING for ever. Raises RunFailed where the store does not answer."""
-    client = _client(uri)
     try:
+        client = _client(uri)
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, "KILLED")
     except Exception as error:
@@ -85,9 +84,10 @@ def _client(uri: str) -> Any:
 
 
 def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
-    metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
+    metrics = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
+    params, tags = run.data.params, run.data.tags
     done = int(metrics["epoch"]) + 1 if "epoch" in metrics else 0
-    epochs = int(params.get("train.epochs", "0")) if params.get("train.epochs", "0").isdigit() else 0
+    epochs = _whole(params.get("train.epochs", ""))
     state = _STATES.get(run.info.status, run.info.status.lower())
     figure = next((name for name in _FIGURES if name in metrics), "")
     served = uri.startswith(("http://", "https://"))
@@ -112,10 +112,14 @@ def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
 
 def _left_s(metrics: Mapping[str, float], params: Mapping[str, str], done: int, epochs: int) -> float | None:
     """By the mean of its epochs so far, which are known as minutes of all its devices."""
-    workers = params.get("resources.workers", "")
-    if not done or "perf/device_minutes" not in metrics or not workers.isdigit():
+    if done < 1 or "perf/device_minutes" not in metrics:
         return None
-    return metrics["perf/device_minutes"] * 60 / max(1, int(workers)) / done * (epochs - done)
+    return metrics["perf/device_minutes"] * 60 / max(1, _whole(params.get("resources.workers", ""))) / done * (epochs - done)
+
+
+def _whole(text: str) -> int:
+    """0 for what is no such number: anybody may write into the experiment."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _line(error: Exception, uri: str) -> str:

@@ -8,6 +8,7 @@ import stat
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -32,16 +33,16 @@ class Cluster:
         try:
             with opened(f"{self.address}/api/gcs_healthz", timeout_s) as answer:
                 return answer.status == 200
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):
             return False
 
     def jobs(self) -> list[dict[str, Any]]:
         """Submitted ones, the newest first. Raises RunFailed, ConfigError for a token that is missing or wrong."""
-        found = [job for job in self._ask("/api/jobs/") if job.get("submission_id")]
+        found = [job for job in self._listed(self._ask("/api/jobs/")) if job.get("submission_id")]
         return sorted(found, key=lambda job: job.get("start_time") or 0, reverse=True)
 
     def job(self, number: str) -> dict[str, Any]:
-        return self._ask(f"/api/jobs/{quote(number, safe='')}")
+        return self._table(self._ask(f"/api/jobs/{quote(number, safe='')}"))
 
     def under_way(self) -> list[str]:
         """Ids of the jobs that have not ended."""
@@ -52,13 +53,25 @@ class Cluster:
 
     def usage(self) -> dict[str, tuple[float, float]]:
         """CPU, GPU, memory …: what is in use, and what there is (bytes of memory)."""
-        report = ((self._ask("/api/cluster_status").get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
+        told = self._table(self._ask("/api/cluster_status"))
+        report = ((told.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
         return {kind: (float(used), float(has)) for kind, (used, has) in (report.get("usage") or {}).items()}
 
     def nodes(self) -> list[dict[str, Any]]:
         """Those that are alive: node_ip, resources_total, is_head_node."""
-        found = self._ask("/api/v0/nodes?limit=1000")["data"]["result"]["result"]
-        return [node for node in found if node.get("state") == "ALIVE"]
+        told = self._table(self._ask("/api/v0/nodes?limit=1000"))
+        found = ((told.get("data") or {}).get("result") or {}).get("result")
+        return [node for node in self._listed(found) if node.get("state") == "ALIVE"]
+
+    def _table(self, told: Any) -> dict[str, Any]:
+        if not isinstance(told, dict):
+            raise RunFailed(f"what answers at {self.address} is no dashboard of Ray")
+        return told
+
+    def _listed(self, told: Any) -> list[dict[str, Any]]:
+        if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+            raise RunFailed(f"what answers at {self.address} is no dashboard of Ray")
+        return told
 
     def _ask(self, path: str, method: str = "GET") -> Any:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -70,9 +83,11 @@ class Cluster:
             if error.code in (401, 403):
                 raise ConfigError(self._refused(error.code)) from None
             raise RunFailed(f"the cluster at {self.address} answers with {error.code} to {path.partition('?')[0]}") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             reason = getattr(error, "reason", error)
             raise RunFailed(f"no Ray cluster answers at {self.address} ({reason}); `pcl-ray up` starts one on this machine") from None
+        except (ValueError, HTTPException):  # their texts repeat what was sent, the token too
+            raise RunFailed(f"what answers at {self.address} is no dashboard of Ray, or the token has characters that cannot be sent") from None
 
     def _refused(self, code: int) -> str:
         what = "asks for a token, and there is none" if code == 401 and not self.token else "does not take this token"
@@ -111,15 +126,14 @@ def token_here() -> str:
     """
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return ""
-    if given := os.environ.get("RAY_AUTH_TOKEN"):
+    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return given
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    file = Path(named or "~/.ray/auth_token").expanduser()
     try:
-        return read_token(file)
-    except OSError as error:
+        return read_token(Path(named or "~/.ray/auth_token").expanduser())
+    except (OSError, ValueError, RuntimeError) as error:  # not there, no text, a home that does not exist
         if named:
-            raise ConfigError(f"RAY_AUTH_TOKEN_PATH = {named} cannot be read ({error.strerror})") from None
+            raise ConfigError(f"RAY_AUTH_TOKEN_PATH = {named} cannot be read ({getattr(error, 'strerror', None) or 'it is no file with a token'})") from None
         return ""
 
 

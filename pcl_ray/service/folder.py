@@ -28,6 +28,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 def home() -> Path:
     """PCL_RAY_HOME, or ~/.pcl_ray. Absolute: a submitted job's working directory is thrown away."""
     given = os.environ.get("PCL_RAY_HOME") or "~/.pcl_ray"
+    if "?" in given:
+        raise ConfigError(f"PCL_RAY_HOME = {given!r} has a '?', which the address of a database in it cannot have; choose another folder")
     try:
         return Path(given).expanduser().absolute()
     except RuntimeError:

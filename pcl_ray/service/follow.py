@@ -25,6 +25,7 @@ class Follow:
         self._system = SystemLog(tracker.log, folder.read_state().get("began_at") or time.time())
         self._metrics = RayMetrics(folder.name, plan.epochs)
         self._started = False
+        self._waits_since: float | None = None
         self._run_id: str | None = None
 
     def handle(self, event: Event) -> None:
@@ -39,7 +40,8 @@ class Follow:
         if event.kind == "exhibit" and not event.epoch:
             self._folder.write_state(looked=True)
         if event.kind == "waiting":
-            self._folder.write_state(waits_for=event.text, waits_since=time.time() if event.text else None)
+            self._waits_since = (self._waits_since or time.time()) if event.text else None
+            self._folder.write_state(waits_for=event.text, waits_since=self._waits_since)
             self._tracker.tag({WAITS_TAG: event.text})
         if event.kind == "epoch":
             self._folder.write_state(progress=progress(event, self._plan))

@@ -10,14 +10,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from pcl_ray import tracking, tracking_server
 from pcl_ray.config import TrackingConfig
@@ -76,9 +75,10 @@ def recorded() -> Up | None:
     """What `up` started last and `down` has not ended; whether it still runs is another question."""
     try:
         content = json.loads((folder() / "up.json").read_text())
-        known = {name: Known(**content[name]) if content.get(name) else None for name in ("ray", "mlflow")}
-        return Up(content["host"], Ports(**content["ports"]), content["mlflow_uri"], **known)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        known = {name: Known.of(content[name]) if content.get(name) else None for name in ("ray", "mlflow")}
+        ports = Ports(**{name: int(port) for name, port in content["ports"].items()})
+        return Up(str(content["host"]), ports, str(content["mlflow_uri"]), **known)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 
@@ -95,12 +95,17 @@ def up(wish: Wish, say: Callable[[str], None]) -> Up:
             _same(before, wish)
         head_checks.check_host(wish.host)
         head_checks.make_token(token_file())
+        if before:
+            _end_remains(before, runs)
         now = before if before and runs else Up(wish.host, wish.ports, "")
         starts_mlflow = "mlflow" not in runs and _wants_mlflow(now, "ray" in runs)
         head_checks.check_ports(now.host, now.ports, ray="ray" not in runs, mlflow=starts_mlflow)
         try:
             now = _mlflow(now, say) if starts_mlflow else now if now.mlflow_uri else replace(now, mlflow_uri=tracking.public_uri(_given_uri()))
-            return now if "ray" in runs else _ray(now, wish, say)
+            if "ray" not in runs:
+                return _ray(now, wish, say)
+            _wait_for("Ray", now.cluster, now.ray)
+            return now
         except BaseException:
             _undo(runs)
             raise
@@ -117,6 +122,13 @@ def down(say: Callable[[str], None]) -> bool:
         ended = [processes.end(one) for one in (known.ray, known.mlflow) if one]
         (folder() / "up.json").unlink(missing_ok=True)
         return any(ended)
+
+
+def _end_remains(before: Up, runs: set[str]) -> None:
+    """What outlived a server that was killed would hold its port."""
+    for name, known in (("ray", before.ray), ("mlflow", before.mlflow)):
+        if known and name not in runs:
+            processes.end(known)
 
 
 def _undo(ran_before: set[str]) -> None:
@@ -157,7 +169,7 @@ def _same(before: Up, wish: Wish) -> None:
 def _token_or_none() -> str:
     try:
         return dashboard.read_token(token_file())
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 
@@ -184,11 +196,13 @@ def _mlflow(now: Up, say: Callable[[str], None]) -> Up:
     artifacts = home() / "mlflow" / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     command, environment = tracking_server.server_command(uri, artifacts, host=now.host, port=now.ports.mlflow)
+    # Runs without the server use the same store, now or after `down`: an experiment of either must be open to the other.
+    command += ["--default-artifact-root", artifacts.as_uri()]
     log = folder() / "mlflow.log"
-    known, process = processes.start(command, environment, artifacts.parent, log)
+    known = processes.start(command, environment, artifacts.parent, log)
     address = f"http://{now.host}:{now.ports.mlflow}"
     now = _record(replace(now, mlflow_uri=address, mlflow=known))
-    _wait_for("MLflow", lambda: _answers(f"{address}/health"), process, log)
+    _wait_for("MLflow", f"{address}/health", known)
     return now
 
 
@@ -200,9 +214,9 @@ def _ray(now: Up, wish: Wish, say: Callable[[str], None]) -> Up:
     command += ["--num-cpus", str(wish.num_cpus if wish.num_cpus is not None else max(os.cpu_count() or 1, _FEWEST_CPUS))]
     command += ["--num-gpus", str(wish.num_gpus)] if wish.num_gpus is not None else []
     log = folder() / "ray.log"
-    known, process = processes.start(command, _environment(now), folder(), log)
+    known = processes.start(command, _environment(now), folder(), log)
     now = _record(replace(now, ray=known))
-    _wait_for("Ray", lambda: now.cluster.alive() and bool(now.cluster.nodes()), process, log)
+    _wait_for("Ray", now.cluster, known)
     return now
 
 
@@ -223,15 +237,20 @@ def _environment(now: Up) -> dict[str, str]:
     return given | ours | (ray_environment.LOOPBACK_ONLY if now.host == LOOPBACK else {})
 
 
-def _wait_for(what: str, ready: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Raises RunFailed where it ends or does not answer in time."""
+def _wait_for(what: str, whom: str | Cluster, known: Known | None) -> None:
+    """Until this address answers, or the cluster has a node. Raises RunFailed where the process ends or that takes too long."""
     deadline = time.monotonic() + _START_S
-    while process.poll() is None and time.monotonic() < deadline:
-        with suppress(RunFailed):
-            if ready():
+    while known is not None and known.process() and time.monotonic() < deadline:
+        try:
+            if _answers(whom) if isinstance(whom, str) else whom.alive() and whom.nodes():
                 return
+        except RunFailed:
+            pass
+        except ConfigError:  # a cluster that does not take our token is another one
+            break
         time.sleep(0.2)
-    why = f"did not answer within {_START_S:.0f} s" if process.returncode is None else f"ended at once, exit code {process.returncode}"
+    log = folder() / f"{what.lower()}.log"
+    why = f"did not answer within {_START_S:.0f} s" if known is not None and known.process() else "ended at once"
     raise RunFailed(f"{what} {why}; the end of {log}:\n{processes.last_lines(log)}")
 
 
@@ -239,7 +258,7 @@ def _answers(address: str) -> bool:
     try:
         with dashboard.opened(address, 5.0) as answer:
             return answer.status == 200
-    except OSError:
+    except (OSError, HTTPException):
         return False
 
 

@@ -43,7 +43,11 @@ def _is_ours(host: str) -> bool:
 
 def make_token(file: Path) -> None:
     """Where there is none yet. Raises ConfigError for one that others could have read."""
-    if not file.exists() or not dashboard.read_token(file):
+    try:
+        there = file.exists() and dashboard.read_token(file)
+    except (OSError, ValueError):
+        raise ConfigError(f"{file} holds no token that can be read: remove it, and start again with a new one (`pcl-ray down`, then `up`)") from None
+    if not there:
         dashboard.write_token(file, secrets.token_hex(32))
     elif dashboard.open_to_others(file):
         raise ConfigError(f"{file} can be read by others: take it as known, remove it, and start again with a new one (`pcl-ray down`, then `up`)")

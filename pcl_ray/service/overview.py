@@ -39,21 +39,26 @@ class Row:
 
 def local_runs() -> list[Row]:
     """The runs of this PCL_RAY_HOME that are under way, from their folders: also where MLflow does not answer. Those whose process was killed are marked."""
-    rows = []
+    rows, reached = [], True
     for path in sorted((home() / "runs").glob("*/state.json")):
         folder, state = path.parent, read_state_at(path.parent)
         if state.get("state") != "running":
             continue
         if state.get("machine") == machine.identity() != "" and _abandoned(folder):
-            _mark(folder, state)
+            reached = reached and _mark(folder, state)  # a server that does not answer is asked once
             state |= {"state": "stopped", "waits_for": KILLED}
-        rows.append(_local_row(folder.name, state))
+        try:
+            rows.append(_local_row(folder.name, state))
+        except (TypeError, ValueError, AttributeError):  # a damaged file
+            rows.append(Row(folder.name, str(state["state"]), "–", "–", "–"))
     return rows
 
 
 def _local_row(name: str, state: dict[str, Any]) -> Row:
     progress = state.get("progress") or {}
     waits = state.get("waits_for") or ""
+    if waits.endswith(" so far"):
+        waits = waits.rpartition("; ")[0]
     if waits and state.get("waits_since"):
         waits += f" (for {span(time.time() - state['waits_since'])})"
     done, epochs, value = progress.get("epoch", 0), progress.get("epochs", 0), progress.get("value")
@@ -80,14 +85,16 @@ def _abandoned(folder: Path) -> bool:
     return True
 
 
-def _mark(folder: Path, state: dict[str, Any]) -> None:
-    """Stopped, here and in MLflow, where it would read RUNNING for ever."""
+def _mark(folder: Path, state: dict[str, Any]) -> bool:
+    """Stopped, here and in MLflow, where it would read RUNNING for ever. False where MLflow does not answer: then it is left for the next time."""
     write_state_at(folder, state="stopped", error=KILLED)
     if run_id := state.get("mlflow_run_id"):
         try:
             tracking_runs.mark_killed(uri(), run_id)
         except RunFailed:
-            write_state_at(folder, state="running", error=None)  # next time
+            write_state_at(folder, state="running", error=None)
+            return False
+    return True
 
 
 def uri() -> str:
@@ -143,6 +150,7 @@ def table(rows: Sequence[Row], say: Callable[[Any], None], *, dated: bool = Fals
     """As a table of rich; columns that no row fills are left out."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     columns = [("run", "name"), ("state", "state"), ("epoch", "epoch"), ("left", "left"), ("figure", "figure"), ("waits for", "waits_for"), ("job", "job")]
@@ -152,7 +160,7 @@ def table(rows: Sequence[Row], say: Callable[[Any], None], *, dated: bool = Fals
     if dated:
         shown.add_column("began", no_wrap=True)
     for row in rows:
-        cells = [getattr(row, name) for _, name in filled]
+        cells = [Text(str(getattr(row, name))) for _, name in filled]  # brackets in a name are no markup
         shown.add_row(*cells, *([datetime.fromtimestamp(row.began).strftime("%Y-%m-%d %H:%M")] if dated else []))
     say(shown)
 

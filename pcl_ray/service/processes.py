@@ -23,6 +23,14 @@ class Known:
     pid: int
     created: float
 
+    @classmethod
+    def of(cls, content: Mapping[str, object]) -> Known:
+        """From JSON. Raises KeyError, TypeError or ValueError where it is not one."""
+        pid, created = content["pid"], content["created"]
+        if not isinstance(pid, int) or not isinstance(created, float) or not 1 < pid < 2**31:
+            raise ValueError(f"{pid!r} at {created!r} is no process")
+        return cls(pid, created)
+
     def process(self) -> psutil.Process | None:
         """None where it has ended, whoever has its number now."""
         try:
@@ -35,14 +43,14 @@ class Known:
         return abs(other.create_time() - self.created) < _SAME_S
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> tuple[Known, subprocess.Popen[bytes]]:
+def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> Known:
     """In a session of its own, so that Ctrl-C at this terminal does not reach it. What it says goes to `log`, which only its owner may read."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
         process = subprocess.Popen(
             command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
-    return Known(process.pid, psutil.Process(process.pid).create_time()), process
+    return Known(process.pid, psutil.Process(process.pid).create_time())
 
 
 def end(known: Known, limit_s: float = _END_S) -> bool:

@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,26 +91,26 @@ def _driver(memory_gb: float) -> list[str]:
     return ["--entrypoint-memory", str(int(memory_gb * 1e9))]
 
 
-@contextmanager
-def uploaded(words: Sequence[str]) -> Iterator[tuple[Path | None, list[str]]]:
-    """The folder that goes along, and the words as they are right in it.
+def uploaded(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder that goes along, and the words as they are right in it. Raises ConfigError for a file that cannot go along.
 
-    In a checkout that is the checkout (without what .rayignore and .gitignore name); elsewhere a folder with the recipe or space file alone, if there is one.
+    In a checkout that is the checkout (without what .rayignore and .gitignore name); elsewhere a folder of its own with the recipe or space file alone, kept
+    so that a printed line can be typed later; None where the words name no file.
     """
     if Path("jobs", "train.py").is_file() and Path("pcl_ray", "__init__.py").is_file():
         outside = [word for word in words if _is_file(word) and not Path(word).resolve().is_relative_to(Path.cwd().resolve())]
-        if not outside:
-            yield Path("."), [_inside(word) for word in words]
-            return
-        raise ConfigError(f"{outside[0]} is outside this checkout, which is all that the job gets; copy it here, or submit from another folder")
+        if outside:
+            raise ConfigError(f"{outside[0]} is outside this checkout, which is all that the job gets; copy it here, or submit from another folder")
+        return Path("."), [_inside(word) for word in words]
     files = [word for word in words if _is_file(word)]
     if not files:
-        yield None, list(words)
-        return
-    with tempfile.TemporaryDirectory(prefix="pcl_ray_submit_") as place:
-        for file in files:
-            shutil.copy(file, place)
-        yield Path(place), [Path(word).name if word in files else word for word in words]
+        return None, list(words)
+    place = head.folder() / "submitted"
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = Path(tempfile.mkdtemp(dir=place))
+    for file in files:
+        shutil.copy(file, folder)
+    return folder, [Path(word).name if word in files else word for word in words]
 
 
 def _as_typed(program: str) -> str:

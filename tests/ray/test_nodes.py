@@ -64,7 +64,7 @@ class Nodes:
         self._wait(2)
 
     def _start(self, command: list[str], name: str) -> processes.Known:
-        return processes.start(command, self.environment, self.place, self.place / f"{name}.log")[0]
+        return processes.start(command, self.environment, self.place, self.place / f"{name}.log")
 
     def _wait(self, nodes: int) -> None:
         cluster, deadline = Cluster(f"http://127.0.0.1:{self.ports[1]}", TOKEN), time.monotonic() + LIMIT_S

@@ -48,6 +48,25 @@ def test_a_run_whose_process_is_gone_is_marked_as_stopped() -> None:
     assert overview.local_runs() == []
 
 
+@pytest.mark.parametrize("changes", [{"progress": 3}, {"progress": {"epoch": "x", "left_s": "y"}}, {"waits_for": 7}, {"waits_since": "z", "waits_for": "w"}])
+def test_a_damaged_state_does_not_hide_the_other_runs(changes: dict[str, Any]) -> None:
+    with RunFolder.create("odd", CONFIG) as odd, RunFolder.create("sound", CONFIG) as sound:
+        for folder in (odd, sound):
+            folder.write_state(state="running", machine=machine.identity())
+        odd.write_state(**changes)
+        rows = overview.local_runs()
+    assert [(row.name, row.state) for row in rows] == [("odd", "running"), ("sound", "running")]
+    overview.table(rows, print)
+
+
+def test_names_of_others_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    console = Console(width=160, color_system=None)
+    overview.table([overview.Row("lr [red] [/b]", "running", "1/2", "–", "–", waits_for="for [/x]")], console.print)
+    assert "lr [red] [/b]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("where", ["another machine", "", None])
 def test_a_run_of_another_machine_is_not_judged_by_its_lock(where: str | None) -> None:
     """Storage that all nodes share need not share its locks."""
@@ -83,6 +102,12 @@ def test_mlflow_is_told_of_a_run_that_was_killed(empty_store: Path, tmp_path: Pa
     (recorded,) = overview.tracking_runs.recorded(overview.uri(), "pcl_ray")
     assert (recorded.state, recorded.epoch, recorded.epochs, recorded.submission_id, recorded.user) == ("running", 5, 20, "job-7", "ada")
     assert recorded.left_s == pytest.approx(10 * 60 / 2 / 5 * 15)
+    strange = client.create_run(experiment, run_name="strange", tags={"pcl_ray.run_name": "strange [/b]"}).info.run_id
+    client.log_param(strange, "train.epochs", "²")
+    for name in ("epoch", "perf/device_minutes", "eval/knn_top1"):
+        client.log_metric(strange, name, float("nan"), step=1)
+    assert overview.tracking_runs.recorded(overview.uri(), "pcl_ray")[0].name == "strange [/b]"
+    client.delete_run(strange)
     rows, trouble = overview.under_way("pcl_ray")
     assert [row.name for row in rows] == ["gone"]  # of another machine: it is not ours to judge
     assert trouble == ""
@@ -111,11 +136,12 @@ TREE = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'i
 def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
     import psutil
 
-    known, process = processes.start([sys.executable, "-c", TREE], {}, tmp_path, tmp_path / "log")
+    known = processes.start([sys.executable, "-c", TREE], {}, tmp_path, tmp_path / "log")
     deadline = time.monotonic() + 60
     while "up" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
-    (child,) = psutil.Process(process.pid).children()
+    process = psutil.Process(known.pid)
+    (child,) = process.children()
     assert known.process() is not None
     assert processes.end(known)
     process.wait(10)
@@ -128,11 +154,12 @@ def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
 def test_what_outlived_the_process_that_started_it_is_found_and_ended(tmp_path: Path) -> None:
     import psutil
 
-    known, process = processes.start([sys.executable, "-c", TREE], {}, tmp_path, tmp_path / "log")
+    known = processes.start([sys.executable, "-c", TREE], {}, tmp_path, tmp_path / "log")
     deadline = time.monotonic() + 60
     while "up" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
-    (child,) = psutil.Process(process.pid).children()
+    process = psutil.Process(known.pid)
+    (child,) = process.children()
     process.kill()
     process.wait(10)
     assert child.is_running()
@@ -141,10 +168,10 @@ def test_what_outlived_the_process_that_started_it_is_found_and_ended(tmp_path: 
 
 
 def test_another_process_with_the_same_number_is_left_alone(tmp_path: Path) -> None:
-    known, process = processes.start([sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path, tmp_path / "log")
+    known = processes.start([sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path, tmp_path / "log")
     try:
         assert processes.end(processes.Known(known.pid, known.created - 100)) is False
-        assert process.poll() is None
+        assert known.process() is not None
     finally:
         processes.end(known)
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import free_port
 
+from pcl_ray import cli
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.service import dashboard, head, head_checks, submission, submit
 from pcl_ray.service.dashboard import Cluster
@@ -69,21 +71,55 @@ def test_a_checkout_is_uploaded_and_elsewhere_the_recipe_alone(tmp_path: Any, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("train: {epochs: 3}\n")
     (tmp_path / "huge.bin").write_bytes(b"0")
-    with submit.uploaded(["mine.yaml", "data.path=/data"]) as (folder, words):
-        assert folder is not None
-        assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
-        assert words == ["mine.yaml", "data.path=/data"]
-    with submit.uploaded(["digits"]) as (folder, words):
-        assert (folder, words) == (None, ["digits"])
+    folder, words = submit.uploaded(["temperature", "--recipe", "mine.yaml", "data.path=/data"])
+    assert folder is not None
+    assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
+    assert words == ["temperature", "--recipe", "mine.yaml", "data.path=/data"]
+    assert submit.uploaded(["digits"]) == (None, ["digits"])
     (tmp_path / "checkout" / "jobs").mkdir(parents=True)
     (tmp_path / "checkout" / "pcl_ray").mkdir()
     for file in ("jobs/train.py", "pcl_ray/__init__.py"):
         (tmp_path / "checkout" / file).touch()
     monkeypatch.chdir(tmp_path / "checkout")
-    with submit.uploaded(["digits"]) as (folder, _):
-        assert str(folder) == "."
-    with pytest.raises(ConfigError, match="outside this checkout"), submit.uploaded([str(tmp_path / "mine.yaml")]):
-        pass
+    assert submit.uploaded(["digits"])[0] == Path(".")
+    with pytest.raises(ConfigError, match="outside this checkout"):
+        submit.uploaded([str(tmp_path / "mine.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        (["digits", "--name", "a1"], ["train", "digits", "--name", "a1"]),
+        (["--no-wait", "train", "data.limit=300", "digits", "--name=a2", "--memory-gb", "2"], ["train", "data.limit=300", "digits", "--name=a2"]),
+        (["sweep", "--samples", "2", "temperature", "--name", "s1"], ["sweep", "--samples", "2", "temperature", "--name", "s1"]),
+        (["--resume", "old"], ["train", "--resume", "old"]),
+    ],
+)
+def test_words_keep_their_order(words: list[str], ends: list[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["submit", *words, "--print"]) == 0
+    assert capsys.readouterr().out.strip().endswith(" ".join(["-- python -m pcl_ray.cli", *ends]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["digits", "--name", "a/b"], "run name 'a/b' is not allowed"),
+        (["--resume", "日本"], "is not allowed"),
+        (["digits", "--resume", "x"], "leave out recipe 'digits'"),
+        (["digits", "loss.temprature=1"], "did you mean 'loss.temperature'?"),
+        (["folder", "data.path=pictures"], "has to be an absolute path"),
+        (["sweep"], "which space?"),
+        (["sweep", "temperature", "--samples", "abc"], "sweep.samples"),
+        (["sweep", "temperature", "data.path=pictures"], "has to be an absolute path"),
+        (["digits", "--dry-run"], "--dry-run, --describe and --result are for"),
+        (["digits", "--result", "out.json"], "--dry-run, --describe and --result are for"),
+        (["digits", "--memory-gb", "1e308"], "0.01 to 100000"),
+    ],
+)
+def test_what_train_or_sweep_would_refuse_is_not_sent(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", *words, "--print"]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["", "nonsense", "http://", "http://host", "ftp://host:1", "http://me:pw@host:8265", "http://host:99999999"])
@@ -236,9 +272,59 @@ def test_a_token_that_the_user_names_goes_before_that_of_our_head(named: str, tm
     assert submit.cluster("127.0.0.1:8265") == Cluster("http://127.0.0.1:8265", "")
 
 
+@pytest.mark.parametrize("content", ["[]", '"x"', '{"status": "ok"}', '{"data": []}', "no json", ""])
+def test_something_else_at_the_dashboard_s_address_is_said(content: str) -> None:
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        other = Cluster(f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(RunFailed, match="no dashboard of Ray"):
+            other.nodes()
+        if content != "[]":
+            with pytest.raises(RunFailed, match="no dashboard of Ray"):
+                other.jobs()
+        server.shutdown()
+
+
+def test_what_speaks_no_http_is_said_and_no_token_is_repeated() -> None:
+    import socket
+    import threading
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(b"SSH-2.0-other\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        place = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert not Cluster(place).alive()
+        for token in ("t0ken", "t0ken\r\n x"):
+            with pytest.raises(RunFailed) as caught:
+                Cluster(place, token).jobs()
+            assert "t0ken" not in str(caught.value)
+
+
 def test_nothing_is_known_of_a_head_whose_record_is_damaged() -> None:
     head.folder().mkdir(parents=True)
-    for text in ("", "{", "[]", '{"host": 3}', '{"host": "h", "ports": {}, "mlflow_uri": "", "ray": {"pid": 1}}'):
+    odd = [f'{{"host": "h", "ports": {{}}, "mlflow_uri": "", "ray": {{"pid": {pid}, "created": 1.5}}}}' for pid in ('"abc"', "-5", "1e30", "1", "null")]
+    for text in (*odd, "", "{", "[]", '{"host": 3}', '{"host": "h", "ports": {}, "mlflow_uri": "", "ray": {"pid": 1}}'):
         (head.folder() / "up.json").write_text(text)
         assert head.recorded() is None
     assert head.down(lambda text: None) is False
