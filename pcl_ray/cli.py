@@ -133,6 +133,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def _submit(arguments: argparse.Namespace) -> int:
     verb, *words = arguments.others if arguments.others[:1] in (["train"], ["sweep"]) else ["train", *arguments.others]
+    from pcl_ray import tracking
+
+    tracking_secrets.refuse_in(words)  # they would be the job's entrypoint, which everybody who reaches the cluster can read
     asked = _parsed([verb, *words])  # what `pcl-ray VERB` would refuse is refused here, as far as that shows: the data may lie on the cluster alone
     if asked.dry_run or asked.describe or asked.result is not None:
         raise ConfigError(
@@ -140,7 +143,10 @@ def _submit(arguments: argparse.Namespace) -> int:
         )
     if verb == "train":
         recipe, overrides = _recipe_and_overrides(asked)
-        settings = config.load(recipe, overrides).flatten() if recipe else {}
+        loaded = config.load(recipe, overrides) if recipe else None
+        if loaded and (secrets := tracking.secret_knobs(loaded)):
+            raise ConfigError(secrets)
+        settings = loaded.flatten() if loaded else {}
     else:
         cli_sweep.check(asked)
         settings = dict(word.split("=", 1) for word in asked.words if "=" in word)
