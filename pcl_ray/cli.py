@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from pcl_ray import __version__, cli_look, cli_service, cli_sweep, config, tracking_secrets
+from pcl_ray import __version__, cli_look, cli_service, cli_sweep, config, machine, tracking_secrets
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
 from pcl_ray.knobs import Knob
 
@@ -232,12 +231,9 @@ def _print_result(result: RunResult) -> None:
 
 
 def _typed(command: str) -> str:
-    """The command as it can be typed here: with the path of its program where that is not on PATH, as in an environment that is not activated."""
+    """The command as it can be typed here."""
     program, space, rest = command.partition(" ")
-    beside = Path(sys.executable).parent / program
-    if not space or not beside.exists() or shutil.which(program) == str(beside):  # no space: the address of a server
-        return command
-    return f"{os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else beside} {rest}"
+    return f"{machine.as_typed(program)} {rest}" if space else command  # no space: the address of a server
 
 
 def _table(metrics: dict[str, float]) -> list[tuple[str, str]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import shutil
+import sys
 from pathlib import Path
 
 
@@ -17,3 +20,18 @@ def identity() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
+
+
+def user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container user without a name
+        return "unknown"
+
+
+def as_typed(program: str) -> str:
+    """With its path where it lies beside our Python and not on PATH, as in an environment that is not activated."""
+    beside = Path(sys.executable).parent / program
+    if not beside.exists() or shutil.which(program) == str(beside):
+        return program
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pcl_ray import tracking_views
 from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.tracking_secrets import said_of
 from pcl_ray.tracking_store import RUN_TAG, public_uri
 
 _STATES = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
@@ -59,7 +60,7 @@ def recorded(uri: str, experiment: str, *, limit: int = 50, trials: bool = False
             if not (token := page.token):
                 break
     except Exception as error:  # MLflow's and its database's many kinds
-        raise RunFailed(f"MLflow at {public_uri(uri)} does not answer ({_line(error, uri)})") from None
+        raise RunFailed(f"MLflow at {public_uri(uri)} does not answer ({said_of(error, uri)})") from None
     return [_as_seen(run, uri, there.experiment_id) for run in found[:limit]]
 
 
@@ -70,7 +71,7 @@ def mark_killed(uri: str, run_id: str) -> None:
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, "KILLED")
     except Exception as error:
-        raise RunFailed(f"MLflow at {public_uri(uri)} does not answer ({_line(error, uri)})") from None
+        raise RunFailed(f"MLflow at {public_uri(uri)} does not answer ({said_of(error, uri)})") from None
 
 
 def _client(uri: str) -> Any:
@@ -120,7 +121,3 @@ def _left_s(metrics: Mapping[str, float], params: Mapping[str, str], done: int, 
 def _whole(text: str) -> int:
     """0 for what is no such number: anybody may write into the experiment."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-
-
-def _line(error: Exception, uri: str) -> str:
-    return " ".join(str(error).split()).replace(uri.rstrip("/"), public_uri(uri).rstrip("/"))[:200]

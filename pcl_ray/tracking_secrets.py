@@ -143,6 +143,12 @@ def _in_uri(uri: str) -> Iterator[str]:
             yield value
 
 
+def said_of(error: Exception, uri: str) -> str:
+    """What a store's error says, in one line and without the password that its address may hold."""
+    said = " ".join(str(error).split()).replace(uri.rstrip("/"), public_uri(uri).rstrip("/"))
+    return scrubbed(said)[:300]
+
+
 def hide_from_tracebacks() -> None:
     """Tracebacks that this process prints are `scrubbed`: errors of databases and servers repeat addresses. A second call does nothing."""
     before, before_in_threads = sys.excepthook, threading.excepthook

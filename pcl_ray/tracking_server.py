@@ -235,7 +235,7 @@ def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
         return there.experiment_id, tracking_views.shown(client.get_experiment(there.experiment_id).tags)
     except Exception as error:
         if uri.startswith(("http://", "https://")):
-            print(f"warning: {tracking.public_uri(uri)} does not answer ({_said(error, uri)})", file=sys.stderr)
+            print(f"warning: {tracking.public_uri(uri)} does not answer ({tracking_secrets.said_of(error, uri)})", file=sys.stderr)
             return None, False
         raise ConfigError(_unusable(uri, error)) from None
 
@@ -248,18 +248,12 @@ def _clusterings(client: Any, experiment_id: str) -> int:
 def _unusable(uri: str, error: Exception) -> str:
     public = tracking.public_uri(uri)
     if "database schema" not in str(error):
-        return f"MLflow cannot use {public}: {_said(error, uri)}"
+        return f"MLflow cannot use {public}: {tracking_secrets.said_of(error, uri)}"
     command = f"{shlex.quote(sys.executable)} -m mlflow db upgrade {shlex.quote(public)}"
     return (
         f"{public} was written by another version of MLflow. If it was an older one: end all runs, copy the database, then\n  {command}\n"
         "If it was a newer one: install that version"
     )
-
-
-def _said(error: Exception, uri: str) -> str:
-    """In one line, without the password that an address may hold."""
-    said = " ".join(str(error).split()).replace(uri.rstrip("/"), tracking.public_uri(uri).rstrip("/"))
-    return tracking_secrets.scrubbed(said)[:300]
 
 
 def _show(address: str, experiment_id: str | None, views: bool, open_browser: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pcl_ray import tracking_tasks, tracking_views
+from pcl_ray import machine, tracking_tasks, tracking_views
 from pcl_ray.tracking_buffer import Point
 from pcl_ray.tracking_secrets import public_uri
 from pcl_ray.tracking_tasks import DataSet
@@ -64,7 +63,7 @@ class Store:
             run = self._find_run()
             self._existed = run is not None
             if run is None:
-                tags = {RUN_TAG: self._described.run_name, "mlflow.source.name": "pcl_ray", "mlflow.user": _user()}
+                tags = {RUN_TAG: self._described.run_name, "mlflow.source.name": "pcl_ray", "mlflow.user": machine.user()}
                 run = self._client.create_run(self.experiment_id, run_name=self._described.title, tags=tags)
         self.experiment_id = run.info.experiment_id
         if self._existed:
@@ -192,10 +191,3 @@ def _one_process(uri: str) -> Iterator[None]:
 
 def is_database(uri: str) -> bool:
     return uri.lower().startswith(_DATABASES)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container user without a name
-        return "unknown"

@@ -9,7 +9,6 @@ group: Ray then finds the nodes, and an autoscaler sees what is missing. It is g
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ import ray
 from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayError, RuntimeEnvSetupError
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from pcl_ray import machine
 from pcl_ray.errors import RunFailed
 from pcl_ray.service.spans import span
 
@@ -76,7 +76,7 @@ def take(run: str, bundles: Sequence[dict[str, float]], timeout_s: float, say: S
     """
     patience = _Patience(timeout_s, say)
     needs = needed(bundles)
-    turn = _turn(Holder(run, _user(), time.time(), needs), patience)
+    turn = _turn(Holder(run, machine.user(), time.time(), needs), patience)
     try:
         _wait_for_room(bundles, needs, patience)
     except BaseException:
@@ -186,10 +186,3 @@ def _free() -> str:
     free, has = ray.available_resources(), ray.cluster_resources()
     told = [f"{free.get(kind, 0.0):g} of {has[kind]:g} {kind}s" for kind in ("GPU", "CPU") if has.get(kind)]
     return f"the cluster has {' and '.join(told) or 'nothing'} free"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container user without a name
-        return "unknown"

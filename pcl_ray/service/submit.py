@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pcl_ray import machine
 from pcl_ray.errors import ConfigError
 from pcl_ray.service import head, submission
 from pcl_ray.service.dashboard import DEFAULT_ADDRESS, Cluster, checked_address, token_here
@@ -37,7 +38,7 @@ class Line:
 
     def __str__(self) -> str:
         return " ".join(
-            [*(f"{name}={shlex.quote(value)}" for name, value in self.environment.items()), shlex.join([_as_typed(self.command[0]), *self.command[1:]])]
+            [*(f"{name}={shlex.quote(value)}" for name, value in self.environment.items()), shlex.join([machine.as_typed(self.command[0]), *self.command[1:]])]
         )
 
 
@@ -111,14 +112,6 @@ def uploaded(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     for file in files:
         shutil.copy(file, folder)
     return folder, [Path(word).name if word in files else word for word in words]
-
-
-def _as_typed(program: str) -> str:
-    """With its path where it lies beside our Python and not on PATH, as in an environment that is not activated."""
-    beside = Path(sys.executable).parent / program
-    if not beside.exists() or shutil.which(program) == str(beside):
-        return program
-    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def _is_file(word: str) -> bool:

@@ -133,15 +133,23 @@ def test_times(seconds: float, said: str) -> None:
 TREE = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); print('up', flush=True); time.sleep(600)"
 
 
-def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
+def two_generations(folder: Path) -> tuple[processes.Known, Any, Any]:
+    """A process, as it is remembered and as it is, and its child."""
     import psutil
 
-    known = processes.start([sys.executable, "-c", TREE], {}, tmp_path, tmp_path / "log")
+    known = processes.start([sys.executable, "-c", TREE], {}, folder, folder / "log")
     deadline = time.monotonic() + 60
-    while "up" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+    while "up" not in (folder / "log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     process = psutil.Process(known.pid)
     (child,) = process.children()
+    return known, process, child
+
+
+def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    import psutil
+
+    known, process, child = two_generations(tmp_path)
     assert known.process() is not None
     assert processes.end(known)
     process.wait(10)
@@ -154,12 +162,7 @@ def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
 def test_what_outlived_the_process_that_started_it_is_found_and_ended(tmp_path: Path) -> None:
     import psutil
 
-    known = processes.start([sys.executable, "-c", TREE], {}, tmp_path, tmp_path / "log")
-    deadline = time.monotonic() + 60
-    while "up" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process = psutil.Process(known.pid)
-    (child,) = process.children()
+    known, process, child = two_generations(tmp_path)
     process.kill()
     process.wait(10)
     assert child.is_running()
