@@ -1,4 +1,6 @@
-"""What the benchmarks share: timing in turns, claims and figures as tables and JSON, synthetic features, a Ray of their own, the memory of a process."""
+"""What the benchmarks share: timing in turns, claims and figures as tables and JSON, synthetic features, a
+Ray of their own, the memory of a process.
+"""
 
 from __future__ import annotations
 
@@ -36,19 +38,32 @@ Row = dict[str, Any]
 
 def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
     """With the options that every benchmark takes."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--quick", action="store_true", help="small sizes: shows in a minute that everything runs, claims no speed")
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help="small sizes: shows in a minute that everything runs, claims no speed",
+    )
     made.add_argument("--json", type=Path, help="writes claims and figures there")
-    made.add_argument("--repeats", type=int, default=repeats, help="interleaved repeats (default: %(default)s)")
+    made.add_argument(
+        "--repeats", type=int, default=repeats, help="interleaved repeats (default: %(default)s)"
+    )
     return made
 
 
 def exit_code(main: Callable[[], int]) -> int:
-    """What `main` gives back; 2 where something is missing or wrong in the request, 1 where a run failed, with the reason in a sentence."""
+    """What `main` gives back; 2 where something is missing or wrong in the request, 1 where a run failed,
+    with the reason in a sentence.
+    """
     try:
         return main()
     except DataError as error:
-        print(f"{error}; the benchmarks need Fashion-MNIST: install Debian's package dataset-fashion-mnist", file=sys.stderr)
+        print(
+            f"{error}; the benchmarks need Fashion-MNIST: install Debian's package dataset-fashion-mnist",
+            file=sys.stderr,
+        )
         return 2
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -68,8 +83,12 @@ class Timed:
         return statistics.median(self.seconds)
 
 
-def interleaved(calls: dict[str, Callable[[int], Any]], repeats: int, *, warm_up: bool = True) -> dict[str, Timed]:
-    """Calls everything `repeats` times in turns, so that a machine that grows slow does so for all. Calls get the number of the round, −1 unmeasured."""
+def interleaved(
+    calls: dict[str, Callable[[int], Any]], repeats: int, *, warm_up: bool = True
+) -> dict[str, Timed]:
+    """Calls everything `repeats` times in turns, so that a machine that grows slow does so for all. Calls get
+    the number of the round, −1 unmeasured.
+    """
     timed = {name: Timed() for name in calls}
     for number in range(-1 if warm_up else 0, repeats):
         for name, call in calls.items():
@@ -96,7 +115,10 @@ class Report:
 
     def row(self, case: str, **figures: Any) -> None:
         self.rows.append({"case": case, **figures})
-        print(f"  {case:58s} " + "  ".join(f"{name} {shown(value)}" for name, value in figures.items()), flush=True)
+        print(
+            f"  {case:58s} " + "  ".join(f"{name} {shown(value)}" for name, value in figures.items()),
+            flush=True,
+        )
 
     def table(self, rows: list[Row]) -> None:
         """Rows of the same columns, aligned."""
@@ -104,10 +126,15 @@ class Report:
         lines = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
-            print("  " + "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)), flush=True)
+            print(
+                "  " + "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)),
+                flush=True,
+            )
 
     def timing(self, case: str, timed: Timed, **figures: Any) -> None:
-        self.row(case, seconds=timed.median, fastest=min(timed.seconds), slowest=max(timed.seconds), **figures)
+        self.row(
+            case, seconds=timed.median, fastest=min(timed.seconds), slowest=max(timed.seconds), **figures
+        )
 
     def ratio(self, case: str, above: Timed, below: Timed) -> float:
         """The median over the rounds of one time divided by the other of the same round."""
@@ -115,7 +142,15 @@ class Report:
         self.row(case, ratio=statistics.median(each), least=min(each), most=max(each))
         return statistics.median(each)
 
-    def claim(self, text: str, value: float, *, at_most: float | None = None, at_least: float | None = None, full_size: bool = False) -> None:
+    def claim(
+        self,
+        text: str,
+        value: float,
+        *,
+        at_most: float | None = None,
+        at_least: float | None = None,
+        full_size: bool = False,
+    ) -> None:
         """`full_size`: says nothing at the sizes of --quick, and is left out there."""
         if full_size and self.quick:
             return
@@ -128,14 +163,23 @@ class Report:
         """Prints the claims, writes the file; the exit code."""
         print()
         for claim in self.claims:
-            print(f"{'holds' if claim['holds'] else 'FAILS':5s}  {claim['claim']}: {claim['value']:.6g} (bar {claim['bar']:g})")
+            print(
+                f"{'holds' if claim['holds'] else 'FAILS':5s}  {claim['claim']}: {claim['value']:.6g} (bar"
+                f" {claim['bar']:g})"
+            )
         self.write(file)
         return 0 if all(claim["holds"] for claim in self.claims) else 1
 
     def write(self, file: Path | None) -> None:
         """What there is so far."""
         if file is not None:
-            document = {"benchmark": self.benchmark, "machine": self.machine, "versions": versions(), "claims": self.claims, "rows": self.rows}
+            document = {
+                "benchmark": self.benchmark,
+                "machine": self.machine,
+                "versions": versions(),
+                "claims": self.claims,
+                "rows": self.rows,
+            }
             file.write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -146,7 +190,14 @@ def shown(value: Any) -> str:
 def machine() -> str:
     model = platform.processor() or platform.machine()
     with suppress(OSError):
-        model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), model)
+        model = next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            model,
+        )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f}"
 
@@ -162,34 +213,44 @@ def versions() -> dict[str, str]:
 class Mixture:
     """Synthetic features: a hierarchical mixture on the sphere S¹²⁷.
 
-    Modes lie around an eighth as many group directions (cosine of two modes of a group .25), with Zipf weights 1 / (rank + 10). A point is its mode plus noise,
-    half of it in the eight directions of its mode's basis (there are 256 bases), half isotropic, normalised: the cosine of two points of a mode is about .6.
+    Modes lie around an eighth as many group directions (cosine of two modes of a group .25), with Zipf
+    weights 1 / (rank + 10). A point is its mode plus noise, half of it in the eight directions of its mode's
+    basis (there are 256 bases), half isotropic, normalised: the cosine of two points of a mode is about .6.
     """
 
     def __init__(self, modes: int, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
         groups = F.normalize(torch.randn(max(1, modes // 8), DIM, generator=generator), dim=1)
         own = F.normalize(torch.randn(modes, DIM, generator=generator), dim=1)
-        self.modes = F.normalize(0.5 * groups[torch.randint(len(groups), (modes,), generator=generator)] + 0.75**0.5 * own, dim=1)
+        self.modes = F.normalize(
+            0.5 * groups[torch.randint(len(groups), (modes,), generator=generator)] + 0.75**0.5 * own, dim=1
+        )
         self._bases = torch.linalg.qr(torch.randn(256, DIM, 8, generator=generator)).Q.transpose(1, 2)
         self._weights = 1 / (torch.arange(modes) + 10.0)
 
     def which(self, count: int, seed: int) -> Tensor:
         """[count] int64, the modes of the points that `draw` gives."""
-        return torch.multinomial(self._weights, count, replacement=True, generator=torch.Generator().manual_seed(seed))
+        return torch.multinomial(
+            self._weights, count, replacement=True, generator=torch.Generator().manual_seed(seed)
+        )
 
     def draw(self, count: int, seed: int) -> Tensor:
         """[count, DIM] float32."""
         generator = torch.Generator().manual_seed(seed + 1)
         parts = []
         for modes in self.which(count, seed).split(65536):
-            low_rank = torch.bmm(torch.randn(len(modes), 1, 8, generator=generator), self._bases[modes % 256])[:, 0] / (3 * 8) ** 0.5
+            low_rank = (
+                torch.bmm(torch.randn(len(modes), 1, 8, generator=generator), self._bases[modes % 256])[:, 0]
+                / (3 * 8) ** 0.5
+            )
             isotropic = torch.randn(len(modes), DIM, generator=generator) / (3 * DIM) ** 0.5
             parts.append(F.normalize(self.modes[modes] + low_rank + isotropic, dim=1))
         return torch.cat(parts)
 
     def drifted(self, rows: Tensor, seed: int, *, epoch: int = 1, cosine: float = 0.95) -> Tensor:
-        """The points of `draw(len(rows), seed)` an epoch later: each turned by arccos(cosine), half of it with its mode, half on its own."""
+        """The points of `draw(len(rows), seed)` an epoch later: each turned by arccos(cosine), half of it
+        with its mode, half on its own.
+        """
         generator = torch.Generator().manual_seed(seed + 7919 * epoch)
         together = F.normalize(torch.randn(len(self.modes), DIM, generator=generator), dim=1)
         parts = []
@@ -200,15 +261,22 @@ class Mixture:
         return F.normalize(torch.cat(parts), dim=1)
 
 
-def sum_of_squares(rows: np.ndarray | Tensor, centroids: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> float:
+def sum_of_squares(
+    rows: np.ndarray | Tensor, centroids: np.ndarray | Tensor, labels: np.ndarray | Tensor
+) -> float:
     """Sum of squared distances of the rows to their centroids, in float64."""
     rows, centroids, labels = (torch.as_tensor(part) for part in (rows, centroids, labels))
-    return sum(float((block.double() - centroids[of].double()).square().sum()) for block, of in zip(rows.split(8192), labels.long().split(8192), strict=True))
+    return sum(
+        float((block.double() - centroids[of].double()).square().sum())
+        for block, of in zip(rows.split(8192), labels.long().split(8192), strict=True)
+    )
 
 
 @contextmanager
 def own_ray(cpus: int) -> Iterator[Any]:
-    """The ray module, connected to a Ray of this process that ends with it. Raises RunFailed where it cannot be started."""
+    """The ray module, connected to a Ray of this process that ends with it. Raises RunFailed where it cannot
+    be started.
+    """
     os.environ.pop("RAY_ADDRESS", None)  # what is measured is this machine
     from pcl_ray.service import ray_environment
 
@@ -253,4 +321,6 @@ class MemoryWatch:
     def _watch(self) -> None:
         with suppress(OSError, ValueError, KeyError):  # the process has ended
             while not self._done.wait(_EVERY_S):
-                self.peak = {name: max(value, self.peak[name]) for name, value in memory_of(self._process).items()}
+                self.peak = {
+                    name: max(value, self.peak[name]) for name, value in memory_of(self._process).items()
+                }

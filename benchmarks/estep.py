@@ -1,17 +1,21 @@
-"""How fast the E-step is on CPUs, and how good: against the settings of the published code, and on real features where nothing else is said.
+"""How fast the E-step is on CPUs, and how good: against the settings of the published code, and on real
+features where nothing else is said.
 
     python benchmarks/estep.py --json estep.json      # all sections: an hour on two cores
     python benchmarks/estep.py --quick                # a minute, small sizes, synthetic features
     python benchmarks/estep.py --only reference,chain --images 30000 --epochs 16
 
-reference  a warm E-step against faiss.Kmeans (20 iterations, 5 restarts, CPU) and its loops in Python, on two epochs of a Fashion-MNIST run
-chain      twelve warm starts one after the other, each objective against a fresh run of the reference settings
-large      N = 200,000, K = 10,000: shortlists against brute force, labels checked on all points. The features are synthetic (`common.Mixture`)
-share      the E-step's share of an epoch, from the figures of a run of the recipe fashion_mnist; two runs, features fresh and from the bank
-gather     1.28 million features from two Ray actors into the E-step actor: seconds beside one memcpy, and the actor's memory. Synthetic features
+reference  a warm E-step against faiss.Kmeans (20 iterations, 5 restarts, CPU) and its loops in Python, on two
+epochs of a Fashion-MNIST run chain      twelve warm starts one after the other, each objective against a
+fresh run of the reference settings large      N = 200,000, K = 10,000: shortlists against brute force, labels
+checked on all points. The features are synthetic (`common.Mixture`) share      the E-step's share of an
+epoch, from the figures of a run of the recipe fashion_mnist; two runs, features fresh and from the bank
+gather     1.28 million features from two Ray actors into the E-step actor: seconds beside one memcpy, and the
+actor's memory. Synthetic features
 
-The first use of real features trains a run for ten minutes (`real_features`); later ones read them from PCL_RAY_HOME/benchmarks.
-What to expect: RESULTS.md has the figures, with machine and date. Exit code 1 says that a claim does not hold.
+The first use of real features trains a run for ten minutes (`real_features`); later ones read them from
+PCL_RAY_HOME/benchmarks. What to expect: RESULTS.md has the figures, with machine and date. Exit code 1 says
+that a claim does not hold.
 """
 
 from __future__ import annotations
@@ -73,10 +77,21 @@ def main() -> int:
 
 def arguments() -> Namespace:
     parser = common.parser(__doc__, repeats=5)
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them (default: all)")
-    parser.add_argument("--images", type=int, help="reference, chain: images of the real features (30000); share: images to train on (60000)")
+    parser.add_argument(
+        "--only", default=",".join(SECTIONS), help="sections, with commas between them (default: all)"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        help="reference, chain: images of the real features (30000); share: images to train on (60000)",
+    )
     parser.add_argument("--epochs", type=int, help="epochs of the run: reference, chain 16; share 8")
-    parser.add_argument("--workers", type=int, default=0, help="share: Ray Train workers; 0 trains in this process (default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="share: Ray Train workers; 0 trains in this process (default: %(default)s)",
+    )
     given = parser.parse_args()
     given.only = [name.strip() for name in given.only.split(",")]
     if wrong := [name for name in given.only if name not in SECTIONS]:
@@ -102,20 +117,34 @@ class Found:
 
 
 def reference_e_step(features: np.ndarray, counts: tuple[int, ...], seed: int) -> list[Found]:
-    """For each K: faiss' k-means with 20 iterations and 5 restarts on all points, a last search, then the concentrations by loops over the images."""
+    """For each K: faiss' k-means with 20 iterations and 5 restarts on all points, a last search, then the
+    concentrations by loops over the images.
+    """
     import faiss
 
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     found = []
     for m, k in enumerate(counts):
-        sizes = {"max_points_per_centroid": len(features), "min_points_per_centroid": 1}  # never a subsample, never a warning
-        kmeans = faiss.Kmeans(features.shape[1], k, niter=20, nredo=5, seed=1000 * m + seed + 1, verbose=False, gpu=False, **sizes)
+        # never a subsample, never a warning
+        sizes = {"max_points_per_centroid": len(features), "min_points_per_centroid": 1}
+        kmeans = faiss.Kmeans(
+            features.shape[1],
+            k,
+            niter=20,
+            nredo=5,
+            seed=1000 * m + seed + 1,
+            verbose=False,
+            gpu=False,
+            **sizes,
+        )
         kmeans.train(features)
         squares, nearest = kmeans.index.search(features, 1)
         start = time.perf_counter()
         phi = looped_concentration(squares, nearest, k)
         seconds = time.perf_counter() - start
-        found.append(Found(sum_of_squares(features, kmeans.centroids, nearest[:, 0]), percentiles(phi), seconds))
+        found.append(
+            Found(sum_of_squares(features, kmeans.centroids, nearest[:, 0]), percentiles(phi), seconds)
+        )
     return found
 
 
@@ -127,7 +156,9 @@ def looped_concentration(squares: np.ndarray, nearest: np.ndarray, k: int) -> np
     phi = np.zeros(k)
     for prototype in range(k):
         if len(distances[prototype]) > 1:
-            phi[prototype] = np.sqrt(np.asarray(distances[prototype])).mean() / np.log(len(distances[prototype]) + ALPHA)
+            phi[prototype] = np.sqrt(np.asarray(distances[prototype])).mean() / np.log(
+                len(distances[prototype]) + ALPHA
+            )
     largest = phi.max()
     for prototype in range(k):
         if len(distances[prototype]) <= 1:
@@ -141,7 +172,10 @@ def percentiles(phi: np.ndarray) -> tuple[float, ...]:
 
 
 def measured(features: np.ndarray, clusters: ClusterSet) -> list[Found]:
-    return [Found(sum_of_squares(features, c.centroids, c.assignments), percentiles(c.concentration.numpy())) for c in clusters.clusterings]
+    return [
+        Found(sum_of_squares(features, c.centroids, c.assignments), percentiles(c.concentration.numpy()))
+        for c in clusters.clusterings
+    ]
 
 
 def ours(features: Any, settings: EStepConfig, epoch: int, previous: ClusterSet | None = None) -> ClusterSet:
@@ -178,7 +212,10 @@ def reference(given: Namespace, report: Report) -> None:
         return lambda number: ours(features, changed, 1, previous)
 
     usual = settings.shortlist_from
-    names = {shortlist_from: f"ours, warm, shortlist_from {shortlist_from}" for shortlist_from in (usual, 0, counts[1], 5000)}
+    names = {
+        shortlist_from: f"ours, warm, shortlist_from {shortlist_from}"
+        for shortlist_from in (usual, 0, counts[1], 5000)
+    }
     calls: dict[str, Any] = {"reference": lambda number: reference_e_step(features, counts, number)}
     calls |= {name: warm(shortlist_from) for shortlist_from, name in names.items()}
     calls["ours, cold"] = lambda number: ours(features, settings, 1)
@@ -188,30 +225,60 @@ def reference(given: Namespace, report: Report) -> None:
         report.timing(name, one)
     loops = [sum(found.loop_seconds for found in run) for run in timed["reference"].results]
     report.row("of the reference: loops over the images", seconds=statistics.median(loops))
-    ratios = {name: report.ratio(f"reference / {name}", timed["reference"], one) for name, one in timed.items() if name != "reference"}
-    seeds = timed["reference"].results + [reference_e_step(features, counts, number) for number in range(given.repeats, LEAST_SEEDS)]
+    ratios = {
+        name: report.ratio(f"reference / {name}", timed["reference"], one)
+        for name, one in timed.items()
+        if name != "reference"
+    }
+    seeds = timed["reference"].results + [
+        reference_e_step(features, counts, number) for number in range(given.repeats, LEAST_SEEDS)
+    ]
     found = {name: measured(features, one.results[-1]) for name, one in timed.items() if name != "reference"}
     worst = objectives(report, counts, seeds, found)
-    report.claim("whole E-step, warm: times as fast as the reference settings (median of rounds)", ratios[names[usual]], at_least=15, full_size=True)
-    report.claim("objective of the warm E-step / median of the reference's seeds, at the worst K", worst[names[usual]], at_most=1.005, full_size=True)
+    report.claim(
+        "whole E-step, warm: times as fast as the reference settings (median of rounds)",
+        ratios[names[usual]],
+        at_least=15,
+        full_size=True,
+    )
+    report.claim(
+        "objective of the warm E-step / median of the reference's seeds, at the worst K",
+        worst[names[usual]],
+        at_most=1.005,
+        full_size=True,
+    )
     concentrations(report, counts, seeds, found[names[usual]])
 
 
-def objectives(report: Report, counts: tuple[int, ...], seeds: list[list[Found]], found: dict[str, list[Found]]) -> dict[str, float]:
-    """Rows about the objectives; for each of ours the ratio to the median over the reference's seeds, at the worst K."""
+def objectives(
+    report: Report, counts: tuple[int, ...], seeds: list[list[Found]], found: dict[str, list[Found]]
+) -> dict[str, float]:
+    """Rows about the objectives; for each of ours the ratio to the median over the reference's seeds, at the
+    worst K.
+    """
     worst = dict.fromkeys(found, 0.0)
     for m, k in enumerate(counts):
         of_seeds = [run[m].objective for run in seeds]
         middle = statistics.median(of_seeds)
-        report.row(f"objective, K {k}: reference", seeds=len(seeds), median=middle, least=min(of_seeds) / middle, most=max(of_seeds) / middle)
+        report.row(
+            f"objective, K {k}: reference",
+            seeds=len(seeds),
+            median=middle,
+            least=min(of_seeds) / middle,
+            most=max(of_seeds) / middle,
+        )
         for name, each in found.items():
             report.row(f"objective, K {k}: {name} / reference's median", ratio=each[m].objective / middle)
             worst[name] = max(worst[name], each[m].objective / middle)
     return worst
 
 
-def concentrations(report: Report, counts: tuple[int, ...], seeds: list[list[Found]], found: list[Found]) -> None:
-    """How far ours lie from the median of the reference's seeds, in units of the distance between the farthest two of them at the same K."""
+def concentrations(
+    report: Report, counts: tuple[int, ...], seeds: list[list[Found]], found: list[Found]
+) -> None:
+    """How far ours lie from the median of the reference's seeds, in units of the distance between the
+    farthest two of them at the same K.
+    """
     worst = 0.0
     for m, k in enumerate(counts):
         table = np.array([run[m].phi for run in seeds])
@@ -219,11 +286,14 @@ def concentrations(report: Report, counts: tuple[int, ...], seeds: list[list[Fou
         apart = np.abs(np.array(found[m].phi) - np.median(table, axis=0))
         for p, name in enumerate(PERCENTILES):
             middle, least, most = (float(of(table[:, p])) for of in (np.median, np.min, np.max))
-            report.row(f"φ, K {k}, percentile {name}", ours=found[m].phi[p], median=middle, least=least, most=most)
+            report.row(
+                f"φ, K {k}, percentile {name}", ours=found[m].phi[p], median=middle, least=least, most=most
+            )
         worst = max(worst, float(apart.max()) / max(spread, 1e-12))
     text = (
-        "φ of the warm E-step, percentiles 10, 50, 90: distance to the median of the reference's seeds, as a share of the largest difference between two "
-        "seeds at the same K (largest over the three percentiles), at the worst K and percentile"
+        "φ of the warm E-step, percentiles 10, 50, 90: distance to the median of the reference's seeds, as a"
+        " share of the largest difference between two seeds at the same K (largest over the three"
+        " percentiles), at the worst K and percentile"
     )
     report.claim(text, worst, at_most=1, full_size=True)
 
@@ -238,16 +308,39 @@ def chain(given: Namespace, report: Report) -> None:
     clusters = ours(epochs[0], settings, epoch=0)
     ratios: list[list[float]] = []
     for epoch, features in enumerate(epochs[1:], start=1):
-        options: dict[str, Any] = {"total": len(features), "temperature": TEMPERATURE, "seed": 0, "previous": clusters}
+        options: dict[str, Any] = {
+            "total": len(features),
+            "temperature": TEMPERATURE,
+            "seed": 0,
+            "previous": clusters,
+        }
         result = cluster_shard(torch.from_numpy(features), None, settings, When(epoch), **options)
         clusters = result.cluster_set(epoch, [one.labels for one in result.clusterings])
         fresh = reference_e_step(features, counts, seed=0)
-        ratios.append([own.objective / other.objective for own, other in zip(measured(features, clusters), fresh, strict=True)])
+        ratios.append(
+            [
+                own.objective / other.objective
+                for own, other in zip(measured(features, clusters), fresh, strict=True)
+            ]
+        )
         for k, ratio, one in zip(counts, ratios[-1], result.clusterings, strict=True):
-            report.row(f"epoch {epoch}, K {k}", ratio=ratio, cold=one.figures["cold"], passes=one.figures["passes"], changed=one.figures["changed"])
+            report.row(
+                f"epoch {epoch}, K {k}",
+                ratio=ratio,
+                cold=one.figures["cold"],
+                passes=one.figures["passes"],
+                changed=one.figures["changed"],
+            )
     chained = f"{len(ratios)} warm starts in a chain"
-    report.claim(f"{chained}: objective / fresh run of the reference settings, last epoch, worst K", max(ratios[-1]), at_most=1.01, full_size=True)
-    report.claim(f"{chained}: the same at the worst epoch and K", max(map(max, ratios)), at_most=1.01, full_size=True)
+    report.claim(
+        f"{chained}: objective / fresh run of the reference settings, last epoch, worst K",
+        max(ratios[-1]),
+        at_most=1.01,
+        full_size=True,
+    )
+    report.claim(
+        f"{chained}: the same at the worst epoch and K", max(map(max, ratios)), at_most=1.01, full_size=True
+    )
 
 
 # --- large
@@ -260,7 +353,8 @@ def large(given: Namespace, report: Report) -> None:
     rows = mixture.drifted(first, 0)
     report.row("sizes", N=count, K=k, drift_cosine=float((first * rows).sum(dim=1).mean()))
     settings = EStepConfig(num_clusters=(k,), iterations=5, cold_iterations=6, restarts=1, shortlist_from=1)
-    previous = ours(first, settings, epoch=0)  # a few passes, by shortlists after the first: the state before matters little
+    # a few passes, by shortlists after the first: the state before matters little
+    previous = ours(first, settings, epoch=0)
     brute = settings.model_copy(update={"shortlist_from": 0})
     calls: dict[str, Any] = {
         "warm, shortlist": lambda number: ours(rows, settings, 1, previous),
@@ -277,8 +371,14 @@ def large(given: Namespace, report: Report) -> None:
     own, least = (sum_of_squares(rows, centroids, labels) for labels in (short.assignments, nearest))
     report.row("shortlist, against brute force on all points", agreement=agreement, excess=own / least - 1)
     report.row("objective after 5 passes, shortlist / brute force", ratio=short.objective / exact.objective)
-    report.claim(f"N {count}, K {k}: shortlists, times as fast as brute force", faster, at_least=5, full_size=True)
-    report.claim(f"N {count}, K {k}: share of all points whose label is that of brute force, for the final centroids", agreement, at_least=0.995)
+    report.claim(
+        f"N {count}, K {k}: shortlists, times as fast as brute force", faster, at_least=5, full_size=True
+    )
+    report.claim(
+        f"N {count}, K {k}: share of all points whose label is that of brute force, for the final centroids",
+        agreement,
+        at_least=0.995,
+    )
 
 
 # --- share
@@ -298,24 +398,50 @@ def share(given: Namespace, report: Report, scratch: str) -> None:
             continue  # so few steps an epoch, so early, change the features too much
         if not warm:
             raise RunFailed(f"features {features}: no E-step began warm; train longer, by --epochs")
-        key, bar, what = ("rest", 0.02, "k-means, φ and moving data") if features == "fresh" else ("e_step", 0.03, "whole E-step")
+        key, bar, what = (
+            ("rest", 0.02, "k-means, φ and moving data")
+            if features == "fresh"
+            else ("e_step", 0.03, "whole E-step")
+        )
         value = statistics.median(row[key] for row in warm)
-        report.claim(f"features {features}: {what}, share of an epoch (median of {len(warm)} warm E-steps)", value, at_most=bar, full_size=True)
+        report.claim(
+            f"features {features}: {what}, share of an epoch (median of {len(warm)} warm E-steps)",
+            value,
+            at_most=bar,
+            full_size=True,
+        )
 
 
 def share_config(given: Namespace, features: str) -> RunConfig:
     images = given.images or (600 if given.quick else 60_000)
-    changes: dict[str, Any] = {"data.limit": images, "e_step.features": features, "resources.workers": given.workers}
-    # The recipe has three epochs of warm-up; the first E-step after them begins anew, four follow it, and the last epoch's is not counted.
-    changes |= {"train.epochs": given.epochs or 8} if not given.quick else {"train.epochs": 4, "e_step.warmup_epochs": 1}
+    changes: dict[str, Any] = {
+        "data.limit": images,
+        "e_step.features": features,
+        "resources.workers": given.workers,
+    }
+    # The recipe has three epochs of warm-up; the first E-step after them begins anew, four follow it, and the
+    # last epoch's is not counted.
+    changes |= (
+        {"train.epochs": given.epochs or 8}
+        if not given.quick
+        else {"train.epochs": 4, "e_step.warmup_epochs": 1}
+    )
     return configs.load("fashion_mnist", changes | {"evaluation.every_epochs": 0, "tracking.enabled": False})
 
 
 def parts_of_an_epoch(metrics: dict[str, float]) -> Row:
     whole, e_step, features = (metrics[f"perf/{name}_seconds"] for name in ("epoch", "e_step", "feature"))
-    cold = sum(value for name, value in metrics.items() if name.startswith("cluster/") and name.endswith("/cold"))
+    cold = sum(
+        value for name, value in metrics.items() if name.startswith("cluster/") and name.endswith("/cold")
+    )
     m_step = metrics["perf/m_step_seconds"]
-    return {"seconds": whole, "m_step": m_step / whole, "e_step": e_step / whole, "rest": (e_step - features) / whole, "cold": int(cold)}
+    return {
+        "seconds": whole,
+        "m_step": m_step / whole,
+        "e_step": e_step / whole,
+        "rest": (e_step - features) / whole,
+        "cold": int(cold),
+    }
 
 
 def trained(config: RunConfig, scratch: str) -> list[dict[str, float]]:
@@ -334,9 +460,20 @@ def trained(config: RunConfig, scratch: str) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory(dir=scratch) as run_dir:
         job = Job(config, plans.make(config, len(splits.train), splits.num_holdout), run_dir)
         if not config.resources.workers:
-            train(job, splits, device=torch.device("cpu"), e_step=LocalEStep(config, splits), share=lambda value: value, post=post)
+            train(
+                job,
+                splits,
+                device=torch.device("cpu"),
+                e_step=LocalEStep(config, splits),
+                share=lambda value: value,
+                post=post,
+            )
             return history
-        with common.own_ray(math.ceil(config.resources.workers * config.resources.cpus_per_worker + config.resources.e_step_cpus)):
+        with common.own_ray(
+            math.ceil(
+                config.resources.workers * config.resources.cpus_per_worker + config.resources.e_step_cpus
+            )
+        ):
             from pcl_ray.service.ray_setup import train_on_ray
 
             train_on_ray(job, splits, post)
@@ -361,7 +498,9 @@ class Pusher:
         nothing: Any = None
         task = WorkerTask(job, nothing, nothing, nothing, actor, nothing)
         ids = np.arange(self._first, self._first + len(self._features))
-        ActorEStep(task, torch.device("cpu"))._push(key, request, {"train": FeatureShard(ids, self._features)})
+        ActorEStep(task, torch.device("cpu"))._push(
+            key, request, {"train": FeatureShard(ids, self._features)}
+        )
 
 
 def gather(given: Namespace, report: Report) -> None:
@@ -369,7 +508,12 @@ def gather(given: Namespace, report: Report) -> None:
     from pcl_ray.service.shards import EStepRequest
 
     half = 100_000 if given.quick else 640_000
-    changes = {"encoder.dim": DIM, "e_step.num_clusters": [MODES], "e_step.warmup_epochs": 1, "resources.workers": 2}
+    changes = {
+        "encoder.dim": DIM,
+        "e_step.num_clusters": [MODES],
+        "e_step.warmup_epochs": 1,
+        "resources.workers": 2,
+    }
     config = configs.load("fashion_mnist", changes)
     job = Job(config, plans.make(config, 2 * half), "")
     size = 2 * half * DIM * 4
@@ -390,7 +534,9 @@ def gather(given: Namespace, report: Report) -> None:
             return answer
 
         def push(key: str) -> None:
-            ray.get([pusher.push.remote(job, actor, key, request(True)) for pusher in pushers], timeout=LIMIT_S)
+            ray.get(
+                [pusher.push.remote(job, actor, key, request(True)) for pusher in pushers], timeout=LIMIT_S
+            )
 
         def gathered(number: int) -> None:
             push(f"round {number}")
@@ -398,10 +544,19 @@ def gather(given: Namespace, report: Report) -> None:
 
         # A small E-step first: what libraries take when they are loaded is not what is asked.
         small = Mixture(MODES).draw(20 * MODES, seed=1).numpy()
-        ray.get(actor.push.remote("small", "train", np.arange(len(small)), small, len(small)), timeout=LIMIT_S)
+        ray.get(
+            actor.push.remote("small", "train", np.arange(len(small)), small, len(small)), timeout=LIMIT_S
+        )
         run("small", request(True, len(small), 1))
         gather_times(given, report, gathered, size)
-        gather_memory(report, ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=LIMIT_S), push, run, request(True), half)
+        gather_memory(
+            report,
+            ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=LIMIT_S),
+            push,
+            run,
+            request(True),
+            half,
+        )
 
 
 def gather_times(given: Namespace, report: Report, gathered: Any, size: int) -> None:
@@ -414,9 +569,16 @@ def gather_times(given: Namespace, report: Report, gathered: Any, size: int) -> 
     timed: dict[str, Timed] = interleaved(calls, given.repeats)
     for name, one in timed.items():
         report.timing(name, one, gigabytes_per_second=size / one.median / 1e9)
-    ratio = report.ratio("gather / memcpy into a fresh array", timed["gather"], timed["memcpy into a fresh array"])
+    ratio = report.ratio(
+        "gather / memcpy into a fresh array", timed["gather"], timed["memcpy into a fresh array"]
+    )
     report.ratio("gather / memcpy into a used array", timed["gather"], timed["memcpy into a used array"])
-    report.claim("gather from two actors / single-thread memcpy of the same bytes into a fresh array", ratio, at_most=3, full_size=True)
+    report.claim(
+        "gather from two actors / single-thread memcpy of the same bytes into a fresh array",
+        ratio,
+        at_most=3,
+        full_size=True,
+    )
 
 
 def gather_memory(report: Report, process: int, push: Any, run: Any, asked: Any, half: int) -> None:
@@ -432,9 +594,19 @@ def gather_memory(report: Report, process: int, push: Any, run: Any, asked: Any,
     assert not answer.metrics["cluster/0/cold"], "the clustering was to begin warm"
     for name, watch in {"gather": gathering, f"label-warm clustering, K {MODES}": clustering}.items():
         above = {kind: (watch.peak[kind] - before[kind]) / size for kind in before}
-        # Pages of the object store count as resident from their first use on, so they were there before: said as a whole.
-        report.row(f"memory of the E-step actor during the {name} / features", **above, object_store_pages=watch.peak["shared"] / size)
-        report.claim(f"private memory of the E-step actor during the {name} / bytes of the features", above["private"], at_most=1.3, full_size=True)
+        # Pages of the object store count as resident from their first use on, so they were there before: said
+        # as a whole.
+        report.row(
+            f"memory of the E-step actor during the {name} / features",
+            **above,
+            object_store_pages=watch.peak["shared"] / size,
+        )
+        report.claim(
+            f"private memory of the E-step actor during the {name} / bytes of the features",
+            above["private"],
+            at_most=1.3,
+            full_size=True,
+        )
 
 
 if __name__ == "__main__":

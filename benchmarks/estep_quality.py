@@ -1,9 +1,12 @@
-"""What the E-step's short cuts cost in quality: kNN accuracy and agreement with the labels on Fashion-MNIST, several seeds.
+"""What the E-step's short cuts cost in quality: kNN accuracy and agreement with the labels on Fashion-MNIST,
+several seeds.
 
-    python benchmarks/estep_quality.py                       # 9 runs of 6,000 images and 12 epochs: half an hour on one core
-    python benchmarks/estep_quality.py --quick               # one seed, 1,500 images, 4 epochs: a minute; says nothing about quality
+    python benchmarks/estep_quality.py                       # 9 runs of 6,000 images and 12 epochs: half an
+    hour on one core python benchmarks/estep_quality.py --quick               # one seed, 1,500 images, 4
+    epochs: a minute; says nothing about quality
 
-Every setting trains with the same seeds, so that differences are taken seed by seed. Figures of a finished run: benchmarks/RESULTS.md.
+Every setting trains with the same seeds, so that differences are taken seed by seed. Figures of a finished
+run: benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ def main() -> int:
     report = common.Report("estep_quality", given.quick)
     found = quality_runs.runs(report, SETTINGS, given)
     for name in list(SETTINGS)[1:]:
-        lost = quality_runs.lost(report, f"kNN accuracy lost by {name}, seed by seed", found["fresh"], found[name])
+        lost = quality_runs.lost(
+            report, f"kNN accuracy lost by {name}, seed by seed", found["fresh"], found[name]
+        )
         report.claim(f"mean kNN accuracy lost by {name}", statistics.mean(lost), at_most=0.01, full_size=True)
     return report.end(given.json)
 

@@ -1,13 +1,17 @@
-"""How the E-step scales: mode sharded on this machine, measured; and a model that carries what was measured to 512 workers and 10⁹ images.
+"""How the E-step scales: mode sharded on this machine, measured; and a model that carries what was measured
+to 512 workers and 10⁹ images.
 
-    python benchmarks/estep_scale.py --json estep_scale.json      # three minutes on two cores
-    python benchmarks/estep_scale.py --quick                      # under a minute, small sizes
-    python benchmarks/estep_scale.py --gpu-tflops 300 --gpu-images 1200 --cpu-cores 32 --cpu-images 20      # the model for other machines
+    python benchmarks/estep_scale.py --json estep_scale.json      # three minutes on two cores python
+    benchmarks/estep_scale.py --quick                      # under a minute, small sizes python
+    benchmarks/estep_scale.py --gpu-tflops 300 --gpu-images 1200 --cpu-cores 32 --cpu-images 20      # the
+    model for other machines
 
-Measured: one label-warm E-step by 1, 2 and 4 EStepShard actors, each with one thread: processor seconds of each, bytes that they add up over the network,
-and whether all come to the same result bit by bit. Then the seconds of the parts of an E-step on one core, which the model is made of. The features are
-synthetic (`common.Mixture`). What the model assumes it prints above its table; no GPU and no network between machines was measured for it.
-What to expect: RESULTS.md has the figures, with machine and date. Exit code 1 says that a claim does not hold.
+Measured: one label-warm E-step by 1, 2 and 4 EStepShard actors, each with one thread: processor seconds of
+each, bytes that they add up over the network, and whether all come to the same result bit by bit. Then the
+seconds of the parts of an E-step on one core, which the model is made of. The features are synthetic
+(`common.Mixture`). What the model assumes it prints above its table; no GPU and no network between machines
+was measured for it. What to expect: RESULTS.md has the figures, with machine and date. Exit code 1 says that
+a claim does not hold.
 """
 
 from __future__ import annotations
@@ -50,7 +54,14 @@ def main() -> int:
     mixture = Mixture(k)
     first = mixture.draw(count, seed=0)
     rows = mixture.drifted(first, 0)
-    changes = {"encoder.dim": DIM, "e_step.num_clusters": [k], "e_step.threads": 1, "e_step.restarts": 1, "e_step.cold_iterations": 10, "resources.workers": 2}
+    changes = {
+        "encoder.dim": DIM,
+        "e_step.num_clusters": [k],
+        "e_step.threads": 1,
+        "e_step.restarts": 1,
+        "e_step.cold_iterations": 10,
+        "resources.workers": 2,
+    }
     config = configs.load("fashion_mnist", changes)
     previous = cluster(first, config.e_step, epoch=0, temperature=config.loss.temperature, seed=config.seed)
     report.section("measured: mode sharded")
@@ -67,14 +78,52 @@ def main() -> int:
 
 def arguments() -> Namespace:
     parser = common.parser(__doc__, repeats=3)
-    parser.add_argument("--gpu-tflops", type=float, default=266.0, help="nearest centroids on a GPU, half precision; assumed (default: %(default)s)")
-    parser.add_argument("--gpu-gigabytes", type=float, default=1500.0, help="GB/s of a GPU's memory in the other parts; assumed (default: %(default)s)")
-    parser.add_argument("--gpu-images", type=float, default=2500.0, help="images/s of a GPU in the M-step, ResNet-50; assumed (default: %(default)s)")
-    parser.add_argument("--cpu-cores", type=int, default=64, help="cores of a CPU worker; assumed (default: %(default)s)")
-    parser.add_argument("--cpu-efficiency", type=float, default=0.7, help="speed of so many cores / that many times one core; assumed (default: %(default)s)")
-    parser.add_argument("--cpu-images", type=float, default=30.0, help="images/s of a CPU worker in the M-step, ResNet-50; assumed (default: %(default)s)")
+    parser.add_argument(
+        "--gpu-tflops",
+        type=float,
+        default=266.0,
+        help="nearest centroids on a GPU, half precision; assumed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gpu-gigabytes",
+        type=float,
+        default=1500.0,
+        help="GB/s of a GPU's memory in the other parts; assumed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gpu-images",
+        type=float,
+        default=2500.0,
+        help="images/s of a GPU in the M-step, ResNet-50; assumed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cpu-cores", type=int, default=64, help="cores of a CPU worker; assumed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cpu-efficiency",
+        type=float,
+        default=0.7,
+        help="speed of so many cores / that many times one core; assumed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cpu-images",
+        type=float,
+        default=30.0,
+        help="images/s of a CPU worker in the M-step, ResNet-50; assumed (default: %(default)s)",
+    )
     given = parser.parse_args()
-    if min(given.repeats, given.gpu_tflops, given.gpu_gigabytes, given.gpu_images, given.cpu_cores, given.cpu_efficiency, given.cpu_images) <= 0:
+    if (
+        min(
+            given.repeats,
+            given.gpu_tflops,
+            given.gpu_gigabytes,
+            given.gpu_images,
+            given.cpu_cores,
+            given.cpu_efficiency,
+            given.cpu_images,
+        )
+        <= 0
+    ):
         parser.error("all numbers must be above 0")
     return given
 
@@ -92,8 +141,15 @@ class Alone:
     changed: float  # share of labels that the first pass changed
 
 
-def single(config: RunConfig, rows: torch.Tensor, previous: ClusterSet, report: Report, repeats: int) -> Alone:
-    options: dict[str, Any] = {"total": len(rows), "temperature": config.loss.temperature, "seed": config.seed, "previous": previous}
+def single(
+    config: RunConfig, rows: torch.Tensor, previous: ClusterSet, report: Report, repeats: int
+) -> Alone:
+    options: dict[str, Any] = {
+        "total": len(rows),
+        "temperature": config.loss.temperature,
+        "seed": config.seed,
+        "previous": previous,
+    }
     seconds = []
     for _ in range(repeats + 1):  # the first one also loads libraries
         start = time.process_time()
@@ -102,24 +158,47 @@ def single(config: RunConfig, rows: torch.Tensor, previous: ClusterSet, report: 
     figures = result.clusterings[0].figures
     clusters = result.cluster_set(1, [one.labels for one in result.clusterings])
     alone = Alone(clusters, min(seconds[1:]), int(figures["passes"]), figures["changed"])
-    report.row("mode single", processor_seconds=alone.processor_seconds, most=max(seconds[1:]), passes=alone.passes, changed=alone.changed)
+    report.row(
+        "mode single",
+        processor_seconds=alone.processor_seconds,
+        most=max(seconds[1:]),
+        passes=alone.passes,
+        changed=alone.changed,
+    )
     return alone
 
 
-def sharded(config: RunConfig, rows: torch.Tensor, previous: ClusterSet, alone: Alone, report: Report, actors: tuple[int, ...]) -> None:
+def sharded(
+    config: RunConfig,
+    rows: torch.Tensor,
+    previous: ClusterSet,
+    alone: Alone,
+    report: Report,
+    actors: tuple[int, ...],
+) -> None:
     equal = {}
     with common.own_ray(max(actors)) as ray:
         for count in actors:
             clusters, work, exchanged = on_actors(ray, config, rows.numpy(), previous, count)
             equal[count] = same(clusters, alone.clusters)
             report.row(f"{count} actors", bit_for_bit_as_single=equal[count], **work)
-            report.row(f"{count} actors, added up by all", **traffic(exchanged, alone.passes, clusters, shortlist=config.e_step.shortlist_from))
-    text = f"mode sharded with {', '.join(map(str, actors))} actors: labels, centroids and φ are those of mode single, bit by bit (share of the runs)"
+            report.row(
+                f"{count} actors, added up by all",
+                **traffic(exchanged, alone.passes, clusters, shortlist=config.e_step.shortlist_from),
+            )
+    text = (
+        f"mode sharded with {', '.join(map(str, actors))} actors: labels, centroids and φ are those of mode"
+        " single, bit by bit (share of the runs)"
+    )
     report.claim(text, sum(equal.values()) / len(equal), at_least=1)
 
 
-def on_actors(ray: Any, config: RunConfig, rows: np.ndarray, previous: ClusterSet, count: int) -> tuple[ClusterSet, Row, list[tuple[str, int]]]:
-    """The result of `count` shards, what each had to do, and every exchange of the first: its kind and bytes."""
+def on_actors(
+    ray: Any, config: RunConfig, rows: np.ndarray, previous: ClusterSet, count: int
+) -> tuple[ClusterSet, Row, list[tuple[str, int]]]:
+    """The result of `count` shards, what each had to do, and every exchange of the first: its kind and
+    bytes.
+    """
     from pcl_ray.service import ray_setup
 
     request = EStepRequest(1, True, False, 2, len(rows), 0)
@@ -129,18 +208,27 @@ def on_actors(ray: Any, config: RunConfig, rows: np.ndarray, previous: ClusterSe
         ray.get([shard.join.remote(address) for shard in shards], timeout=LIMIT_S)
         ray.get([shard.__ray_call__.remote(count_exchanges) for shard in shards], timeout=LIMIT_S)
         for key in ("libraries are loaded", "measured"):
-            ray.get([shard.__ray_call__.remote(lambda self: self.exchanges.clear()) for shard in shards], timeout=LIMIT_S)
+            ray.get(
+                [shard.__ray_call__.remote(lambda self: self.exchanges.clear()) for shard in shards],
+                timeout=LIMIT_S,
+            )
             for number, shard in enumerate(shards):
                 first, last = range_of(number, count, len(rows))
                 for at in range(first, last, PIECE):
                     ids = np.arange(at, min(at + PIECE, last))
-                    ray.get(shard.push.remote(key, len(rows), ids, rows[ids[0] : ids[-1] + 1]), timeout=LIMIT_S)
-            before = ray.get([shard.__ray_call__.remote(processor_seconds) for shard in shards], timeout=LIMIT_S)
+                    ray.get(
+                        shard.push.remote(key, len(rows), ids, rows[ids[0] : ids[-1] + 1]), timeout=LIMIT_S
+                    )
+            before = ray.get(
+                [shard.__ray_call__.remote(processor_seconds) for shard in shards], timeout=LIMIT_S
+            )
             shared = ray.put(previous)
             start = time.perf_counter()
             answers = ray.get([shard.run.remote(key, request, shared) for shard in shards], timeout=LIMIT_S)
             seconds = time.perf_counter() - start
-            after = ray.get([shard.__ray_call__.remote(processor_seconds) for shard in shards], timeout=LIMIT_S)
+            after = ray.get(
+                [shard.__ray_call__.remote(processor_seconds) for shard in shards], timeout=LIMIT_S
+            )
         exchanged = ray.get(shards[0].__ray_call__.remote(lambda self: self.exchanges), timeout=LIMIT_S)
     finally:
         for shard in shards:
@@ -149,7 +237,13 @@ def on_actors(ray: Any, config: RunConfig, rows: np.ndarray, previous: ClusterSe
         raise RunFailed(f"the shards refuse: {reasons.pop()}")
     each = [late - early for early, late in zip(before, after, strict=True)]
     sizes = [len(answer.ids) for answer in answers]
-    work = {"rows": [min(sizes), max(sizes)], "least_processor_seconds": min(each), "most": max(each), "sum": sum(each), "wall_seconds": seconds}
+    work = {
+        "rows": [min(sizes), max(sizes)],
+        "least_processor_seconds": min(each),
+        "most": max(each),
+        "sum": sum(each),
+        "wall_seconds": seconds,
+    }
     return merged(list(answers), request), work, exchanged
 
 
@@ -177,10 +271,13 @@ def count_exchanges(shard: Any) -> None:
 
 
 def traffic(exchanged: list[tuple[str, int]], passes: int, clusters: ClusterSet, *, shortlist: int) -> Row:
-    """Counted, and what follows from the code: sizes, sums, squares of K clusters and a count in each pass, once more at the start, K distances at the end."""
+    """Counted, and what follows from the code: sizes, sums, squares of K clusters and a count in each pass,
+    once more at the start, K distances at the end.
+    """
     k = clusters.clusterings[0].num_clusters
     sums = [size for kind, size in exchanged if kind == "sum"]
-    derived = (passes + 1) * k * OWN_MOMENTS + 8 * passes + 8 * k + 8 * (DIM * DIM + DIM)  # the last: gauges of the features
+    # the last: gauges of the features
+    derived = (passes + 1) * k * OWN_MOMENTS + 8 * passes + 8 * k + 8 * (DIM * DIM + DIM)
     large = sum(size >= 8 * k for size in sums)
     return {
         "sums": len(sums),
@@ -195,7 +292,10 @@ def traffic(exchanged: list[tuple[str, int]], passes: int, clusters: ClusterSet,
 def same(one: ClusterSet, other: ClusterSet) -> bool:
     names = ("assignments", "prototypes", "norms", "concentration", "valid")
     pairs = zip(one.clusterings, other.clusterings, strict=True)
-    return all(a.objective == b.objective and all(torch.equal(getattr(a, name), getattr(b, name)) for name in names) for a, b in pairs)
+    return all(
+        a.objective == b.objective and all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+        for a, b in pairs
+    )
 
 
 # --- measured: what the model is made of
@@ -208,7 +308,8 @@ class Costs:
     brute: float  # a point and a centroid
     graph: float  # a centroid and a centroid
     shortlist: float  # a point and a candidate
-    candidates: float  # a cluster that has points here and a candidate: gathering them costs the same for few points as for many
+    # a cluster that has points here and a candidate: gathering them costs the same for few points as for many
+    candidates: float
     moved: float  # a point whose label has changed
     means: float  # a point, when the start is made of old labels
     features: float  # a point, for checks before and distances after
@@ -250,8 +351,11 @@ def constants(given: Namespace, rows: torch.Tensor, report: Report) -> Costs:
         "features": (features, count),
         "centroids": (of_centroids, many),
     }
-    timed = common.interleaved({name: lambda number, call=call: call() for name, (call, _) in parts.items()}, max(3, given.repeats))
-    each = {name: min(timed[name].seconds) / (amount * DIM) for name, (_, amount) in parts.items()}  # the least: what others do on the machine is no cost
+    timed = common.interleaved(
+        {name: lambda number, call=call: call() for name, (call, _) in parts.items()}, max(3, given.repeats)
+    )
+    # the least: what others do on the machine is no cost
+    each = {name: min(timed[name].seconds) / (amount * DIM) for name, (_, amount) in parts.items()}
     one, other = each.pop("shortlist, few") / CANDIDATES, each.pop("shortlist") / CANDIDATES
     each["candidates"] = max(0.0, (other - one) / (many - few))
     each["shortlist"] = max(0.0, one - few * each["candidates"]) / count
@@ -265,13 +369,24 @@ def checked(costs: Costs, alone: Alone, report: Report, count: int, k: int, shor
     parts = core_seconds(costs, count, k, 1, alone, shortlist=0 < shortlist_from <= k)
     ratio = sum(parts.values()) / alone.processor_seconds
     report.row("model / processor seconds of mode single", ratio=ratio, **parts)
-    report.claim("model against mode single on one core: times too high or too low", max(ratio, 1 / ratio), at_most=1.5, full_size=True)
+    report.claim(
+        "model against mode single on one core: times too high or too low",
+        max(ratio, 1 / ratio),
+        at_most=1.5,
+        full_size=True,
+    )
 
 
-def core_seconds(costs: Costs, rows: float, k: int, workers: int, alone: Alone, *, shortlist: bool) -> dict[str, float]:
+def core_seconds(
+    costs: Costs, rows: float, k: int, workers: int, alone: Alone, *, shortlist: bool
+) -> dict[str, float]:
     """Of one worker's E-step, on one core, without the network. `rows`: of this worker."""
     brute = costs.brute * rows * k
-    pass_ = CANDIDATES * (costs.shortlist * rows + costs.candidates * min(k, rows)) + 0.01 * brute if shortlist else brute
+    pass_ = (
+        CANDIDATES * (costs.shortlist * rows + costs.candidates * min(k, rows)) + 0.01 * brute
+        if shortlist
+        else brute
+    )
     return {
         "features": DIM * costs.features * rows,
         "means": DIM * costs.means * rows,
@@ -282,7 +397,9 @@ def core_seconds(costs: Costs, rows: float, k: int, workers: int, alone: Alone, 
 
 
 def moved_share(alone: Alone) -> float:
-    """Labels that change over the passes, a row: measured in the first pass, and taken to halve in each one after."""
+    """Labels that change over the passes, a row: measured in the first pass, and taken to halve in each one
+    after.
+    """
     return alone.changed * sum(0.5**number for number in range(alone.passes))
 
 
@@ -299,7 +416,9 @@ class Network:
     def all_reduce(self, size: float, workers: int, calls: float) -> float:
         """Seconds for `size` bytes in so many calls, at 80 % of the line's speed."""
         steps = 2 * (workers - 1) if self.ring else 2 * math.ceil(math.log2(workers))
-        return calls * steps * self.latency_s + 2 * (workers - 1) / workers * size / (0.8 * self.gigabits / 8 * 1e9)
+        return calls * steps * self.latency_s + 2 * (workers - 1) / workers * size / (
+            0.8 * self.gigabits / 8 * 1e9
+        )
 
 
 ETHERNET_25, ETHERNET_100 = Network("25 GbE", 25, 50e-6, True), Network("100 GbE", 100, 30e-6, True)
@@ -312,44 +431,84 @@ def model(given: Namespace, costs: Costs, alone: Alone, report: Report, shortlis
     for images in (1_000_000, 10_000_000, 100_000_000, 1_000_000_000):
         for k in sorted({min(images // 1000, 1_000_000), min(images // 50, 1_000_000)}):
             for workers in (8, 64, 512):
-                for kind, network in (("CPU", ETHERNET_25), ("CPU", ETHERNET_100), ("GPU", ETHERNET_100), ("GPU", INFINIBAND)):
-                    rows.append(modelled(given, costs, alone, kind, network, workers, images, k, shortlist_from))
+                for kind, network in (
+                    ("CPU", ETHERNET_25),
+                    ("CPU", ETHERNET_100),
+                    ("GPU", ETHERNET_100),
+                    ("GPU", INFINIBAND),
+                ):
+                    rows.append(
+                        modelled(given, costs, alone, kind, network, workers, images, k, shortlist_from)
+                    )
     report.table(rows)
 
 
 def assumptions(given: Namespace, alone: Alone, report: Report) -> None:
     print(f"""
-  One label-warm clustering of C = {DIM} by all workers, each with its own rows. From this machine: seconds of every part of a CPU worker's E-step,
-  bytes and number of all-reduces, passes ({alone.passes}) and the share of labels that the first pass changes ({alone.changed:.1%}).
-  Taken: this share halves from pass to pass; one graph of neighbouring centroids an E-step; no worker is slower than the others; one worker a network port.
-  share: E-step / M-step of ResNet-50, without the pass for features (a quarter of an M-step where it is made). gigabytes: features and moments, at least.
+  One label-warm clustering of C = {DIM} by all workers, each with its own rows. From this machine:
+  seconds of every part of a CPU worker's E-step, bytes and number of all-reduces, passes ({alone.passes})
+  and the share of labels that the first pass changes ({alone.changed:.1%}).
+  Taken: this share halves from pass to pass; one graph of neighbouring centroids an E-step; no worker is
+  slower than the others; one worker a network port.
+  share: E-step / M-step of ResNet-50, without the pass for features (a quarter of an M-step where it is
+  made). gigabytes: features and moments, at least.
 """)
     speed = given.cpu_efficiency * given.cpu_cores
-    report.row("assumed, not measured: CPU worker", cores=given.cpu_cores, speed_in_single_cores=speed, m_step_images_per_second=given.cpu_images)
+    report.row(
+        "assumed, not measured: CPU worker",
+        cores=given.cpu_cores,
+        speed_in_single_cores=speed,
+        m_step_images_per_second=given.cpu_images,
+    )
     gpu = {"nearest_tflops": given.gpu_tflops, "other_parts_gigabytes_per_second": given.gpu_gigabytes}
     report.row("assumed, not measured: GPU worker", **gpu, m_step_images_per_second=given.gpu_images)
     for network in (ETHERNET_25, ETHERNET_100, INFINIBAND):
         steps = "2(W-1)" if network.ring else "2log2(W)"
-        report.row(f"assumed, not measured: {network.name}", gigabits=network.gigabits, share_of_it_used=0.8, step_seconds=network.latency_s, steps=steps)
+        report.row(
+            f"assumed, not measured: {network.name}",
+            gigabits=network.gigabits,
+            share_of_it_used=0.8,
+            step_seconds=network.latency_s,
+            steps=steps,
+        )
 
 
-def modelled(given: Namespace, costs: Costs, alone: Alone, kind: str, network: Network, workers: int, images: int, k: int, shortlist_from: int) -> Row:
+def modelled(
+    given: Namespace,
+    costs: Costs,
+    alone: Alone,
+    kind: str,
+    network: Network,
+    workers: int,
+    images: int,
+    k: int,
+    shortlist_from: int,
+) -> Row:
     rows, shortlist = images / workers, kind == "CPU" and 0 < shortlist_from <= k
     if kind == "CPU":
         parts = core_seconds(costs, rows, k, workers, alone, shortlist=shortlist)
         parts = {name: seconds / (given.cpu_efficiency * given.cpu_cores) for name, seconds in parts.items()}
     else:
         parts = gpu_seconds(given, rows, k, alone)
-    size, calls = (alone.passes + 1) * k * OWN_MOMENTS + 8 * k, 4 * alone.passes + 4 + alone.passes * shortlist
-    parts["all_reduce"] = network.all_reduce(size, workers, calls) + (network.all_reduce(8 * k * CANDIDATES, workers, 1) / 2 if shortlist else 0.0)
+    size, calls = (
+        (alone.passes + 1) * k * OWN_MOMENTS + 8 * k,
+        4 * alone.passes + 4 + alone.passes * shortlist,
+    )
+    parts["all_reduce"] = network.all_reduce(size, workers, calls) + (
+        network.all_reduce(8 * k * CANDIDATES, workers, 1) / 2 if shortlist else 0.0
+    )
     whole, m_step = sum(parts.values()), rows / (given.cpu_images if kind == "CPU" else given.gpu_images)
     gigabytes = (rows * DIM * 4 + 4 * k * OWN_MOMENTS) / 1e9
     place = {"kind": kind, "network": network.name, "workers": workers, "N": f"{images:.0e}", "K": k}
-    return place | parts | {"e_step": whole, "m_step": m_step, "share": whole / m_step, "gigabytes": gigabytes}
+    return (
+        place | parts | {"e_step": whole, "m_step": m_step, "share": whole / m_step, "gigabytes": gigabytes}
+    )
 
 
 def gpu_seconds(given: Namespace, rows: float, k: int, alone: Alone) -> dict[str, float]:
-    """Nearest centroids by arithmetic, everything else by bytes: features are read as float32, sums read and written as float64."""
+    """Nearest centroids by arithmetic, everything else by bytes: features are read as float32, sums read and
+    written as float64.
+    """
     second = given.gpu_gigabytes * 1e9
     return {
         "features": rows * DIM * 4 * 4 / second,

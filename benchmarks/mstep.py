@@ -1,14 +1,18 @@
-"""The M-step against what it cannot go below, and against a plain per-image pipeline. Needs torch and this package; no Ray, faiss or MLflow.
+"""The M-step against what it cannot go below, and against a plain per-image pipeline. Needs torch and this
+package; no Ray, faiss or MLflow.
 
-    python benchmarks/mstep.py                               # all cases on this machine's CPU
-    python benchmarks/mstep.py --device cuda --repeats 7     # on a GPU, in bf16
-    python benchmarks/mstep.py --only augmentation           # the views alone, beside torchvision and, where it is installed, kornia
+    python benchmarks/mstep.py                               # all cases on this machine's CPU python
+    benchmarks/mstep.py --device cuda --repeats 7     # on a GPU, in bf16 python benchmarks/mstep.py --only
+    augmentation           # the views alone, beside torchvision and, where it is installed, kornia
 
-ours        TrainingLoader (images in memory, batch augmentation) + m_step.run_epoch: ProtoNCE with three clusterings, queue, figures, optimizer, EMA
-bare        forward and backward of the query encoder, forward of the momentum encoder, optimizer, EMA: in channels_last, on views that lie on the device
+ours        TrainingLoader (images in memory, batch augmentation) + m_step.run_epoch: ProtoNCE with three
+clusterings, queue, figures, optimizer, EMA bare        forward and backward of the query encoder, forward of
+the momentum encoder, optimizer, EMA: in channels_last, on views that lie on the device
             already; the loss is q · k. What ours does beyond that is what is to be kept below a tenth.
-reference   the plain way: views image by image with torchvision from Pillow images in two loader processes, normalised floats sent to the training
-            process, contiguous memory, negative prototypes drawn as Python sets and gathered, the EMA a loop over tensors, the loss read in every step
+reference   the plain way: views image by image with torchvision from Pillow images in two loader processes,
+normalised floats sent to the training
+            process, contiguous memory, negative prototypes drawn as Python sets and gathered, the EMA a loop
+            over tensors, the loss read in every step
 """
 
 from __future__ import annotations
@@ -66,10 +70,45 @@ class Case:
 
 _SMALL = {"encoder.backbone": "small_resnet", "encoder.width": 16}
 CASES = (
-    Case("digits 12 px, small ResNet", 12, 1, _SMALL | {"encoder.blocks": [1, 1, 1]}, (128, 16), (128, 100), augment=("augment.blur=0",)),
-    Case("28 × 28 grey, small ResNet", 28, 1, _SMALL | {"encoder.blocks": [2, 2, 2, 2]}, (256, 8), (512, 100), 0.9, augment=("augment.blur=0",)),
-    Case("32 × 32, small ResNet", 32, 3, _SMALL | {"encoder.blocks": [2, 2, 2, 2]}, (256, 6), (512, 100), augment=("augment.blur=0",)),
-    Case("32 × 32, ResNet-18", 32, 3, {"encoder.backbone": "resnet18", "encoder.stem": "small"}, (64, 2), (512, 50), 0.9, 0.85, ("augment.blur=0",)),
+    Case(
+        "digits 12 px, small ResNet",
+        12,
+        1,
+        _SMALL | {"encoder.blocks": [1, 1, 1]},
+        (128, 16),
+        (128, 100),
+        augment=("augment.blur=0",),
+    ),
+    Case(
+        "28 × 28 grey, small ResNet",
+        28,
+        1,
+        _SMALL | {"encoder.blocks": [2, 2, 2, 2]},
+        (256, 8),
+        (512, 100),
+        0.9,
+        augment=("augment.blur=0",),
+    ),
+    Case(
+        "32 × 32, small ResNet",
+        32,
+        3,
+        _SMALL | {"encoder.blocks": [2, 2, 2, 2]},
+        (256, 6),
+        (512, 100),
+        augment=("augment.blur=0",),
+    ),
+    Case(
+        "32 × 32, ResNet-18",
+        32,
+        3,
+        {"encoder.backbone": "resnet18", "encoder.stem": "small"},
+        (64, 2),
+        (512, 50),
+        0.9,
+        0.85,
+        ("augment.blur=0",),
+    ),
     Case("224 × 224, ResNet-50", 224, 3, {"encoder.backbone": "resnet50"}, (8, 1), (256, 20), None, 0.9),
 )
 
@@ -77,7 +116,9 @@ CASES = (
 def main() -> int:
     options = common.parser(__doc__, repeats=5)
     options.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    options.add_argument("--only", choices=["training", "augmentation", "files", "negatives"], help="one part")
+    options.add_argument(
+        "--only", choices=["training", "augmentation", "files", "negatives"], help="one part"
+    )
     options.add_argument("--cases", default="", help="only the cases whose names contain this")
     options.add_argument("--compile", action="store_true", help="ours with train.compile")
     asked = options.parse_args()
@@ -107,7 +148,11 @@ def training(report: Report, case: Case, device: torch.device, repeats: int, *, 
     if report.quick:
         batch, steps = batch // 4, 2
     config = config_of(case, device, batch, steps, compiled=compiled)
-    images = ArrayImages(np.random.default_rng(0).integers(0, 256, (batch * steps, case.size, case.size, case.channels), dtype=np.uint8))
+    images = ArrayImages(
+        np.random.default_rng(0).integers(
+            0, 256, (batch * steps, case.size, case.size, case.channels), dtype=np.uint8
+        )
+    )
     calls: dict[str, Callable[[int], Any]] = {
         "bare": bare(config, device, steps),
         "ours": ours(config, images, device),
@@ -141,11 +186,19 @@ def config_of(case: Case, device: torch.device, batch: int, steps: int, *, compi
         "train.compile": compiled,
         "resources.gpus_per_worker": 1.0 if device.type == "cuda" else 0.0,
     }
-    return configs.with_overrides(configs.with_overrides(RunConfig(), knobs | pictures(case.size, case.channels) | case.encoder), case.augment)
+    return configs.with_overrides(
+        configs.with_overrides(RunConfig(), knobs | pictures(case.size, case.channels) | case.encoder),
+        case.augment,
+    )
 
 
 def pictures(size: int, channels: int) -> dict[str, Any]:
-    return {"data.channels": channels, "augment.image_size": size, "augment.mean": [0.5] * channels, "augment.std": [0.25] * channels}
+    return {
+        "data.channels": channels,
+        "augment.image_size": size,
+        "augment.mean": [0.5] * channels,
+        "augment.std": [0.25] * channels,
+    }
 
 
 _PLAIN = {"train.memory_format": "contiguous", "optimizer.fused": False, "train.compile": False}
@@ -163,7 +216,12 @@ def ours(config: RunConfig, images: ArrayImages, device: torch.device) -> Callab
 
 def bare(config: RunConfig, device: torch.device, steps: int) -> Callable[[int], Any]:
     learner = build_learner(configs.with_overrides(config, {"train.compile": False}), device)
-    shape = (config.train.batch_size, config.data.channels, config.augment.image_size, config.augment.image_size)
+    shape = (
+        config.train.batch_size,
+        config.data.channels,
+        config.augment.image_size,
+        config.augment.image_size,
+    )
     views = torch.randn(shape, device=device).contiguous(memory_format=learner.memory_format)
     learner.pair.train()
 
@@ -184,10 +242,19 @@ def bare(config: RunConfig, device: torch.device, steps: int) -> Callable[[int],
 
 def reference(config: RunConfig, images: ArrayImages, device: torch.device) -> Callable[[int], Any]:
     plan, learner = plans.make(config, len(images)), build_learner(config, device)
-    options: Any = {"num_workers": 2, "multiprocessing_context": "forkserver", "persistent_workers": True, "pin_memory": device.type == "cuda"}
-    loader = DataLoader(PlainPairs(images.pixels, config), config.train.batch_size, shuffle=True, drop_last=True, **options)
+    options: Any = {
+        "num_workers": 2,
+        "multiprocessing_context": "forkserver",
+        "persistent_workers": True,
+        "pin_memory": device.type == "cuda",
+    }
+    loader = DataLoader(
+        PlainPairs(images.pixels, config), config.train.batch_size, shuffle=True, drop_last=True, **options
+    )
     clusters = clusters_of(plan)
-    prototypes = [(c.prototypes.to(device), c.concentration.to(device), c.assignments) for c in clusters.clusterings]
+    prototypes = [
+        (c.prototypes.to(device), c.concentration.to(device), c.assignments) for c in clusters.clusterings
+    ]
     losses: list[float] = []
     learner.pair.train()
 
@@ -203,14 +270,25 @@ def reference(config: RunConfig, images: ArrayImages, device: torch.device) -> C
             for prototypes_KC, concentration_K, assignments_N in prototypes:
                 positives = assignments_N[indices]
                 others = sorted(set(range(len(prototypes_KC))) - set(positives.tolist()))
-                drawn = torch.tensor(random.sample(others, min(_DRAWN, len(others))), dtype=torch.long, device=device)
-                columns, target = logits_of(query_BC, prototypes_KC, concentration_K, positives.to(device), drawn, mask_duplicates=False)
+                drawn = torch.tensor(
+                    random.sample(others, min(_DRAWN, len(others))), dtype=torch.long, device=device
+                )
+                columns, target = logits_of(
+                    query_BC,
+                    prototypes_KC,
+                    concentration_K,
+                    positives.to(device),
+                    drawn,
+                    mask_duplicates=False,
+                )
                 loss = loss + F.cross_entropy(columns, target) / len(prototypes)
             learner.optimizer.zero_grad()
             loss.backward()
             learner.optimizer.step()
             with torch.no_grad():
-                for key, query in zip(learner.pair.key.parameters(), learner.pair.query.parameters(), strict=True):
+                for key, query in zip(
+                    learner.pair.key.parameters(), learner.pair.query.parameters(), strict=True
+                ):
                     key.data = key.data * learner.pair.momentum + query.data * (1 - learner.pair.momentum)
             learner.queue.enqueue(key_BC)
             losses.append(loss.item())
@@ -225,13 +303,24 @@ class PlainPairs(Dataset[Any]):
     def __init__(self, pixels: np.ndarray, config: RunConfig):
         settings, colour = config.augment, config.data.channels == 3
         self.pixels = pixels
-        jitter = transforms.ColorJitter(settings.jitter, settings.jitter, settings.jitter * colour, settings.hue * colour)
+        jitter = transforms.ColorJitter(
+            settings.jitter, settings.jitter, settings.jitter * colour, settings.hue * colour
+        )
         self.view = transforms.Compose(
             [
                 transforms.RandomResizedCrop(settings.image_size, scale=(settings.min_crop, 1.0)),
                 transforms.RandomApply([jitter], p=0.8),
                 *([transforms.RandomGrayscale(settings.grey)] if colour else []),
-                *([transforms.RandomApply([transforms.GaussianBlur(blur_size(settings.image_size), (0.1, 2.0))], settings.blur)] if settings.blur else []),
+                *(
+                    [
+                        transforms.RandomApply(
+                            [transforms.GaussianBlur(blur_size(settings.image_size), (0.1, 2.0))],
+                            settings.blur,
+                        )
+                    ]
+                    if settings.blur
+                    else []
+                ),
                 transforms.RandomHorizontalFlip(settings.flip),
                 transforms.ToTensor(),
                 transforms.Normalize(settings.mean, settings.std),
@@ -242,7 +331,9 @@ class PlainPairs(Dataset[Any]):
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        image = Image.fromarray(self.pixels[index] if self.pixels.shape[3] == 3 else self.pixels[index, :, :, 0])
+        image = Image.fromarray(
+            self.pixels[index] if self.pixels.shape[3] == 3 else self.pixels[index, :, :, 0]
+        )
         return self.view(image), self.view(image), index
 
 
@@ -250,7 +341,11 @@ def clusters_of(plan: plans.RunPlan) -> ClusterSet:
     """Random prototypes: what a step costs does not depend on what they are."""
     draw = torch.Generator().manual_seed(0)
     made = [
-        Clustering(F.normalize(torch.randn(k, 128, generator=draw), dim=1), torch.randint(k, (plan.num_images,), generator=draw), torch.full((k,), 0.2))
+        Clustering(
+            F.normalize(torch.randn(k, 128, generator=draw), dim=1),
+            torch.randint(k, (plan.num_images,), generator=draw),
+            torch.full((k,), 0.2),
+        )
         for k in plan.num_clusters
     ]
     return ClusterSet(0, tuple(made))
@@ -260,18 +355,32 @@ def augmentation(report: Report, device: torch.device, repeats: int) -> None:
     report.section(f"views of one image, in µs: the recipe v2, {device.type}, one thread")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for size, channels, blur in ((28, 1, 0.0), (32, 3, 0.0), (32, 3, 0.5), (96, 3, 0.5), *(((224, 3, 0.5),) if device.type == "cuda" else ())):
+    for size, channels, blur in (
+        (28, 1, 0.0),
+        (32, 3, 0.0),
+        (32, 3, 0.5),
+        (96, 3, 0.5),
+        *(((224, 3, 0.5),) if device.type == "cuda" else ()),
+    ):
         count = (64 if size > 64 else 256) if device.type == "cpu" else 512
         config = configs.with_overrides(RunConfig(), pictures(size, channels) | {"augment.blur": blur})
         pixels = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8)
         indices, views = torch.arange(count), Views(config, device)
         calls: dict[str, Callable[[int], Any]] = {
-            "ours": lambda number, views=views, pixels=pixels, indices=indices: (views.of_images(pixels, number + 1, indices), finish(device))
+            "ours": lambda number, views=views, pixels=pixels, indices=indices: (
+                views.of_images(pixels, number + 1, indices),
+                finish(device),
+            )
         }
         if device.type == "cpu":
-            calls["torchvision"] = lambda number, config=config, pixels=pixels: torchvision_views(config, pixels[:32])
+            calls["torchvision"] = lambda number, config=config, pixels=pixels: torchvision_views(
+                config, pixels[:32]
+            )
         if (others := kornia_views(config)) is not None:
-            calls["kornia"] = lambda number, others=others, pixels=pixels: (others(pixels.to(device)), finish(device))
+            calls["kornia"] = lambda number, others=others, pixels=pixels: (
+                others(pixels.to(device)),
+                finish(device),
+            )
         case = f"{size} px, {channels} channel{'s' * (channels > 1)}, blur {blur:g}"
         timed = interleaved(calls, repeats)
         images = {"ours": 2 * count, "torchvision": 2 * 32, "kornia": count}
@@ -286,7 +395,9 @@ def torchvision_views(config: RunConfig, pixels: Tensor) -> None:
 
 
 def kornia_views(config: RunConfig) -> Callable[[Tensor], Tensor] | None:
-    """The same recipe out of kornia, where it is installed; a crop is resized without antialiasing there, and the order of jitter is that of the batch."""
+    """The same recipe out of kornia, where it is installed; a crop is resized without antialiasing there, and
+    the order of jitter is that of the batch.
+    """
     try:
         import kornia.augmentation as kornia
     except ImportError:
@@ -294,7 +405,9 @@ def kornia_views(config: RunConfig) -> Callable[[Tensor], Tensor] | None:
     settings, size, colour = config.augment, config.augment.image_size, config.data.channels == 3
     steps = [
         kornia.RandomResizedCrop((size, size), scale=(settings.min_crop, 1.0)),
-        kornia.ColorJitter(settings.jitter, settings.jitter, settings.jitter * colour, settings.hue * colour, p=0.8),
+        kornia.ColorJitter(
+            settings.jitter, settings.jitter, settings.jitter * colour, settings.hue * colour, p=0.8
+        ),
         *([kornia.RandomGrayscale(p=settings.grey)] if colour else []),
         *([kornia.RandomGaussianBlur((3, 3), (0.1, 2.0), p=settings.blur)] if settings.blur else []),
         kornia.RandomHorizontalFlip(settings.flip),
@@ -304,37 +417,67 @@ def kornia_views(config: RunConfig) -> Callable[[Tensor], Tensor] | None:
 
 
 def files(report: Report, device: torch.device, repeats: int) -> None:
-    """Both views of photographs in files, in this process: ours with and without reduced decoding, and torchvision on each picture."""
+    """Both views of photographs in files, in this process: ours with and without reduced decoding, and
+    torchvision on each picture.
+    """
     count, shape = (8, (480, 640)) if report.quick else (32, (1200, 1600))
-    report.section(f"ms of both views of a JPEG of {shape[1]} × {shape[0]} px, {device.type}, no loader processes")
+    report.section(
+        f"ms of both views of a JPEG of {shape[1]} × {shape[0]} px, {device.type}, no loader processes"
+    )
     with tempfile.TemporaryDirectory() as folder:
         draw = np.random.default_rng(0)
         for number in range(count):
             coarse = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-            coarse.resize(shape[::-1], Image.Resampling.BICUBIC).save(Path(folder, f"{number}.jpg"), quality=90)
+            coarse.resize(shape[::-1], Image.Resampling.BICUBIC).save(
+                Path(folder, f"{number}.jpg"), quality=90
+            )
         images = find_images(Path(folder), 3)
         for size in (64, 224):
-            config = configs.with_overrides(RunConfig(), pictures(size, 3) | {"train.batch_size": count, "data.loader_workers": 0})
-            settings = {"ours": {}, "ours, whole pictures": {"data.reduced_decoding": False}, "torchvision": {"augment.engine": "torchvision"}}
-            loaders = {name: TrainingLoader(images, configs.with_overrides(config, knobs), device=device) for name, knobs in settings.items()}
-            calls = {name: lambda number, loader=loader: (next(loader.epoch(number + 1)), finish(device)) for name, loader in loaders.items()}
+            config = configs.with_overrides(
+                RunConfig(), pictures(size, 3) | {"train.batch_size": count, "data.loader_workers": 0}
+            )
+            settings = {
+                "ours": {},
+                "ours, whole pictures": {"data.reduced_decoding": False},
+                "torchvision": {"augment.engine": "torchvision"},
+            }
+            loaders = {
+                name: TrainingLoader(images, configs.with_overrides(config, knobs), device=device)
+                for name, knobs in settings.items()
+            }
+            calls = {
+                name: lambda number, loader=loader: (next(loader.epoch(number + 1)), finish(device))
+                for name, loader in loaders.items()
+            }
             timed = interleaved(calls, repeats)
-            report.row(f"views of {size} px", **{name: times.median / count * 1000 for name, times in timed.items()})
+            report.row(
+                f"views of {size} px", **{name: times.median / count * 1000 for name, times in timed.items()}
+            )
             report.ratio(f"views of {size} px: torchvision / ours", timed["torchvision"], timed["ours"])
 
 
 def negatives(report: Report, device: torch.device, repeats: int) -> None:
-    """ProtoNCE of a batch of 256 forward and backward, against all prototypes and against 16,384 that are drawn: what `auto` goes by."""
+    """ProtoNCE of a batch of 256 forward and backward, against all prototypes and against 16,384 that are
+    drawn: what `auto` goes by.
+    """
     report.section(f"ms of one prototype term, batch 256, C = 128, {device.type}")
     draw = torch.Generator().manual_seed(0)
     queries = F.normalize(torch.randn(256, 128, generator=draw), dim=1).to(device).requires_grad_()
     for k in (1000, 10_000, 25_000) if report.quick else (1000, 10_000, 25_000, 50_000, 100_000, 300_000):
         prototypes = F.normalize(torch.randn(k, 128, generator=draw), dim=1).to(device)
-        phi, positives = torch.full((k,), 0.2, device=device), torch.randint(k, (256,), generator=draw).to(device)
+        phi, positives = (
+            torch.full((k,), 0.2, device=device),
+            torch.randint(k, (256,), generator=draw).to(device),
+        )
         generator = torch.Generator(device=device).manual_seed(0)
         count = min(16_384, k // 2)
 
-        def term(drawn: Tensor | None, prototypes: Tensor = prototypes, phi: Tensor = phi, positives: Tensor = positives) -> None:
+        def term(
+            drawn: Tensor | None,
+            prototypes: Tensor = prototypes,
+            phi: Tensor = phi,
+            positives: Tensor = positives,
+        ) -> None:
             logits, target = logits_of(queries, prototypes, phi, positives, drawn)
             prototype_loss(logits, target, positives).backward()
             finish(device)
@@ -342,8 +485,8 @@ def negatives(report: Report, device: torch.device, repeats: int) -> None:
         timed = interleaved(
             {
                 "dense": lambda number, term=term: term(None),
-                "drawn": lambda number, term=term, k=k, positives=positives, count=count, generator=generator: term(
-                    sample_negatives(k, positives, count, generator)
+                "drawn": lambda number, term=term, drawn=(k, positives, count, generator): term(
+                    sample_negatives(*drawn)
                 ),
             },
             max(repeats, 3),

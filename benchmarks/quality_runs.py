@@ -1,4 +1,6 @@
-"""Small runs on Fashion-MNIST whose figures are compared seed by seed: shared by the benchmarks of quality."""
+"""Small runs on Fashion-MNIST whose figures are compared seed by seed: shared by the benchmarks of
+quality.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def options(description: str | None, repeats: int) -> argparse.Namespace:
     return given
 
 
-def runs(report: Report, settings: dict[str, list[str]], given: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+def runs(
+    report: Report, settings: dict[str, list[str]], given: argparse.Namespace
+) -> dict[str, list[dict[str, float]]]:
     """The figures of every setting and seed, seeds in turns."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     for seed in range(given.repeats):
@@ -42,7 +46,9 @@ def runs(report: Report, settings: dict[str, list[str]], given: argparse.Namespa
     return found
 
 
-def lost(report: Report, text: str, baseline: list[dict[str, float]], other: list[dict[str, float]]) -> list[float]:
+def lost(
+    report: Report, text: str, baseline: list[dict[str, float]], other: list[dict[str, float]]
+) -> list[float]:
     """kNN accuracy of the baseline less the other's, seed by seed."""
     each = [one["eval/knn_top1"] - two["eval/knn_top1"] for one, two in zip(baseline, other, strict=True)]
     report.row(text, mean=statistics.mean(each), least=min(each), most=max(each))
@@ -55,10 +61,24 @@ def trained(words: list[str], seed: int, given: argparse.Namespace) -> dict[str,
     from pcl_ray.service import request, run
     from pcl_ray.service.progress import Display
 
-    size = [f"data.limit={given.images}", f"train.epochs={given.epochs}", f"seed={seed}", "loss.queue_size=512", "e_step.num_clusters=0.01,0.02,0.05"]
-    fixed = ["e_step.warmup_epochs=2", "evaluation.every_epochs=0", "resources.workers=0", "tracking.enabled=false", "e_step.threads=1"]
+    size = [
+        f"data.limit={given.images}",
+        f"train.epochs={given.epochs}",
+        f"seed={seed}",
+        "loss.queue_size=512",
+        "e_step.num_clusters=0.01,0.02,0.05",
+    ]
+    fixed = [
+        "e_step.warmup_epochs=2",
+        "evaluation.every_epochs=0",
+        "resources.workers=0",
+        "tracking.enabled=false",
+        "e_step.threads=1",
+    ]
     with Path(os.devnull).open("w") as quiet:
-        result = run.start(request.check("fashion_mnist", [*size, *fixed, *words]), name="one", display=Display(quiet))
+        result = run.start(
+            request.check("fashion_mnist", [*size, *fixed, *words]), name="one", display=Display(quiet)
+        )
     figures = {name: result.metrics[name] for name in FIGURES}
     print(f"seed {seed} {' '.join(words) or 'defaults'}: {figures}", file=sys.stderr, flush=True)
     return figures

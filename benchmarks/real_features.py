@@ -1,6 +1,8 @@
-"""Momentum features of every epoch of a real run, for the benchmarks: Fashion-MNIST, the shipped recipe, one process.
+"""Momentum features of every epoch of a real run, for the benchmarks: Fashion-MNIST, the shipped recipe, one
+process.
 
-python benchmarks/real_features.py --images 30000 --epochs 16      # ten minutes on one core; kept under PCL_RAY_HOME/benchmarks
+python benchmarks/real_features.py --images 30000 --epochs 16      # ten minutes on one core; kept under
+PCL_RAY_HOME/benchmarks
 """
 
 from __future__ import annotations
@@ -41,7 +43,14 @@ def _train(images: int, epochs: int, dim: int, seed: int, folder: Path) -> None:
 
     settings = config.load(
         "fashion_mnist",
-        [f"data.limit={images}", f"train.epochs={epochs}", f"seed={seed}", f"encoder.dim={dim}", f"e_step.warmup_epochs={WARMUP}", "resources.workers=0"]
+        [
+            f"data.limit={images}",
+            f"train.epochs={epochs}",
+            f"seed={seed}",
+            f"encoder.dim={dim}",
+            f"e_step.warmup_epochs={WARMUP}",
+            "resources.workers=0",
+        ]
         + ["evaluation.every_epochs=0", "e_step.threads=1"],
     )
     splits = datasets.load(settings.data, cache_dir=folder)
@@ -56,11 +65,20 @@ def _train(images: int, epochs: int, dim: int, seed: int, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as run_dir:
         made = plan.make(settings, len(splits.train), splits.num_holdout)
         job = Job(settings, made, run_dir)
-        train(job, splits, device=torch.device("cpu"), e_step=Keeps(settings, splits), share=lambda value: value, post=lambda event: None)
+        train(
+            job,
+            splits,
+            device=torch.device("cpu"),
+            e_step=Keeps(settings, splits),
+            share=lambda value: value,
+            post=lambda event: None,
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=30000)
     parser.add_argument("--epochs", type=int, default=16)
     given = parser.parse_args()

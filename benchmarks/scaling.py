@@ -1,11 +1,13 @@
-"""Time of an epoch with one and with two workers at the same global batch, and what Ray adds to the same loop in plain processes.
+"""Time of an epoch with one and with two workers at the same global batch, and what Ray adds to the same loop
+in plain processes.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --device cuda --workers 1 2 4 8      # GPUs of one machine
 
-Every figure is an epoch of `service.loop.train`: M-step, feature pass, E-step, evaluation, checkpoint. `ray` runs it as `pcl-ray train` does: Ray Train
-workers, the E-step in an actor. `plain` runs it in processes of torch.multiprocessing that exchange by torch.distributed alone; worker 0 clusters.
-The first epoch of a run warms up and is left out. Where Ray is not installed only `plain` is measured.
+Every figure is an epoch of `service.loop.train`: M-step, feature pass, E-step, evaluation, checkpoint. `ray`
+runs it as `pcl-ray train` does: Ray Train workers, the E-step in an actor. `plain` runs it in processes of
+torch.multiprocessing that exchange by torch.distributed alone; worker 0 clusters. The first epoch of a run
+warms up and is left out. Where Ray is not installed only `plain` is measured.
 """
 
 from __future__ import annotations
@@ -49,43 +51,79 @@ def main() -> int:
     options = common.parser(__doc__, repeats=3)
     options.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    options.add_argument("--images", type=int, default=24_000, help="images of an epoch (default: %(default)s; on a 2-core CPU half a minute)")
+    options.add_argument(
+        "--images",
+        type=int,
+        default=24_000,
+        help="images of an epoch (default: %(default)s; on a 2-core CPU half a minute)",
+    )
     asked = options.parse_args()
     if asked.device == "cuda" and torch.cuda.device_count() < max(asked.workers):
-        raise ConfigError(f"--workers {max(asked.workers)}: torch finds {torch.cuda.device_count()} GPUs here")
+        raise ConfigError(
+            f"--workers {max(asked.workers)}: torch finds {torch.cuda.device_count()} GPUs here"
+        )
     report = Report("scaling", asked.quick)
     images, repeats = (1024, 1) if asked.quick else (asked.images, asked.repeats)
     with_ray = importlib.util.find_spec("ray") is not None
-    report.section(f"seconds of an epoch of {images} images, 28 × 28, batch 256, K = 200, 400; {asked.device}" + ("" if with_ray else "; Ray is not installed"))
+    report.section(
+        f"seconds of an epoch of {images} images, 28 × 28, batch 256, K = 200, 400; {asked.device}"
+        + ("" if with_ray else "; Ray is not installed")
+    )
     seconds: dict[tuple[str, int], list[float]] = {}
     for _ in range(repeats):
         for workers in asked.workers:
             config = config_of(images, workers, asked.device)
             for kind in ("plain", "ray") if with_ray else ("plain",):
                 history = (through_ray if kind == "ray" else through_processes)(config, images, asked.device)
-                seconds.setdefault((kind, workers), []).append(statistics.median(entry["metrics"]["perf/epoch_seconds"] for entry in history[1:]))
-                report.row(f"{kind}, {workers} workers", seconds=seconds[kind, workers][-1], **shares(history))
+                seconds.setdefault((kind, workers), []).append(
+                    statistics.median(entry["metrics"]["perf/epoch_seconds"] for entry in history[1:])
+                )
+                report.row(
+                    f"{kind}, {workers} workers", seconds=seconds[kind, workers][-1], **shares(history)
+                )
     summarise(report, seconds, asked.workers)
     return report.end(asked.json)
 
 
 def shares(history: list[dict[str, Any]]) -> dict[str, float]:
     last = history[-1]["metrics"]
-    return {"images_per_second": last["perf/images_per_second"], "e_step_share": last["perf/e_step_share"], "data_share": last["perf/data_share"]}
+    return {
+        "images_per_second": last["perf/images_per_second"],
+        "e_step_share": last["perf/e_step_share"],
+        "data_share": last["perf/data_share"],
+    }
 
 
 def summarise(report: Report, seconds: dict[tuple[str, int], list[float]], workers: list[int]) -> None:
     for number in workers:
         if ("ray", number) in seconds:
-            each = [ray / plain for ray, plain in zip(seconds["ray", number], seconds["plain", number], strict=True)]
-            report.row(f"{number} workers: ray / plain", ratio=statistics.median(each), least=min(each), most=max(each))
+            each = [
+                ray / plain
+                for ray, plain in zip(seconds["ray", number], seconds["plain", number], strict=True)
+            ]
+            report.row(
+                f"{number} workers: ray / plain",
+                ratio=statistics.median(each),
+                least=min(each),
+                most=max(each),
+            )
             long_enough = statistics.median(seconds["plain", number]) >= 30
-            text = f"what Ray adds to an epoch{'' if long_enough else ' (which is shorter than 30 s)'}, {number} workers"
+            text = (
+                f"what Ray adds to an epoch{'' if long_enough else ' (which is shorter than 30 s)'}, {number}"
+                " workers"
+            )
             report.claim(text, statistics.median(each) - 1, at_most=0.03, full_size=True)
     first = workers[0]
     for number in workers[1:]:
-        each = [one / more for one, more in zip(seconds["plain", first], seconds["plain", number], strict=True)]
-        report.row(f"plain: {first} workers / {number} workers", ratio=statistics.median(each), least=min(each), most=max(each))
+        each = [
+            one / more for one, more in zip(seconds["plain", first], seconds["plain", number], strict=True)
+        ]
+        report.row(
+            f"plain: {first} workers / {number} workers",
+            ratio=statistics.median(each),
+            least=min(each),
+            most=max(each),
+        )
 
 
 def config_of(images: int, workers: int, device: str) -> RunConfig:
@@ -122,7 +160,9 @@ def splits_of(images: int) -> DataSplits:
     kinds = draw.integers(0, 256, (10, 28, 28, 1))
     labels = draw.integers(0, 10, images + 1000)
     pixels = (0.6 * kinds[labels] + 0.4 * draw.integers(0, 256, (len(labels), 28, 28, 1))).astype(np.uint8)
-    return DataSplits(ArrayImages(pixels[:images], labels[:images]), ArrayImages(pixels[images:], labels[images:]))
+    return DataSplits(
+        ArrayImages(pixels[:images], labels[:images]), ArrayImages(pixels[images:], labels[images:])
+    )
 
 
 def through_ray(config: RunConfig, images: int, device: str) -> list[dict[str, Any]]:
@@ -140,8 +180,14 @@ def through_ray(config: RunConfig, images: int, device: str) -> list[dict[str, A
 
 def through_processes(config: RunConfig, images: int, device: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        # spawned also where it is one: a process of its own has its memory and its threads to itself, as Ray's worker has
-        context = mp.spawn(run_process, args=(config.to_yaml(), images, device, folder), nprocs=config.resources.workers, join=False)
+        # spawned also where it is one: a process of its own has its memory and its threads to itself, as
+        # Ray's worker has
+        context = mp.spawn(
+            run_process,
+            args=(config.to_yaml(), images, device, folder),
+            nprocs=config.resources.workers,
+            join=False,
+        )
         while not context.join(timeout=LIMIT_S):
             pass
         return json.loads(Path(folder, "epochs.json").read_text())
@@ -157,15 +203,30 @@ def run_process(number: int, recipe: str, images: int, device: str, folder: str)
     if config.resources.workers > 1:
         timeout = timedelta(seconds=LIMIT_S)
         backend = "nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=number, world_size=config.resources.workers, timeout=timeout)
+        dist.init_process_group(
+            backend,
+            init_method=f"file://{folder}/meeting",
+            rank=number,
+            world_size=config.resources.workers,
+            timeout=timeout,
+        )
     where = torch.device("cuda", number) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(where)
     events: list[Event] = []
     splits = splits_of(images)
-    train(Job(config, plan, folder), splits, device=where, e_step=PlainEStep(config, splits), share=from_first, post=events.append)
+    train(
+        Job(config, plan, folder),
+        splits,
+        device=where,
+        e_step=PlainEStep(config, splits),
+        share=from_first,
+        post=events.append,
+    )
     if number == 0:
-        Path(folder, "epochs.json").write_text(json.dumps([{"metrics": event.metrics} for event in events if event.kind == "epoch"]))
+        Path(folder, "epochs.json").write_text(
+            json.dumps([{"metrics": event.metrics} for event in events if event.kind == "epoch"])
+        )
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -186,7 +247,9 @@ class PlainEStep:
         self._labels = splits.train.labels
         self._holdout_labels = splits.holdout.labels if splits.holdout is not None else None
 
-    def begin(self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None) -> Done:
+    def begin(
+        self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
+    ) -> Done:
         everyone: list[Any] | None = [None] * world_size() if rank() == 0 else None
         if world_size() > 1:
             dist.gather_object(shards, everyone)
@@ -195,7 +258,13 @@ class PlainEStep:
         answer = None
         if everyone is not None:
             for part, shard in ((part, shard) for one in everyone for part, shard in one.items()):
-                self._actor.push(key, part, shard.indices, shard.features, request.num_images if part == "train" else request.num_holdout)
+                self._actor.push(
+                    key,
+                    part,
+                    shard.indices,
+                    shard.features,
+                    request.num_images if part == "train" else request.num_holdout,
+                )
             answer = self._actor.run(key, request, previous, self._labels, self._holdout_labels)
         return Done(from_first(answer))
 

@@ -1,10 +1,12 @@
-"""What a sweep costs beyond its trials' own training, and what one shared warm-up saves: 12 one-device trials on the digits, 3 τ × 2 α × 2 K.
+"""What a sweep costs beyond its trials' own training, and what one shared warm-up saves: 12 one-device trials
+on the digits, 3 τ × 2 α × 2 K.
 
-    python benchmarks/sweep.py                # two rounds: ten minutes on 2 cores
-    python benchmarks/sweep.py --quick        # a few epochs: a minute and a half; says nothing about shares of time
+    python benchmarks/sweep.py                # two rounds: ten minutes on 2 cores python benchmarks/sweep.py
+    --quick        # a few epochs: a minute and a half; says nothing about shares of time
 
-Both sweeps run as `pcl-ray sweep` does, in turns: with the shared warm-up (half of the epochs) and without. Overhead is the share of the time of the
-command, on as many devices as trials run at a time, in which no trial trains: start of Python and Ray, starts of trials, Tune, idle ends, leaderboard.
+Both sweeps run as `pcl-ray sweep` does, in turns: with the shared warm-up (half of the epochs) and without.
+Overhead is the share of the time of the command, on as many devices as trials run at a time, in which no
+trial trains: start of Python and Ray, starts of trials, Tune, idle ends, leaderboard.
 """
 
 from __future__ import annotations
@@ -52,13 +54,29 @@ def main() -> int:
                 timed.results.append(results[name]["metrics"]["sweep/device_minutes"] * 60)
             same &= _same_results(Path(home))
     for name, timed in (("shared warm-up", shared), ("a warm-up for each trial", alone)):
-        overheads = [1 - own / (seconds * at_a_time) for own, seconds in zip(timed.results, timed.seconds, strict=True)]
-        report.timing(f"{name}: the whole command", timed, device_seconds=sorted(timed.results)[len(timed.results) // 2], overhead=max(overheads))
-        if timed is alone:  # the shorter trials of the other pay the same start, and 3 long and 9 short ones do not divide evenly by 2
-            report.claim("overhead beyond the trials' own training (worst round)", max(overheads), at_most=0.15, full_size=True)
+        overheads = [
+            1 - own / (seconds * at_a_time) for own, seconds in zip(timed.results, timed.seconds, strict=True)
+        ]
+        report.timing(
+            f"{name}: the whole command",
+            timed,
+            device_seconds=sorted(timed.results)[len(timed.results) // 2],
+            overhead=max(overheads),
+        )
+        # the shorter trials of the other pay the same start, and 3 long and 9 short ones do not divide evenly
+        # by 2
+        if timed is alone:
+            report.claim(
+                "overhead beyond the trials' own training (worst round)",
+                max(overheads),
+                at_most=0.15,
+                full_size=True,
+            )
     saved = [1 - with_it / without for with_it, without in zip(shared.results, alone.results, strict=True)]
     report.row("device time saved by the shared warm-up", least=min(saved), most=max(saved))
-    report.claim("device time saved by the shared warm-up (worst round)", min(saved), at_least=0.3, full_size=True)
+    report.claim(
+        "device time saved by the shared warm-up (worst round)", min(saved), at_least=0.3, full_size=True
+    )
     report.claim("weights, clusters and figures of all trials bit for bit the same", float(same), at_least=1)
     return report.end(given.json)
 
@@ -66,9 +84,34 @@ def main() -> int:
 def _sweep(home: str, name: str, epochs: int, at_a_time: int) -> dict[str, Any]:
     space, result = Path(home, "space.yaml"), Path(home, f"{name}.json")
     space.write_text(_SPACE)
-    words = [f"train.epochs={epochs}", f"e_step.warmup_epochs={epochs // 2}", "tracking.enabled=false", f"sweep.shared_warmup={str(name == 'shared').lower()}"]
-    command = [sys.executable, "-m", "pcl_ray.cli", "sweep", str(space), *words, "--name", name, "--concurrency", str(at_a_time), "--result", str(result)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * LIMIT_S, env={**os.environ, "PCL_RAY_HOME": home}, check=False)
+    words = [
+        f"train.epochs={epochs}",
+        f"e_step.warmup_epochs={epochs // 2}",
+        "tracking.enabled=false",
+        f"sweep.shared_warmup={str(name == 'shared').lower()}",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pcl_ray.cli",
+        "sweep",
+        str(space),
+        *words,
+        "--name",
+        name,
+        "--concurrency",
+        str(at_a_time),
+        "--result",
+        str(result),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=4 * LIMIT_S,
+        env={**os.environ, "PCL_RAY_HOME": home},
+        check=False,
+    )
     if done.returncode:
         raise RunFailed(f"{' '.join(command)}: {done.stderr.strip()}")
     return json.loads(result.read_text())
@@ -86,8 +129,16 @@ def _end(folder: Path) -> dict[str, Any]:
     if newest is None:
         raise RunFailed(f"{folder} has no checkpoint")
     state = checkpoint.load(newest)
-    history = [{name: value for name, value in entry["metrics"].items() if not name.startswith("perf/")} for entry in state.history]
-    return {"learner": state.learner, "clusters": state.clusters.state_dict() if state.clusters else None, "history": history, "random": state.random_states}
+    history = [
+        {name: value for name, value in entry["metrics"].items() if not name.startswith("perf/")}
+        for entry in state.history
+    ]
+    return {
+        "learner": state.learner,
+        "clusters": state.clusters.state_dict() if state.clusters else None,
+        "history": history,
+        "random": state.random_states,
+    }
 
 
 def _equal(one: Any, two: Any) -> bool:

@@ -1,6 +1,8 @@
-"""What an image installs: `python dependencies.py cpu|gpu` prints pyproject.toml's dependencies, each as requirements.lock has it.
+"""What an image installs: `python dependencies.py cpu|gpu` prints pyproject.toml's dependencies, each as
+requirements.lock has it.
 
-They are the packages of a run without the tools of the tests. `cpu` takes faiss's build for CPUs on x86-64 too.
+They are the packages of a run without the tools of the tests. `cpu` takes faiss's build for CPUs on x86-64
+too.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from pathlib import Path
 
 def wanted(target: str, pyproject: str, lock: str) -> list[str]:
     """Requirements with exact versions. Raises KeyError for a dependency that the lock does not have."""
-    pins = {name.lower().replace("_", "-"): version for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", lock, flags=re.MULTILINE)}
+    pins = {
+        name.lower().replace("_", "-"): version
+        for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", lock, flags=re.MULTILINE)
+    }
     found = []
     for requirement in tomllib.loads(pyproject)["project"]["dependencies"]:
         bare, _, marker = requirement.partition(";")
@@ -24,7 +29,10 @@ def wanted(target: str, pyproject: str, lock: str) -> list[str]:
             continue
         if target == "cpu" and name == "faiss-cpu":
             marker = ""
-        found.append(f"{name}{extras}=={pins[name.lower().replace('_', '-')]}" + (f"; {marker.strip()}" if marker else ""))
+        found.append(
+            f"{name}{extras}=={pins[name.lower().replace('_', '-')]}"
+            + (f"; {marker.strip()}" if marker else "")
+        )
     build_tools = f"setuptools=={pins['setuptools']}"
     return [*found, build_tools]
 
@@ -32,4 +40,8 @@ def wanted(target: str, pyproject: str, lock: str) -> list[str]:
 if __name__ == "__main__":
     if sys.argv[1:] not in (["cpu"], ["gpu"]):
         sys.exit("usage: dependencies.py cpu|gpu, in the folder of pyproject.toml and requirements.lock")
-    print("\n".join(wanted(sys.argv[1], Path("pyproject.toml").read_text(), Path("requirements.lock").read_text())))
+    print(
+        "\n".join(
+            wanted(sys.argv[1], Path("pyproject.toml").read_text(), Path("requirements.lock").read_text())
+        )
+    )

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Healthcheck of the containers, in images without curl: `health.py URL …` exits 0 where every URL answers 200, else 1."""
+"""Healthcheck of the containers, in images without curl: `health.py URL …` exits 0 where every URL answers
+200, else 1.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,13 @@ _LIMIT_S = 5.0
 
 
 def problem(url: str) -> str:
-    """Empty where it answers 200. A proxy of the environment is passed by: what is asked is in this container."""
+    """Empty where it answers 200. A proxy of the environment is passed by: what is asked is in this
+    container.
+    """
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_LIMIT_S) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            url, timeout=_LIMIT_S
+        ) as answer:
             return "" if answer.status == 200 else f"{url}: {answer.status}"
     except OSError as error:
         return f"{url}: {error}"

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What the MLflow container runs first: secrets from files, the database's tables brought up to date, then the command that it was given.
+"""What the MLflow container runs first: secrets from files, the database's tables brought up to date, then
+the command that it was given.
 
 Nothing secret is ever an argument of a process: the address of the store goes by MLFLOW_BACKEND_STORE_URI.
 
-PGHOST, PGPORT, PGUSER, PGDATABASE  the database
-PGPASSWORD_FILE                     its password
-MLFLOW_ADMIN_PASSWORD_FILE          password of the user admin; a file that is missing or empty means: no login
-MLFLOW_FLASK_KEY_FILE               signs MLflow's forms where there is a login
+PGHOST, PGPORT, PGUSER, PGDATABASE  the database PGPASSWORD_FILE                     its password
+MLFLOW_ADMIN_PASSWORD_FILE          password of the user admin; a file that is missing or empty means: no
+login MLFLOW_FLASK_KEY_FILE               signs MLflow's forms where there is a login
 """
 
 from __future__ import annotations
@@ -29,22 +29,35 @@ def secret(environment: Mapping[str, str], name: str) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        sys.exit(f"{name}: {path} cannot be read by user {os.getuid()} ({error.strerror}); see the secrets in docker/README.md")
+        sys.exit(
+            f"{name}: {path} cannot be read by user {os.getuid()} ({error.strerror}); see the secrets in"
+            " docker/README.md"
+        )
 
 
 def store_uri(environment: Mapping[str, str]) -> str:
     """Address of the PostgreSQL database, with its password."""
     password = secret(environment, "PGPASSWORD_FILE")
     if not password:
-        sys.exit(f"PGPASSWORD_FILE: {environment.get('PGPASSWORD_FILE', 'not set')}: no password of the database there; docker/make_secrets.sh writes it")
-    user, host, port = (environment.get(*default) for default in (("PGUSER", "mlflow"), ("PGHOST", "postgres"), ("PGPORT", "5432")))
-    return f"postgresql+psycopg2://{quote(str(user), safe='')}:{quote(password, safe='')}@{host}:{port}/{environment.get('PGDATABASE', 'mlflow')}"
+        sys.exit(
+            f"PGPASSWORD_FILE: {environment.get('PGPASSWORD_FILE', 'not set')}: no password of the database"
+            " there; docker/make_secrets.sh writes it"
+        )
+    user, host, port = (
+        environment.get(*default)
+        for default in (("PGUSER", "mlflow"), ("PGHOST", "postgres"), ("PGPORT", "5432"))
+    )
+    login = f"{quote(str(user), safe='')}:{quote(password, safe='')}"
+    return f"postgresql+psycopg2://{login}@{host}:{port}/{environment.get('PGDATABASE', 'mlflow')}"
 
 
 def with_login(environment: dict[str, str], uri: str, password: str) -> None:
     """Sets what MLflow's login needs; its users lie in the same database."""
     if len(password) < _SHORTEST:
-        sys.exit(f"MLFLOW_ADMIN_PASSWORD_FILE: the password has {len(password)} characters; MLflow wants {_SHORTEST} or more")
+        sys.exit(
+            f"MLFLOW_ADMIN_PASSWORD_FILE: the password has {len(password)} characters; MLflow wants"
+            f" {_SHORTEST} or more"
+        )
     key = secret(environment, "MLFLOW_FLASK_KEY_FILE")
     if not key:
         sys.exit("MLFLOW_FLASK_KEY_FILE: a login needs a key there; docker/make_secrets.sh writes it")
@@ -53,12 +66,16 @@ def with_login(environment: dict[str, str], uri: str, password: str) -> None:
         escaped = uri.replace("%", "%%")  # the file's own sign for what is to be filled in
         file.write(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {escaped}\nadmin_username = admin\n")
         file.write("authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n")
-    environment.update(MLFLOW_AUTH_CONFIG_PATH=path, MLFLOW_AUTH_ADMIN_USERNAME="admin", MLFLOW_AUTH_ADMIN_PASSWORD=password)
+    environment.update(
+        MLFLOW_AUTH_CONFIG_PATH=path, MLFLOW_AUTH_ADMIN_USERNAME="admin", MLFLOW_AUTH_ADMIN_PASSWORD=password
+    )
     environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = key
 
 
 def upgrade(uri: str) -> None:
-    """`mlflow db upgrade`, which also makes the tables of an empty database; in this process, since its address must not be an argument."""
+    """`mlflow db upgrade`, which also makes the tables of an empty database; in this process, since its
+    address must not be an argument.
+    """
     from mlflow.db import commands
 
     commands.main(args=["upgrade", uri], standalone_mode=False)

@@ -1,4 +1,5 @@
-"""Draws the prototypes of a run: each row the images nearest to one prototype. `python docs/prototypes.py RUN_DIR OUT.png`
+"""Draws the prototypes of a run: each row the images nearest to one prototype. `python docs/prototypes.py
+RUN_DIR OUT.png`
 
 The rows are the tightest clusters of the first clustering, by their concentration φ.
 """
@@ -29,7 +30,9 @@ def main(run_dir: Path, out: Path) -> None:
     clusters = checkpoint.load(newest).clusters
     assert clusters is not None, "the run never clustered"
     clustering = clusters.clusterings[0]
-    shard = extract_features(load_encoder(newest, encoder="momentum"), EvaluationLoader(images, settings), torch.device("cpu"))
+    shard = extract_features(
+        load_encoder(newest, encoder="momentum"), EvaluationLoader(images, settings), torch.device("cpu")
+    )
     similarity = torch.from_numpy(shard.features) @ clustering.prototypes.T
     full = (clustering.sizes >= COLUMNS).nonzero().flatten()
     rows = full[clustering.concentration[full].argsort()[:ROWS]]
@@ -39,7 +42,11 @@ def main(run_dir: Path, out: Path) -> None:
         nearest = members[similarity[members, prototype].argsort(descending=True)[:COLUMNS]]
         for x, index in enumerate(nearest.tolist()):
             pixels = images.read(index)
-            picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB").resize((SIDE, SIDE))
+            picture = (
+                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+                .convert("RGB")
+                .resize((SIDE, SIDE))
+            )
             top, left = GAP + y * (SIDE + GAP), GAP + x * (SIDE + GAP)
             sheet[top : top + SIDE, left : left + SIDE] = np.array(picture)
     Image.fromarray(sheet).save(out, optimize=True)

@@ -1,4 +1,6 @@
-"""A sweep as a Ray job: `ray job submit --working-dir . -- python jobs/sweep.py SPACE [KEY=VALUE ...]`, with the options of `pcl-ray sweep`."""
+"""A sweep as a Ray job: `ray job submit --working-dir . -- python jobs/sweep.py SPACE [KEY=VALUE ...]`, with
+the options of `pcl-ray sweep`.
+"""
 
 import sys
 

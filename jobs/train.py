@@ -1,4 +1,6 @@
-"""One experiment as a Ray job: `ray job submit --working-dir . -- python jobs/train.py RECIPE [KEY=VALUE ...]`, with the options of `pcl-ray train`."""
+"""One experiment as a Ray job: `ray job submit --working-dir . -- python jobs/train.py RECIPE [KEY=VALUE
+...]`, with the options of `pcl-ray train`.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""Checkpoints: one file an epoch, written whole or not at all, enough to go on exactly where the run stopped."""
+"""Checkpoints: one file an epoch, written whole or not at all, enough to go on exactly where the run
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,14 @@ FORMAT = 3  # 2: the state of the E-step beside its clusters; 3: an E-step that 
 
 @dataclass(frozen=True, eq=False)
 class EStepState:
-    """How the last E-steps went. Not usable: the features had collapsed, and the next epoch trains without prototypes."""
+    """How the last E-steps went. Not usable: the features had collapsed, and the next epoch trains without
+    prototypes.
+    """
 
     usable: bool = True
     failures: int = 0  # E-steps in a row without a clustering
-    concluded: int | None = None  # the epoch before which the last E-step was, however it ended; one that is still under way is made again
+    # the epoch before which the last E-step was, however it ended; one that is still under way is made again
+    concluded: int | None = None
     bank: Tensor | None = None  # [N, C], the feature bank
     owed: bool = False  # saved before the E-step and the evaluation that end its last epoch
     anew: bool = False  # its clusters are of other knobs: an E-step comes first, whatever the plan says
@@ -35,7 +40,9 @@ class EStepState:
 
 @dataclass
 class RunState:
-    """A run between two epochs. Learning rate, batches and augmentation follow from (seed, epoch, image), so they need no state of their own."""
+    """A run between two epochs. Learning rate, batches and augmentation follow from (seed, epoch, image), so
+    they need no state of their own.
+    """
 
     epoch: int  # the next epoch to train
     learner: dict[str, Any]  # model, queue, optimizer
@@ -50,7 +57,8 @@ class RunState:
 def save(state: RunState, folder: Path, keep: int) -> Path:
     """Writes `folder/epoch_00012.pt` (12 epochs done) and then removes all but the newest `keep`.
 
-    A crash or a full disk leaves the earlier checkpoints untouched. Raises RunFailed with the reason where it cannot be written.
+    A crash or a full disk leaves the earlier checkpoints untouched. Raises RunFailed with the reason where it
+    cannot be written.
     """
     target = folder / f"epoch_{state.epoch:05d}.pt"
     partial = target.with_suffix(".partial")
@@ -64,7 +72,10 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
         "history": state.history,
         "encoder": state.encoder.model_dump(),
         "channels": state.channels,
-        "e_step": {name: getattr(state.e_step, name) for name in ("usable", "failures", "concluded", "bank", "owed", "anew")},
+        "e_step": {
+            name: getattr(state.e_step, name)
+            for name in ("usable", "failures", "concluded", "bank", "owed", "anew")
+        },
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,18 +91,27 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
         kept = latest(folder)
         raise RunFailed(
             f"the checkpoint after epoch {state.epoch} could not be written to {folder} ({_reason(error)}). "
-            + (f"The last good one is {kept.name}: free some space and resume" if kept else "There is none from before; free some space and start again")
+            + (
+                f"The last good one is {kept.name}: free some space and resume"
+                if kept
+                else "There is none from before; free some space and start again"
+            )
         ) from error
     prune(folder, keep)
     return target
 
 
 def load(path: Path) -> RunState:
-    """Reads a checkpoint back; nothing in it is executed. Raises RunFailed where the file is damaged or of a later version."""
+    """Reads a checkpoint back; nothing in it is executed. Raises RunFailed where the file is damaged or of a
+    later version.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["version"] > FORMAT:
-            raise RunFailed(f"checkpoint {path} has format {content['version']}, this version reads up to {FORMAT}: upgrade pcl_ray")
+            raise RunFailed(
+                f"checkpoint {path} has format {content['version']}, this version reads up to {FORMAT}:"
+                " upgrade pcl_ray"
+            )
         return RunState(
             epoch=content["epoch"],
             learner={name: content[name] for name in ("model", "queue", "optimizer")},
@@ -100,16 +120,23 @@ def load(path: Path) -> RunState:
             history=content["history"],
             encoder=EncoderConfig(**content["encoder"]),
             channels=content["channels"],
-            e_step=EStepState(**content.get("e_step", {"concluded": content["clusters"]["epoch"] if content["clusters"] else None})),
+            e_step=EStepState(
+                **content.get(
+                    "e_step", {"concluded": content["clusters"]["epoch"] if content["clusters"] else None}
+                )
+            ),
         )
     except RunFailed:
         raise
     except Exception as error:  # a cut or foreign file shows as one of many kinds of error
-        raise RunFailed(f"checkpoint {path} cannot be read ({_reason(error)}); remove it to go on from the one before") from error
+        raise RunFailed(
+            f"checkpoint {path} cannot be read ({_reason(error)}); remove it to go on from the one before"
+        ) from error
 
 
 def take_over(source: Path, folder: Path) -> Path:
-    """Makes another run's checkpoint the newest of `folder`: what is there from later epochs is removed. The next epoch begins with an E-step.
+    """Makes another run's checkpoint the newest of `folder`: what is there from later epochs is removed. The
+    next epoch begins with an E-step.
 
     Raises as `load` and `save` do.
     """

@@ -1,4 +1,6 @@
-"""The files of checkpoints by their names. Without torch, so that the driver can look before it takes seconds to load it."""
+"""The files of checkpoints by their names. Without torch, so that the driver can look before it takes seconds
+to load it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ def latest(folder: Path) -> Path | None:
 
 def complete(folder: Path) -> list[Path]:
     """All complete checkpoints, oldest first."""
-    return sorted((path for path in folder.glob("epoch_*.pt") if is_complete(path.name)), key=epochs_done) if folder.is_dir() else []
+    return (
+        sorted((path for path in folder.glob("epoch_*.pt") if is_complete(path.name)), key=epochs_done)
+        if folder.is_dir()
+        else []
+    )
 
 
 def is_complete(name: str) -> bool:

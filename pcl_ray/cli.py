@@ -1,4 +1,6 @@
-"""The `pcl-ray` command. Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 128 + n stopped by signal n."""
+"""The `pcl-ray` command. Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 128 + n stopped by
+signal n.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from pcl_ray import __version__, cli_look, cli_service, cli_sweep, config, machi
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
 from pcl_ray.knobs import Knob
 
-# Before anything imports Ray or MLflow, which read them then: nothing is told to their makers, unless the user asks for it.
+# Before anything imports Ray or MLflow, which read them then: nothing is told to their makers, unless the
+# user asks for it.
 _NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 if TYPE_CHECKING:
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and gives back the exit code. The user's mistakes become one message on stderr, without a traceback."""
+    """Runs one command and gives back the exit code. The user's mistakes become one message on stderr,
+    without a traceback.
+    """
     for name, value in _NO_REPORTS.items():
         os.environ.setdefault(name, value)
     tracking_secrets.hide_from_tracebacks()
@@ -58,11 +63,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """Each verb has a parser of its own: its words and options may stand in any order, which argparse's sub-commands do not allow."""
+    """Each verb has a parser of its own: its words and options may stand in any order, which argparse's
+    sub-commands do not allow.
+    """
     parser = _Parser(prog="pcl-ray", description="Prototypical Contrastive Learning on Ray.")
     parser.add_argument("--version", action="version", version=f"pcl_ray {__version__}")
-    parser.add_argument("verb", choices=list(_VERBS), help="; ".join(f"{verb}: {sentence}" for verb, (sentence, _, _) in _VERBS.items()))
-    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="`pcl-ray VERB --help` says what a verb takes")
+    parser.add_argument(
+        "verb",
+        choices=list(_VERBS),
+        help="; ".join(f"{verb}: {sentence}" for verb, (sentence, _, _) in _VERBS.items()),
+    )
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="...", help="`pcl-ray VERB --help` says what a verb takes"
+    )
     verb = parser.parse_args(argv[:1]).verb
     sentence, add_arguments, command = _VERBS[verb]
     of_verb = _Parser(prog=f"pcl-ray {verb}", description=f"{sentence[0].upper()}{sentence[1:]}.")
@@ -75,11 +88,22 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="RECIPE [KEY=VALUE ...]", help=f"a shipped recipe ({', '.join(config.recipe_names())}) or a .yaml file")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="RECIPE [KEY=VALUE ...]",
+        help=f"a shipped recipe ({', '.join(config.recipe_names())}) or a .yaml file",
+    )
     parser.add_argument("--name", help="name of the new run; made up where it is left out")
-    parser.add_argument("--resume", metavar="NAME", help="go on with this run; takes no recipe, only KEY=VALUE")
-    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
-    parser.add_argument("--describe", action="store_true", help="print every knob: type, default, range, meaning")
+    parser.add_argument(
+        "--resume", metavar="NAME", help="go on with this run; takes no recipe, only KEY=VALUE"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and print the plan, start nothing"
+    )
+    parser.add_argument(
+        "--describe", action="store_true", help="print every knob: type, default, range, meaning"
+    )
     parser.add_argument("--result", type=Path, metavar="FILE", help="write the outcome as JSON")
 
 
@@ -97,14 +121,30 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         if arguments.name:
             RunFolder.check_free(arguments.name)
-        asked = request.check(recipe, overrides) if recipe else request.check_stored(arguments.resume, overrides)
+        asked = (
+            request.check(recipe, overrides) if recipe else request.check_stored(arguments.resume, overrides)
+        )
         dry_run.show(asked)
         return 0
     try:
         if recipe:
-            typed = shlex.join(["pcl-ray", "train", recipe, *overrides, *(["--name", arguments.name] if arguments.name else [])])
+            typed = shlex.join(
+                [
+                    "pcl-ray",
+                    "train",
+                    recipe,
+                    *overrides,
+                    *(["--name", arguments.name] if arguments.name else []),
+                ]
+            )
             asked = request.check(recipe, overrides)
-            result = run.start(asked, name=arguments.name, stem=Path(recipe).stem, command=tracking_secrets.scrubbed(typed), result_file=arguments.result)
+            result = run.start(
+                asked,
+                name=arguments.name,
+                stem=Path(recipe).stem,
+                command=tracking_secrets.scrubbed(typed),
+                result_file=arguments.result,
+            )
         else:
             result = run.resume(arguments.resume, overrides, result_file=arguments.result)
     except run.Stopped as stopped:
@@ -131,14 +171,20 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    verb, *words = arguments.others if arguments.others[:1] in (["train"], ["sweep"]) else ["train", *arguments.others]
+    verb, *words = (
+        arguments.others if arguments.others[:1] in (["train"], ["sweep"]) else ["train", *arguments.others]
+    )
     from pcl_ray import tracking
 
-    tracking_secrets.refuse_in(words)  # they would be the job's entrypoint, which everybody who reaches the cluster can read
-    asked = _parsed([verb, *words])  # what `pcl-ray VERB` would refuse is refused here, as far as that shows: the data may lie on the cluster alone
+    # they would be the job's entrypoint, which everybody who reaches the cluster can read
+    tracking_secrets.refuse_in(words)
+    # what `pcl-ray VERB` would refuse is refused here, as far as that shows: the data may lie on the cluster
+    # alone
+    asked = _parsed([verb, *words])
     if asked.dry_run or asked.describe or asked.result is not None:
         raise ConfigError(
-            "--dry-run, --describe and --result are for `pcl-ray train` and `sweep` here: a job's files are thrown away, and its outcome is in MLflow"
+            "--dry-run, --describe and --result are for `pcl-ray train` and `sweep` here: a job's files are"
+            " thrown away, and its outcome is in MLflow"
         )
     if verb == "train":
         recipe, overrides = _recipe_and_overrides(asked)
@@ -163,7 +209,15 @@ def _fork(arguments: argparse.Namespace) -> int:
         _check_result_file(arguments.result)
     from pcl_ray.service import fork, run
 
-    typed = shlex.join(["pcl-ray", "fork", arguments.run, *arguments.changes, *(["--name", arguments.name] if arguments.name else [])])
+    typed = shlex.join(
+        [
+            "pcl-ray",
+            "fork",
+            arguments.run,
+            *arguments.changes,
+            *(["--name", arguments.name] if arguments.name else []),
+        ]
+    )
     try:
         result = fork.fork(
             arguments.run,
@@ -197,10 +251,14 @@ def _recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]
     if arguments.resume:
         if recipes or arguments.name:
             given = f"recipe {recipes[0]!r}" if recipes else f"--name {arguments.name}"
-            raise ConfigError(f"--resume {arguments.resume} uses the run's own recipe and name; leave out {given}")
+            raise ConfigError(
+                f"--resume {arguments.resume} uses the run's own recipe and name; leave out {given}"
+            )
         return "", overrides
     if not recipes:
-        raise ConfigError(f"which recipe? One of {', '.join(config.recipe_names())}, or the path of a .yaml file")
+        raise ConfigError(
+            f"which recipe? One of {', '.join(config.recipe_names())}, or the path of a .yaml file"
+        )
     if len(recipes) > 1:
         raise ConfigError(f"{recipes[1]!r} is neither KEY=VALUE nor the only recipe ({recipes[0]!r})")
     return recipes[0], overrides
@@ -272,16 +330,36 @@ _VERBS = {
     "train": ("run one experiment", _train_arguments, _train),
     "sweep": ("run many experiments over a space of knobs", cli_sweep.add_arguments, _sweep),
     "resume": ("go on with a run or a sweep", cli_service.add_resume_arguments, _resume),
-    "fork": ("start a new run from a checkpoint of another, with changed knobs", cli_service.add_fork_arguments, _fork),
+    "fork": (
+        "start a new run from a checkpoint of another, with changed knobs",
+        cli_service.add_fork_arguments,
+        _fork,
+    ),
     "runs": ("list the runs that MLflow has", cli_service.add_runs_arguments, cli_service.runs),
-    "up": ("start a Ray head and an MLflow server on this machine", cli_service.add_up_arguments, cli_service.up),
-    "status": ("show the cluster, and the runs under way", cli_service.add_status_arguments, cli_service.status),
+    "up": (
+        "start a Ray head and an MLflow server on this machine",
+        cli_service.add_up_arguments,
+        cli_service.up,
+    ),
+    "status": (
+        "show the cluster, and the runs under way",
+        cli_service.add_status_arguments,
+        cli_service.status,
+    ),
     "submit": ("run an experiment as a job of a cluster", cli_service.add_submit_arguments, _submit),
-    "down": ("stop what `up` started, its jobs in good order", cli_service.add_down_arguments, cli_service.down),
+    "down": (
+        "stop what `up` started, its jobs in good order",
+        cli_service.add_down_arguments,
+        cli_service.down,
+    ),
     "ui": ("open the MLflow dashboard", cli_look.add_ui_arguments, cli_look.ui),
     "report": ("write the report of a run as one HTML file", cli_look.add_report_arguments, cli_look.report),
     "compare": ("write one page that compares runs", cli_look.add_compare_arguments, cli_look.compare),
-    "doctor": ("say what the curves of a run mean and what to try; without a run, check this machine", cli_look.add_doctor_arguments, cli_look.doctor),
+    "doctor": (
+        "say what the curves of a run mean and what to try; without a run, check this machine",
+        cli_look.add_doctor_arguments,
+        cli_look.doctor,
+    ),
 }
 
 _PASSES_ON = ("submit",)  # verbs that take what they do not know, for a command that does

@@ -11,7 +11,12 @@ _MOST_RUNS = 20
 
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", metavar="RUN", help="name of a run: what its curves mean; left out: whether this machine is fit for runs")
+    parser.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="name of a run: what its curves mean; left out: whether this machine is fit for runs",
+    )
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -35,7 +40,12 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="name of a run, or of a trial of a sweep")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it; left out: report.html in the run's folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write it; left out: report.html in the run's folder",
+    )
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -49,8 +59,15 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="names of two runs or more; differences are to the first")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the page; left out: compare.html under PCL_RAY_HOME")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="names of two runs or more; differences are to the first"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write the page; left out: compare.html under PCL_RAY_HOME",
+    )
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -60,7 +77,10 @@ def compare(arguments: argparse.Namespace) -> int:
 
     named = list(dict.fromkeys(arguments.runs))
     if not 2 <= len(named) <= _MOST_RUNS:
-        raise ConfigError(f"{len(named)} run{'s' * (len(named) != 1)} given: a comparison takes 2 to {_MOST_RUNS} different ones")
+        raise ConfigError(
+            f"{len(named)} run{'s' * (len(named) != 1)} given: a comparison takes 2 to {_MOST_RUNS} different"
+            " ones"
+        )
     found = [records.read(name) for name in named]
     target = arguments.out or home() / "compare.html"
     print(f"comparison  {_written(lambda: comparison.write(found, target), target)}")
@@ -76,7 +96,11 @@ def _written(write, target: Path) -> Path:
 
 
 def add_ui_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; whoever can reach it can change and run what is recorded")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; whoever can reach it can change and run what is recorded",
+    )
     parser.add_argument("--port", type=int, help="left out: the first free one from 5000 on")
     parser.add_argument("--experiment", default="pcl_ray", help="the experiment to open")
     parser.add_argument("--open", action="store_true", dest="open_browser", help="open it in a browser")
@@ -90,4 +114,11 @@ def ui(arguments: argparse.Namespace) -> int:
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise ConfigError(f"--port {arguments.port}: a port is a number from 1 to 65535")
     uri = tracking.tracking_uri(TrackingConfig(), home())
-    return tracking_server.ui(uri, home(), arguments.experiment, host=arguments.host, port=arguments.port, open_browser=arguments.open_browser)
+    return tracking_server.ui(
+        uri,
+        home(),
+        arguments.experiment,
+        host=arguments.host,
+        port=arguments.port,
+        open_browser=arguments.open_browser,
+    )

@@ -1,7 +1,8 @@
 """The configuration of one run: typed sections, recipes, overrides, and every mistake reported at once.
 
-A knob has one dotted name everywhere (`loss.temperature`): in recipes, on the command line, in sweep spaces, in error messages and as MLflow
-parameter. Defaults are the paper's v2 setting where the paper has one. Imports neither torch nor numpy, so that `--help` and a wrong key answer at once.
+A knob has one dotted name everywhere (`loss.temperature`): in recipes, on the command line, in sweep spaces,
+in error messages and as MLflow parameter. Defaults are the paper's v2 setting where the paper has one.
+Imports neither torch nor numpy, so that `--help` and a wrong key answer at once.
 """
 
 from __future__ import annotations
@@ -63,11 +64,16 @@ def describe() -> list[knobs.Knob]:
 
 def recipe_names() -> list[str]:
     """The recipes shipped with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in resources.files("pcl_ray.recipes").iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("pcl_ray.recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    )
 
 
 def load(recipe_or_path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> RunConfig:
-    """A shipped recipe by name, or a YAML file, with overrides (`KEY=VALUE` strings, or a mapping of dotted names).
+    """A shipped recipe by name, or a YAML file, with overrides (`KEY=VALUE` strings, or a mapping of dotted
+    names).
 
     Raises ConfigError with every mistake in recipe and overrides.
     """
@@ -79,8 +85,12 @@ def with_overrides(config: RunConfig, overrides: Iterable[str] | Mapping[str, An
     return _validated(config.model_dump(), overrides)
 
 
-def load_leniently(recipe_or_path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> tuple[RunConfig, list[Problem]]:
-    """As `load`, but wrong knobs fall back to their defaults: lets the cross-checks report their part in the same breath."""
+def load_leniently(
+    recipe_or_path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> tuple[RunConfig, list[Problem]]:
+    """As `load`, but wrong knobs fall back to their defaults: lets the cross-checks report their part in the
+    same breath.
+    """
     tree = _read_recipe(recipe_or_path)
     problems = _apply(tree, overrides)
     config, wrong = _build(tree)
@@ -109,25 +119,37 @@ def _read_recipe(recipe_or_path: str | Path) -> dict[str, Any]:
     else:
         meant = difflib.get_close_matches(str(recipe_or_path), recipe_names(), 1)
         hint = f" Did you mean {meant[0]!r}?" if meant else ""
-        raise ConfigError(f"unknown recipe {str(recipe_or_path)!r}.{hint} Shipped: {', '.join(recipe_names())}; or give the path of a .yaml file")
+        raise ConfigError(
+            f"unknown recipe {str(recipe_or_path)!r}.{hint} Shipped: {', '.join(recipe_names())}; or give the"
+            " path of a .yaml file"
+        )
     try:
         tree = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates like 2024-13-45, numbers of thousands of digits
-        raise ConfigError(f"recipe {str(recipe_or_path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    # ValueError: dates like 2024-13-45, numbers of thousands of digits
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(
+            f"recipe {str(recipe_or_path)!r} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"recipe {str(recipe_or_path)!r} must be a mapping of sections, not {type(tree).__name__}")
+        raise ConfigError(
+            f"recipe {str(recipe_or_path)!r} must be a mapping of sections, not {type(tree).__name__}"
+        )
     return _sections(tree)
 
 
 def _sections(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """The same recipe with text keys, and with `loss.temperature: 0.1` as `loss: {temperature: 0.1}`: a knob has its dotted name here too."""
+    """The same recipe with text keys, and with `loss.temperature: 0.1` as `loss: {temperature: 0.1}`: a knob
+    has its dotted name here too.
+    """
     sections: dict[str, Any] = {}
     dotted: dict[str, Any] = {}
     for key, value in tree.items():
         field = RunConfig.model_fields.get(str(key))
         if value is None and field is not None and isinstance(field.default, Section):
             continue  # a section's heading with nothing below it
-        (dotted if "." in str(key) else sections)[str(key)] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+        (dotted if "." in str(key) else sections)[str(key)] = (
+            {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+        )
     _apply(sections, dotted)
     return sections
 
@@ -177,7 +199,12 @@ def _build(tree: dict[str, Any]) -> tuple[RunConfig, list[Problem]]:
     for mistake in mistakes:
         place = knobs.knob_of([str(part) for part in mistake["loc"]], fields)
         value = _lookup(tree, ".".join(place), mistake.get("input"))
-        unknown_section = len(place) == 1 and place[0] not in RunConfig.model_fields and isinstance(value, Mapping) and value
+        unknown_section = (
+            len(place) == 1
+            and place[0] not in RunConfig.model_fields
+            and isinstance(value, Mapping)
+            and value
+        )
         for name, wrong in _leaves(value, f"{place[0]}.") if unknown_section else [(".".join(place), value)]:
             problems.setdefault(name, knobs.explain(name, wrong, mistake, fields))
         places.append(place)

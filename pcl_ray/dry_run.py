@@ -15,14 +15,21 @@ def show(asked: Request) -> None:
     """Prints what `asked` would do."""
     plan = asked.plan
     negatives = ["all" if r is None else str(r) for r in plan.negatives]
-    where = f"{asked.config.resources.workers} Ray Train workers" if asked.config.resources.workers else "this process, without Ray"
+    where = (
+        f"{asked.config.resources.workers} Ray Train workers"
+        if asked.config.resources.workers
+        else "this process, without Ray"
+    )
     e_steps = [epoch + 1 for epoch in plan.e_step_epochs if epoch < plan.epochs]
     before = f"before epochs {_ranges(e_steps)} and after the last" if e_steps else "never"
     rows = {
         "images": f"{plan.num_images} to train on, {plan.num_holdout} held out",
         "where": where,
         "reading": _how_read(asked.config, plan),
-        "batch": f"{plan.global_batch} images a step, {plan.batch_per_worker} a worker" + (f" in {plan.micro_batches} parts" * (plan.micro_batches > 1)),
+        "batch": (
+            f"{plan.global_batch} images a step, {plan.batch_per_worker} a worker"
+            + (f" in {plan.micro_batches} parts" * (plan.micro_batches > 1))
+        ),
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {plan.epochs} epochs",
         "warm-up": f"{min(plan.warmup_epochs, plan.epochs)} epochs of InfoNCE alone",
         "E-steps": before,
@@ -50,7 +57,11 @@ def _where_clustered(settings: config.RunConfig, plan: RunPlan) -> str:
             where = f"in the {settings.resources.workers} workers, each with the features it made"
         case "sharded":
             where = f"in {plan.e_step_shards} actors, each with a range of the images"
-    start = "cold each time" if e_step.warm_start == "none" else f"cold at first, then {e_step.iterations} passes from the last {e_step.warm_start}"
+    start = (
+        "cold each time"
+        if e_step.warm_start == "none"
+        else f"cold at first, then {e_step.iterations} passes from the last {e_step.warm_start}"
+    )
     overlap = "; while the next epoch trains" if e_step.overlap else ""
     return f"{plan.e_step_mode}: {where}; {start}{overlap}"
 
@@ -58,12 +69,20 @@ def _where_clustered(settings: config.RunConfig, plan: RunPlan) -> str:
 def _features_from(e_step: config.EStepConfig) -> str:
     if e_step.features == "fresh":
         return "from a pass over all images each time"
-    return "from the M-step's momentum features" + (f", from a pass at every {e_step.fresh_every} E-steps" if e_step.fresh_every else ", after a first pass")
+    return "from the M-step's momentum features" + (
+        f", from a pass at every {e_step.fresh_every} E-steps"
+        if e_step.fresh_every
+        else ", after a first pass"
+    )
 
 
 def _how_read(settings: config.RunConfig, plan: RunPlan) -> str:
     """Where the images are, who decodes, how many threads compute."""
-    decoders = f"{plan.loader_workers} loader processes a worker" if plan.loader_workers else "by the workers themselves"
+    decoders = (
+        f"{plan.loader_workers} loader processes a worker"
+        if plan.loader_workers
+        else "by the workers themselves"
+    )
     threads = f"{plan.threads} thread{'s' * (plan.threads > 1)} a worker compute{'s' * (plan.threads == 1)}"
     if not plan.in_memory:
         return f"files, decoded in every epoch, {decoders}; {threads}"

@@ -1,6 +1,8 @@
-"""What is shown of an E-step: prototypes with the images nearest to them, how clusterings lie in each other, and a sample of features for a map.
+"""What is shown of an E-step: prototypes with the images nearest to them, how clusterings lie in each other,
+and a sample of features for a map.
 
-Made where the features are (`make`), small enough to travel; drawn where the images are. Plain numpy, as everything that Ray carries.
+Made where the features are (`make`), small enough to travel; drawn where the images are. Plain numpy, as
+everything that Ray carries.
 """
 
 from __future__ import annotations
@@ -30,11 +32,15 @@ _SHOWN = 96  # prototypes of one clustering that are shown with images
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One clustering of the N images. Roles, parents and sizes are of all K prototypes; images of the P chosen ones."""
+    """One clustering of the N images. Roles, parents and sizes are of all K prototypes; images of the P
+    chosen ones.
+    """
 
     concentration: np.ndarray  # [K] float32, φ
     sizes: np.ndarray  # [K] int64, images
-    parents: np.ndarray  # [K] int64, prototype of the next coarser clustering that holds most of its images; −1 in the coarsest and for an empty cluster
+    # [K] int64, prototype of the next coarser clustering that holds most of its images; −1 in the coarsest
+    # and for an empty cluster
+    parents: np.ndarray
     parent_shares: np.ndarray  # [K] float32, the share of its images that it holds
     chosen: np.ndarray  # [P] int64, rising
     nearest: np.ndarray  # [P, NEAREST] int64, images, the nearest first; −1 where it has fewer
@@ -70,7 +76,8 @@ class Exhibit:
     features: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float16))  # [n, C]
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # [n]; −1 without
     assignments: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))  # [M, n]
-    places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.float32))  # [n, 2] on the map, once it is drawn
+    # [n, 2] on the map, once it is drawn
+    places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.float32))
     map_name: str = ""  # t-SNE, UMAP, PCA
     note: str = ""  # what the reader should know, e.g. that these are a sample's clusters
 
@@ -80,7 +87,11 @@ class Exhibit:
 
     def images(self) -> np.ndarray:
         """[t] int64, every image that is shown, rising."""
-        shown = [part.ravel() for clustering in self.clusterings for part in (clustering.nearest, clustering.farthest)]
+        shown = [
+            part.ravel()
+            for clustering in self.clusterings
+            for part in (clustering.nearest, clustering.farthest)
+        ]
         found = np.unique(np.concatenate([*shown, np.empty(0, np.int64)]))
         return found[found >= 0]
 
@@ -90,7 +101,9 @@ class Exhibit:
         def whole(images: np.ndarray) -> np.ndarray:
             return np.where(images >= 0, ids[images], -1)
 
-        shown = tuple(replace(c, nearest=whole(c.nearest), farthest=whole(c.farthest)) for c in self.clusterings)
+        shown = tuple(
+            replace(c, nearest=whole(c.nearest), farthest=whole(c.farthest)) for c in self.clusterings
+        )
         return replace(self, clusterings=shown, sample=whole(self.sample))
 
     def with_map(self, places: np.ndarray, name: str) -> Exhibit:
@@ -108,8 +121,14 @@ def make(
     num_images: int,
     note: str = "",
 ) -> Exhibit:
-    """From the features of the images `ids_n` (all, or a sample of the N that the assignments cover). Images are chosen among these."""
-    order = [] if clusters is None else sorted(range(len(clusters.clusterings)), key=lambda m: clusters.clusterings[m].num_clusters)
+    """From the features of the images `ids_n` (all, or a sample of the N that the assignments cover). Images
+    are chosen among these.
+    """
+    order = (
+        []
+        if clusters is None
+        else sorted(range(len(clusters.clusterings)), key=lambda m: clusters.clusterings[m].num_clusters)
+    )
     shown: dict[int, Shown] = {}
     for coarser, m in zip([None, *order], order, strict=False):
         assert clusters is not None
@@ -118,15 +137,34 @@ def make(
     picked = np.linspace(0, len(ids_n) - 1, min(MAP_POINTS, len(ids_n))).astype(np.int64)
     sample = ids_n[picked]
     known = np.full(len(sample), -1, np.int64) if labels_N is None else np.asarray(labels_N)[sample]
-    assignments = np.stack([c.assignments.numpy()[sample] for c in clusters.clusterings]) if clusters else np.empty((0, len(sample)), np.int64)
+    assignments = (
+        np.stack([c.assignments.numpy()[sample] for c in clusters.clusterings])
+        if clusters
+        else np.empty((0, len(sample)), np.int64)
+    )
     features = features_nC[picked].astype(np.float16)
-    return Exhibit(epoch, step, num_images, tuple(shown[m] for m in sorted(shown)), sample, features, known, assignments, note=note)
+    return Exhibit(
+        epoch,
+        step,
+        num_images,
+        tuple(shown[m] for m in sorted(shown)),
+        sample,
+        features,
+        known,
+        assignments,
+        note=note,
+    )
 
 
 def roles_of(concentration: np.ndarray, sizes: np.ndarray) -> dict[Role, np.ndarray]:
-    """For each role up to 4 prototypes that have images, no prototype twice: with few prototypes later roles get fewer."""
+    """For each role up to 4 prototypes that have images, no prototype twice: with few prototypes later roles
+    get fewer.
+    """
     filled = np.flatnonzero(sizes > 0)
-    by_phi, by_size = filled[np.argsort(concentration[filled], kind="stable")], filled[np.argsort(sizes[filled], kind="stable")]
+    by_phi, by_size = (
+        filled[np.argsort(concentration[filled], kind="stable")],
+        filled[np.argsort(sizes[filled], kind="stable")],
+    )
     taken: set[int] = set()
     found: dict[Role, np.ndarray] = {}
     for role, ranked in zip(ROLES, (by_phi, by_phi[::-1], by_size[::-1], by_size), strict=True):
@@ -136,9 +174,23 @@ def roles_of(concentration: np.ndarray, sizes: np.ndarray) -> dict[Role, np.ndar
     return found
 
 
-def _shown(features: np.ndarray, ids: np.ndarray, clustering: Clustering, above: tuple[Clustering, np.ndarray] | None, labels: np.ndarray | None) -> Shown:
-    assignments, sizes, phi = clustering.assignments.numpy(), clustering.sizes.numpy(), clustering.concentration.numpy()
-    parents, shares = _parents(assignments, above[0].assignments.numpy(), len(sizes)) if above else (np.full(len(sizes), -1, np.int64), np.zeros(len(sizes)))
+def _shown(
+    features: np.ndarray,
+    ids: np.ndarray,
+    clustering: Clustering,
+    above: tuple[Clustering, np.ndarray] | None,
+    labels: np.ndarray | None,
+) -> Shown:
+    assignments, sizes, phi = (
+        clustering.assignments.numpy(),
+        clustering.sizes.numpy(),
+        clustering.concentration.numpy(),
+    )
+    parents, shares = (
+        _parents(assignments, above[0].assignments.numpy(), len(sizes))
+        if above
+        else (np.full(len(sizes), -1, np.int64), np.zeros(len(sizes)))
+    )
     chosen = _chosen(phi, sizes, parents, above[1] if above else None)
     nearest, farthest = _images_of(chosen, features, ids, assignments[ids], clustering.prototypes.numpy())
     top, share = _classes(chosen, assignments, labels)
@@ -154,7 +206,8 @@ def _parents(fine: np.ndarray, coarse: np.ndarray, count: int) -> tuple[np.ndarr
     width = int(coarse.max()) + 1
     pairs, counts = np.unique(fine[both].astype(np.int64) * width + coarse[both], return_counts=True)
     child, parent = pairs // width, pairs % width
-    order = np.lexsort((-parent, counts, child))  # the last of each child has most, and the lowest number among equals
+    # the last of each child has most, and the lowest number among equals
+    order = np.lexsort((-parent, counts, child))
     last = np.flatnonzero(np.diff(child[order], append=-1))
     parents[child[order][last]] = parent[order][last]
     totals = np.bincount(fine[both], minlength=count)
@@ -163,14 +216,17 @@ def _parents(fine: np.ndarray, coarse: np.ndarray, count: int) -> tuple[np.ndarr
 
 
 def _chosen(phi: np.ndarray, sizes: np.ndarray, parents: np.ndarray, above: np.ndarray | None) -> np.ndarray:
-    """All, or those with a role and the largest; in a finer clustering the largest within each chosen parent first."""
+    """All, or those with a role and the largest; in a finer clustering the largest within each chosen parent
+    first.
+    """
     filled = np.flatnonzero(sizes > 0)
     if len(filled) <= _SHOWN:
         return filled
     with_role = np.concatenate(list(roles_of(phi, sizes).values()))
     by_size = filled[np.argsort(-sizes[filled], kind="stable")]
     if above is not None:
-        place = _place_among_siblings(parents[by_size])  # 0 for the largest child of its parent, 1 for the next
+        # 0 for the largest child of its parent, 1 for the next
+        place = _place_among_siblings(parents[by_size])
         inside = np.isin(parents[by_size], above)
         by_size = by_size[np.lexsort((place, ~inside))]
     rest = by_size[~np.isin(by_size, with_role)]
@@ -186,14 +242,24 @@ def _place_among_siblings(parents: np.ndarray) -> np.ndarray:
     return places
 
 
-def _images_of(chosen: np.ndarray, features: np.ndarray, ids: np.ndarray, assigned: np.ndarray, prototypes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[P, NEAREST], [P, FARTHEST] of each chosen prototype's own images, by cosine; farthest are never among the nearest."""
-    nearest, farthest = np.full((len(chosen), NEAREST), -1, np.int64), np.full((len(chosen), FARTHEST), -1, np.int64)
+def _images_of(
+    chosen: np.ndarray, features: np.ndarray, ids: np.ndarray, assigned: np.ndarray, prototypes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """[P, NEAREST], [P, FARTHEST] of each chosen prototype's own images, by cosine; farthest are never among
+    the nearest.
+    """
+    nearest, farthest = (
+        np.full((len(chosen), NEAREST), -1, np.int64),
+        np.full((len(chosen), FARTHEST), -1, np.int64),
+    )
     rows = np.flatnonzero(np.isin(assigned, chosen))
     cosine = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), _PIECE):  # a copy of all features at a time would be more than the actor was planned for
+    # a copy of all features at a time would be more than the actor was planned for
+    for start in range(0, len(rows), _PIECE):
         some = rows[start : start + _PIECE]
-        cosine[start : start + _PIECE] = np.einsum("nc,nc->n", features[some].astype(np.float32), prototypes[assigned[some]])
+        cosine[start : start + _PIECE] = np.einsum(
+            "nc,nc->n", features[some].astype(np.float32), prototypes[assigned[some]]
+        )
     order = rows[np.lexsort((rows, -cosine, assigned[rows]))]
     starts = np.searchsorted(assigned[order], chosen)
     ends = np.searchsorted(assigned[order], chosen, side="right")
@@ -204,7 +270,9 @@ def _images_of(chosen: np.ndarray, features: np.ndarray, ids: np.ndarray, assign
     return nearest, farthest
 
 
-def _classes(chosen: np.ndarray, assignments: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _classes(
+    chosen: np.ndarray, assignments: np.ndarray, labels: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     top, share = np.full(len(chosen), -1, np.int64), np.zeros(len(chosen), np.float32)
     if labels is None:
         return top, share
@@ -233,15 +301,34 @@ class Thumbnails:
         return self.pixels[row] if row < len(self.ids) and self.ids[row] == image else None
 
 
-_OF_SHOWN = ("concentration", "sizes", "parents", "parent_shares", "chosen", "nearest", "farthest", "top_class", "top_share")
+_OF_SHOWN = (
+    "concentration",
+    "sizes",
+    "parents",
+    "parent_shares",
+    "chosen",
+    "nearest",
+    "farthest",
+    "top_class",
+    "top_share",
+)
 _OF_EXHIBIT = ("sample", "features", "labels", "assignments", "places")
 
 
 def save(path: Path, exhibit: Exhibit, thumbnails: Thumbnails) -> None:
     """One .npz file, whole or not at all. Raises OSError."""
-    told = {"epoch": exhibit.epoch, "step": exhibit.step, "num_images": exhibit.num_images, "map_name": exhibit.map_name, "note": exhibit.note}
+    told = {
+        "epoch": exhibit.epoch,
+        "step": exhibit.step,
+        "num_images": exhibit.num_images,
+        "map_name": exhibit.map_name,
+        "note": exhibit.note,
+    }
     arrays: dict[str, Any] = {"told": np.array(json.dumps(told | {"clusterings": len(exhibit.clusterings)}))}
-    arrays |= {name: getattr(exhibit, name) for name in _OF_EXHIBIT} | {"thumbnail_ids": thumbnails.ids, "thumbnails": thumbnails.pixels}
+    arrays |= {name: getattr(exhibit, name) for name in _OF_EXHIBIT} | {
+        "thumbnail_ids": thumbnails.ids,
+        "thumbnails": thumbnails.pixels,
+    }
     for m, shown in enumerate(exhibit.clusterings):
         arrays |= {f"{m}/{name}": getattr(shown, name) for name in _OF_SHOWN}
     partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
@@ -256,8 +343,12 @@ def load(path: Path) -> tuple[Exhibit, Thumbnails] | None:
         with np.load(path, allow_pickle=False) as arrays:
             told = json.loads(str(arrays["told"]))
             count = told.pop("clusterings")
-            shown: Sequence[Shown] = [Shown(**{name: arrays[f"{m}/{name}"] for name in _OF_SHOWN}) for m in range(count)]
-            exhibit = Exhibit(clusterings=tuple(shown), **told, **{name: arrays[name] for name in _OF_EXHIBIT})
+            shown: Sequence[Shown] = [
+                Shown(**{name: arrays[f"{m}/{name}"] for name in _OF_SHOWN}) for m in range(count)
+            ]
+            exhibit = Exhibit(
+                clusterings=tuple(shown), **told, **{name: arrays[name] for name in _OF_EXHIBIT}
+            )
             return exhibit, Thumbnails(arrays["thumbnail_ids"], arrays["thumbnails"])
     except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error):
         return None

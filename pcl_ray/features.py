@@ -10,21 +10,26 @@ import numpy as np
 
 @dataclass(frozen=True)
 class FeatureShard:
-    """Features of some images, in any order. Plain numpy, because Ray's object store shares numpy without copying."""
+    """Features of some images, in any order. Plain numpy, because Ray's object store shares numpy without
+    copying.
+    """
 
     indices: np.ndarray  # [n] int64, positions in the data set
     features: np.ndarray  # [n, C] float32 or float16
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or self.indices.shape != self.features.shape[:1]:
-            raise ValueError(f"a shard needs one index a row, got indices {self.indices.shape} and features {self.features.shape}")
+            raise ValueError(
+                f"a shard needs one index a row, got indices {self.indices.shape} and features"
+                f" {self.features.shape}"
+            )
 
 
 def assemble(shards: Iterable[FeatureShard], num_images: int) -> np.ndarray:
     """The features [N, C] in data set order, every image exactly once.
 
-    An image that several shards hold (samplers pad by repeating) is taken from one of them, never summed. Raises ValueError for an index
-    outside 0..N-1 and for images that no shard holds, naming the first few.
+    An image that several shards hold (samplers pad by repeating) is taken from one of them, never summed.
+    Raises ValueError for an index outside 0..N-1 and for images that no shard holds, naming the first few.
     """
     gathering = Gathering(num_images)
     for shard in shards:
@@ -33,14 +38,18 @@ def assemble(shards: Iterable[FeatureShard], num_images: int) -> np.ndarray:
 
 
 class Gathering:
-    """`assemble` for shards that come one by one: each is copied to its place at once, so that no second copy of all features ever exists."""
+    """`assemble` for shards that come one by one: each is copied to its place at once, so that no second copy
+    of all features ever exists.
+    """
 
     def __init__(self, num_images: int):
         self._features: np.ndarray | None = None
         self._held = np.zeros(num_images, dtype=bool)
 
     def add(self, shard: FeatureShard) -> None:
-        """Raises ValueError for an index outside 0..N-1 and for features of another width than those before."""
+        """Raises ValueError for an index outside 0..N-1 and for features of another width than those
+        before.
+        """
         if not len(shard.indices):
             return
         num_images, first, last = len(self._held), int(shard.indices.min()), int(shard.indices.max())
@@ -49,9 +58,16 @@ class Gathering:
         if self._features is None:
             self._features = np.empty((num_images, shard.features.shape[1]), dtype=shard.features.dtype)
         if self._features.shape[1] != shard.features.shape[1]:
-            raise ValueError(f"shards have features of different widths: {sorted({self._features.shape[1], shard.features.shape[1]})}")
+            raise ValueError(
+                "shards have features of different widths:"
+                f" {sorted({self._features.shape[1], shard.features.shape[1]})}"
+            )
         # a run of neighbours, as workers have it, is copied as one piece
-        run = shard.indices[0] == first and last - first + 1 == len(shard.indices) and bool((np.diff(shard.indices) == 1).all())
+        run = (
+            shard.indices[0] == first
+            and last - first + 1 == len(shard.indices)
+            and bool((np.diff(shard.indices) == 1).all())
+        )
         place = slice(first, last + 1) if run else shard.indices
         self._features[place] = shard.features
         self._held[place] = True
@@ -62,5 +78,8 @@ class Gathering:
             raise ValueError(f"no features arrived for {len(self._held)} images")
         if not self._held.all():
             missing = np.flatnonzero(~self._held)
-            raise ValueError(f"features of {len(missing)} of {len(self._held)} images are missing, the first: {missing[:5].tolist()}")
+            raise ValueError(
+                f"features of {len(missing)} of {len(self._held)} images are missing, the first:"
+                f" {missing[:5].tolist()}"
+            )
         return self._features

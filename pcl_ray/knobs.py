@@ -1,4 +1,6 @@
-"""The knobs of a configuration in words: their names, what they take, and what a wrong name was meant to be."""
+"""The knobs of a configuration in words: their names, what they take, and what a wrong name was meant to
+be.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Knob:
 
 
 def knob_from(name: str, field: FieldInfo) -> Knob:
-    return Knob(name, type_text(field.annotation), field.get_default(), allowed_text(field), field.description or "")
+    return Knob(
+        name, type_text(field.annotation), field.get_default(), allowed_text(field), field.description or ""
+    )
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -50,8 +54,17 @@ def explain(name: str, value: Any, mistake: Mapping[str, Any], fields: Mapping[s
         return Problem(name, value, f"is a section and takes {', '.join(knobs)}")
     leaf = name.rpartition(".")[2]
     same_leaf = [known for known in fields if known.rpartition(".")[2] == leaf]
-    near_leaf = [known for known in fields if difflib.SequenceMatcher(None, leaf, known.rpartition(".")[2]).ratio() > 0.75]
-    meant = (same_leaf or difflib.get_close_matches(name, fields, 1, 0.7) or near_leaf or difflib.get_close_matches(name, fields, 1, 0.55))[:1]
+    near_leaf = [
+        known
+        for known in fields
+        if difflib.SequenceMatcher(None, leaf, known.rpartition(".")[2]).ratio() > 0.75
+    ]
+    meant = (
+        same_leaf
+        or difflib.get_close_matches(name, fields, 1, 0.7)
+        or near_leaf
+        or difflib.get_close_matches(name, fields, 1, 0.55)
+    )[:1]
     hint = f"did you mean {meant[0]!r}?" if meant else "`pcl-ray train --describe` lists every knob"
     return Problem(name, value, f"unknown key; {hint}")
 
@@ -67,9 +80,15 @@ def knob_of(location: list[str], fields: Mapping[str, FieldInfo]) -> list[str]:
 def allowed_text(field: FieldInfo) -> str:
     """What a knob takes, in words: choices and bounds."""
     lists = typing.get_origin(field.annotation) is tuple
-    if any(getattr(rule, "pattern", None) for rule in _rules(field)):  # means nothing to most; the description lists what it takes
+    # means nothing to most; the description lists what it takes
+    if any(getattr(rule, "pattern", None) for rule in _rules(field)):
         return (field.description or "").rstrip(".")
-    bounds = [f"{sign} {getattr(rule, mark)}" for rule in _rules(field) for mark, sign in _BOUNDS if getattr(rule, mark, None) is not None]
+    bounds = [
+        f"{sign} {getattr(rule, mark)}"
+        for rule in _rules(field)
+        for mark, sign in _BOUNDS
+        if getattr(rule, mark, None) is not None
+    ]
     described = type_text(field.annotation)
     if not bounds:
         return described
@@ -100,5 +119,11 @@ def type_text(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " | ".join(type_text(part) for part in arguments)
     if origin is tuple:
-        return f"list of {type_text(arguments[0])}" if arguments[-1] is Ellipsis else f"{len(arguments)} × {type_text(arguments[0])}"
-    return {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "null"}.get(annotation, str(annotation))
+        return (
+            f"list of {type_text(arguments[0])}"
+            if arguments[-1] is Ellipsis
+            else f"{len(arguments)} × {type_text(arguments[0])}"
+        )
+    return {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "null"}.get(
+        annotation, str(annotation)
+    )

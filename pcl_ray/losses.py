@@ -1,6 +1,7 @@
 """InfoNCE and ProtoNCE (Li et al., ICLR 2021, equations 1 and 11) as pure functions of tensors.
 
-Shape suffixes: B batch, C feature, R queue, K prototypes, M sampled negatives. All features and prototypes are L2-normalised.
+Shape suffixes: B batch, C feature, R queue, K prototypes, M sampled negatives. All features and prototypes
+are L2-normalised.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from torch import Tensor
 
 
 def info_nce(query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, temperature: float) -> Tensor:
-    """The instance term: mean over the batch of −log exp(q·k/τ) / (exp(q·k/τ) + Σ_r exp(q·n_r/τ)); a scalar."""
+    """The instance term: mean over the batch of −log exp(q·k/τ) / (exp(q·k/τ) + Σ_r exp(q·n_r/τ)); a
+    scalar.
+    """
     return first_is_right(instance_logits(query_BC, key_BC, queue_RC, temperature))
 
 
@@ -25,20 +28,32 @@ def proto_nce(
     mask_duplicates: bool = True,
     valid_K: Tensor | None = None,
 ) -> Tensor:
-    """The prototype term of one clustering: mean over the batch of −log softmax of q·c_j/φ_j at the image's own prototype; a scalar.
+    """The prototype term of one clustering: mean over the batch of −log softmax of q·c_j/φ_j at the image's
+    own prototype; a scalar.
 
-    positives_B: [B] the prototype each image is assigned to. negatives_M: None for a softmax over all K prototypes, or [M] prototype ids; then
-    the columns are the B in-batch positives, followed by the M negatives.
-    mask_duplicates: hide from row b every other column that is b's own prototype. Two images of one batch often share a prototype and would be
-    each other's false negatives; False keeps them in, as the published code does.
-    valid_K: [K] bool, prototypes that stand for images. The others are nobody's negatives, and an image whose prototype is one of them, or −1, adds
-    nothing to the sum (it still counts in the mean, so that workers with different batches weigh alike).
+    positives_B: [B] the prototype each image is assigned to. negatives_M: None for a softmax over all K
+    prototypes, or [M] prototype ids; then the columns are the B in-batch positives, followed by the M
+    negatives. mask_duplicates: hide from row b every other column that is b's own prototype. Two images of
+    one batch often share a prototype and would be each other's false negatives; False keeps them in, as the
+    published code does. valid_K: [K] bool, prototypes that stand for images. The others are nobody's
+    negatives, and an image whose prototype is one of them, or −1, adds nothing to the sum (it still counts in
+    the mean, so that workers with different batches weigh alike).
     """
-    logits, target_B = prototype_logits(query_BC, prototypes_KC, concentration_K, positives_B, negatives_M, mask_duplicates=mask_duplicates, valid_K=valid_K)
+    logits, target_B = prototype_logits(
+        query_BC,
+        prototypes_KC,
+        concentration_K,
+        positives_B,
+        negatives_M,
+        mask_duplicates=mask_duplicates,
+        valid_K=valid_K,
+    )
     return prototype_loss(logits, target_B, positives_B, valid_K)
 
 
-def prototype_loss(logits: Tensor, target_B: Tensor, positives_B: Tensor, valid_K: Tensor | None = None) -> Tensor:
+def prototype_loss(
+    logits: Tensor, target_B: Tensor, positives_B: Tensor, valid_K: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy of `prototype_logits`, in which images without a valid prototype count as 0."""
     if valid_K is None:
         return F.cross_entropy(logits, target_B)
@@ -57,17 +72,21 @@ def sample_negatives(
 ) -> Tensor:
     """[count] distinct prototype ids, valid and none of them in positives_B; fewer where fewer are left.
 
-    num_valid: how many of valid_K are true. Known, it spares the wait for the device that counting them costs.
+    num_valid: how many of valid_K are true. Known, it spares the wait for the device that counting them
+    costs.
     """
     device = positives_B.device if generator is None else generator.device
-    order_K1 = torch.rand(num_prototypes + 1, generator=generator, device=device).to(positives_B.device)  # the last: for images without a prototype
+    # the last: for images without a prototype
+    order_K1 = torch.rand(num_prototypes + 1, generator=generator, device=device).to(positives_B.device)
     if valid_K is not None:
         order_K1[:-1].masked_fill_(~valid_K, -1.0)
         positives_B = torch.where(positives_B < 0, num_prototypes, positives_B)
         num_valid = num_valid or 0
-    # rand is in [0, 1): positives come last. index_fill_ takes no more than the ids, a number indexed by a tensor would come from the host.
+    # rand is in [0, 1): positives come last. index_fill_ takes no more than the ids, a number indexed by a
+    # tensor would come from the host.
     order_K = order_K1.index_fill_(0, positives_B, -1.0)[:-1]
-    if count > (num_prototypes if num_valid is None else num_valid) - len(positives_B):  # only then may too few be left
+    # only then may too few be left
+    if count > (num_prototypes if num_valid is None else num_valid) - len(positives_B):
         count = min(count, int((order_K >= 0).sum()))
     return order_K.topk(count).indices
 
@@ -93,9 +112,11 @@ def prototype_logits(
     mask_duplicates: bool = True,
     valid_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits q·c_j/φ_j, [B, K] or [B, B + M], and the target column of each row [B]; arguments as in `proto_nce`.
+    """Logits q·c_j/φ_j, [B, K] or [B, B + M], and the target column of each row [B]; arguments as in
+    `proto_nce`.
 
-    Hidden columns are −∞. The target of a row never is, so that gradients stay finite: `prototype_loss` leaves out rows that have none.
+    Hidden columns are −∞. The target of a row never is, so that gradients stay finite: `prototype_loss`
+    leaves out rows that have none.
     """
     if negatives_M is None:
         target_B = positives_B if valid_K is None else positives_B.clamp(min=0)
@@ -111,6 +132,7 @@ def prototype_logits(
             hidden = gone.clone() if hidden is None else hidden | gone
         logits = query_BC @ prototypes_KC[columns].T / concentration_K[columns]
     if hidden is not None:
-        hidden[torch.arange(len(target_B), device=target_B.device), target_B] = False  # the target itself stays
+        # the target itself stays
+        hidden[torch.arange(len(target_B), device=target_B.device), target_B] = False
         logits = logits.masked_fill(hidden, float("-inf"))
     return logits, target_B

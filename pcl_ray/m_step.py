@@ -1,7 +1,8 @@
 """The M-step: one epoch of momentum contrast with ProtoNCE, given the clusters of the E-step.
 
-two views, indices → query encoder (gradients) ─┬─ InfoNCE against key and queue ──────────────────┐
-                   → momentum encoder (shuffled) ┘  ProtoNCE against prototype assignments[index] ─┴→ loss → optimizer → EMA → enqueue
+two views, indices → query encoder (gradients) ──┬─ InfoNCE against key and queue ─────────────────┐
+                   → momentum encoder (shuffled) ┘  ProtoNCE against prototype assignments[index] ─┴→ loss
+                                                                   enqueue ← EMA ← optimizer ←─────────┘
 """
 
 from __future__ import annotations
@@ -53,16 +54,27 @@ def run_epoch(
     on_progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     switch: Callable[[int], ClusterSet | None] = lambda step: None,
 ) -> EpochMetrics:
-    """Trains one epoch. `batches` yields `.query_views`, `.key_views` [b, channels, S, S] and `.indices` [b]; `clusters` None: InfoNCE alone.
+    """Trains one epoch. `batches` yields `.query_views`, `.key_views` [b, channels, S, S] and `.indices` [b];
+    `clusters` None: InfoNCE alone.
 
-    `on_progress(step, means)` is called on every worker each `train.log_every_steps` steps. `switch(i)` is asked before step i of the epoch, on every
-    worker; from then on the clusters that it gives are trained with. Raises RunFailed at the first loss that is not finite.
+    `on_progress(step, means)` is called on every worker each `train.log_every_steps` steps. `switch(i)` is
+    asked before step i of the epoch, on every worker; from then on the clusters that it gives are trained
+    with. Raises RunFailed at the first loss that is not finite.
     """
     learner.pair.train()
-    shared = _on_device(clusters, learner.device) if clusters is not None and config.loss.prototype_weight > 0 else []
+    shared = (
+        _on_device(clusters, learner.device)
+        if clusters is not None and config.loss.prototype_weight > 0
+        else []
+    )
     meter, clock = Meter(_metric_names(len(shared)), learner.device), StepClock(learner.device)
     reset_memory(learner.device)
-    sums, step, start, waited = torch.zeros(len(meter.names)), epoch * plan.steps_per_epoch, time.perf_counter(), 0.0
+    sums, step, start, waited = (
+        torch.zeros(len(meter.names)),
+        epoch * plan.steps_per_epoch,
+        time.perf_counter(),
+        0.0,
+    )
     every, unread, seen = config.train.log_every_steps, 0, 0
     gauged: Tensor | None = None
     clock.tick()
@@ -87,22 +99,41 @@ def run_epoch(
             on_progress(step - 1, _named(meter.names, means))
     assert seen == plan.steps_per_epoch, f"{seen} batches came, {plan.steps_per_epoch} were planned"
     seconds = time.perf_counter() - start
-    return EpochMetrics(_named(meter.names, sums / seen), seen * plan.global_batch, seconds, waited, step - 1, *clock.quantiles(), memory_gb(learner.device))
+    return EpochMetrics(
+        _named(meter.names, sums / seen),
+        seen * plan.global_batch,
+        seconds,
+        waited,
+        step - 1,
+        *clock.quantiles(),
+        memory_gb(learner.device),
+    )
 
 
 def _train_step(
-    learner: Learner, batch: Any, shared: list[_Prototypes], config: RunConfig, plan: RunPlan, step: int, *, gauge: bool
+    learner: Learner,
+    batch: Any,
+    shared: list[_Prototypes],
+    config: RunConfig,
+    plan: RunPlan,
+    step: int,
+    *,
+    gauge: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """One step of the optimizer; gives back the step's figures, still on the device, and with `gauge` those of `meters.gauges`.
+    """One step of the optimizer; gives back the step's figures, still on the device, and with `gauge` those
+    of `meters.gauges`.
 
-    Where the worker's part of the batch is more than `train.micro_batch`, gradients of several forward passes are added up. The loss is that of the
-    whole batch all the same: negatives are the queue's and the prototypes', drawn once a step. Only batch norm sees the smaller batches.
+    Where the worker's part of the batch is more than `train.micro_batch`, gradients of several forward passes
+    are added up. The loss is that of the whole batch all the same: negatives are the queue's and the
+    prototypes', drawn once a step. Only batch norm sees the smaller batches.
     """
     query_views, key_views = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
     contrasts = [_Contrast(part, batch.indices, config, plan, step, m) for m, part in enumerate(shared)]
     learner.optimizer.zero_grad(set_to_none=True)
     figures, features, keys, count, start = [], [], [], len(query_views), 0
-    for queries, key_part in zip(query_views.tensor_split(plan.micro_batches), key_views.tensor_split(plan.micro_batches), strict=True):
+    for queries, key_part in zip(
+        query_views.tensor_split(plan.micro_batches), key_views.tensor_split(plan.micro_batches), strict=True
+    ):
         rows, share = slice(start, start + len(queries)), len(queries) / count
         start = rows.stop
         with _exchange_of_gradients(learner, at_end=start == count):
@@ -115,7 +146,15 @@ def _train_step(
         figures.append(torch.stack([value.detach().float() for value in (loss, *values)]) * share)
         keys.append(key_BC)
         features.append(query_BC.detach())
-    read = gauges(torch.cat(features), learner.pair.query.parameters(), (contrast.positives_B for contrast in contrasts)) if gauge else None
+    read = (
+        gauges(
+            torch.cat(features),
+            learner.pair.query.parameters(),
+            (contrast.positives_B for contrast in contrasts),
+        )
+        if gauge
+        else None
+    )
     learner.optimizer.step()
     learner.pair.update()
     enqueued = all_gather(torch.cat(keys) if len(keys) > 1 else keys[0])
@@ -127,25 +166,46 @@ def _train_step(
 
 def _exchange_of_gradients(learner: Learner, *, at_end: bool) -> AbstractContextManager[Any]:
     """Workers average their gradients once a step, in the last backward pass."""
-    return nullcontext() if at_end or not isinstance(learner.query, DistributedDataParallel) else learner.query.no_sync()
+    return (
+        nullcontext()
+        if at_end or not isinstance(learner.query, DistributedDataParallel)
+        else learner.query.no_sync()
+    )
 
 
-def _losses(query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, contrasts: list[_Contrast], rows: slice, config: RunConfig) -> tuple[Tensor, list[Tensor]]:
+def _losses(
+    query_BC: Tensor,
+    key_BC: Tensor,
+    queue_RC: Tensor,
+    contrasts: list[_Contrast],
+    rows: slice,
+    config: RunConfig,
+) -> tuple[Tensor, list[Tensor]]:
     """ProtoNCE (equation 11) of some rows of the batch, and the figures that are shown beside it."""
     logits = instance_logits(query_BC, key_BC, queue_RC, config.loss.temperature)
     instance = first_is_right(logits)
-    values = [instance, (logits.argmax(dim=1) == 0).float().mean(), (query_BC - key_BC).square().sum(dim=1).mean()]
+    values = [
+        instance,
+        (logits.argmax(dim=1) == 0).float().mean(),
+        (query_BC - key_BC).square().sum(dim=1).mean(),
+    ]
     if not contrasts:
         return instance, values
     terms = [contrast.loss_and_accuracy(query_BC, rows) for contrast in contrasts]
     prototype = torch.stack([term for term, _ in terms]).mean()
-    return instance + config.loss.prototype_weight * prototype, [*values, prototype, *(accuracy for _, accuracy in terms)]
+    return instance + config.loss.prototype_weight * prototype, [
+        *values,
+        prototype,
+        *(accuracy for _, accuracy in terms),
+    ]
 
 
 @torch.no_grad()
 def _keys(learner: Learner, views: Tensor, config: RunConfig, step: int) -> Tensor:
     if config.encoder.batch_norm == "shuffle":
-        return encode_shuffled(lambda mixed: learner.key(views_for(learner, mixed)), views, seed=_seed(config.seed, step))
+        return encode_shuffled(
+            lambda mixed: learner.key(views_for(learner, mixed)), views, seed=_seed(config.seed, step)
+        )
     return learner.key(views)
 
 
@@ -169,29 +229,47 @@ def _prototypes(clustering: Clustering, device: torch.device) -> _Prototypes:
         mask = None
     else:
         mask = (torch.ones(clustering.num_clusters, dtype=torch.bool) if valid is None else valid).to(device)
-    return _Prototypes(clustering.prototypes.to(device), clustering.concentration.to(device), clustering.assignments, mask, count)
+    return _Prototypes(
+        clustering.prototypes.to(device),
+        clustering.concentration.to(device),
+        clustering.assignments,
+        mask,
+        count,
+    )
 
 
 class _Contrast:
-    """One clustering in one step: the prototypes of the worker's images, and the negatives, the same for all rows and workers."""
+    """One clustering in one step: the prototypes of the worker's images, and the negatives, the same for all
+    rows and workers.
+    """
 
-    def __init__(self, part: _Prototypes, indices: Tensor, config: RunConfig, plan: RunPlan, step: int, which: int):
+    def __init__(
+        self, part: _Prototypes, indices: Tensor, config: RunConfig, plan: RunPlan, step: int, which: int
+    ):
         self._part, self._mask_duplicates = part, config.loss.mask_duplicates
         device = part.prototypes_KC.device
         self.positives_B = part.assignments_N[indices].to(device, non_blocking=True)
         self._first, self._everywhere, self._drawn = 0, self.positives_B, None
         if (count := plan.negatives[which]) is not None:
-            # All workers draw the same negatives, and all images' positives are columns: the loss is that of the whole batch.
+            # All workers draw the same negatives, and all images' positives are columns: the loss is that of
+            # the whole batch.
             self._first, self._everywhere = rank() * len(indices), all_gather(self.positives_B)
             generator = torch.Generator(device=device).manual_seed(_seed(config.seed, step, which))
             num_prototypes = len(part.prototypes_KC)
-            self._drawn = sample_negatives(num_prototypes, self._everywhere, count, generator, part.valid_K, num_valid=part.num_valid)
+            self._drawn = sample_negatives(
+                num_prototypes, self._everywhere, count, generator, part.valid_K, num_valid=part.num_valid
+            )
 
     def loss_and_accuracy(self, query_BC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Of the images `rows` of the worker's part of the batch. An image that has no prototype adds nothing to the loss and counts as wrong."""
+        """Of the images `rows` of the worker's part of the batch. An image that has no prototype adds nothing
+        to the loss and counts as wrong.
+        """
         part, positives_B, negatives_M = self._part, self.positives_B[rows], None
         if self._drawn is not None:
-            others = (self._everywhere[: self._first + rows.start], self._everywhere[self._first + rows.stop :])
+            others = (
+                self._everywhere[: self._first + rows.start],
+                self._everywhere[self._first + rows.stop :],
+            )
             negatives_M = torch.cat([*others, self._drawn])
         logits, target_B = prototype_logits(
             query_BC,
@@ -202,7 +280,8 @@ class _Contrast:
             mask_duplicates=self._mask_duplicates,
             valid_K=part.valid_K,
         )
-        # Right is the prototype, not the column: without masking several columns may hold the image's own one, all with the same logit.
+        # Right is the prototype, not the column: without masking several columns may hold the image's own
+        # one, all with the same logit.
         best_B = logits.argmax(dim=1)
         chosen_B = best_B if negatives_M is None else torch.cat([positives_B, negatives_M])[best_B]
         right_B = (chosen_B == positives_B) & (positives_B >= 0)
@@ -212,9 +291,18 @@ class _Contrast:
 def _metric_names(num_clusterings: int) -> tuple[str, ...]:
     """In the order of `_losses`, then of `meters.gauges`."""
     every = range(num_clusterings)
-    of_prototypes = ("train/loss_prototype", *(f"train/accuracy_prototype_{m}" for m in every)) if num_clusterings else ()
+    of_prototypes = (
+        ("train/loss_prototype", *(f"train/accuracy_prototype_{m}" for m in every)) if num_clusterings else ()
+    )
     gauged = ("train/gradient_norm", "train/feature_std", *(f"cluster/{m}/collisions" for m in every))
-    return ("train/loss", "train/loss_instance", "train/accuracy_instance", "eval/alignment", *of_prototypes, *gauged)
+    return (
+        "train/loss",
+        "train/loss_instance",
+        "train/accuracy_instance",
+        "eval/alignment",
+        *of_prototypes,
+        *gauged,
+    )
 
 
 def _named(names: tuple[str, ...], means: Tensor) -> dict[str, float]:
@@ -228,9 +316,10 @@ def _stop_if_not_finite(table: Tensor, epoch: int, first_step: int, plan: RunPla
         step = first_step + row
         guilty = "the instance term" if not torch.isfinite(table[row, 1]) else "the prototype term"
         raise RunFailed(
-            f"the loss is {float(table[row, 0])} in epoch {epoch + 1}, step {step + 1} ({guilty}; learning rate {plan.lr_at(step):.3g}, "
-            f"temperature {config.loss.temperature}). Most likely the learning rate is too high or the temperature too low: "
-            "try a tenth of optimizer.lr, optimizer.warmup_epochs, or a higher loss.temperature"
+            f"the loss is {float(table[row, 0])} in epoch {epoch + 1}, step {step + 1} ({guilty}; learning"
+            f" rate {plan.lr_at(step):.3g}, temperature {config.loss.temperature}). Most likely the learning"
+            " rate is too high or the temperature too low: try a tenth of optimizer.lr,"
+            " optimizer.warmup_epochs, or a higher loss.temperature"
         )
 
 

@@ -15,7 +15,9 @@ def cores() -> int:
 
 
 def identity() -> str:
-    """The kernel that was started once, and the processes that are seen here: a process number means something only there. "" where it is not known."""
+    """The kernel that was started once, and the processes that are seen here: a process number means
+    something only there. "" where it is not known.
+    """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -30,7 +32,9 @@ def user() -> str:
 
 
 def as_typed(program: str) -> str:
-    """With its path where it lies beside our Python and not on PATH, as in an environment that is not activated."""
+    """With its path where it lies beside our Python and not on PATH, as in an environment that is not
+    activated.
+    """
     beside = Path(sys.executable).parent / program
     if not beside.exists() or shutil.which(program) == str(beside):
         return program

@@ -1,4 +1,6 @@
-"""What is measured while training, without making a step wait: losses are summed on the device, times are taken there too."""
+"""What is measured while training, without making a step wait: losses are summed on the device, times are
+taken there too.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ GAUGE_EVERY = 8  # steps: gauges cost a pass over all gradients, and change slow
 
 @torch.no_grad()
 def gauges(query_BC: Tensor, parameters: Iterable[nn.Parameter], positives: Iterable[Tensor]) -> Tensor:
-    """[2 + M] float32 on the device, of the batch of all workers, who all have to call it: gradient norm, feature std, collisions of M clusterings.
+    """[2 + M] float32 on the device, of the batch of all workers, who all have to call it: gradient norm,
+    feature std, collisions of M clusterings.
 
-    query_BC: this worker's features. parameters: with their gradients. positives: for each clustering [B], the prototype of each of its images.
-    Gradient norm: L2 over all of them. Feature std: mean over the dimensions of the standard deviation over the batch, times √C: 1 where unit features are
-    spread evenly over the sphere, 0 where all are one. Collisions: share of the rows whose prototype is also another row's.
+    query_BC: this worker's features. parameters: with their gradients. positives: for each clustering [B],
+    the prototype of each of its images. Gradient norm: L2 over all of them. Feature std: mean over the
+    dimensions of the standard deviation over the batch, times √C: 1 where unit features are spread evenly
+    over the sphere, 0 where all are one. Collisions: share of the rows whose prototype is also another row's.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients).to(query_BC.device)
@@ -52,14 +56,18 @@ class Meter:
         self.rows.append(row)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Means over workers of every step [steps, names] and over the steps [names], on the CPU; empties the meter."""
+        """Means over workers of every step [steps, names] and over the steps [names], on the CPU; empties the
+        meter.
+        """
         table = mean_over_workers(torch.stack(self.rows)).cpu()
         self.rows.clear()
         return table, table.mean(dim=0)
 
 
 class StepClock:
-    """Seconds of each step, from one tick to the next. On a GPU they are the GPU's own: the process is steps ahead of it."""
+    """Seconds of each step, from one tick to the next. On a GPU they are the GPU's own: the process is steps
+    ahead of it.
+    """
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
@@ -87,12 +95,15 @@ class StepClock:
         """Median and 95th percentile of all steps settled so far; 0 where there are none."""
         if not self._seconds:
             return 0.0, 0.0
-        two = self._seconds if len(self._seconds) > 1 else self._seconds * 2  # the fewest that quantiles are taken of
+        # the fewest that quantiles are taken of
+        two = self._seconds if len(self._seconds) > 1 else self._seconds * 2
         return statistics.median(two), statistics.quantiles(two, n=20, method="inclusive")[-1]
 
 
 def memory_gb(device: torch.device) -> float:
-    """GB at the peak: allocated on the GPU since `reset_memory`, or resident in this process since it began."""
+    """GB at the peak: allocated on the GPU since `reset_memory`, or resident in this process since it
+    began.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

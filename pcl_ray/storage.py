@@ -1,9 +1,12 @@
-"""Where runs keep checkpoints and results beside PCL_RAY_HOME: a folder that all nodes see, or an object store, through pyarrow's file systems.
+"""Where runs keep checkpoints and results beside PCL_RAY_HOME: a folder that all nodes see, or an object
+store, through pyarrow's file systems.
 
-    URI/runs/NAME/   config.yaml  state.json  owner.json  checkpoints/epoch_00012.pt  report.html  figures.csv  exhibit.npz
+    URI/runs/NAME/   config.yaml  state.json  owner.json  checkpoints/epoch_00012.pt
+                     report.html  figures.csv  exhibit.npz
 
-An object is there whole or not at all. Every call ends within a time that follows from what it moves, tries again where that may help, and else raises
-RunFailed with one sentence that names the storage without its secrets.
+An object is there whole or not at all. Every call ends within a time that follows from what it moves, tries
+again where that may help, and else raises RunFailed with one sentence that names the storage without its
+secrets.
 """
 
 from __future__ import annotations
@@ -43,7 +46,10 @@ def reachable(uri: str) -> str | None:
         same = place.read(key) == b"probe"
         place.remove(key)
     except StorageFailed as failure:
-        return f"cannot be written and read ({failure.reason}); is the address right, does it exist, and are its credentials in the environment?"
+        return (
+            f"cannot be written and read ({failure.reason}); is the address right, does it exist, and are its"
+            " credentials in the environment?"
+        )
     return None if same else "gives back other bytes than were written"
 
 
@@ -73,11 +79,14 @@ class Entry:
             there = file.stat()
         except OSError:
             return False
-        return there.st_size == self.size and abs(there.st_mtime_ns - self.changed_ns) < 2_000_000_000  # file systems round
+        # file systems round
+        return there.st_size == self.size and abs(there.st_mtime_ns - self.changed_ns) < 2_000_000_000
 
 
 class Storage:
-    """A folder of a storage. Connects at the first call. hurried: one try and short waits, for what is not worth waiting for."""
+    """A folder of a storage. Connects at the first call. hurried: one try and short waits, for what is not
+    worth waiting for.
+    """
 
     def __init__(self, uri: str, below: str = "", *, hurried: bool = False):
         self.uri, self.below, self.hurried = uri, below, hurried
@@ -91,7 +100,9 @@ class Storage:
         return _HURRIED_S if self.hurried else _CALM_S + size / _SLOWEST
 
     def put(self, file: Path, key: str) -> Entry:
-        """Copies a local file there. The file then has the object's time, so that `Entry.is_of` knows it again."""
+        """Copies a local file there. The file then has the object's time, so that `Entry.is_of` knows it
+        again.
+        """
 
         def work(fs: Any, root: str) -> Entry:
             with file.open("rb") as source:
@@ -128,7 +139,11 @@ class Storage:
         return self._call(f"{key} could not be fetched", work, entry.size)
 
     def write(self, key: str, content: bytes) -> Entry:
-        return self._call(f"{key} could not be written", lambda fs, root: _write(fs, f"{root}/{key}", io.BytesIO(content)), len(content))
+        return self._call(
+            f"{key} could not be written",
+            lambda fs, root: _write(fs, f"{root}/{key}", io.BytesIO(content)),
+            len(content),
+        )
 
     def read(self, key: str) -> bytes | None:
         """A small object's bytes, None where it is not there."""
@@ -169,7 +184,9 @@ class Storage:
         self._call(f"{key} could not be removed", work)
 
     def _call(self, what: str, work: Callable[[Any, str], T], size: int = 0) -> T:
-        """In a thread of its own, because pyarrow cannot be interrupted: not by a signal, nor where a mounted folder hangs."""
+        """In a thread of its own, because pyarrow cannot be interrupted: not by a signal, nor where a mounted
+        folder hangs.
+        """
         answers: list[T] = []
         reasons: list[str] = []
         given_up = threading.Event()
@@ -209,9 +226,13 @@ def _open(uri: str, patience_s: float) -> tuple[Any, str]:
         if endpoint.netloc and "endpoint_override" not in options:
             options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
         asked = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        options["region"] = asked or ("us-east-1" if "endpoint_override" in options else fs.resolve_s3_region(parts.netloc))
+        options["region"] = asked or (
+            "us-east-1" if "endpoint_override" in options else fs.resolve_s3_region(parts.netloc)
+        )
         retries = fs.AwsStandardS3RetryStrategy(max_attempts=2)
-        system = fs.S3FileSystem(**options, connect_timeout=5.0, request_timeout=patience_s, retry_strategy=retries)
+        system = fs.S3FileSystem(
+            **options, connect_timeout=5.0, request_timeout=patience_s, retry_strategy=retries
+        )
         return system, f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
     if parts.scheme == "gs" and "retry_limit_seconds" not in parts.query:  # else a quarter of an hour
         uri += f"{'&' if parts.query else '?'}retry_limit_seconds={patience_s:.0f}"

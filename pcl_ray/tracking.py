@@ -1,7 +1,8 @@
 """MLflow: one run for each experiment, also across restarts. The only module that knows MLflow.
 
-A background thread does all the talking, so training never waits for the server and never fails because of it. What the server does not take is kept
-in memory, then in `mlflow_pending.jsonl` of the run, and sent before anything else when the run is opened again.
+A background thread does all the talking, so training never waits for the server and never fails because of
+it. What the server does not take is kept in memory, then in `mlflow_pending.jsonl` of the run, and sent
+before anything else when the run is opened again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ PENDING_FILE = "mlflow_pending.jsonl"
 _URI = "tracking.uri"
 OBJECTIVES = ("eval/knn_top1", "eval/rankme")  # what runs are compared by: the first that a run has
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "stopped early": "KILLED"}
-_ALLOWED = "a server (http://… or https://…), a database (sqlite:////absolute/path/mlflow.db, postgresql://…, mysql://…, mssql://…), or databricks"
+_ALLOWED = (
+    "a server (http://… or https://…), a database (sqlite:////absolute/path/mlflow.db, postgresql://…,"
+    " mysql://…, mssql://…), or databricks"
+)
 _ENVIRONMENT = {  # MLflow's own defaults hold one call for four minutes when the server is gone
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -48,13 +52,20 @@ _ENVIRONMENT = {  # MLflow's own defaults hold one call for four minutes when th
 
 
 def tracking_uri(config: TrackingConfig, home: Path) -> str:
-    """Where runs are recorded: the configured store, else MLFLOW_TRACKING_URI, else an sqlite file below `home`."""
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.absolute()}/mlflow/mlflow.db"
+    """Where runs are recorded: the configured store, else MLFLOW_TRACKING_URI, else an sqlite file below
+    `home`.
+    """
+    return (
+        config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.absolute()}/mlflow/mlflow.db"
+    )
 
 
 def check_uri(config: TrackingConfig, home: Path, *, stored: bool = False) -> list[Problem]:
-    """What is wrong with the tracking URI, or with a name for MLflow; empty if nothing is. Asks no server. stored: the run has begun with this URI."""
-    if config.uri and not stored and tracking_secrets.holds_secret(config.uri):  # also where nothing is recorded in MLflow: in config.yaml it would be
+    """What is wrong with the tracking URI, or with a name for MLflow; empty if nothing is. Asks no server.
+    stored: the run has begun with this URI.
+    """
+    # also where nothing is recorded in MLflow: in config.yaml it would be
+    if config.uri and not stored and tracking_secrets.holds_secret(config.uri):
         return [Problem(_URI, public_uri(config.uri), tracking_secrets.REFUSED)]
     if not config.enabled:
         return []
@@ -68,27 +79,48 @@ def check_uri(config: TrackingConfig, home: Path, *, stored: bool = False) -> li
 def _wrong_names(config: TrackingConfig) -> Iterator[Problem]:
     """Names that a registry could take for a folder, or that no page can show."""
     if config.register_as is not None and not config.register_as.strip(". "):
-        yield Problem("tracking.register_as", config.register_as, "is no name: a letter, digit, _ or - must be in it")
+        yield Problem(
+            "tracking.register_as", config.register_as, "is no name: a letter, digit, _ or - must be in it"
+        )
     if not config.experiment.strip() or not config.experiment.isprintable():
-        yield Problem("tracking.experiment", config.experiment, "must be letters and signs that can be seen, in one line")
+        yield Problem(
+            "tracking.experiment",
+            config.experiment,
+            "must be letters and signs that can be seen, in one line",
+        )
 
 
 def secret_knobs(config: RunConfig) -> list[Problem]:
     """Knobs whose value is an address with a password or a key in it."""
-    found = {name: value for name, value in _addresses(config).items() if tracking_secrets.holds_secret(value)}
+    found = {
+        name: value for name, value in _addresses(config).items() if tracking_secrets.holds_secret(value)
+    }
     said = {_URI: tracking_secrets.REFUSED}
-    return [Problem(name, public_uri(value), said.get(name, tracking_secrets.REFUSED_ELSEWHERE)) for name, value in found.items()]
+    return [
+        Problem(name, public_uri(value), said.get(name, tracking_secrets.REFUSED_ELSEWHERE))
+        for name, value in found.items()
+    ]
 
 
 def public_config(config: RunConfig) -> RunConfig:
-    """As it may be shown and sent: addresses without passwords, which runs of earlier versions may have in `tracking.uri`."""
-    private = {name: value for name, value in _addresses(config).items() if name == _URI or tracking_secrets.holds_secret(value)}
+    """As it may be shown and sent: addresses without passwords, which runs of earlier versions may have in
+    `tracking.uri`.
+    """
+    private = {
+        name: value
+        for name, value in _addresses(config).items()
+        if name == _URI or tracking_secrets.holds_secret(value)
+    }
     changes = {name: public_uri(value) for name, value in private.items() if public_uri(value) != value}
     return with_overrides(config, changes) if changes else config
 
 
 def _addresses(config: RunConfig) -> dict[str, str]:
-    return {name: value for name, value in config.flatten().items() if isinstance(value, str) and (name == _URI or "://" in value)}
+    return {
+        name: value
+        for name, value in config.flatten().items()
+        if isinstance(value, str) and (name == _URI or "://" in value)
+    }
 
 
 def stored_secret(config: RunConfig) -> str:
@@ -102,7 +134,10 @@ def _wrong_with(uri: str) -> str | None:
     if uri == "databricks" or (colon and kind == "databricks"):
         return None
     if not colon or len(scheme) < 2 or kind in ("file", ""):  # C:\… is a path too
-        return "MLflow does not support file stores any more; use sqlite:////absolute/path/mlflow.db, or a server (http://… or https://…)"
+        return (
+            "MLflow does not support file stores any more; use sqlite:////absolute/path/mlflow.db, or a"
+            " server (http://… or https://…)"
+        )
     if kind in ("http", "https"):
         try:
             parts = urlsplit(uri)
@@ -111,8 +146,13 @@ def _wrong_with(uri: str) -> str | None:
             named = False
         return None if named else "needs a host, and a port that is a number, e.g. http://127.0.0.1:5000"
     if kind == "sqlite" and not rest.startswith("////"):
-        return "a relative path would lie in the working directory, which jobs throw away; write four slashes: sqlite:////absolute/path/mlflow.db"
-    if is_database(uri) or scheme in {plugin.name for plugin in metadata.entry_points(group="mlflow.tracking_store")}:
+        return (
+            "a relative path would lie in the working directory, which jobs throw away; write four slashes:"
+            " sqlite:////absolute/path/mlflow.db"
+        )
+    if is_database(uri) or scheme in {
+        plugin.name for plugin in metadata.entry_points(group="mlflow.tracking_store")
+    }:
         return None
     return f"unknown kind of store {scheme!r}; allowed: {_ALLOWED}"
 
@@ -126,7 +166,9 @@ def ui_command(config: TrackingConfig, home: Path) -> str:
 
 
 def run_tags(source: Path | None = None) -> dict[str, str]:
-    """Versions, host, and the state of the source tree (by default the one this package lies in) when git knows it."""
+    """Versions, host, and the state of the source tree (by default the one this package lies in) when git
+    knows it.
+    """
     tags = {"version.python": platform.python_version(), "hostname": socket.gethostname()}
     for name in ("pcl_ray", "torch", "torchvision", "ray", "faiss-cpu", "faiss-gpu", "mlflow"):
         try:
@@ -134,9 +176,13 @@ def run_tags(source: Path | None = None) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     folder = source or Path(__file__).parent
-    # an installed package may lie below somebody else's repository, e.g. in its .venv: then that commit says nothing about us
+    # an installed package may lie below somebody else's repository, e.g. in its .venv: then that commit says
+    # nothing about us
     if _git(folder, "ls-files"):
-        commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+        commit, changes = (
+            _git(folder, "rev-parse", "HEAD"),
+            _git(folder, "status", "--porcelain", "--untracked-files=no"),
+        )
         tags |= {"git.commit": commit} if commit else {}
         tags |= {"git.dirty": "true" if changes else "false"} if commit and changes is not None else {}
     return tags
@@ -145,7 +191,9 @@ def run_tags(source: Path | None = None) -> dict[str, str]:
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=3, stdin=subprocess.DEVNULL, check=False)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=3, stdin=subprocess.DEVNULL, check=False
+        )
     except (OSError, subprocess.SubprocessError, UnicodeError):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
@@ -165,7 +213,9 @@ class NullRun:
 
     def log_image(self, path: Path, key: str, step: int) -> None: ...
 
-    def log_model(self, checkpoint: Path, config: RunConfig, metrics: Mapping[str, float], step: int) -> None: ...
+    def log_model(
+        self, checkpoint: Path, config: RunConfig, metrics: Mapping[str, float], step: int
+    ) -> None: ...
 
     def tag(self, tags: Mapping[str, str]) -> None: ...
 
@@ -194,10 +244,11 @@ def open_run(
     keep: Iterable[str] = (),
     warn: Callable[[str], None],
 ) -> MlflowRun | NullRun:
-    """The MLflow run of this name, found (by `run_id` or by name) or created in the background: returns at once and never raises.
+    """The MLflow run of this name, found (by `run_id` or by name) or created in the background: returns at
+    once and never raises.
 
-    title: what the dashboard shows instead of the name. clusterings, sweep: what the experiment's saved views are made for; 0: none are. keep: figures
-    that are charted in any case.
+    title: what the dashboard shows instead of the name. clusterings, sweep: what the experiment's saved views
+    are made for; 0: none are. keep: figures that are charted in any case.
 
     `warn` gets one plain sentence when something is wrong with the server; it is called from another thread.
     """
@@ -210,16 +261,27 @@ def open_run(
     def say(message: str) -> None:
         warn(tracking_secrets.scrubbed(message))  # what servers and databases say may repeat addresses
 
-    store = Store(tracking_uri(config, home), config.experiment, home.absolute() / "mlflow" / "artifacts", described, run_id, say)
+    store = Store(
+        tracking_uri(config, home),
+        config.experiment,
+        home.absolute() / "mlflow" / "artifacts",
+        described,
+        run_id,
+        say,
+    )
     first = Unsent(tags=as_texts(tags), files={"config.yaml": config_yaml})
     wanted = None if config.metrics == "all" else tuple(keep)
-    return MlflowRun(store, Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, say), wanted, config.register_as)
+    return MlflowRun(
+        store, Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, say), wanted, config.register_as
+    )
 
 
 class MlflowRun:
     """One run. Its methods only write to a buffer; a daemon thread talks to the server."""
 
-    def __init__(self, store: Store, outbox: Outbox, keep: Iterable[str] | None = None, register: str | None = None):
+    def __init__(
+        self, store: Store, outbox: Outbox, keep: Iterable[str] | None = None, register: str | None = None
+    ):
         """keep: figures that are recorded beside the charted ones; None: all are."""
         self._store, self._outbox, self._keep, self._register = store, outbox, keep, register
         self._diverged = self._no_number = False  # each is told once
@@ -231,17 +293,25 @@ class MlflowRun:
         return self._store.run_id
 
     def link(self, *, view: bool = False) -> str | None:
-        """Address of the run on a server, or of the charts of its sweep or experiment; None for a database, or before the server was reached."""
+        """Address of the run on a server, or of the charts of its sweep or experiment; None for a database,
+        or before the server was reached.
+        """
         uri = public_uri(self._store.uri).rstrip("/")
         if not uri.startswith(("http://", "https://")) or self.run_id is None:
             return None
         experiment = str(self._store.experiment_id)
-        return tracking_views.link(uri, experiment, view=self._store.view, charts=True) if view else tracking_views.link(uri, experiment, run_id=self.run_id)
+        return (
+            tracking_views.link(uri, experiment, view=self._store.view, charts=True)
+            if view
+            else tracking_views.link(uri, experiment, run_id=self.run_id)
+        )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records the metrics. For each name only rising steps are kept, so what is logged again after a restart makes no second point.
+        """Records the metrics. For each name only rising steps are kept, so what is logged again after a
+        restart makes no second point.
 
-        Values that are not finite would spoil the scale of every chart: the first becomes the tag `diverged` instead.
+        Values that are not finite would spoil the scale of every chart: the first becomes the tag `diverged`
+        instead.
         """
         now = int(time.time() * 1000)
         points = []
@@ -276,11 +346,15 @@ class MlflowRun:
         self._outbox.put(Unsent(tasks={f"{key}@{step}": tracking_tasks.image(path, key, step)}))
 
     def log_model(self, checkpoint: Path, config: RunConfig, metrics: Mapping[str, float], step: int) -> None:
-        """The checkpoint's encoder as MLflow models, with these figures; registered where `tracking.register_as` says so."""
+        """The checkpoint's encoder as MLflow models, with these figures; registered where
+        `tracking.register_as` says so.
+        """
         shown = metrics if self._keep is None else charted(metrics, self._keep)
         finite = {name: value for name, value in shown.items() if math.isfinite(value)}
         objective = next((name for name in OBJECTIVES if name in finite), OBJECTIVES[-1])
-        task = tracking_tasks.model(checkpoint, public_config(config).to_yaml(), finite, step, self._register, objective)
+        task = tracking_tasks.model(
+            checkpoint, public_config(config).to_yaml(), finite, step, self._register, objective
+        )
         self._outbox.put(Unsent(tasks={"model": task}))
 
     def tag(self, tags: Mapping[str, str]) -> None:
@@ -291,5 +365,7 @@ class MlflowRun:
         self._outbox.announce(_MLFLOW_STATUS[status])
 
     def finish(self, status: Status, timeout_s: float = 30) -> None:
-        """Sends what is left and closes the run; what cannot be sent in `timeout_s` seconds is kept on disk. A second call does nothing."""
+        """Sends what is left and closes the run; what cannot be sent in `timeout_s` seconds is kept on disk.
+        A second call does nothing.
+        """
         self._outbox.close(_MLFLOW_STATUS[status], timeout_s)

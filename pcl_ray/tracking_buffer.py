@@ -1,6 +1,8 @@
-"""Between a run and its tracking server: a buffer, the thread that empties it, and the file that keeps everything over an outage.
+"""Between a run and its tracking server: a buffer, the thread that empties it, and the file that keeps
+everything over an outage.
 
-Private to `tracking`. Of MLflow it knows only which names it accepts: the server is whatever offers the methods of `Store`.
+Private to `tracking`. Of MLflow it knows only which names it accepts: the server is whatever offers the
+methods of `Store`.
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ class Unsent:
     points: list[Point] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # artifact: its text
-    paths: dict[str, str] = field(default_factory=dict)  # artifact: the file on this disk that it is sent from
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)  # what else the store is to do, in words of its own that JSON can hold
+    # artifact: the file on this disk that it is sent from
+    paths: dict[str, str] = field(default_factory=dict)
+    # what else the store is to do, in words of its own that JSON can hold
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.points or self.tags or self.files or self.paths or self.tasks)
@@ -67,15 +71,20 @@ class Store(Protocol):
 
 
 class Outbox:
-    """Takes everything at once and sends it every `flush_s` seconds from a daemon thread; over an outage memory and then `pending` keep it."""
+    """Takes everything at once and sends it every `flush_s` seconds from a daemon thread; over an outage
+    memory and then `pending` keep it.
+    """
 
-    def __init__(self, store: Store, pending: Path, flush_s: float, first: Unsent, warn: Callable[[str], None]):
+    def __init__(
+        self, store: Store, pending: Path, flush_s: float, first: Unsent, warn: Callable[[str], None]
+    ):
         self._store, self._pending, self._flush_s, self._warn = store, pending, flush_s, warn
         self._changed = threading.Condition()  # guards the buffer, the file and the two below
         self._unsent = first
         self._status: str | None = None  # set: close() was called
         self._early: str | None = None  # a status that the run gets before anything else is sent
-        self._abandoned = False  # close() took what was left; a thread still stuck in a request must touch nothing
+        # close() took what was left; a thread still stuck in a request must touch nothing
+        self._abandoned = False
         self._disk_failed = False
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
@@ -94,13 +103,17 @@ class Outbox:
                 self._changed.notify_all()
 
     def announce(self, status: str) -> None:
-        """Gives the run this status before anything else is sent. May be called by a signal's handler: the lock knows its own thread."""
+        """Gives the run this status before anything else is sent. May be called by a signal's handler: the
+        lock knows its own thread.
+        """
         with self._changed:
             self._early = status
             self._changed.notify_all()
 
     def close(self, status: str, timeout_s: float) -> None:
-        """Sends what is left and closes the run; what is not sent in `timeout_s` seconds goes to the file. A second call does nothing."""
+        """Sends what is left and closes the run; what is not sent in `timeout_s` seconds goes to the file. A
+        second call does nothing.
+        """
         with self._changed:
             if self._status is not None:
                 return
@@ -114,7 +127,10 @@ class Outbox:
                 left = bool(self._unsent)
                 kept = self._keep_on_disk()
         if left and kept:
-            self.say(f"{self._store.name} has not taken everything. Nothing is lost: the rest is in {self._pending} and sent on resume")
+            self.say(
+                f"{self._store.name} has not taken everything. Nothing is lost: the rest is in"
+                f" {self._pending} and sent on resume"
+            )
 
     def say(self, message: str) -> None:
         try:
@@ -141,7 +157,9 @@ class Outbox:
 
     def _wait(self, pause: float) -> None:
         def due() -> bool:
-            return self._status is not None or (pause == 0.0 and (self._early is not None or len(self._unsent.points) >= BATCH_POINTS))
+            return self._status is not None or (
+                pause == 0.0 and (self._early is not None or len(self._unsent.points) >= BATCH_POINTS)
+            )
 
         with self._changed:
             self._changed.wait_for(due, timeout=pause or self._flush_s)
@@ -159,7 +177,8 @@ class Outbox:
             )
 
     def _send_all(self, status: str | None) -> None:
-        """Empties file and buffer, oldest first; with a status the run is closed before its tasks, which may take minutes, and which a closed run takes too.
+        """Empties file and buffer, oldest first; with a status the run is closed before its tasks, which may
+        take minutes, and which a closed run takes too.
 
         What a failure interrupts stays where it was, for the next try.
         """
@@ -174,8 +193,14 @@ class Outbox:
             self._send_points(kept.points)
             with self._changed:
                 self._go_on()
-                self._unsent.tags, self._unsent.files = kept.tags | self._unsent.tags, kept.files | self._unsent.files
-                self._unsent.paths, self._unsent.tasks = kept.paths | self._unsent.paths, kept.tasks | self._unsent.tasks
+                self._unsent.tags, self._unsent.files = (
+                    kept.tags | self._unsent.tags,
+                    kept.files | self._unsent.files,
+                )
+                self._unsent.paths, self._unsent.tasks = (
+                    kept.paths | self._unsent.paths,
+                    kept.tasks | self._unsent.tasks,
+                )
                 self._pending.unlink()
         with self._changed:
             points, tags, files = list(self._unsent.points), dict(self._unsent.tags), dict(self._unsent.files)
@@ -228,14 +253,25 @@ class Outbox:
         except OSError as error:
             if not self._disk_failed:
                 self._disk_failed = True
-                self.say(f"what waits for {self._store.name} cannot be kept in {self._pending} ({error}): free some space, it is in memory only")
+                self.say(
+                    f"what waits for {self._store.name} cannot be kept in {self._pending} ({error}): free"
+                    " some space, it is in memory only"
+                )
             return False
-        self._unsent.points, self._unsent.tags, self._unsent.files, self._unsent.paths, self._unsent.tasks = [], {}, {}, {}, {}
+        self._unsent.points, self._unsent.tags, self._unsent.files, self._unsent.paths, self._unsent.tasks = (
+            [],
+            {},
+            {},
+            {},
+            {},
+        )
         return True
 
 
 def clean_name(name: str) -> str:
-    """`name` as MLflow accepts it: letters, digits, `_ - . : /` and space, without empty or dotted parts between the slashes."""
+    """`name` as MLflow accepts it: letters, digits, `_ - . : /` and space, without empty or dotted parts
+    between the slashes.
+    """
     parts = [part for part in _REFUSED_IN_NAMES.sub("_", str(name)).split("/") if part not in ("", ".", "..")]
     return "/".join(parts)[:_LONGEST_NAME].rstrip("/") or "unnamed"
 
@@ -262,7 +298,8 @@ def append(path: Path, unsent: Unsent) -> None:
     lines += [{"artifact": name, "path": path} for name, path in unsent.paths.items()]
     lines += [{"task": name, "content": task} for name, task in unsent.tasks.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    start = "\n" if path.exists() else ""  # the last line may be cut off: what comes now must not be joined to it
+    # the last line may be cut off: what comes now must not be joined to it
+    start = "\n" if path.exists() else ""
     with path.open("a", encoding="utf-8") as file:
         file.write(start + "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -270,7 +307,8 @@ def append(path: Path, unsent: Unsent) -> None:
 def read(path: Path) -> Unsent:
     """What earlier `append`s wrote; lines that a crash cut off are left out. Raises OSError.
 
-    So are files outside the folder that `path` lies in: what is sent, and pictures are removed then, belongs to the run.
+    So are files outside the folder that `path` lies in: what is sent, and pictures are removed then, belongs
+    to the run.
     """
     unsent = Unsent()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -287,7 +325,9 @@ def read(path: Path) -> Unsent:
             elif "file" in entry:
                 unsent.files[entry["file"]] = str(entry["text"])
             else:
-                unsent.points.append(Point(str(entry["key"]), float(entry["value"]), int(entry["step"]), int(entry["time"])))
+                unsent.points.append(
+                    Point(str(entry["key"]), float(entry["value"]), int(entry["step"]), int(entry["time"]))
+                )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     return unsent
@@ -298,13 +338,18 @@ def _inside(folder: Path, entry: Mapping[str, Any]) -> bool:
     task = entry.get("content") or {}
     files = [entry.get("path"), task.get("path"), task.get("checkpoint")]
     named = str(entry.get("file") or entry.get("artifact") or "")
-    return all(Path(file).resolve().is_relative_to(folder.resolve()) for file in files if file is not None) and not (
-        named.startswith("/") or ".." in named.split("/")
-    )
+    return all(
+        Path(file).resolve().is_relative_to(folder.resolve()) for file in files if file is not None
+    ) and not (named.startswith("/") or ".." in named.split("/"))
 
 
 def _root_reason(error: BaseException) -> str:
-    """The innermost cause in one line: `[Errno 111] Connection refused`, not the four layers of HTTP around it."""
-    while (inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+    """The innermost cause in one line: `[Errno 111] Connection refused`, not the four layers of HTTP around
+    it.
+    """
+    while (
+        inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    ) is not None:
         error = inner
-    return scrubbed(" ".join(str(error).split()) or type(error).__name__)[:200]  # before it is cut: half a secret would not be known
+    # before it is cut: half a secret would not be known
+    return scrubbed(" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,4 +1,6 @@
-"""Which figures are not charted: each would be a card of the dashboard, and sixty cards answer no question. All are in the checkpoint and in `figures.csv`."""
+"""Which figures are not charted: each would be a card of the dashboard, and sixty cards answer no question.
+All are in the checkpoint and in `figures.csv`.
+"""
 
 from __future__ import annotations
 
@@ -17,4 +19,8 @@ _UNCHARTED = re.compile(
 def charted(metrics: Mapping[str, float], also: Iterable[str] = ()) -> dict[str, float]:
     """The figures without those that are not charted; with those in `also` in any case."""
     wanted = set(also)
-    return {name: value for name, value in metrics.items() if name in wanted or not _UNCHARTED.fullmatch(str(name))}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name in wanted or not _UNCHARTED.fullmatch(str(name))
+    }

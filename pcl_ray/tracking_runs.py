@@ -1,4 +1,6 @@
-"""Runs as MLflow has them, for lists: read, and closed where their process was killed. Private to the commands that look at runs."""
+"""Runs as MLflow has them, for lists: read, and closed where their process was killed. Private to the
+commands that look at runs.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,12 @@ class RecordedRun:
     link: str
 
 
-def recorded(uri: str, experiment: str, *, limit: int = 50, trials: bool = False, state: str = "") -> list[RecordedRun]:
-    """The newest runs of the experiment. trials: those of sweeps too. state: only these. Raises RunFailed where the store does not answer."""
+def recorded(
+    uri: str, experiment: str, *, limit: int = 50, trials: bool = False, state: str = ""
+) -> list[RecordedRun]:
+    """The newest runs of the experiment. trials: those of sweeps too. state: only these. Raises RunFailed
+    where the store does not answer.
+    """
     wanted = {said: name for name, said in _STATES.items()}
     if state and state not in wanted:
         raise ConfigError(f"--state {state!r}: one of {', '.join(sorted(wanted))}")
@@ -55,7 +61,13 @@ def recorded(uri: str, experiment: str, *, limit: int = 50, trials: bool = False
         found, token = [], None
         while len(found) < limit:
             query = f"attributes.status = '{wanted[state]}'" if state else ""
-            page = client.search_runs([there.experiment_id], query, max_results=200, order_by=["attributes.start_time DESC"], page_token=token)
+            page = client.search_runs(
+                [there.experiment_id],
+                query,
+                max_results=200,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
             found += [run for run in page if trials or _PARENT not in run.data.tags]
             if not (token := page.token):
                 break
@@ -65,7 +77,9 @@ def recorded(uri: str, experiment: str, *, limit: int = 50, trials: bool = False
 
 
 def mark_killed(uri: str, run_id: str) -> None:
-    """A run whose process was killed reads RUNNING for ever. Raises RunFailed where the store does not answer."""
+    """A run whose process was killed reads RUNNING for ever. Raises RunFailed where the store does not
+    answer.
+    """
     try:
         client = _client(uri)
         if client.get_run(run_id).info.status == "RUNNING":
@@ -75,7 +89,11 @@ def mark_killed(uri: str, run_id: str) -> None:
 
 
 def _client(uri: str) -> Any:
-    for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
@@ -104,10 +122,18 @@ def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
         left_s=_left_s(metrics, params, done, epochs) if state == "running" else None,
         figure=figure,
         value=metrics.get(figure),
-        knobs={name: params[name] for name in ("loss.temperature", "e_step.alpha", "e_step.num_clusters") if name in params},
+        knobs={
+            name: params[name]
+            for name in ("loss.temperature", "e_step.alpha", "e_step.num_clusters")
+            if name in params
+        },
         submission_id=tags.get(_JOB_TAG, ""),
         waits_for=tags.get(_WAITS_TAG, "") if state == "running" else "",
-        link=tracking_views.link(public_uri(uri).rstrip("/"), experiment_id, run_id=run.info.run_id) if served else "",
+        link=(
+            tracking_views.link(public_uri(uri).rstrip("/"), experiment_id, run_id=run.info.run_id)
+            if served
+            else ""
+        ),
     )
 
 
@@ -115,7 +141,13 @@ def _left_s(metrics: Mapping[str, float], params: Mapping[str, str], done: int, 
     """By the mean of its epochs so far, which are known as minutes of all its devices."""
     if done < 1 or "perf/device_minutes" not in metrics:
         return None
-    return metrics["perf/device_minutes"] * 60 / max(1, _whole(params.get("resources.workers", ""))) / done * (epochs - done)
+    return (
+        metrics["perf/device_minutes"]
+        * 60
+        / max(1, _whole(params.get("resources.workers", "")))
+        / done
+        * (epochs - done)
+    )
 
 
 def _whole(text: str) -> int:

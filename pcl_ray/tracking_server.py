@@ -1,6 +1,7 @@
 """`pcl-ray ui`: MLflow's dashboard on what the runs wrote, and the address where to look first.
 
-For a server elsewhere that is all. For a database one is started beside this process, in a process group of its own, and ended with it.
+For a server elsewhere that is all. For a database one is started beside this process, in a process group of
+its own, and ended with it.
 """
 
 from __future__ import annotations
@@ -38,21 +39,35 @@ _ENVIRONMENT = {
 }
 
 
-def ui(uri: str, home: Path, experiment: str, *, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False) -> int:
-    """Shows the dashboard of this store until Ctrl-C or SIGTERM; for a server elsewhere it prints the address and comes back. Gives the exit code.
+def ui(
+    uri: str,
+    home: Path,
+    experiment: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = False,
+) -> int:
+    """Shows the dashboard of this store until Ctrl-C or SIGTERM; for a server elsewhere it prints the address
+    and comes back. Gives the exit code.
 
-    Raises ConfigError for a port, a host or a database that cannot be used, RunFailed where the server does not come up or ends by itself.
+    Raises ConfigError for a port, a host or a database that cannot be used, RunFailed where the server does
+    not come up or ends by itself.
     """
     if uri.startswith(("http://", "https://")):
         _show(tracking.public_uri(uri), *_prepared(uri, experiment), open_browser)
         return 0
     if uri.partition("+")[0].partition(":")[0] not in ("sqlite", "postgresql", "mysql", "mssql"):
-        raise ConfigError(f"pcl-ray ui shows what lies in a database or on an MLflow server; {tracking.public_uri(uri)} has a dashboard of its own")
+        raise ConfigError(
+            f"pcl-ray ui shows what lies in a database or on an MLflow server; {tracking.public_uri(uri)} has"
+            " a dashboard of its own"
+        )
     chosen = _free_port(host, port)
     if not loopback(host):
         print(
-            f"warning: whoever reaches {host}:{chosen} reads all runs, and who writes to MLflow can run code on this machine. Safer: leave --host out, and on "
-            f"the other machine  ssh -N -L {chosen}:127.0.0.1:{chosen} {socket.gethostname()}",
+            f"warning: whoever reaches {host}:{chosen} reads all runs, and who writes to MLflow can run code"
+            " on this machine. Safer: leave --host out, and on the other machine  ssh -N -L"
+            f" {chosen}:127.0.0.1:{chosen} {socket.gethostname()}",
             file=sys.stderr,
         )
     found = _prepared(uri, experiment)
@@ -61,7 +76,9 @@ def ui(uri: str, home: Path, experiment: str, *, host: str = "127.0.0.1", port: 
         _show(address, *found, open_browser)
         print("Ctrl-C ends it", flush=True)
         server.wait()
-        raise RunFailed(f"the MLflow server ended by itself, exit code {server.returncode}\n{_last_lines(server.log)}")
+        raise RunFailed(
+            f"the MLflow server ended by itself, exit code {server.returncode}\n{_last_lines(server.log)}"
+        )
     return 0
 
 
@@ -71,7 +88,13 @@ class Server:
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path):
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
         self._process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
         )
 
     @property
@@ -103,8 +126,12 @@ class Server:
 
 
 @contextmanager
-def serving(uri: str, artifacts: Path, *, host: str, port: int, start_timeout_s: float = _START_S) -> Iterator[tuple[str, Server]]:
-    """An MLflow server on this store, once it answers: its address and its processes, which end with the block. Raises RunFailed if it does not come up."""
+def serving(
+    uri: str, artifacts: Path, *, host: str, port: int, start_timeout_s: float = _START_S
+) -> Iterator[tuple[str, Server]]:
+    """An MLflow server on this store, once it answers: its address and its processes, which end with the
+    block. Raises RunFailed if it does not come up.
+    """
     artifacts.mkdir(parents=True, exist_ok=True)
     command, environment = server_command(uri, artifacts, host=host, port=port)
     server = Server(command, environment, artifacts.parent)
@@ -118,10 +145,25 @@ def serving(uri: str, artifacts: Path, *, host: str, port: int, start_timeout_s:
 
 def server_command(uri: str, artifacts: Path, *, host: str, port: int) -> tuple[list[str], dict[str, str]]:
     """What starts an MLflow server on this store, and its environment."""
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--workers",
+        "1",
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
     command += ["--artifacts-destination", artifacts.as_uri(), *_who_may_ask(host, port)]
     # the store's address goes by the environment: a password in it must not be seen among the processes
-    return command, {**tracking_secrets.without_credentials(dict(os.environ)), **_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}
+    return command, {
+        **tracking_secrets.without_credentials(dict(os.environ)),
+        **_ENVIRONMENT,
+        "MLFLOW_BACKEND_STORE_URI": uri,
+    }
 
 
 def _wait_for(server: Server, address: str, timeout_s: float) -> None:
@@ -133,7 +175,11 @@ def _wait_for(server: Server, address: str, timeout_s: float) -> None:
                     return
         except OSError:
             time.sleep(0.2)
-    why = f"did not answer within {timeout_s:.0f} s" if server.returncode is None else f"ended at once, exit code {server.returncode}"
+    why = (
+        f"did not answer within {timeout_s:.0f} s"
+        if server.returncode is None
+        else f"ended at once, exit code {server.returncode}"
+    )
     raise RunFailed(f"the MLflow server at {address} {why}\n{_last_lines(server.log)}")
 
 
@@ -144,7 +190,9 @@ def _last_lines(log: IO[bytes], number: int = 15) -> str:
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal are how this ends: no error. The server is in another group and gets none of them by itself."""
+    """Ctrl-C, SIGTERM and a closed terminal are how this ends: no error. The server is in another group and
+    gets none of them by itself.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -176,7 +224,8 @@ def _free_port(host: str, wanted: int | None) -> int:
         try:
             kind, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             with socket.socket(kind) as trial:
-                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what has just ended is no hindrance
+                # as servers do: what has just ended is no hindrance
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 trial.bind(place)
                 return trial.getsockname()[1]
         except socket.gaierror as error:
@@ -184,8 +233,13 @@ def _free_port(host: str, wanted: int | None) -> int:
         except OSError as error:
             reason = error.strerror or str(error)
     if wanted is None:
-        raise ConfigError(f"none of the ports {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free at {host} ({reason}); choose one by --port")
-    raise ConfigError(f"port {wanted} cannot be had at {host} ({reason}); choose another --port, or leave it out")
+        raise ConfigError(
+            f"none of the ports {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free at {host} ({reason});"
+            " choose one by --port"
+        )
+    raise ConfigError(
+        f"port {wanted} cannot be had at {host} ({reason}); choose another --port, or leave it out"
+    )
 
 
 def loopback(host: str) -> bool:
@@ -201,20 +255,28 @@ def reached_at(host: str) -> str:
 
 
 def _who_may_ask(host: str, port: int) -> list[str]:
-    """MLflow answers this machine only, and its page may change things only under names that it knows: others are given, each with the port."""
+    """MLflow answers this machine only, and its page may change things only under names that it knows: others
+    are given, each with the port.
+    """
     if loopback(host):
         return []
     names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
     with suppress(OSError):
         names |= {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
     places = [f"{reached_at(name)}:{port}" for name in sorted({*names, "localhost", "127.0.0.1", "::1"})]
-    return ["--allowed-hosts", ",".join(places), "--cors-allowed-origins", ",".join(f"http://{place}" for place in places)]
+    return [
+        "--allowed-hosts",
+        ",".join(places),
+        "--cors-allowed-origins",
+        ",".join(f"http://{place}" for place in places),
+    ]
 
 
 def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
     """The experiment's number, if there is one, and whether it has our views: written now where it had none.
 
-    A server that does not answer changes only the address that is shown. Raises ConfigError for a database that MLflow here cannot use.
+    A server that does not answer changes only the address that is shown. Raises ConfigError for a database
+    that MLflow here cannot use.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -231,11 +293,20 @@ def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
         if there is None or there.lifecycle_stage != "active":
             return None, False
         with suppress(MlflowException):
-            tracking_views.ensure(client, there.experiment_id, tracking_views.version_at(uri), clusterings=_clusterings(client, there.experiment_id))
+            tracking_views.ensure(
+                client,
+                there.experiment_id,
+                tracking_views.version_at(uri),
+                clusterings=_clusterings(client, there.experiment_id),
+            )
         return there.experiment_id, tracking_views.shown(client.get_experiment(there.experiment_id).tags)
     except Exception as error:
         if uri.startswith(("http://", "https://")):
-            print(f"warning: {tracking.public_uri(uri)} does not answer ({tracking_secrets.said_of(error, uri)})", file=sys.stderr)
+            print(
+                f"warning: {tracking.public_uri(uri)} does not answer"
+                f" ({tracking_secrets.said_of(error, uri)})",
+                file=sys.stderr,
+            )
             return None, False
         raise ConfigError(_unusable(uri, error)) from None
 
@@ -251,15 +322,17 @@ def _unusable(uri: str, error: Exception) -> str:
         return f"MLflow cannot use {public}: {tracking_secrets.said_of(error, uri)}"
     command = f"{shlex.quote(sys.executable)} -m mlflow db upgrade {shlex.quote(public)}"
     return (
-        f"{public} was written by another version of MLflow. If it was an older one: end all runs, copy the database, then\n  {command}\n"
-        "If it was a newer one: install that version"
+        f"{public} was written by another version of MLflow. If it was an older one: end all runs, copy the"
+        f" database, then\n  {command}\nIf it was a newer one: install that version"
     )
 
 
 def _show(address: str, experiment_id: str | None, views: bool, open_browser: bool) -> None:
     first = f"{address.rstrip('/')}/#/experiments?workflowType=machine_learning"
     if experiment_id is not None:
-        first = tracking_views.link(address, experiment_id, view=tracking_views.RUNS if views else None, charts=True)
+        first = tracking_views.link(
+            address, experiment_id, view=tracking_views.RUNS if views else None, charts=True
+        )
     print(f"dashboard   {first}")
     if views and experiment_id is not None:
         print(f"all trials  {tracking_views.link(address, experiment_id, view=tracking_views.ALL_RUNS)}")

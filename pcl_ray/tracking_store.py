@@ -1,4 +1,6 @@
-"""A run on an MLflow server or in a database, as the outbox wants it: found or created, described, filled. Private to `tracking`."""
+"""A run on an MLflow server or in a database, as the outbox wants it: found or created, described, filled.
+Private to `tracking`.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,23 @@ class Description:
 class Store:
     """One run. Every method may take long and raise; only the outbox's thread calls them."""
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path, described: Description, wanted: str | None, warn: Callable[[str], None]):
-        self.uri, self._experiment, self._artifacts, self._described, self._wanted, self._warn = uri, experiment, artifacts, described, wanted, warn
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        artifacts: Path,
+        described: Description,
+        wanted: str | None,
+        warn: Callable[[str], None],
+    ):
+        self.uri, self._experiment, self._artifacts, self._described, self._wanted, self._warn = (
+            uri,
+            experiment,
+            artifacts,
+            described,
+            wanted,
+            warn,
+        )
         self.name = f"MLflow at {public_uri(uri)}"
         self.run_id: str | None = None
         self.experiment_id: str | None = None
@@ -50,20 +67,28 @@ class Store:
         return tracking_views.sweep_key(sweep.name) if sweep else tracking_views.RUNS
 
     def open(self) -> list[str]:
-        """Finds or creates the run and describes it; does nothing once that is done. Gives back what the user should know."""
+        """Finds or creates the run and describes it; does nothing once that is done. Gives back what the user
+        should know.
+        """
         if self.run_id is not None:
             return []
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # after the import, which sets levels of its own
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach us as exceptions; logged too, they would bring tracebacks
+        # after the import, which sets levels of its own
+        for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):
+            # errors reach us as exceptions; logged too, they would bring tracebacks
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         with _one_process(self.uri):
             self._client = MlflowClient(self.uri)
             self.experiment_id, messages = self._find_experiment()
             run = self._find_run()
             self._existed = run is not None
             if run is None:
-                tags = {RUN_TAG: self._described.run_name, "mlflow.source.name": "pcl_ray", "mlflow.user": machine.user()}
+                tags = {
+                    RUN_TAG: self._described.run_name,
+                    "mlflow.source.name": "pcl_ray",
+                    "mlflow.user": machine.user(),
+                }
                 run = self._client.create_run(self.experiment_id, run_name=self._described.title, tags=tags)
         self.experiment_id = run.info.experiment_id
         if self._existed:
@@ -74,7 +99,9 @@ class Store:
         return messages
 
     def _adorn(self, run: Any) -> None:
-        """What makes the dashboard better and is worth no failure: the data set as an input, the saved views."""
+        """What makes the dashboard better and is worth no failure: the data set as an input, the saved
+        views.
+        """
         log = logging.getLogger(__name__)
         try:
             if self._described.dataset is not None:
@@ -84,7 +111,13 @@ class Store:
         try:
             if self._described.clusterings:
                 version = tracking_views.version_at(self.uri)
-                tracking_views.ensure(self._client, run.info.experiment_id, version, clusterings=self._described.clusterings, sweep=self._described.sweep)
+                tracking_views.ensure(
+                    self._client,
+                    run.info.experiment_id,
+                    version,
+                    clusterings=self._described.clusterings,
+                    sweep=self._described.sweep,
+                )
         except Exception as error:  # no right to change the experiment, another format
             log.debug("saved views not written: %s", error)
 
@@ -93,7 +126,9 @@ class Store:
 
         experiment = self._client.get_experiment_by_name(self._experiment)
         if experiment is None:
-            try:  # a database alone would put artifacts below the working directory; a server has a place of its own
+            # a database alone would put artifacts below the working directory; a server has a place of its
+            # own
+            try:
                 location = self._artifacts.as_uri() if is_database(self.uri) else None
                 return self._client.create_experiment(self._experiment, artifact_location=location), []
             except MlflowException as error:
@@ -103,7 +138,9 @@ class Store:
         if experiment.lifecycle_stage == "active":
             return experiment.experiment_id, []
         self._client.restore_experiment(experiment.experiment_id)
-        return experiment.experiment_id, [f"the MLflow experiment {self._experiment!r} had been deleted; it is restored, with its runs"]
+        return experiment.experiment_id, [
+            f"the MLflow experiment {self._experiment!r} had been deleted; it is restored, with its runs"
+        ]
 
     def _find_run(self) -> Any:
         from mlflow.exceptions import MlflowException
@@ -118,17 +155,25 @@ class Store:
                     raise
         name = self._described.run_name
         quote = '"' if "'" in name else "'"
-        found = self._client.search_runs([self.experiment_id], f"tags.`{RUN_TAG}` = {quote}{name}{quote}", max_results=1)
+        found = self._client.search_runs(
+            [self.experiment_id], f"tags.`{RUN_TAG}` = {quote}{name}{quote}", max_results=1
+        )
         return found[0] if found else None
 
     def _describe(self, run: Any) -> None:
-        """Parameters cannot be changed, so a value that is another one after a restart becomes a tag `changed.NAME`."""
+        """Parameters cannot be changed, so a value that is another one after a restart becomes a tag
+        `changed.NAME`.
+        """
         from mlflow.entities import Param, RunTag
 
         known, tags = run.data.params, run.data.tags
         new = [Param(name, value) for name, value in self._described.params.items() if name not in known]
         given_again = {name: value for name, value in self._described.params.items() if name in known}
-        changed = [RunTag(f"changed.{name}", value) for name, value in given_again.items() if value != tags.get(f"changed.{name}", known[name])]
+        changed = [
+            RunTag(f"changed.{name}", value)
+            for name, value in given_again.items()
+            if value != tags.get(f"changed.{name}", known[name])
+        ]
         for start in range(0, max(len(new), len(changed)), BATCH_NAMES):
             part = slice(start, start + BATCH_NAMES)
             self._client.log_batch(run.info.run_id, params=new[part], tags=changed[part], synchronous=True)
@@ -152,7 +197,10 @@ class Store:
         from mlflow.entities import RunTag
 
         assert self.run_id is not None
-        rows = [RunTag(name, value) for name, value in tracking_tasks.without_foreign_note(self._client, self.run_id, tags).items()]
+        rows = [
+            RunTag(name, value)
+            for name, value in tracking_tasks.without_foreign_note(self._client, self.run_id, tags).items()
+        ]
         for start in range(0, len(rows), BATCH_NAMES):
             self._client.log_batch(self.run_id, tags=rows[start : start + BATCH_NAMES], synchronous=True)
 
@@ -160,7 +208,9 @@ class Store:
         self._client.log_text(self.run_id, text, file)
 
     def send_path(self, file: str, path: str) -> None:
-        """Under its own name in the artifact folder of `file`. A file that has gone meanwhile is no reason to send nothing more."""
+        """Under its own name in the artifact folder of `file`. A file that has gone meanwhile is no reason to
+        send nothing more.
+        """
         if Path(path).is_file():
             folder = file.rpartition("/")[0]
             self._client.log_artifact(self.run_id, path, folder or None)
@@ -176,7 +226,9 @@ class Store:
 
 @contextmanager
 def _one_process(uri: str) -> Iterator[None]:
-    """The trials of a sweep open a new sqlite file at the same moment: one after the other, or they create its tables twice."""
+    """The trials of a sweep open a new sqlite file at the same moment: one after the other, or they create
+    its tables twice.
+    """
     if not uri.startswith("sqlite"):
         yield
         return

@@ -1,4 +1,5 @@
-"""What the tracking thread does for a run beside points, tags and files: pictures on the step slider, models, data set, note. Private to `tracking`.
+"""What the tracking thread does for a run beside points, tags and files: pictures on the step slider, models,
+data set, note. Private to `tracking`.
 
 A task is a dictionary that JSON can hold, since it may have to wait on disk for a server to come back.
 """
@@ -29,14 +30,23 @@ class DataSet:
     classes: int
 
     def profile(self) -> str:
-        return json.dumps({"num_images": self.num_images, "num_holdout": self.num_holdout, "classes": self.classes})
+        return json.dumps(
+            {"num_images": self.num_images, "num_holdout": self.num_holdout, "classes": self.classes}
+        )
 
 
 def image(path: Path, key: str, step: int) -> dict[str, Any]:
     return {"do": "image", "path": str(path), "key": key, "step": step}
 
 
-def model(checkpoint: Path, config_yaml: str, metrics: Mapping[str, float], step: int, register: str | None, objective: str) -> dict[str, Any]:
+def model(
+    checkpoint: Path,
+    config_yaml: str,
+    metrics: Mapping[str, float],
+    step: int,
+    register: str | None,
+    objective: str,
+) -> dict[str, Any]:
     return {
         "do": "model",
         "checkpoint": str(checkpoint),
@@ -48,8 +58,17 @@ def model(checkpoint: Path, config_yaml: str, metrics: Mapping[str, float], step
     }
 
 
-def perform(client: Any, uri: str, run_id: str, experiment_id: str, task: Mapping[str, Any], warn: Callable[[str], None]) -> None:
-    """Does it. What it needs may have gone meanwhile, which is no reason to send nothing more; a server that fails raises."""
+def perform(
+    client: Any,
+    uri: str,
+    run_id: str,
+    experiment_id: str,
+    task: Mapping[str, Any],
+    warn: Callable[[str], None],
+) -> None:
+    """Does it. What it needs may have gone meanwhile, which is no reason to send nothing more; a server that
+    fails raises.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -85,7 +104,9 @@ def _send_image(client: Any, run_id: str, task: Mapping[str, Any]) -> None:
         path.unlink()  # the dashboard has it
 
 
-def _send_model(uri: str, run_id: str, experiment_id: str, task: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+def _send_model(
+    uri: str, run_id: str, experiment_id: str, task: Mapping[str, Any], warn: Callable[[str], None]
+) -> None:
     import yaml
 
     from pcl_ray import config, tracking_model

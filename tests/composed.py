@@ -1,4 +1,6 @@
-"""What `docker/compose.yaml` says once its variables are filled in, for tests: parsed as Docker Compose does it, by its rules for `${NAME:-default}`."""
+"""What `docker/compose.yaml` says once its variables are filled in, for tests: parsed as Docker Compose does
+it, by its rules for `${NAME:-default}`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 def filled(value: Any, given: Mapping[str, str]) -> Any:
     """The same with every variable replaced. Raises KeyError for one that has no default and is not given."""
     if isinstance(value, str):
-        return _VARIABLE.sub(lambda found: given.get(found[1]) or (found[2] if found[2] is not None else given[found[1]]), value)
+        return _VARIABLE.sub(
+            lambda found: given.get(found[1]) or (found[2] if found[2] is not None else given[found[1]]),
+            value,
+        )
     if isinstance(value, dict):
         return {name: filled(entry, given) for name, entry in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,6 @@
-"""Shared by all tests: reproducible property tests, and nothing written outside pytest's temporary folders."""
+"""Shared by all tests: reproducible property tests, and nothing written outside pytest's temporary
+folders.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from hypothesis import settings
 
 import pcl_ray
 
-# Before torch is imported, and for every process that tests start: threads that wait for each other on busy cores cost a hundredfold.
+# Before torch is imported, and for every process that tests start: threads that wait for each other on busy
+# cores cost a hundredfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples on every machine, and no example fails for being slow: tests assert no times.
@@ -29,12 +32,20 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a script in a fresh interpreter that sees this pcl_ray; for what one process cannot show (imports, resource limits)."""
+    """Runs a script in a fresh interpreter that sees this pcl_ray; for what one process cannot show (imports,
+    resource limits).
+    """
 
     def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         root = str(Path(pcl_ray.__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-        return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment, timeout=300)
+        return subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
 
     return run
 

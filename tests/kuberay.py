@@ -1,6 +1,8 @@
-"""The fields of Kubernetes and of KubeRay (ray.io/v1, operator 1.7) that `docker/kuberay/` uses, and no others: a name that is misspelt is refused.
+"""The fields of Kubernetes and of KubeRay (ray.io/v1, operator 1.7) that `docker/kuberay/` uses, and no
+others: a name that is misspelt is refused.
 
-Kubernetes itself drops unknown fields without a word where they come by an old client, so a typing error would only be seen as something that does not work.
+Kubernetes itself drops unknown fields without a word where they come by an old client, so a typing error
+would only be seen as something that does not work.
 """
 
 from __future__ import annotations
@@ -209,7 +211,9 @@ class RayJob(Strict):
 
 
 class Core(Strict):
-    """Kinds of Kubernetes itself: their names are checked here, the pods of a StatefulSet by `PodTemplate`."""
+    """Kinds of Kubernetes itself: their names are checked here, the pods of a StatefulSet by
+    `PodTemplate`.
+    """
 
     apiVersion: Literal["v1", "apps/v1", "networking.k8s.io/v1"]
     kind: Literal["PersistentVolumeClaim", "Service", "StatefulSet", "NetworkPolicy"]

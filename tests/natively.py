@@ -1,4 +1,6 @@
-"""Services of `docker/compose.yaml` as processes of this machine, for tests: the same words, other hosts, ports and paths."""
+"""Services of `docker/compose.yaml` as processes of this machine, for tests: the same words, other hosts,
+ports and paths.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Stack:
         self.common = {number: free_port() for number in ("6379", "8265", "5000", "5432")}
         self.own = {name: {number: free_port() for number in ("52365", "8080")} for name in self.services}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        # Each node its own, as each container has: in one folder, the second node removes the working directory that the first one's driver is in.
+        # Each node its own, as each container has: in one folder, the second node removes the working
+        # directory that the first one's driver is in.
         self.nodes = Path(tempfile.mkdtemp(prefix="pcl_ray_", dir="/tmp"))  # short, since sockets lie below
         self._before = {process.pid for process in psutil.Process().children(recursive=True)}
         shutil.copytree(DOCKER, folder / "docker", ignore=shutil.ignore_patterns("secrets", "data", ".env"))
@@ -47,7 +50,9 @@ class Stack:
     def native(self, text: str, service: str) -> str:
         """The same words for this machine."""
         ports = self.common | self.own[service]
-        text = re.sub(r"(^|[:=])(\d{4,5})\b", lambda found: found[1] + str(ports.get(found[2], found[2])), text)
+        text = re.sub(
+            r"(^|[:=])(\d{4,5})\b", lambda found: found[1] + str(ports.get(found[2], found[2])), text
+        )
         text = re.sub(r"/run/secrets/(\w+)", rf"{self.folder}/docker/secrets/\1.txt", text)
         for there, here in (
             ("/usr/local/bin", self.folder / "docker"),
@@ -61,12 +66,28 @@ class Stack:
     def environment(self, service: str) -> dict[str, str]:
         """That of the container, and of this machine nothing but where programs are."""
         part = "mlflow" if service == "mlflow" else "ray"
-        given = {name: self.native(str(value), service) for name, value in self.services[service].get("environment", {}).items() if value is not None}
-        path = os.pathsep.join([str(self.prefix / part / "bin"), str(self.folder / "docker"), os.environ["PATH"]])
-        return {**given, "PATH": path, "HOME": str(self.folder / "user"), "PYTHONUNBUFFERED": "1", "LANG": "C.UTF-8"}
+        given = {
+            name: self.native(str(value), service)
+            for name, value in self.services[service].get("environment", {}).items()
+            if value is not None
+        }
+        path = os.pathsep.join(
+            [str(self.prefix / part / "bin"), str(self.folder / "docker"), os.environ["PATH"]]
+        )
+        return {
+            **given,
+            "PATH": path,
+            "HOME": str(self.folder / "user"),
+            "PYTHONUNBUFFERED": "1",
+            "LANG": "C.UTF-8",
+        }
 
     def command(self, service: str) -> list[str]:
-        first = ["python", str(self.folder / "docker" / "mlflow_entrypoint.py")] if service == "mlflow" else ["entrypoint.sh"]
+        first = (
+            ["python", str(self.folder / "docker" / "mlflow_entrypoint.py")]
+            if service == "mlflow"
+            else ["entrypoint.sh"]
+        )
         return [*first, *(self.native(word, service) for word in self.services[service]["command"])]
 
     def start(self, service: str, *more: str) -> None:
@@ -77,7 +98,14 @@ class Stack:
     def launch(self, service: str, command: list[str], environment: dict[str, str], **options: Any) -> None:
         with self.log(service).open("ab") as log:
             self.running[service] = subprocess.Popen(
-                command, env=environment, cwd=self.folder / "app", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **options
+                command,
+                env=environment,
+                cwd=self.folder / "app",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **options,
             )
 
     def log(self, service: str) -> Path:
@@ -95,7 +123,9 @@ class Stack:
         kind, *words = self.services[service]["healthcheck"]["test"]
         assert kind == "CMD"
         environment = {**self.environment(service), "PGPORT": self.port("5432")}
-        return subprocess.run([self.native(word, service) for word in words], env=environment, capture_output=True, timeout=60).returncode
+        return subprocess.run(
+            [self.native(word, service) for word in words], env=environment, capture_output=True, timeout=60
+        ).returncode
 
     def end_one(self, service: str) -> None:
         """As `docker stop`: SIGTERM to the first process, and with it all that it started is gone."""

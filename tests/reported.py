@@ -19,7 +19,9 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 @functools.cache
-def digits_exhibit(num_clusters: tuple[int, ...] = (30, 8), labelled: bool = True) -> tuple[Exhibit, Thumbnails]:
+def digits_exhibit(
+    num_clusters: tuple[int, ...] = (30, 8), labelled: bool = True
+) -> tuple[Exhibit, Thumbnails]:
     """With the finer clustering first, so that order and level are two things."""
     digits = load_digits()
     features = PCA(16, random_state=0).fit_transform(digits.data).astype(np.float32)
@@ -28,7 +30,9 @@ def digits_exhibit(num_clusters: tuple[int, ...] = (30, 8), labelled: bool = Tru
     clusters = e_step.cluster(features, settings, epoch=6, temperature=0.2, seed=0)
     labels = digits.target if labelled else None
     count = len(features)
-    made = exhibit.make(features, np.arange(count), clusters, labels, epoch=6, step=66, num_images=count).with_map(features[made_of(count), :2], "PCA")
+    made = exhibit.make(
+        features, np.arange(count), clusters, labels, epoch=6, step=66, num_images=count
+    ).with_map(features[made_of(count), :2], "PCA")
     images = np.union1d(made.images(), made.sample[::10])
     pixels = (digits.images[images] / 16 * 255).astype(np.uint8)[..., None].repeat(3, axis=-1)
     return made, Thumbnails(images, pixels)
@@ -49,16 +53,38 @@ def history(epochs: int, warmup: int = 3, clusterings: int = 2, better: float = 
             "train/accuracy_instance": 0.8 * done,
             "train/feature_std": 0.3 + 0.6 * done,
         }
-        figures |= {"eval/knn_top1": 0.9 * done + better, "eval/rankme": 20 * done, "perf/images_per_second": 2000.0, "perf/epoch_seconds": 60.0}
-        figures |= {"perf/m_step_seconds": 48.0, "perf/data_seconds": 3.0, "perf/data_share": 0.06, "train/gradient_norm": 1.5}
+        figures |= {
+            "eval/knn_top1": 0.9 * done + better,
+            "eval/rankme": 20 * done,
+            "perf/images_per_second": 2000.0,
+            "perf/epoch_seconds": 60.0,
+        }
+        figures |= {
+            "perf/m_step_seconds": 48.0,
+            "perf/data_seconds": 3.0,
+            "perf/data_share": 0.06,
+            "train/gradient_norm": 1.5,
+        }
         if epoch + 1 >= warmup:
             figures |= {"perf/e_step_seconds": 10.0}
             for m in range(clusterings):
-                here = {"ami": 0.7 * done - 0.1 * m + better, "largest_share": 0.1, "empty": 0.0, "phi_p10": 0.15, "phi_p50": 0.2, "phi_p90": 0.27, "k": 8.0}
+                here = {
+                    "ami": 0.7 * done - 0.1 * m + better,
+                    "largest_share": 0.1,
+                    "empty": 0.0,
+                    "phi_p10": 0.15,
+                    "phi_p50": 0.2,
+                    "phi_p90": 0.27,
+                    "k": 8.0,
+                }
                 here |= {"nmi_previous": 0.9, "drift": 0.1} if epoch + 1 > warmup else {}
                 figures |= {f"cluster/{m}/{name}": value for name, value in here.items()}
         if epoch >= warmup:
-            figures |= {"train/loss_prototype": 2 - done, "train/accuracy_prototype_0": 0.6, "cluster/0/collisions": 0.4}
+            figures |= {
+                "train/loss_prototype": 2 - done,
+                "train/accuracy_prototype_0": 0.6,
+                "cluster/0/collisions": 0.4,
+            }
         entries.append({"epoch": epoch, "step": 11 * (epoch + 1) - 1, "metrics": figures})
     return entries
 

@@ -1,4 +1,6 @@
-"""Settings that several tests share: a run and an encoder so small that an epoch takes a fraction of a second."""
+"""Settings that several tests share: a run and an encoder so small that an epoch takes a fraction of a
+second.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A cap on the size of a cluster, for data with a long tail where a few clusters would otherwise take most of the images."""
+"""A cap on the size of a cluster, for data with a long tail where a few clusters would otherwise take most of
+the images.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,20 @@ from pcl_ray.clustering.points import Points
 
 
 def capped(assign: Assign, nearest: Nearest, limit: int) -> Assign:
-    """`assign`, after which no cluster has more than `limit` points: it keeps those nearest to its centroid, of equally near ones those with
-    the lowest ids, and the others go to the nearest centroid that has room, by the same rule.
+    """`assign`, after which no cluster has more than `limit` points: it keeps those nearest to its centroid,
+    of equally near ones those with the lowest ids, and the others go to the nearest centroid that has room,
+    by the same rule.
 
     Raises ValueError where `limit` · K < N.
     """
 
-    def assign_capped(points: Points, centroids_KC: Tensor, *, labels: Tensor | None, spread: float) -> Tensor:
+    def assign_capped(
+        points: Points, centroids_KC: Tensor, *, labels: Tensor | None, spread: float
+    ) -> Tensor:
         if limit * len(centroids_KC) < points.total:
-            raise ValueError(f"{len(centroids_KC)} clusters of at most {limit} points cannot hold {points.total}")
+            raise ValueError(
+                f"{len(centroids_KC)} clusters of at most {limit} points cannot hold {points.total}"
+            )
         found = assign(points, centroids_KC, labels=labels, spread=spread).clone()
         open_ids = torch.arange(len(centroids_KC), device=found.device)
         while True:
@@ -30,7 +37,11 @@ def capped(assign: Assign, nearest: Nearest, limit: int) -> Assign:
             # A cluster that is full stays closed: each round closes one more at least, so this ends.
             open_ids = open_ids[~full[open_ids]]
             out = _beyond(points, centroids_KC, found, sizes > limit, limit)
-            found[out] = open_ids[nearest(points.take(out), centroids_KC[open_ids])] if len(open_ids) > 1 else open_ids[:1].expand(len(out))
+            found[out] = (
+                open_ids[nearest(points.take(out), centroids_KC[open_ids])]
+                if len(open_ids) > 1
+                else open_ids[:1].expand(len(out))
+            )
 
     return assign_capped
 

@@ -42,23 +42,35 @@ def concentration(
     clip: tuple[float, float] = (10.0, 90.0),
     normalise: bool = True,
 ) -> Tensor:
-    """φ = Σ_z ‖v'_z − c‖ / (Z · log(Z + α)) over the Z images of each cluster, [K] float32, finite and positive.
+    """φ = Σ_z ‖v'_z − c‖ / (Z · log(Z + α)) over the Z images of each cluster, [K] float32, finite and
+    positive.
 
-    distances_N: Euclidean distance of each image to its raw centroid. Clusters with one image or none take the largest φ; then all are clipped to
-    the `clip` percentiles and, with `normalise`, scaled so that their mean is `temperature`. Where the definition gives 0 (all images of a cluster
-    on one point) the smallest positive φ stands in, and `temperature` where there is none: q·c/φ would be infinite.
+    distances_N: Euclidean distance of each image to its raw centroid. Clusters with one image or none take
+    the largest φ; then all are clipped to the `clip` percentiles and, with `normalise`, scaled so that their
+    mean is `temperature`. Where the definition gives 0 (all images of a cluster on one point) the smallest
+    positive φ stands in, and `temperature` where there is none: q·c/φ would be infinite.
     """
     distances = torch.as_tensor(distances_N, dtype=torch.float64).cpu()
     assignments = torch.as_tensor(assignments_N, dtype=torch.long).cpu()
     sizes = torch.bincount(assignments, minlength=num_clusters)
     sums = torch.zeros(num_clusters, dtype=torch.float64).index_add_(0, assignments, distances)
-    return concentration_of_sums(sums, sizes, alpha=alpha, temperature=temperature, clip=clip, normalise=normalise)[0]
+    return concentration_of_sums(
+        sums, sizes, alpha=alpha, temperature=temperature, clip=clip, normalise=normalise
+    )[0]
 
 
 def concentration_of_sums(
-    distances_K: Tensor, sizes_K: Tensor, *, alpha: float, temperature: float, clip: tuple[float, float], normalise: bool
+    distances_K: Tensor,
+    sizes_K: Tensor,
+    *,
+    alpha: float,
+    temperature: float,
+    clip: tuple[float, float],
+    normalise: bool,
 ) -> tuple[Tensor, Hidden]:
-    """`concentration` from each cluster's sum of distances [K] float64 and size [K], which processes can add up; and what the result hides."""
+    """`concentration` from each cluster's sum of distances [K] float64 and size [K], which processes can add
+    up; and what the result hides.
+    """
     sizes = sizes_K.cpu()
     phi = distances_K.cpu() / (sizes * torch.log(sizes + alpha)).clamp(min=1e-12)
     several = sizes > 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 def faiss_state() -> str:
-    """`faiss 1.15.1, 1 GPU`, `…, no GPU` where it finds none, or `…, CPU only` where it is built without. Raises ImportError where it cannot be imported."""
+    """`faiss 1.15.1, 1 GPU`, `…, no GPU` where it finds none, or `…, CPU only` where it is built without.
+    Raises ImportError where it cannot be imported.
+    """
     import faiss
 
     count = getattr(faiss, "get_num_gpus", None)

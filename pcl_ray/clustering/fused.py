@@ -1,11 +1,15 @@
-"""The nearest centroid of every row on a GPU and the exact sums of the rows by centroid, in one pass. The N × K scores never reach memory.
+"""The nearest centroid of every row on a GPU and the exact sums of the rows by centroid, in one pass. The N ×
+K scores never reach memory.
 
-score = ‖c‖²/2 − x·c orders the centroids of a row as their distances do. Before it is computed, rows and centroids are moved together so that the
-mean of the centroids is the origin: distances stay, while features that all lie in one narrow cone no longer lose their differences to rounding. The
-mean is that of the centroids, not of the rows, because all processes of a group share them: the label of a row does not depend on where it is held.
+score = ‖c‖²/2 − x·c orders the centroids of a row as their distances do. Before it is computed, rows and
+centroids are moved together so that the mean of the centroids is the origin: distances stay, while features
+that all lie in one narrow cone no longer lose their differences to rounding. The mean is that of the
+centroids, not of the rows, because all processes of a group share them: the label of a row does not depend on
+where it is held.
 
-In half precision they are then scaled by a power of two so that nothing can overflow, and rounded to float16: eight times finer than bfloat16 at the
-same speed. The norms are those of the rounded centroids. Then only the distance to a centroid is wrong by the rounding, not the length of a row.
+In half precision they are then scaled by a power of two so that nothing can overflow, and rounded to float16:
+eight times finer than bfloat16 at the same speed. The norms are those of the rounded centroids. Then only the
+distance to a centroid is wrong by the rounding, not the length of a row.
 """
 
 from __future__ import annotations
@@ -40,29 +44,50 @@ _SCORES_CPU = 2**22
 
 
 def available() -> bool:
-    """Whether the Triton backend can run here: on an NVIDIA GPU of compute capability 8 or more, or on CPU tensors in Triton's interpreter."""
+    """Whether the Triton backend can run here: on an NVIDIA GPU of compute capability 8 or more, or on CPU
+    tensors in Triton's interpreter.
+    """
     if triton is None:
         return False
-    on_gpu = torch.cuda.is_available() and torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
+    on_gpu = (
+        torch.cuda.is_available()
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability() >= (8, 0)
+    )
     return on_gpu or triton.knobs.runtime.interpret
 
 
-def nearest(rows_nC: Tensor, centroids_KC: Tensor, *, half: bool, largest: float | None = None, backend: Literal["triton", "torch"] | None = None) -> Tensor:
+def nearest(
+    rows_nC: Tensor,
+    centroids_KC: Tensor,
+    *,
+    half: bool,
+    largest: float | None = None,
+    backend: Literal["triton", "torch"] | None = None,
+) -> Tensor:
     """[n] int64: the nearest centroid of each row; of equal scores the lowest id.
 
-    half: float16 products with float32 sums, else float32 throughout. With R the largest distance of a row or centroid from the mean of the centroids,
-    a row's centroid is in half precision at most 2⁻⁹·R farther than its nearest one, and in float32 at most 2⁻²²·R, apart from what float32 sums round.
-    The rounded rows are a copy, at most 512 MiB of it at a time (float32: 1 GiB).
-    largest: no coordinate of a row is larger; looked up where it is not given. backend: None takes Triton where it is `available`.
+    half: float16 products with float32 sums, else float32 throughout. With R the largest distance of a row or
+    centroid from the mean of the centroids, a row's centroid is in half precision at most 2⁻⁹·R farther than
+    its nearest one, and in float32 at most 2⁻²²·R, apart from what float32 sums round. The rounded rows are a
+    copy, at most 512 MiB of it at a time (float32: 1 GiB). largest: no coordinate of a row is larger; looked
+    up where it is not given. backend: None takes Triton where it is `available`.
     Raises ValueError for rows or centroids that are not finite, in half precision.
     """
     return _labels(rows_nC, centroids_KC, half, largest, backend, sums=None)
 
 
 def nearest_and_sums(
-    rows_nC: Tensor, centroids_KC: Tensor, *, total: int, largest: float, half: bool, backend: Literal["triton", "torch"] | None = None
+    rows_nC: Tensor,
+    centroids_KC: Tensor,
+    *,
+    total: int,
+    largest: float,
+    half: bool,
+    backend: Literal["triton", "torch"] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels [n] int64 as `nearest` gives them, sizes [K] int64, and sums [K, C] float64: of `points.on_grid(rows, total, largest)` by label, exact.
+    """Labels [n] int64 as `nearest` gives them, sizes [K] int64, and sums [K, C] float64: of
+    `points.on_grid(rows, total, largest)` by label, exact.
 
     The sums are of the rows as they are given, not of the rounded ones.
     """
@@ -72,7 +97,9 @@ def nearest_and_sums(
 
 
 class _Sums:
-    """Sums in whole multiples of the grid's unit, int64: additions are exact, so that it does not matter in which order a GPU does them."""
+    """Sums in whole multiples of the grid's unit, int64: additions are exact, so that it does not matter in
+    which order a GPU does them.
+    """
 
     def __init__(self, num_clusters: int, rows: Tensor, total: int, largest: float):
         bits = grid_bits(total, largest)
@@ -87,12 +114,20 @@ class _Sums:
         self.sizes += torch.bincount(labels, minlength=len(self.sizes))
 
 
-def _labels(rows: Tensor, centroids: Tensor, half: bool, largest: float | None, backend: str | None, sums: _Sums | None) -> Tensor:
+def _labels(
+    rows: Tensor,
+    centroids: Tensor,
+    half: bool,
+    largest: float | None,
+    backend: str | None,
+    sums: _Sums | None,
+) -> Tensor:
     if not len(rows):
         return torch.zeros(0, dtype=torch.long, device=rows.device)
     if backend is None:
         backend = "triton" if available() and (rows.is_cuda or triton.knobs.runtime.interpret) else "torch"
-    with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():  # Triton launches on the current device
+    # Triton launches on the current device
+    with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
         frame = _Frame.of(rows, centroids, half, largest)
         return (_by_triton if backend == "triton" else _by_torch)(rows.contiguous(), centroids, frame, sums)
 
@@ -113,20 +148,27 @@ class _Frame:
         reach = max(_largest(rows) if largest is None else largest, _largest(centroids)) + _largest(centre)
         if not math.isfinite(reach):
             raise ValueError("half precision needs finite rows and centroids")
-        # No coordinate exceeds 2¹⁵ then; float16 ends at 65504, and keeps all its digits down to a 2⁻²⁹th of that.
+        # No coordinate exceeds 2¹⁵ then; float16 ends at 65504, and keeps all its digits down to a 2⁻²⁹th of
+        # that.
         scale = 2.0 ** (15 - max(math.frexp(reach)[1], -100))
         return cls(centre * -scale, scale, torch.float16)
 
     def round_into(self, out: Tensor, rows: Tensor) -> None:
-        """scale·(row − centre) into the first of out's rows and columns, one rounding to out's type after the one of float32."""
+        """scale·(row − centre) into the first of out's rows and columns, one rounding to out's type after the
+        one of float32.
+        """
         torch.add(self.shift, rows, alpha=self.scale, out=out[: len(rows), : rows.shape[1]])
 
     def place(self, centroids: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
-        """The rounded centroids, [count, width], and half their squared norms, [count] float32. Those that fill up are infinitely far."""
+        """The rounded centroids, [count, width], and half their squared norms, [count] float32. Those that
+        fill up are infinitely far.
+        """
         placed = torch.zeros(count, width, dtype=self.dtype, device=centroids.device)
         self.round_into(placed, centroids)
         half_squares = torch.full((count,), math.inf, device=centroids.device)
-        half_squares[: len(centroids)] = torch.linalg.vector_norm(placed[: len(centroids)], dim=1, dtype=torch.float64).square() / 2
+        half_squares[: len(centroids)] = (
+            torch.linalg.vector_norm(placed[: len(centroids)], dim=1, dtype=torch.float64).square() / 2
+        )
         return placed, half_squares
 
 
@@ -134,7 +176,9 @@ def _largest(values: Tensor) -> float:
     return float(torch.stack(torch.aminmax(values)).abs().max())
 
 
-def _by_torch(rows: Tensor, centroids: Tensor, frame: _Frame, sums: _Sums | None, *, scores: int | None = None) -> Tensor:
+def _by_torch(
+    rows: Tensor, centroids: Tensor, frame: _Frame, sums: _Sums | None, *, scores: int | None = None
+) -> Tensor:
     """`scores`: how many to hold at a time."""
     scores = scores or (_SCORES if rows.is_cuda else _SCORES_CPU)
     placed, half_squares = frame.place(centroids, *centroids.shape)
@@ -147,7 +191,8 @@ def _by_torch(rows: Tensor, centroids: Tensor, frame: _Frame, sums: _Sums | None
         label = torch.zeros(len(block), dtype=torch.long, device=rows.device)
         for start in range(0, len(placed), wide):
             product = _product(x, placed[start : start + wide])
-            least, place = torch.sub(half_squares[start : start + wide], product, out=product).min(dim=1)  # the first of equal ones
+            # the first of equal ones
+            least, place = torch.sub(half_squares[start : start + wide], product, out=product).min(dim=1)
             better = least < best
             label = torch.where(better, place + start, label)
             best = torch.where(better, least, best)
@@ -176,12 +221,14 @@ class _Blocks:
 
 
 def _blocks(dim: int, half: bool) -> _Blocks:
-    """Fixed rather than tuned at run time: tuning takes seconds for every new shape, and a label should not depend on which block size won.
+    """Fixed rather than tuned at run time: tuning takes seconds for every new shape, and a label should not
+    depend on which block size won.
 
-    All fit the 99 KiB of shared memory that every GPU from compute capability 8 on has. Up to 128 dimensions in half precision, two blocks share a
-    multiprocessor of an H100 (126 registers a thread, 96 KiB), so that one multiplies while the other looks for minima; a third stage would leave room
-    for one. 128 rows a block, because every block reads all centroids from the L2 cache: at 300 TFLOP/s that is 2.3 TB/s, with 64 rows twice as much.
-    Counted from the compiled code; `benchmarks/estep_gpu.py --sweep` measures others.
+    All fit the 99 KiB of shared memory that every GPU from compute capability 8 on has. Up to 128 dimensions
+    in half precision, two blocks share a multiprocessor of an H100 (126 registers a thread, 96 KiB), so that
+    one multiplies while the other looks for minima; a third stage would leave room for one. 128 rows a block,
+    because every block reads all centroids from the L2 cache: at 300 TFLOP/s that is 2.3 TB/s, with 64 rows
+    twice as much. Counted from the compiled code; `benchmarks/estep_gpu.py --sweep` measures others.
     """
     if not half:
         return _Blocks(128, 64, 32, 8, 3)
@@ -195,7 +242,8 @@ def _by_triton(rows: Tensor, centroids: Tensor, frame: _Frame, sums: _Sums | Non
     blocks = _blocks(dim, frame.dtype == torch.float16)
     tiles, width = triton.cdiv(len(centroids), blocks.centroids), triton.cdiv(dim, blocks.dims) * blocks.dims
     placed, half_squares = frame.place(centroids, tiles * blocks.centroids, width)
-    # Within a tile the first neighbours of all groups, then the second ones, and so on: the kernel's minimum over neighbours stays within a thread.
+    # Within a tile the first neighbours of all groups, then the second ones, and so on: the kernel's minimum
+    # over neighbours stays within a thread.
     groups_in_tile = blocks.centroids // _NEIGHBOURS
     placed = placed.view(tiles, groups_in_tile, _NEIGHBOURS, width).transpose(1, 2).contiguous()
     half_squares = half_squares.view(tiles, groups_in_tile, _NEIGHBOURS).transpose(1, 2).contiguous()
@@ -209,13 +257,39 @@ def _by_triton(rows: Tensor, centroids: Tensor, frame: _Frame, sums: _Sums | Non
     for part, label in zip(rows.split(slab), labels.split(slab), strict=True):
         frame.round_into(x, part)
         _best_groups[(triton.cdiv(len(part), blocks.rows),)](
-            *(x, placed, half_squares, groups, tiles, width, blocks.dims, blocks.rows, blocks.centroids, _NEIGHBOURS),
+            *(
+                x,
+                placed,
+                half_squares,
+                groups,
+                tiles,
+                width,
+                blocks.dims,
+                blocks.rows,
+                blocks.centroids,
+                _NEIGHBOURS,
+            ),
             num_warps=blocks.warps,
             num_stages=blocks.stages,
         )
         into = (sums.in_units, sums.sizes, sums.units_in_one) if sums is not None else (None, None, None)
         _settle[(triton.cdiv(len(part), together),)](
-            *(x, placed, half_squares, groups, part, label, *into, len(part), dim, width, across, together, blocks.centroids, _NEIGHBOURS)
+            *(
+                x,
+                placed,
+                half_squares,
+                groups,
+                part,
+                label,
+                *into,
+                len(part),
+                dim,
+                width,
+                across,
+                together,
+                blocks.centroids,
+                _NEIGHBOURS,
+            )
         )
     return labels
 
@@ -229,10 +303,12 @@ def _best_groups(
     x_ptr, c_ptr, half_squares_ptr, groups_ptr, tiles,
     WIDTH: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    """For ROWS rows, the group of NEIGHBOURS successive centroids that holds the nearest one; of equal ones the lowest.
+    """For ROWS rows, the group of NEIGHBOURS successive centroids that holds the nearest one; of equal ones
+    the lowest.
 
-    At 128 dimensions a full search for minima takes as long as the products. So it does little for each score: a subtraction and a minimum. Which tile a
-    minimum comes from is kept for every place of a group in the tile, and nothing is exchanged between threads until the end.
+    At 128 dimensions a full search for minima takes as long as the products. So it does little for each
+    score: a subtraction and a minimum. Which tile a minimum comes from is kept for every place of a group in
+    the tile, and nothing is exchanged between threads until the end.
     """
     PLACES: tl.constexpr = TILE // NEIGHBOURS
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -240,13 +316,16 @@ def _best_groups(
     x_ptrs = x_ptr + row[:, None] * WIDTH + dim[None, :]
     best = tl.full((ROWS, PLACES), float("inf"), tl.float32)
     tile = tl.zeros((ROWS, PLACES), tl.int32)
-    # All blocks walk the tiles in the same order at about the same time, so a tile is in the L2 cache even where all the centroids are not.
+    # All blocks walk the tiles in the same order at about the same time, so a tile is in the L2 cache even
+    # where all the centroids are not.
     for number in range(tiles):
         at = number * TILE + tl.arange(0, TILE)
         c_ptrs = c_ptr + at.to(tl.int64)[None, :] * WIDTH + dim[:, None]
         product = tl.zeros((ROWS, TILE), tl.float32)
         for start in range(0, WIDTH, DIMS):
-            product = tl.dot(tl.load(x_ptrs + start), tl.load(c_ptrs + start), product, input_precision="ieee")
+            product = tl.dot(
+                tl.load(x_ptrs + start), tl.load(c_ptrs + start), product, input_precision="ieee"
+            )
         score = tl.load(half_squares_ptr + at)[None, :] - product
         least = tl.min(tl.reshape(score, (ROWS, NEIGHBOURS, PLACES)), axis=1)
         better = least < best
@@ -260,9 +339,12 @@ def _best_groups(
 @_jit(do_not_specialize=["count"])
 def _settle(
     x_ptr, c_ptr, half_squares_ptr, groups_ptr, rows_ptr, labels_ptr, sums_ptr, sizes_ptr, units_ptr, count,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, ACROSS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, NEIGHBOURS: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, ACROSS: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    """For ROWS rows, the nearest centroid of the best group; and adds the rows as given to the sums of their labels, where there are sums."""
+    """For ROWS rows, the nearest centroid of the best group; and adds the rows as given to the sums of their
+    labels, where there are sums.
+    """
     PLACES: tl.constexpr = TILE // NEIGHBOURS
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, ACROSS)
@@ -274,15 +356,22 @@ def _settle(
     best = tl.full((ROWS,), float("inf"), tl.float32)
     for number in range(NEIGHBOURS):
         at = group // PLACES * TILE + number * PLACES + group % PLACES
-        c = tl.load(c_ptr + at.to(tl.int64)[:, None] * WIDTH + dim[None, :], mask=within, other=0.0).to(tl.float32)
+        c = tl.load(c_ptr + at.to(tl.int64)[:, None] * WIDTH + dim[None, :], mask=within, other=0.0).to(
+            tl.float32
+        )
         score = tl.load(half_squares_ptr + at) - tl.sum(x * c, axis=1)
         label = tl.where(score < best, group * NEIGHBOURS + number, label)
         best = tl.minimum(score, best)
     tl.store(labels_ptr + row, label.to(tl.int64), mask=inside)
     if sums_ptr is not None:
         given = inside[:, None] & (dim < DIM)[None, :]
-        value = tl.load(rows_ptr + row[:, None] * DIM + dim[None, :], mask=given, other=0.0).to(tl.float64) * tl.load(units_ptr)
-        # Adding 1.5·2⁵² leaves a float64 no digits after the point and rounds half to even, as torch.round does; values are at most 2⁵¹.
+        value = tl.load(rows_ptr + row[:, None] * DIM + dim[None, :], mask=given, other=0.0).to(
+            tl.float64
+        ) * tl.load(units_ptr)
+        # Adding 1.5·2⁵² leaves a float64 no digits after the point and rounds half to even, as torch.round
+        # does; values are at most 2⁵¹.
         whole = ((value + 6755399441055744.0) - 6755399441055744.0).to(tl.int64)
-        tl.atomic_add(sums_ptr + label.to(tl.int64)[:, None] * DIM + dim[None, :], whole, mask=given, sem="relaxed")
+        tl.atomic_add(
+            sums_ptr + label.to(tl.int64)[:, None] * DIM + dim[None, :], whole, mask=given, sem="relaxed"
+        )
         tl.atomic_add(sizes_ptr + label, 1, mask=inside, sem="relaxed")

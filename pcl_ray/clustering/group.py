@@ -1,6 +1,8 @@
-"""The processes that share one clustering: each holds some of the points, all take every decision from the same reduced numbers.
+"""The processes that share one clustering: each holds some of the points, all take every decision from the
+same reduced numbers.
 
-Everything in `clustering` is written once, for a shard and its group; one process is a group of one, where nothing is exchanged.
+Everything in `clustering` is written once, for a shard and its group; one process is a group of one, where
+nothing is exchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ class Group:
     size = 1
 
     def sum(self, *tensors: Tensor) -> None:
-        """Adds every tensor up over the group, in place. Exact for whole numbers and for values on one grid (`points.Points`)."""
+        """Adds every tensor up over the group, in place. Exact for whole numbers and for values on one grid
+        (`points.Points`).
+        """
 
     def max(self, value: float) -> float:
         """The largest of the processes' values."""
@@ -29,7 +33,9 @@ class Group:
 
 
 class TorchGroup(Group):
-    """The processes of a torch.distributed group: gloo on CPUs, NCCL on GPUs. `device` is where its tensors travel from."""
+    """The processes of a torch.distributed group: gloo on CPUs, NCCL on GPUs. `device` is where its tensors
+    travel from.
+    """
 
     def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | None = None):
         self._group = group
@@ -37,7 +43,8 @@ class TorchGroup(Group):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def sum(self, *tensors: Tensor) -> None:
-        # One message instead of several: over many processes its way costs more than its length. Float64 is exact for everything that is summed here.
+        # One message instead of several: over many processes its way costs more than its length. Float64 is
+        # exact for everything that is summed here.
         packed = torch.cat([tensor.detach().to(self._device, torch.float64).flatten() for tensor in tensors])
         dist.all_reduce(packed, group=self._group)
         for tensor, part in zip(tensors, packed.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -57,4 +64,6 @@ class TorchGroup(Group):
         padded[: len(rows)] = rows.to(self._device)
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded, group=self._group)
-        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]).to(rows.device)
+        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]).to(
+            rows.device
+        )

@@ -1,4 +1,6 @@
-"""Whether features can be clustered, and whether a clustering can be used. φ cannot tell: its clip and its stand-ins make a collapsed run look healthy."""
+"""Whether features can be clustered, and whether a clustering can be used. φ cannot tell: its clip and its
+stand-ins make a collapsed run look healthy.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from torch import Tensor
 from pcl_ray.clustering.points import Moments, Points
 from pcl_ray.clustering.shortlist import sampled
 
-# Mean squared distance of unit features to their mean below which nothing is left to cluster: all images sit on one point.
+# Mean squared distance of unit features to their mean below which nothing is left to cluster: all images sit
+# on one point.
 COLLAPSED_SPREAD = 1e-4
 NORMS = (0.5, 1.5)  # features are L2-normalised; zero vectors and rows that were added up twice lie outside
 FEW = 1e-4  # share of rows that may be unusable; more, and the encoder is broken
@@ -20,7 +23,9 @@ _RANK_DIMS = 512  # dimensions that the rank is taken in
 
 EMPTY, _SINGLETONS = 0.01, 0.25
 DOMINANT, TIMES_MEAN = 0.1, 20.0
-_COPIES = 0.01  # mean squared distance within a cluster, as a share of that in the others, below which its images are copies of one
+# mean squared distance within a cluster, as a share of that in the others, below which its images are copies
+# of one
+_COPIES = 0.01
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class Gauges:
 
     cone: float  # ‖mean‖², the mean cosine of two random images: 1 where all point one way
     spread: float  # mean squared distance to the mean
-    rank: float  # effective rank: exp of the entropy of the singular values around the mean (RankMe, Garrido et al., ICML 2023)
+    # effective rank: exp of the entropy of the singular values around the mean (RankMe, Garrido et al., ICML
+    # 2023)
+    rank: float
 
     def figures(self) -> dict[str, float]:
         return {"cluster/cone": self.cone, "cluster/spread": self.spread, "cluster/rank": self.rank}
@@ -37,25 +44,38 @@ class Gauges:
 
 def unusable(rows_nC: Tensor) -> tuple[Tensor, Tensor]:
     """Two [n] bool: rows that are not finite, and finite rows whose length is nowhere near one."""
-    norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in rows_nC.split(65536)]) if len(rows_nC) else torch.zeros(0)
+    norms = (
+        torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in rows_nC.split(65536)])
+        if len(rows_nC)
+        else torch.zeros(0)
+    )
     broken = ~torch.isfinite(norms)
     return broken, ~broken & ((norms < NORMS[0]) | (norms > NORMS[1]))
 
 
 def gauges(points: Points) -> Gauges:
-    """Of the group's points, from a choice of them that does not depend on how they are spread; brought together, so that all see the same numbers."""
+    """Of the group's points, from a choice of them that does not depend on how they are spread; brought
+    together, so that all see the same numbers.
+    """
     # drawn, not every so many: images often come in a pattern
     mine = sampled(points.ids, _SAMPLE / max(points.total, 1), 0)
-    ids, rows = points.group.gather(points.ids[mine]), points.group.gather(points.rows[mine.to(points.device)])
+    ids, rows = (
+        points.group.gather(points.ids[mine]),
+        points.group.gather(points.rows[mine.to(points.device)]),
+    )
     rows = rows[ids.argsort().to(rows.device)].double()
     if points.dim > _RANK_DIMS:  # a random projection keeps what is asked here: whether the rank is small
-        draw = torch.randn(points.dim, _RANK_DIMS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        draw = torch.randn(
+            points.dim, _RANK_DIMS, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
         rows = rows @ draw.to(rows.device) / math.sqrt(_RANK_DIMS)
     mean = rows.sum(dim=0) / max(len(rows), 1)
     covariance = rows.T @ rows / max(len(rows), 1) - torch.outer(mean, mean)
     values = torch.linalg.eigvalsh(covariance.cpu()).clamp(min=0).sqrt()
     share = values / values.sum().clamp(min=1e-12) + 1e-12
-    return Gauges(float(mean.square().sum()), float(covariance.trace()), float(torch.exp(-(share * share.log()).sum())))
+    return Gauges(
+        float(mean.square().sum()), float(covariance.trace()), float(torch.exp(-(share * share.log()).sum()))
+    )
 
 
 def least_rank(rank: float, dim: int) -> float:
@@ -64,14 +84,25 @@ def least_rank(rank: float, dim: int) -> float:
 
 
 def collapse(found: Gauges, dim: int, *, cone: float, rank: float) -> str:
-    """Why these features have collapsed, by the limits of `e_step.collapse_cone` and `e_step.collapse_rank`; "" if they have not."""
+    """Why these features have collapsed, by the limits of `e_step.collapse_cone` and `e_step.collapse_rank`;
+    "" if they have not.
+    """
     if found.spread < COLLAPSED_SPREAD:
-        return f"the features have collapsed onto one point (mean squared distance to their mean {found.spread:.1e})"
+        return (
+            "the features have collapsed onto one point (mean squared distance to their mean"
+            f" {found.spread:.1e})"
+        )
     if found.cone > cone:
-        return f"the features have collapsed into a cone (mean cosine of two images {found.cone:.3f}, the limit is e_step.collapse_cone = {cone:g})"
+        return (
+            f"the features have collapsed into a cone (mean cosine of two images {found.cone:.3f}, the limit"
+            f" is e_step.collapse_cone = {cone:g})"
+        )
     least = least_rank(rank, dim)
     if found.rank < least:
-        return f"the features have collapsed into {found.rank:.1f} of {dim} dimensions (the limit is {least:g}, from e_step.collapse_rank)"
+        return (
+            f"the features have collapsed into {found.rank:.1f} of {dim} dimensions (the limit is {least:g},"
+            " from e_step.collapse_rank)"
+        )
     return ""
 
 
@@ -84,7 +115,8 @@ def faults(moments: Moments, total: int) -> list[str]:
         found.append(f"{empty} of {num_clusters} clusters are empty")
     size, copies = _dominant(moments, total)
     others = total - size if copies else total
-    if singletons > _SINGLETONS * num_clusters and others >= 4 * num_clusters:  # with fewer images a cluster, many singletons are to be expected
+    # with fewer images a cluster, many singletons are to be expected
+    if singletons > _SINGLETONS * num_clusters and others >= 4 * num_clusters:
         found.append(f"{singletons} of {num_clusters} clusters hold one image")
     if size and not copies:
         found.append(f"one of {num_clusters} clusters holds {size / total:.0%} of the images")
@@ -94,11 +126,17 @@ def faults(moments: Moments, total: int) -> list[str]:
 def duplicates(moments: Moments, total: int) -> str:
     """A warning where one image, many times over, fills a cluster of its own; else ""."""
     size, copies = _dominant(moments, total)
-    return f"one cluster holds {size / total:.0%} of the images, all but a few with the same features: look for duplicate images" if copies else ""
+    return (
+        f"one cluster holds {size / total:.0%} of the images, all but a few with the same features: look for"
+        " duplicate images"
+        if copies
+        else ""
+    )
 
 
 def _dominant(moments: Moments, total: int) -> tuple[int, bool]:
-    """Images of the largest cluster where they are far too many, else 0; and whether they are copies of one image, which are one cluster rightly.
+    """Images of the largest cluster where they are far too many, else 0; and whether they are copies of one
+    image, which are one cluster rightly.
 
     A few others may lie among the copies: those for which no other centroid is nearer.
     """

@@ -41,13 +41,16 @@ def kmeans(
     ids: Tensor | None = None,
     total: int | None = None,
 ) -> KMeansResult:
-    """Lloyd's k-means on [N, C]; the best of `restarts` runs. Centroids, assignments and distances belong together.
+    """Lloyd's k-means on [N, C]; the best of `restarts` runs. Centroids, assignments and distances belong
+    together.
 
-    start_KC: centroids to start from instead of random points (then one run). spherical: centroids are normalised after every iteration.
-    threads: CPU threads, 0 takes all cores. gpu: search on faiss' GPUs; features that lie on a GPU are clustered there anyway.
-    group, ids, total: this process holds the rows `ids` of `total` and all processes of the group call this; assignments and distances are those of its rows.
-    Same seed and input, same result, bit by bit on CPUs: on any number of threads and processes, by either backend; of equally near centroids the one
-    with the lowest id. Raises ValueError for features or starting centroids that are not finite, for fewer points than K, and for a start of another shape.
+    start_KC: centroids to start from instead of random points (then one run). spherical: centroids are
+    normalised after every iteration. threads: CPU threads, 0 takes all cores. gpu: search on faiss' GPUs;
+    features that lie on a GPU are clustered there anyway. group, ids, total: this process holds the rows
+    `ids` of `total` and all processes of the group call this; assignments and distances are those of its
+    rows. Same seed and input, same result, bit by bit on CPUs: on any number of threads and processes, by
+    either backend; of equally near centroids the one with the lowest id. Raises ValueError for features or
+    starting centroids that are not finite, for fewer points than K, and for a start of another shape.
     """
     rows = torch.as_tensor(np.asarray(features_NC) if not isinstance(features_NC, Tensor) else features_NC)
     rows = rows.contiguous() if rows.dtype in (torch.float32, torch.float16) else rows.float().contiguous()
@@ -59,7 +62,8 @@ def kmeans(
     if start is not None:
         if start.shape != (num_clusters, rows.shape[1]):
             raise ValueError(
-                f"start_KC has shape {tuple(start.shape)}, {num_clusters} clusters of {rows.shape[1]} dimensions need {(num_clusters, rows.shape[1])}"
+                f"start_KC has shape {tuple(start.shape)}, {num_clusters} clusters of {rows.shape[1]}"
+                f" dimensions need {(num_clusters, rows.shape[1])}"
             )
         _check_finite(start, "starting centroids")
         start = start.to(rows.device)
@@ -67,9 +71,20 @@ def kmeans(
     find = BruteForce(Nearest(backend, threads, gpu))
     squares = points.squares()
     if start is not None:
-        best = lloyd(points, start, find, passes=iterations + 1, seed=seed, squares=squares, spherical=spherical)
+        best = lloyd(
+            points, start, find, passes=iterations + 1, seed=seed, squares=squares, spherical=spherical
+        )
     else:
-        best = best_of(points, num_clusters, find, passes=iterations + 1, restarts=restarts, seed=seed, squares=squares, spherical=spherical)
+        best = best_of(
+            points,
+            num_clusters,
+            find,
+            passes=iterations + 1,
+            restarts=restarts,
+            seed=seed,
+            squares=squares,
+            spherical=spherical,
+        )
     distances = distances_to(points, best.centroids, best.labels)
     return KMeansResult(best.centroids, best.labels, distances, _objective(points, distances))
 
@@ -91,7 +106,16 @@ def best_of(
     for number in range(restarts):
         own = seed + 7919 * number
         start, _ = random_start(points, num_clusters, own)
-        run = lloyd(points, start, assign, passes=passes, seed=own, squares=squares, spherical=spherical, spread=spread)
+        run = lloyd(
+            points,
+            start,
+            assign,
+            passes=passes,
+            seed=own,
+            squares=squares,
+            spherical=spherical,
+            spread=spread,
+        )
         if best is None or run.objective < best.objective:
             best = run
     assert best is not None
@@ -99,10 +123,14 @@ def best_of(
 
 
 def distances_to(points: Points, centroids_KC: Tensor, labels: Tensor) -> Tensor:
-    """[n] float32 distance to the own centroid, by subtraction: ‖x‖² − 2x·c + ‖c‖² loses small distances to rounding. 0 below the features' own rounding."""
+    """[n] float32 distance to the own centroid, by subtraction: ‖x‖² − 2x·c + ‖c‖² loses small distances to
+    rounding. 0 below the features' own rounding.
+    """
     centroids = centroids_KC.to(points.device)
     out = torch.empty(len(points.rows), device=points.device)
-    for rows, ids, found in zip(points.rows.split(_BLOCK), labels.split(_BLOCK), out.split(_BLOCK), strict=True):
+    for rows, ids, found in zip(
+        points.rows.split(_BLOCK), labels.split(_BLOCK), out.split(_BLOCK), strict=True
+    ):
         wide = rows.float()
         distance = torch.linalg.vector_norm(wide - centroids[ids.clamp(min=0)], dim=1)
         floor = 2.0**-23 * torch.linalg.vector_norm(wide, dim=1)
@@ -118,8 +146,14 @@ def _objective(points: Points, distances: Tensor) -> float:
 
 
 def _check_finite(rows: Tensor, what: str) -> None:
-    """Raises ValueError for NaN, infinities and values whose square overflows: faiss would end the whole process."""
-    norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1).square() for block in rows.split(_BLOCK)]) if len(rows) else torch.zeros(0)
+    """Raises ValueError for NaN, infinities and values whose square overflows: faiss would end the whole
+    process.
+    """
+    norms = (
+        torch.cat([torch.linalg.vector_norm(block.float(), dim=1).square() for block in rows.split(_BLOCK)])
+        if len(rows)
+        else torch.zeros(0)
+    )
     bad = (~torch.isfinite(norms)).nonzero().flatten()
     if len(bad):
         raise ValueError(f"{len(bad)} of {len(rows)} {what} are not finite, the first: {bad[:5].tolist()}")

@@ -1,7 +1,9 @@
-"""Lloyd's algorithm over a group of processes: every one runs this on its own points, and all take the same steps.
+"""Lloyd's algorithm over a group of processes: every one runs this on its own points, and all take the same
+steps.
 
-start centroids → pass: nearest centroid of each point → sizes, sums (reduced) → means → repair of empty clusters → next pass
-The labels, centroids and figures of the *last* pass belong together: after it, nothing is moved any more.
+start centroids → pass: nearest centroid of each point → sizes, sums (reduced) → means → repair of empty
+clusters → next pass The labels, centroids and figures of the *last* pass belong together: after it, nothing
+is moved any more.
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ from pcl_ray.clustering.points import Moments, Points
 
 
 class Assign(Protocol):
-    """Gives every point a centroid, [n] int64; `labels`: those of the pass before, `spread`: mean squared distance, where known."""
+    """Gives every point a centroid, [n] int64; `labels`: those of the pass before, `spread`: mean squared
+    distance, where known.
+    """
 
-    def __call__(self, points: Points, centroids_KC: Tensor, *, labels: Tensor | None, spread: float) -> Tensor: ...
+    def __call__(
+        self, points: Points, centroids_KC: Tensor, *, labels: Tensor | None, spread: float
+    ) -> Tensor: ...
 
 
 @dataclass(eq=False)
@@ -33,7 +39,8 @@ class Run:
     centroids: Tensor  # [K, C] float32, raw
     labels: Tensor  # [n] int64, of this process's points
     moments: Moments  # of the labels, over the group
-    objectives: list[float] = field(default_factory=list)  # sum of squared distances at each pass, over the group
+    # sum of squared distances at each pass, over the group
+    objectives: list[float] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)  # points of the group whose label each pass changed
     repaired: int = 0  # empty clusters that were put elsewhere
 
@@ -56,11 +63,13 @@ def lloyd(
     spread: float = math.inf,
     go_on: Callable[[Run], bool] = lambda run: True,
 ) -> Run:
-    """At most `passes` passes from the raw centroids [K, C]; fewer where a pass changes no label, or `go_on` says no after the first.
+    """At most `passes` passes from the raw centroids [K, C]; fewer where a pass changes no label, or `go_on`
+    says no after the first.
 
-    squares: `points.squares()`. labels, moments: what the start was made of (both or neither), so that only changes are counted.
-    spread: what is known of the mean squared distance before the first pass.
-    seed: of the directions in which clusters are split to fill empty ones. Every process of the group gets the same start, seed and settings.
+    squares: `points.squares()`. labels, moments: what the start was made of (both or neither), so that only
+    changes are counted. spread: what is known of the mean squared distance before the first pass. seed: of
+    the directions in which clusters are split to fill empty ones. Every process of the group gets the same
+    start, seed and settings.
     """
     run = Run(
         start_KC.float(),
@@ -70,9 +79,17 @@ def lloyd(
     for number in range(passes):
         spread = run.objectives[-1] / points.total if run.objectives else spread
         if number == 0 and moments is None and isinstance(assign, BruteForce):
-            (found, run.moments), changed = assign.with_moments(points, run.centroids, squares, spread=spread), points.total
+            (found, run.moments), changed = (
+                assign.with_moments(points, run.centroids, squares, spread=spread),
+                points.total,
+            )
         else:
-            found = assign(points, run.centroids, labels=run.labels if labels is not None or number else None, spread=spread)
+            found = assign(
+                points,
+                run.centroids,
+                labels=run.labels if labels is not None or number else None,
+                spread=spread,
+            )
             changed = run.moments.moved(points, run.labels, found, squares)
         run.labels = found
         run.changed.append(changed)
@@ -102,8 +119,9 @@ def _can_repair(moments: Moments) -> bool:
 def split_into_empty(means_KC: Tensor, moments: Moments, seed: int) -> int:
     """Puts each empty cluster beside one that can be split, in place; gives back how many were put.
 
-    Donors are the clusters with the largest sum of squared distances, at most one split each. The two halves lie half the cluster's mean distance apart on
-    either side of its mean, in a random direction: far enough for half precision and for points that are all but equal.
+    Donors are the clusters with the largest sum of squared distances, at most one split each. The two halves
+    lie half the cluster's mean distance apart on either side of its mean, in a random direction: far enough
+    for half precision and for points that are all but equal.
     """
     empty = (moments.sizes == 0).nonzero().flatten()
     if not len(empty):
@@ -112,7 +130,12 @@ def split_into_empty(means_KC: Tensor, moments: Moments, seed: int) -> int:
     order = torch.argsort(scatter, descending=True, stable=True)  # stable: equal ones by id
     donors = order[(moments.sizes[order] > 1) & (scatter[order] > 0)][: len(empty)]
     empty = empty[: len(donors)]
-    directions = torch.randn(len(donors), means_KC.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed % 2**63))
+    directions = torch.randn(
+        len(donors),
+        means_KC.shape[1],
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed % 2**63),
+    )
     reach = 0.5 * (scatter[donors] / moments.sizes[donors]).sqrt()
     offset = F.normalize(directions, dim=1).to(means_KC.device) * reach[:, None]
     means_KC[empty] = means_KC[donors] + offset
@@ -121,9 +144,11 @@ def split_into_empty(means_KC: Tensor, moments: Moments, seed: int) -> int:
 
 
 def random_start(points: Points, num_clusters: int, seed: int) -> tuple[Tensor, int]:
-    """[K, C] float32: K of the group's points, drawn by id, no two of them equal where that can be had; and how many of the K differ.
+    """[K, C] float32: K of the group's points, drawn by id, no two of them equal where that can be had; and
+    how many of the K differ.
 
-    Draws do not depend on how the points are spread. A group draws more of them where the first ones hold duplicates, up to all.
+    Draws do not depend on how the points are spread. A group draws more of them where the first ones hold
+    duplicates, up to all.
     """
     wanted, drawn = num_clusters, min(points.total, num_clusters + 64)
     while True:
@@ -143,8 +168,13 @@ def random_start(points: Points, num_clusters: int, seed: int) -> tuple[Tensor, 
 
 
 def rows_of(points: Points, ids: Tensor) -> Tensor:
-    """[m, C] float32: the group's points with these ids, on every process; m is less than len(ids) where no process holds some (they were not usable)."""
-    rows, held = torch.zeros(len(ids), points.dim, device=points.device), torch.zeros(len(ids), dtype=torch.long, device=points.device)
+    """[m, C] float32: the group's points with these ids, on every process; m is less than len(ids) where no
+    process holds some (they were not usable).
+    """
+    rows, held = (
+        torch.zeros(len(ids), points.dim, device=points.device),
+        torch.zeros(len(ids), dtype=torch.long, device=points.device),
+    )
     if len(points.ids):
         rising, order = points.ids.sort()
         place = torch.searchsorted(rising, ids).clamp(max=len(rising) - 1)

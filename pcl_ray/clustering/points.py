@@ -1,8 +1,9 @@
 """The points of one process, and exact sums over them.
 
-Sums of features must not depend on how the points are spread over processes and threads, nor on the order of addition: then one shard and several
-give the same centroids bit by bit. Float64 alone does not promise that. So every summand is first rounded to a multiple of 2⁻ˢ, with s so large that
-it changes nothing visible and so small that any sum of N of them is exact in the 53 bits of a float64. Exact sums have a second use: a pass of
+Sums of features must not depend on how the points are spread over processes and threads, nor on the order of
+addition: then one shard and several give the same centroids bit by bit. Float64 alone does not promise that.
+So every summand is first rounded to a multiple of 2⁻ˢ, with s so large that it changes nothing visible and so
+small that any sum of N of them is exact in the 53 bits of a float64. Exact sums have a second use: a pass of
 Lloyd's algorithm only has to move the few points whose label changed.
 """
 
@@ -31,8 +32,18 @@ class Points:
     group: Group
 
     @classmethod
-    def of(cls, rows: Tensor, ids: Tensor | None = None, *, total: int | None = None, group: Group | None = None, largest: float | None = None) -> Points:
-        """Points with the largest coordinate of the group, which sets the grid (`largest`: where that is known)."""
+    def of(
+        cls,
+        rows: Tensor,
+        ids: Tensor | None = None,
+        *,
+        total: int | None = None,
+        group: Group | None = None,
+        largest: float | None = None,
+    ) -> Points:
+        """Points with the largest coordinate of the group, which sets the grid (`largest`: where that is
+        known).
+        """
         group = group or Group()
         ids = torch.arange(len(rows)) if ids is None else ids
         total = len(rows) if total is None else total
@@ -66,7 +77,9 @@ class Points:
         return on_grid(out, self.total, self.dim * self.largest**2)
 
     def sums(self, labels: Tensor, values: Tensor, largest: float, num_clusters: int) -> Tensor:
-        """[K] float64, the sum of a number [n] that each row has, by cluster and over the group; exact. Negative labels take no part."""
+        """[K] float64, the sum of a number [n] that each row has, by cluster and over the group; exact.
+        Negative labels take no part.
+        """
         known = labels >= 0
         out = torch.zeros(num_clusters, dtype=torch.float64, device=self.device)
         out.index_add_(0, labels[known], on_grid(values[known], self.total, largest))
@@ -81,14 +94,17 @@ def grid_bits(total: int, largest: float) -> int:
 
 
 def on_grid(values: Tensor, total: int, largest: float) -> Tensor:
-    """The values rounded to multiples of 2⁻ˢ, so that the sum of any `total` of them, none larger than `largest`, is exact. A new float64 tensor."""
+    """The values rounded to multiples of 2⁻ˢ, so that the sum of any `total` of them, none larger than
+    `largest`, is exact. A new float64 tensor.
+    """
     bits = grid_bits(total, largest)
     return values.to(torch.float64, copy=True).mul_(2.0**bits).round_().div_(2.0**bits)
 
 
 @dataclass(eq=False)
 class Moments:
-    """Size, sum and sum of squares of every cluster, over the whole group and the same on all of its processes.
+    """Size, sum and sum of squares of every cluster, over the whole group and the same on all of its
+    processes.
 
     sizes: [K] int64. sums: [K, C] float64 and squares: [K] float64, both on the grid and therefore exact.
     rounding: how far a row's square on the grid may lie from the square of the row on the grid.
@@ -109,7 +125,9 @@ class Moments:
         return here
 
     def moved(self, points: Points, before: Tensor, after: Tensor, squares: Tensor) -> int:
-        """Takes over new labels, in place; gives back how many rows of the group changed. Exact, so equal to a new count."""
+        """Takes over new labels, in place; gives back how many rows of the group changed. Exact, so equal to
+        a new count.
+        """
         changed = (before != after).nonzero().flatten()
         count = torch.tensor(len(changed))
         points.group.sum(count)
@@ -129,14 +147,18 @@ class Moments:
         return self.sums / self.sizes.clamp(min=1)[:, None]
 
     def scatter(self) -> Tensor:
-        """[K] float64, sum of squared distances of each cluster's points to their mean; 0 where it is below the rounding of the sums."""
+        """[K] float64, sum of squared distances of each cluster's points to their mean; 0 where it is below
+        the rounding of the sums.
+        """
         within = self.squares - self.sums.square().sum(dim=1) / self.sizes.clamp(min=1)
         return torch.where(within > 1e-12 * self.squares + self.rounding * self.sizes, within, 0.0)
 
     def objective(self, centroids_KC: Tensor) -> float:
         """Sum of squared distances of all points to the given centroids of their clusters."""
         centroids = centroids_KC.double()
-        each = self.squares - 2 * (centroids * self.sums).sum(dim=1) + self.sizes * centroids.square().sum(dim=1)
+        each = (
+            self.squares - 2 * (centroids * self.sums).sum(dim=1) + self.sizes * centroids.square().sum(dim=1)
+        )
         return max(float(each.sum()), 0.0)
 
     @staticmethod
@@ -145,7 +167,9 @@ class Moments:
         wide = {"dtype": torch.float64, "device": points.device}
         # half a step of either grid, and the square of a row half a step off in all coordinates
         total, dim, largest = points.total, points.dim, points.largest
-        rounding = 0.5 * 2.0 ** -grid_bits(total, dim * largest**2) + dim * largest * 2.0 ** -grid_bits(total, largest)
+        rounding = 0.5 * 2.0 ** -grid_bits(total, dim * largest**2) + dim * largest * 2.0 ** -grid_bits(
+            total, largest
+        )
         return Moments(
             torch.zeros(num_clusters, dtype=torch.long, device=points.device),
             torch.zeros(num_clusters, dim, **wide),
@@ -153,11 +177,17 @@ class Moments:
             rounding,
         )
 
-    def _add(self, points: Points, positions: Tensor | None, labels: Tensor, squares: Tensor, *, sign: float) -> None:
+    def _add(
+        self, points: Points, positions: Tensor | None, labels: Tensor, squares: Tensor, *, sign: float
+    ) -> None:
         """Adds (or takes away) rows at `positions`, None for all, to the clusters that `labels` names."""
         count = len(labels) if positions is None else len(positions)
         for start in range(0, count, points.block):
-            part = slice(start, start + points.block) if positions is None else positions[start : start + points.block]
+            part = (
+                slice(start, start + points.block)
+                if positions is None
+                else positions[start : start + points.block]
+            )
             of = labels[part]
             self.sums.index_add_(0, of, on_grid(points.rows[part], points.total, points.largest), alpha=sign)
             self.squares.index_add_(0, of, squares[part], alpha=sign)

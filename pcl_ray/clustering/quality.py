@@ -8,11 +8,13 @@ from pcl_ray.clustering.types import Clustering
 
 
 def quality(clustering: Clustering, previous: Clustering | None = None) -> dict[str, float]:
-    """Sizes, concentrations and, against the previous E-step, the normalised mutual information of the assignments.
+    """Sizes, concentrations and, against the previous E-step, the normalised mutual information of the
+    assignments.
 
-    Keys: objective (mean squared distance an image), empty, singletons (counts), largest_share (of the images), size_p10/p50/p90 (images),
-    phi_min/mean/max, phi_p10/p50/p90; with `previous` nmi_previous (0..1), and where K is the same drift (mean of 1 − cosine to the
-    prototype of the same number) and objective_ratio (to the one before: it rises while features spread out, and jumps where something broke).
+    Keys: objective (mean squared distance an image), empty, singletons (counts), largest_share (of the
+    images), size_p10/p50/p90 (images), phi_min/mean/max, phi_p10/p50/p90; with `previous` nmi_previous
+    (0..1), and where K is the same drift (mean of 1 − cosine to the prototype of the same number) and
+    objective_ratio (to the one before: it rises while features spread out, and jumps where something broke).
     """
     sizes = clustering.sizes
     percentiles = sizes.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
@@ -40,5 +42,7 @@ def quality(clustering: Clustering, previous: Clustering | None = None) -> dict[
             if previous.objective > 0:  # not nan
                 figures["objective_ratio"] = clustering.objective / previous.objective
             figures["drift"] = 1 - float((previous.prototypes * clustering.prototypes).sum(dim=1).mean())
-        figures["nmi_previous"] = float(normalized_mutual_info_score(previous.assignments.numpy(), clustering.assignments.numpy()))
+        figures["nmi_previous"] = float(
+            normalized_mutual_info_score(previous.assignments.numpy(), clustering.assignments.numpy())
+        )
     return figures

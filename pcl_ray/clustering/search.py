@@ -1,4 +1,6 @@
-"""The search for a usable clustering: from what the last E-step left or anew, checked, and tried once more where it cannot be used."""
+"""The search for a usable clustering: from what the last E-step left or anew, checked, and tried once more
+where it cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +43,25 @@ class Rejected(EStepRefused):
 
 @dataclass(frozen=True)
 class When:
-    """For messages: the E-step before epoch `epoch` (from 0), with the encoder of global step `step`, where that is known."""
+    """For messages: the E-step before epoch `epoch` (from 0), with the encoder of global step `step`, where
+    that is known.
+    """
 
     epoch: int
     step: int | None = None
 
     def __str__(self) -> str:
-        return f"before epoch {self.epoch + 1}" + ("" if self.step is None else f" (encoder of step {self.step})")
+        return f"before epoch {self.epoch + 1}" + (
+            "" if self.step is None else f" (encoder of step {self.step})"
+        )
 
 
-def labels_before(previous: ClusterSet | None, m: int, num_clusters: int, ids: Tensor, total: int) -> Tensor | None:
-    """[n] the last E-step's labels of the images `ids` of `total`; None, and on all processes of a group alike, where there are none to go on from."""
+def labels_before(
+    previous: ClusterSet | None, m: int, num_clusters: int, ids: Tensor, total: int
+) -> Tensor | None:
+    """[n] the last E-step's labels of the images `ids` of `total`; None, and on all processes of a group
+    alike, where there are none to go on from.
+    """
     if previous is None or m >= len(previous.clusterings):
         return None
     old = previous.clusterings[m]
@@ -84,24 +94,44 @@ class Search:
         """One clustering for each K, in their order."""
         found: dict[int, Found] = {}
         finer: Found | None = None
-        for m in sorted(range(len(counts)), key=lambda m: -counts[m]) if self.settings.nested else range(len(counts)):
-            if self.settings.nested and finer is not None and counts[m] < int((finer.run.moments.sizes > 0).sum()):
-                found[m] = self._checked(counts[m], lambda m=m, finer=finer: self._coarse(counts[m], seeds[m], finer, previous, m), seeds[m])
+        for m in (
+            sorted(range(len(counts)), key=lambda m: -counts[m])
+            if self.settings.nested
+            else range(len(counts))
+        ):
+            if (
+                self.settings.nested
+                and finer is not None
+                and counts[m] < int((finer.run.moments.sizes > 0).sum())
+            ):
+                found[m] = self._checked(
+                    counts[m],
+                    lambda m=m, finer=finer: self._coarse(counts[m], seeds[m], finer, previous, m),
+                    seeds[m],
+                )
             else:
-                found[m] = self._checked(counts[m], lambda m=m: self._warm_or_cold(counts[m], seeds[m], previous, m), seeds[m])
+                found[m] = self._checked(
+                    counts[m], lambda m=m: self._warm_or_cold(counts[m], seeds[m], previous, m), seeds[m]
+                )
             finer = found[m]
         return [found[m] for m in range(len(counts))]
 
     def _checked(self, k: int, first: Callable[[], Found], seed: int) -> Found:
-        """A usable clustering: the first try's, or that of one more cold run from other points. Raises Rejected where neither is."""
+        """A usable clustering: the first try's, or that of one more cold run from other points. Raises
+        Rejected where neither is.
+        """
         found = first()
         if not (wrong := health.faults(found.run.moments, self.points.total)):
             return found
         self._refuse_too_few_distinct(k, found.run)
         again = self._cold(k, seed ^ 0x5EED)
         if still := health.faults(again.run.moments, self.points.total):
-            raise Rejected(f"{self.when}: no usable clustering with K = {k}: {'; '.join(still)}", self.gauges.figures())
-        again.warnings.append(f"the first try could not be used ({'; '.join(wrong)}); clustered anew from other points")
+            raise Rejected(
+                f"{self.when}: no usable clustering with K = {k}: {'; '.join(still)}", self.gauges.figures()
+            )
+        again.warnings.append(
+            f"the first try could not be used ({'; '.join(wrong)}); clustered anew from other points"
+        )
         return again
 
     def _refuse_too_few_distinct(self, k: int, run: Run) -> None:
@@ -110,8 +140,8 @@ class Search:
         distinct = distinct_rows(self.points)
         if k > distinct:
             raise EStepRefused(
-                f"{self.when}: {k} clusters were asked for, but only {distinct} of the {self.points.total} features differ; "
-                "lower e_step.num_clusters, or look for duplicate images"
+                f"{self.when}: {k} clusters were asked for, but only {distinct} of the {self.points.total}"
+                " features differ; lower e_step.num_clusters, or look for duplicate images"
             )
 
     def _warm_or_cold(self, k: int, seed: int, previous: ClusterSet | None, m: int) -> Found:
@@ -123,7 +153,8 @@ class Search:
         if warm is not None and not warm.run.objective > WORSE * last:
             return warm
         cold = self._cold(k, seed)
-        if cold.run.objective > WORSE * last:  # bad luck, or the features have spread out, as they do early on: a second run tells
+        # bad luck, or the features have spread out, as they do early on: a second run tells
+        if cold.run.objective > WORSE * last:
             cold = min(cold, self._cold(k, seed ^ 0x5EED), key=lambda found: found.run.objective)
         return cold
 
@@ -134,7 +165,9 @@ class Search:
         limit = WORSE * last.objective if math.isfinite(last.objective) else math.inf
 
         def go_on(run: Run) -> bool:
-            return run.objective <= limit and (run.changed[0] <= UNSTEADY * points.total or self.settings.warm_start == "centroids")
+            return run.objective <= limit and (
+                run.changed[0] <= UNSTEADY * points.total or self.settings.warm_start == "centroids"
+            )
 
         if self.settings.warm_start == "labels":
             moments = Moments.of(points, labels, self.squares, k)
@@ -145,7 +178,16 @@ class Search:
         else:
             start = last.centroids.to(points.device)
         known = labels if moments is not None else None
-        run = self._lloyd(start.float(), seed, self.settings.iterations, shortlist, known, moments, last.objective / points.total, go_on)
+        run = self._lloyd(
+            start.float(),
+            seed,
+            self.settings.iterations,
+            shortlist,
+            known,
+            moments,
+            last.objective / points.total,
+            go_on,
+        )
         return Found(run, False, shortlist, run.changed[0] / points.total) if go_on(run) else None
 
     def _cold(self, k: int, seed: int) -> Found:
@@ -167,7 +209,8 @@ class Search:
         """From the finer clustering's prototypes, then `nested_passes` over the points."""
         before = labels_before(previous, m, k, self.points.ids, self.points.total)
         start = None
-        if before is not None and starts_warm(self.settings, self.when.epoch):  # keeps the numbers of the clusters
+        # keeps the numbers of the clusters
+        if before is not None and starts_warm(self.settings, self.when.epoch):
             old = Moments.of(self.points, before.to(self.points.device), self.squares, k)
             start = old.means()
             split_into_empty(start, old, seed)
@@ -176,9 +219,19 @@ class Search:
         moments = Moments.of(self.points, labels, self.squares, k)
         means = moments.means().float()
         if not self.settings.nested_passes:
-            return Found(Run(means, labels, moments, [moments.objective(means)], [0]), start is None, None, 0.0)
+            return Found(
+                Run(means, labels, moments, [moments.objective(means)], [0]), start is None, None, 0.0
+            )
         shortlist = self._shortlist(k)
-        run = self._lloyd(means, seed, self.settings.nested_passes, shortlist, labels, moments, moments.objective(means) / self.points.total)
+        run = self._lloyd(
+            means,
+            seed,
+            self.settings.nested_passes,
+            shortlist,
+            labels,
+            moments,
+            moments.objective(means) / self.points.total,
+        )
         return Found(run, start is None, shortlist, run.changed[0] / self.points.total)
 
     def _lloyd(
@@ -207,7 +260,11 @@ class Search:
         )
 
     def _shortlist(self, k: int) -> Shortlist | None:
-        wanted = 0 < self.settings.shortlist_from <= k and self.points.device.type == "cpu" and not self.nearest.gpu
+        wanted = (
+            0 < self.settings.shortlist_from <= k
+            and self.points.device.type == "cpu"
+            and not self.nearest.gpu
+        )
         return Shortlist(self.nearest) if wanted else None
 
     def _assign(self, k: int, shortlist: Shortlist | None) -> Assign:
@@ -218,7 +275,9 @@ class Search:
 
 
 def starts_warm(settings: EStepConfig, epoch: int) -> bool:
-    """Whether the E-step before `epoch` may begin with what the last one left: not with warm starts off, nor at every `restart_every`-th."""
+    """Whether the E-step before `epoch` may begin with what the last one left: not with warm starts off, nor
+    at every `restart_every`-th.
+    """
     if settings.warm_start == "none":
         return False
     number = (epoch - settings.warmup_epochs) // settings.every_epochs

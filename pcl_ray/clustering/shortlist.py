@@ -1,8 +1,9 @@
 """Nearest centroids for large K on CPUs: a point is compared only with the centroids around the one it had.
 
-The candidates of a cluster are its centroid's nearest neighbours among the centroids; points of one cluster share them, so that the work is one small
-matrix product a cluster: L instead of K distances a point. What that misses is measured each time, on one point in a hundred by brute force; where too many
-are missed, all points are done by brute force.
+The candidates of a cluster are its centroid's nearest neighbours among the centroids; points of one cluster
+share them, so that the work is one small matrix product a cluster: L instead of K distances a point. What
+that misses is measured each time, on one point in a hundred by brute force; where too many are missed, all
+points are done by brute force.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from pcl_ray.clustering.nearest import Nearest, cpu_threads, flat_index, lowest_
 from pcl_ray.clustering.points import Points
 
 _BATCH = 2**21  # numbers gathered at a time for one batch of products: 8 MiB
-_CHECKED = 20_000  # points that are checked at most: the share of right ones is known to a tenth of a percent, and more would cost more than the pass
-_MOVED = 0.05  # centroids that moved farther than this share of the clusters' mean squared radius get new neighbours
+# points that are checked at most: the share of right ones is known to a tenth of a percent, and more would
+# cost more than the pass
+_CHECKED = 20_000
+# centroids that moved farther than this share of the clusters' mean squared radius get new neighbours
+_MOVED = 0.05
 
 
 @dataclass(eq=False)
@@ -29,13 +33,16 @@ class Shortlist:
     candidates: int = 64  # L, the cluster's own centroid among them
     sample: float = 0.01
     enough: float = 0.995
-    agreements: list[float] = field(default_factory=list)  # share of the sample that was right, at each pass that used candidates
+    # share of the sample that was right, at each pass that used candidates
+    agreements: list[float] = field(default_factory=list)
     fallbacks: int = 0  # passes done by brute force because too few were right
     _around: Tensor | None = None  # [K, L] candidates, rising
     _made_from: Tensor | None = None  # the centroids they were found among
     _passes: int = 0
 
-    def __call__(self, points: Points, centroids_KC: Tensor, *, labels: Tensor | None, spread: float) -> Tensor:
+    def __call__(
+        self, points: Points, centroids_KC: Tensor, *, labels: Tensor | None, spread: float
+    ) -> Tensor:
         self._passes += 1
         if labels is None:
             return self.nearest(points, centroids_KC, spread=spread)
@@ -52,12 +59,21 @@ class Shortlist:
         return self.nearest(points, centroids_KC, spread=spread)
 
     def _neighbours(self, points: Points, centroids: Tensor, spread: float) -> Tensor:
-        if self._around is None or self._made_from is None or float((centroids - self._made_from).square().sum(dim=1).mean()) > _MOVED * spread:
-            self._around, self._made_from = neighbours(points, centroids, self.candidates, self.nearest.threads), centroids.clone()
+        if (
+            self._around is None
+            or self._made_from is None
+            or float((centroids - self._made_from).square().sum(dim=1).mean()) > _MOVED * spread
+        ):
+            self._around, self._made_from = (
+                neighbours(points, centroids, self.candidates, self.nearest.threads),
+                centroids.clone(),
+            )
         return self._around
 
     def _good_enough(self, points: Points, centroids: Tensor, found: Tensor) -> bool:
-        chosen = sampled(points.ids, min(self.sample, _CHECKED / points.total), self._passes).nonzero().flatten()
+        chosen = (
+            sampled(points.ids, min(self.sample, _CHECKED / points.total), self._passes).nonzero().flatten()
+        )
         right = self.nearest(points.take(chosen), centroids) == found[chosen]
         counts = torch.tensor([int(right.sum()), len(right)])
         points.group.sum(counts)
@@ -67,10 +83,14 @@ class Shortlist:
 
 
 def neighbours(points: Points, centroids_KC: Tensor, count: int, threads: int) -> Tensor:
-    """[K, L] int64: the nearest centroids of each centroid, itself included, rising ids. Each process of the group finds those of some of them."""
+    """[K, L] int64: the nearest centroids of each centroid, itself included, rising ids. Each process of the
+    group finds those of some of them.
+    """
     group, num_clusters = points.group, len(centroids_KC)
     mine = np.array_split(np.arange(num_clusters), group.size)[group.rank]
-    _, found = flat_index(centroids_KC, threads).search(np.ascontiguousarray(centroids_KC.numpy())[mine], min(count, num_clusters))
+    _, found = flat_index(centroids_KC, threads).search(
+        np.ascontiguousarray(centroids_KC.numpy())[mine], min(count, num_clusters)
+    )
     here = torch.from_numpy(found.astype(np.int64)).sort(dim=1).values
     # equal centroids may crowd the own one out
     own = torch.from_numpy(mine)[:, None]
@@ -79,14 +99,18 @@ def neighbours(points: Points, centroids_KC: Tensor, count: int, threads: int) -
 
 
 def sampled(ids: Tensor, share: float, salt: int) -> Tensor:
-    """[n] bool: a random choice that follows from the id alone, however the points are spread. (Knuth's multiplicative hash.)"""
+    """[n] bool: a random choice that follows from the id alone, however the points are spread. (Knuth's
+    multiplicative hash.)
+    """
     return (ids + salt * 7919) * 2654435761 % 2**32 < share * 2**32
 
 
 def among(rows_nC: Tensor, centroids_KC: Tensor, labels_n: Tensor, around_KL: Tensor) -> Tensor:
-    """[n] int64: of the candidates of its cluster, the one nearest to each point. Rows with a negative label get −1.
+    """[n] int64: of the candidates of its cluster, the one nearest to each point. Rows with a negative label
+    get −1.
 
-    As exact as brute force within the candidates: near ties are decided in float64, equal distances go to the lowest id.
+    As exact as brute force within the candidates: near ties are decided in float64, equal distances go to the
+    lowest id.
     """
     found = torch.full_like(labels_n, -1)
     half_squares = centroids_KC.square().sum(dim=1) / 2
@@ -100,7 +124,9 @@ def among(rows_nC: Tensor, centroids_KC: Tensor, labels_n: Tensor, around_KL: Te
         members = order[(starts[clusters][:, None] + width).clamp(max=len(order) - 1)]
         block = rows_nC[members].float()
         options = around_KL[clusters]  # [G, L]
-        scores = torch.baddbmm(half_squares[options][:, None, :], block, centroids_KC[options].transpose(1, 2), alpha=-1)
+        scores = torch.baddbmm(
+            half_squares[options][:, None, :], block, centroids_KC[options].transpose(1, 2), alpha=-1
+        )
         chosen, margin = two_best(scores)
         ids = options.gather(1, chosen)
         unclear = there & (margin <= tolerance(block, centroids_KC))
@@ -116,7 +142,11 @@ def _batches(clusters: Tensor, sizes: Tensor, candidates: int, dim: int) -> list
     out, start, listed = [], 0, sizes[clusters].tolist()
     while start < len(listed):
         end = start + 1
-        while end < len(listed) and (end + 1 - start) * (listed[end] + candidates) * dim <= _BATCH and listed[end] <= 1.3 * listed[start] + 2:
+        while (
+            end < len(listed)
+            and (end + 1 - start) * (listed[end] + candidates) * dim <= _BATCH
+            and listed[end] <= 1.3 * listed[start] + 2
+        ):
             end += 1
         out.append(clusters[start:end])
         start = end
@@ -130,6 +160,8 @@ def _exactly(rows: Tensor, centroids: Tensor, options: Tensor) -> Tensor:
         candidates = centroids[ids].double()
         wide = block.double()
         scores = candidates.square().sum(dim=-1) / 2 - (candidates * wide[:, None, :]).sum(dim=-1)
-        scale = wide.square().sum(dim=1, keepdim=True) + candidates.square().sum(dim=-1).amax(dim=1, keepdim=True)
+        scale = wide.square().sum(dim=1, keepdim=True) + candidates.square().sum(dim=-1).amax(
+            dim=1, keepdim=True
+        )
         out.append(lowest_of_equal(scores, ids, scale))
     return torch.cat(out)

@@ -14,15 +14,17 @@ from torch import Tensor
 class Clustering:
     """One clustering of the N images into K clusters.
 
-    It travels through Ray's object store as numpy arrays and is read there without copying: treat the tensors as read-only
-    (`assignments[indices]` copies; an in-place write would change every reader's prototypes).
+    It travels through Ray's object store as numpy arrays and is read there without copying: treat the tensors
+    as read-only (`assignments[indices]` copies; an in-place write would change every reader's prototypes).
     """
 
     prototypes: Tensor  # [K, C] float32, L2-normalised centroids
-    assignments: Tensor  # [N] int64, cluster of each image; −1 for one that could not be clustered and had no cluster before
+    # [N] int64, cluster of each image; −1 for one that could not be clustered and had no cluster before
+    assignments: Tensor
     concentration: Tensor  # [K] float32, φ
     objective: float = float("nan")  # sum of squared distances to the raw centroids
-    valid: Tensor | None = None  # [K] bool, prototypes that have images; None: all. The others are neither positives nor negatives
+    # [K] bool, prototypes that have images; None: all. The others are neither positives nor negatives
+    valid: Tensor | None = None
     norms: Tensor | None = None  # [K] float32, lengths of the raw centroids: centroid = prototype · norm
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,7 +74,10 @@ class ClusterSet:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> ClusterSet:
-        return cls(state["epoch"], tuple(Clustering(**{**c, "assignments": c["assignments"].long()}) for c in state["clusterings"]))
+        return cls(
+            state["epoch"],
+            tuple(Clustering(**{**c, "assignments": c["assignments"].long()}) for c in state["clusterings"]),
+        )
 
 
 def _clustering_of(
@@ -88,7 +93,9 @@ def _clustering_of(
 
 
 def _shared(array: np.ndarray) -> Tensor:
-    """A tensor on the array's own memory, also where that is read-only (torch would warn about a write that never comes)."""
+    """A tensor on the array's own memory, also where that is read-only (torch would warn about a write that
+    never comes).
+    """
     if array.flags.writeable:
         return torch.from_numpy(array)
     address, _ = array.__array_interface__["data"]

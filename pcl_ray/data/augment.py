@@ -1,7 +1,8 @@
-"""The two random views of an image, one image after the other by torchvision, and the fixed view for evaluation.
+"""The two random views of an image, one image after the other by torchvision, and the fixed view for
+evaluation.
 
-Images are uint8 tensors [channels, H, W] until `to_floats`. The random views are the slow reference (`augment.engine: torchvision`): `views.py` makes
-whole batches of the same distribution.
+Images are uint8 tensors [channels, H, W] until `to_floats`. The random views are the slow reference
+(`augment.engine: torchvision`): `views.py` makes whole batches of the same distribution.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ _CROP_FROM = 64  # px: from this size on, evaluation cuts the centre out of a so
 
 
 def random_view(config: AugmentConfig, channels: int) -> nn.Module:
-    """v1 (MoCo's first set, PCL v1) or v2 (SimCLR's, PCL v2). Steps that change nothing on grey images are left out.
+    """v1 (MoCo's first set, PCL v1) or v2 (SimCLR's, PCL v2). Steps that change nothing on grey images are
+    left out.
 
     All randomness comes from torch's global generator.
     """
@@ -33,26 +35,42 @@ def random_view(config: AugmentConfig, channels: int) -> nn.Module:
         case "v1":
             return v2.Compose([crop, *grey, *jittered, *flip])
         case "v2":
-            blur = [v2.RandomApply([v2.GaussianBlur(blur_size(config.image_size), (0.1, 2.0))], p=config.blur)] if config.blur else []
+            blur = (
+                [v2.RandomApply([v2.GaussianBlur(blur_size(config.image_size), (0.1, 2.0))], p=config.blur)]
+                if config.blur
+                else []
+            )
             return v2.Compose([crop, *jittered, *grey, *blur, *flip])
 
 
 def evaluation_view(config: AugmentConfig) -> nn.Module:
-    """The whole image at the training size; from 64 px on the centre of the image scaled to 8/7 of it. Takes [..., channels, H, W]."""
+    """The whole image at the training size; from 64 px on the centre of the image scaled to 8/7 of it. Takes
+    [..., channels, H, W].
+    """
     size = config.image_size
     if size < _CROP_FROM:
         return v2.Resize((size, size), antialias=True)
-    return v2.Compose([v2.Resize(size * 8 // 7, interpolation=InterpolationMode.BILINEAR, antialias=True), v2.CenterCrop(size)])
+    return v2.Compose(
+        [
+            v2.Resize(size * 8 // 7, interpolation=InterpolationMode.BILINEAR, antialias=True),
+            v2.CenterCrop(size),
+        ]
+    )
 
 
 def evaluation_boxes(config: AugmentConfig, sizes: Tensor) -> Tensor:
-    """What `evaluation_view` shows of images of these sizes [B, 2]: top, left, height, width in px, [B, 4] float32."""
+    """What `evaluation_view` shows of images of these sizes [B, 2]: top, left, height, width in px, [B, 4]
+    float32.
+    """
     size, sizes = config.image_size, sizes.double()
     if size < _CROP_FROM:
         return torch.cat([torch.zeros_like(sizes), sizes], dim=1).float()
     shorter = size * 8 // 7
-    resized = (sizes * (shorter / sizes.amin(dim=1, keepdim=True)) + 1e-9).floor()  # to whole pixels, and then the middle of them, as torchvision does it
-    return torch.cat([((resized - size) / 2).round() * sizes / resized, size * sizes / resized], dim=1).float()
+    # to whole pixels, and then the middle of them, as torchvision does it
+    resized = (sizes * (shorter / sizes.amin(dim=1, keepdim=True)) + 1e-9).floor()
+    return torch.cat(
+        [((resized - size) / 2).round() * sizes / resized, size * sizes / resized], dim=1
+    ).float()
 
 
 def evaluation_scale(config: AugmentConfig, height: int, width: int) -> float:
@@ -67,8 +85,13 @@ def to_floats(views: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def normalise(views: Tensor, config: AugmentConfig) -> Tensor:
-    """[b, channels, S, S] in 0..1 to mean 0 and standard deviation 1 by the configured numbers; changes `views`."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1).to(views.device, non_blocking=True) for values in (config.mean, config.std))
+    """[b, channels, S, S] in 0..1 to mean 0 and standard deviation 1 by the configured numbers; changes
+    `views`.
+    """
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1).to(views.device, non_blocking=True)
+        for values in (config.mean, config.std)
+    )
     return views.sub_(mean).div_(std)
 
 

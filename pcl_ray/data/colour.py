@@ -1,6 +1,8 @@
-"""Colour jitter, grey and blur of a whole batch, each image with its own draws. Images are float32 [B, channels, H, W] in 0..1.
+"""Colour jitter, grey and blur of a whole batch, each image with its own draws. Images are float32 [B,
+channels, H, W] in 0..1.
 
-The same steps as torchvision's ColorJitter, RandomGrayscale and GaussianBlur do on one image; values between steps are not rounded to 1/255.
+The same steps as torchvision's ColorJitter, RandomGrayscale and GaussianBlur do on one image; values between
+steps are not rounded to 1/255.
 """
 
 from __future__ import annotations
@@ -25,7 +27,11 @@ def jitter(images: Tensor, draws: ViewDraws) -> Tensor:
         if len(turned):
             _turn_hue(images, turned, draws.hue[turned])
         changed = kind != _HUE
-        factor = np.where(changed, np.take_along_axis(draws.factors, np.minimum(kind, _SATURATION)[:, None], axis=1)[:, 0], 1.0)
+        factor = np.where(
+            changed,
+            np.take_along_axis(draws.factors, np.minimum(kind, _SATURATION)[:, None], axis=1)[:, 0],
+            1.0,
+        )
         if (factor != 1).any():
             images = _blend(images, factor, kind)
     return images
@@ -40,7 +46,9 @@ def to_grey(images: Tensor, which: np.ndarray) -> Tensor:
 
 
 def blur(images: Tensor, sigmas: np.ndarray, kernel_size: int) -> Tensor:
-    """Gaussian blur with each image's σ [B] in px, where it is above 0; reflected at the borders; in place. A matrix for each image, used on both axes."""
+    """Gaussian blur with each image's σ [B] in px, where it is above 0; reflected at the borders; in place. A
+    matrix for each image, used on both axes.
+    """
     which = np.flatnonzero(sigmas > 0)
     if not len(which):
         return images
@@ -58,8 +66,15 @@ def blur(images: Tensor, sigmas: np.ndarray, kernel_size: int) -> Tensor:
 
 
 def _blend(images: Tensor, factor: np.ndarray, kind: np.ndarray) -> Tensor:
-    """clamp(f · image + (1 − f) · base): the base is black for brightness, the mean grey for contrast, the grey image for saturation."""
-    away = _on(images, np.stack([factor, (1 - factor) * (kind == _CONTRAST), (1 - factor) * (kind == _SATURATION)])[:, :, None, None, None])
+    """clamp(f · image + (1 − f) · base): the base is black for brightness, the mean grey for contrast, the
+    grey image for saturation.
+    """
+    away = _on(
+        images,
+        np.stack([factor, (1 - factor) * (kind == _CONTRAST), (1 - factor) * (kind == _SATURATION)])[
+            :, :, None, None, None
+        ],
+    )
     if images.shape[1] == 1:
         base = away[1] * images.mean(dim=(1, 2, 3), keepdim=True)
     else:
@@ -77,8 +92,9 @@ def _grey(images: Tensor) -> Tensor:
 def _turn_hue(images: Tensor, which: np.ndarray, turns: np.ndarray) -> None:
     """Turns the hue in HSV and leaves saturation and value; in place.
 
-    Comparisons give floats and branches are sums: on a CPU operations with booleans take five times as long. With g, b sorted and then r in front of the
-    larger, the hue is |K + (second − third) / 6C|, K standing for how they were sorted, C the chroma.
+    Comparisons give floats and branches are sums: on a CPU operations with booleans take five times as long.
+    With g, b sorted and then r in front of the larger, the hue is |K + (second − third) / 6C|, K standing for
+    how they were sorted, C the chroma.
     """
     rows = _on(images, which)
     red, green, blue = (plane.contiguous() for plane in images.index_select(0, rows).unbind(dim=1))
@@ -90,7 +106,8 @@ def _turn_hue(images: Tensor, which: np.ndarray, turns: np.ndarray) -> None:
     sorting = torch.lerp(-swapped, swapped.sub(1 / 3), not_red)
     hue = sorting.addcdiv_(second.sub_(third), chroma.mul(6.0).add_(1e-12)).abs_()
     sixths = hue.add_(_on(images, turns + 1.0)[:, None, None]).frac_().mul_(6.0)
-    # How much of the chroma each channel has at full saturation: |h − 3| − 1 for red, 2 − |h − 2| for green, 2 − |h − 4| for blue, within 0..1.
+    # How much of the chroma each channel has at full saturation: |h − 3| − 1 for red, 2 − |h − 2| for green,
+    # 2 − |h − 4| for blue, within 0..1.
     turned = torch.empty_like(images[: len(rows)])
     for plane, (centre, sign, offset) in enumerate(((3.0, 1.0, -1.0), (2.0, -1.0, 2.0), (4.0, -1.0, 2.0))):
         share = (sixths - centre).abs_().mul_(sign).add_(offset).clamp_(0.0, 1.0)
@@ -100,5 +117,7 @@ def _turn_hue(images: Tensor, which: np.ndarray, turns: np.ndarray) -> None:
 
 def _on(images: Tensor, values: np.ndarray) -> Tensor:
     """The numbers on the images' device; float32 where they are floats."""
-    wanted = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32 if values.dtype.kind == "f" else values.dtype))
+    wanted = torch.from_numpy(
+        np.ascontiguousarray(values, dtype=np.float32 if values.dtype.kind == "f" else values.dtype)
+    )
     return wanted.to(images.device, non_blocking=True)

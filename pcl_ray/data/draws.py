@@ -1,7 +1,8 @@
 """The random numbers behind a view: a pure function of (seed, epoch, image, view), for a whole batch at once.
 
-They are made on the CPU, counter-based (Salmon et al., SC 2011): a hash of what is drawn for, no state that moves on. So a view is the same whichever
-process or device makes it, and whatever else is in the batch; and which rows a step works on is known without asking the device.
+They are made on the CPU, counter-based (Salmon et al., SC 2011): a hash of what is drawn for, no state that
+moves on. So a view is the same whichever process or device makes it, and whatever else is in the batch; and
+which rows a step works on is known without asking the device.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _TRIES = 10  # as torchvision: crops that do not fit are drawn again, so many ti
 _RATIO = (3 / 4, 4 / 3)  # of a crop's sides
 _APPLY_JITTER = 0.8  # v2 (SimCLR)
 _SIGMA = (0.1, 2.0)  # px, of the blur
-ORDERS = np.array(list(itertools.permutations(range(4))))  # in which brightness 0, contrast 1, saturation 2 and hue 3 change
+# in which brightness 0, contrast 1, saturation 2 and hue 3 change
+ORDERS = np.array(list(itertools.permutations(range(4))))
 # Places of the draws of one view.
 _CROP, _FLIP, _JITTER, _FACTORS, _ORDER, _GREY, _BLUR, _WIDTH, _COUNT = 0, 22, 23, 24, 28, 29, 30, 31, 32
 
@@ -50,18 +52,32 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, near 2⁶⁴ divided by the golden
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every bit in changes half of the bits out."""
+    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every bit in changes half of the bits
+    out.
+    """
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def view_draws(config: AugmentConfig, channels: int, seed: int, epoch: int, indices: np.ndarray, view: int, sizes: np.ndarray) -> ViewDraws:
-    """Of view 0 (query) or 1 (key) of the images `indices` [B]; sizes: [B, 2] height and width of the original images."""
+def view_draws(
+    config: AugmentConfig,
+    channels: int,
+    seed: int,
+    epoch: int,
+    indices: np.ndarray,
+    view: int,
+    sizes: np.ndarray,
+) -> ViewDraws:
+    """Of view 0 (query) or 1 (key) of the images `indices` [B]; sizes: [B, 2] height and width of the
+    original images.
+    """
     drawn = uniforms(seed, epoch, indices, view)
     colour = channels == 3
     strengths = np.array([config.jitter, config.jitter, config.jitter if colour else 0.0])
-    jittered = np.ones(len(indices), dtype=bool) if config.version == "v1" else drawn[:, _JITTER] < _APPLY_JITTER
+    jittered = (
+        np.ones(len(indices), dtype=bool) if config.version == "v1" else drawn[:, _JITTER] < _APPLY_JITTER
+    )
     low = np.maximum(1 - strengths, 0)
     factors = low + drawn[:, _FACTORS : _FACTORS + 3] * (1 + strengths - low)
     hue = (2 * drawn[:, _FACTORS + 3] - 1) * (config.hue if colour else 0.0)
@@ -78,14 +94,25 @@ def view_draws(config: AugmentConfig, channels: int, seed: int, epoch: int, indi
 
 
 def _crops(drawn: np.ndarray, sizes: np.ndarray, min_crop: float) -> np.ndarray:
-    """The first of the tries that fits; else the largest centred crop whose sides are in proportion (Inception's crops, as torchvision draws them)."""
+    """The first of the tries that fits; else the largest centred crop whose sides are in proportion
+    (Inception's crops, as torchvision draws them).
+    """
     heights, widths = sizes[:, :1].astype(float), sizes[:, 1:].astype(float)
     areas = heights * widths * (min_crop + drawn[:, :_TRIES] * (1 - min_crop))
-    ratios = np.exp(np.log(_RATIO[0]) + drawn[:, _TRIES : 2 * _TRIES] * (np.log(_RATIO[1]) - np.log(_RATIO[0])))
-    tried = np.stack([np.rint(np.sqrt(areas / ratios)), np.rint(np.sqrt(areas * ratios))], axis=2)  # [B, tries, (height, width)]
+    ratios = np.exp(
+        np.log(_RATIO[0]) + drawn[:, _TRIES : 2 * _TRIES] * (np.log(_RATIO[1]) - np.log(_RATIO[0]))
+    )
+    # [B, tries, (height, width)]
+    tried = np.stack([np.rint(np.sqrt(areas / ratios)), np.rint(np.sqrt(areas * ratios))], axis=2)
     fits = np.all((tried > 0) & (tried <= sizes[:, None, :]), axis=2)
     chosen = tried[np.arange(len(sizes)), fits.argmax(axis=1)]
     place = np.floor(drawn[:, 2 * _TRIES :] * (sizes - chosen + 1))
-    central = np.rint(np.concatenate([np.minimum(heights, widths / _RATIO[0]), np.minimum(widths, heights * _RATIO[1])], axis=1)).clip(min=1)
+    central = np.rint(
+        np.concatenate(
+            [np.minimum(heights, widths / _RATIO[0]), np.minimum(widths, heights * _RATIO[1])], axis=1
+        )
+    ).clip(min=1)
     found = np.any(fits, axis=1, keepdims=True)
-    return np.concatenate([np.where(found, place, (sizes - central) // 2), np.where(found, chosen, central)], axis=1)
+    return np.concatenate(
+        [np.where(found, place, (sizes - central) // 2), np.where(found, chosen, central)], axis=1
+    )

@@ -15,7 +15,24 @@ import numpy as np
 from pcl_ray.data.images import NO_LABEL, FileImages, decode, quiet
 from pcl_ray.errors import DataError
 
-SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"])
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+    ]
+)
 _LEGIBLE = 64  # px: at such a scale it shows whether a picture decodes
 _TRAIN, _HOLDOUT = ("train", "training"), ("val", "valid", "validation", "holdout", "test")
 
@@ -27,7 +44,9 @@ class BadImage:
 
 
 def find_parts(root: Path) -> tuple[Path, Path | None]:
-    """The training and the held-out folder: `train/` beside `val/`, `test/` … where there are both, else the whole tree."""
+    """The training and the held-out folder: `train/` beside `val/`, `test/` … where there are both, else the
+    whole tree.
+    """
     folders = {entry.name.lower(): entry for entry in root.iterdir() if entry.is_dir()}
     train = next((folders[name] for name in _TRAIN if name in folders), None)
     holdout = next((folders[name] for name in _HOLDOUT if name in folders), None)
@@ -35,14 +54,18 @@ def find_parts(root: Path) -> tuple[Path, Path | None]:
 
 
 def find_images(root: Path, channels: int, class_names: tuple[str, ...] | None = None) -> FileImages:
-    """All image files under `root`, in the order of their names; labels where every image lies in one of two or more folders of the first level.
+    """All image files under `root`, in the order of their names; labels where every image lies in one of two
+    or more folders of the first level.
 
-    class_names: the training part's, for a held-out part; its labels are their numbers, and a class that is not among them has none.
+    class_names: the training part's, for a held-out part; its labels are their numbers, and a class that is
+    not among them has none.
     Raises DataError where there are no images.
     """
     files = sorted(_walk(root))
     if not files:
-        raise DataError(f"no images in {str(root)!r} (looked for {' '.join(sorted(SUFFIXES))} in it and below)")
+        raise DataError(
+            f"no images in {str(root)!r} (looked for {' '.join(sorted(SUFFIXES))} in it and below)"
+        )
     encoded = np.array([file.encode("utf-8", "surrogateescape") for file in files])
     tops = [file.partition("/")[0] if "/" in file else None for file in files]
     if class_names is None:
@@ -55,9 +78,13 @@ def find_images(root: Path, channels: int, class_names: tuple[str, ...] | None =
 
 
 def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int], None]) -> list[BadImage]:
-    """The files that do not decode, with reasons. The answer is kept under `cache_dir` until a file's name, size or time changes."""
+    """The files that do not decode, with reasons. The answer is kept under `cache_dir` until a file's name,
+    size or time changes.
+    """
     paths = [images.path(i) for i in range(len(images))]
-    key = hashlib.blake2b(repr([(path, *_state(path)) for path in paths]).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    key = hashlib.blake2b(
+        repr([(path, *_state(path)) for path in paths]).encode(errors="surrogateescape"), digest_size=16
+    ).hexdigest()
     cached = cache_dir / f"{key}.json"
     try:
         return [BadImage(**entry) for entry in json.loads(cached.read_text())]
@@ -80,11 +107,15 @@ def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int],
 
 def without(images: FileImages, bad: list[BadImage]) -> FileImages:
     broken = {entry.file for entry in bad}
-    return images.take(np.array([i for i in range(len(images)) if str(images.path(i)) not in broken], dtype=np.int64))
+    return images.take(
+        np.array([i for i in range(len(images)) if str(images.path(i)) not in broken], dtype=np.int64)
+    )
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Every folder once. Links come after all real folders and in the order of their names, so that a link to a folder of the tree never hides it."""
+    """Every folder once. Links come after all real folders and in the order of their names, so that a link to
+    a folder of the tree never hides it.
+    """
     seen: set[str] = set()
     starts = [str(root)]
     for start in starts:

@@ -1,4 +1,6 @@
-"""A set of images: position i always means the same image. Held in memory or read from files; neither needs torch."""
+"""A set of images: position i always means the same image. Held in memory or read from files; neither needs
+torch.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,25 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
-# What a file is says its content, not its name; of all that Pillow knows, EPS is a program, which Ghostscript would run.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "DIB", "ICO", "TGA", "PCX", "SGI", "PSD")
+# What a file is says its content, not its name; of all that Pillow knows, EPS is a program, which Ghostscript
+# would run.
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "WEBP",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "DIB",
+    "ICO",
+    "TGA",
+    "PCX",
+    "SGI",
+    "PSD",
+)
 
 _SLACK = 1e-6  # px
 
@@ -73,7 +92,8 @@ class ArrayImages:
     pixels: np.ndarray  # [N, H, W, channels] uint8
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
-    # Of pictures of many sizes, squeezed into squares (data/memory.py): what they were, and the fingerprint of their files.
+    # Of pictures of many sizes, squeezed into squares (data/memory.py): what they were, and the fingerprint
+    # of their files.
     sizes: np.ndarray | None = None  # [N, 2] int64, height and width
     known_as: str | None = None
 
@@ -95,7 +115,11 @@ class ArrayImages:
         if self.known_as:
             return self.known_as
         sample = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int) if len(self) else []
-        return _digest(str(self.pixels.shape).encode(), np.ascontiguousarray(self.pixels[sample]).tobytes(), _label_bytes(self.labels))
+        return _digest(
+            str(self.pixels.shape).encode(),
+            np.ascontiguousarray(self.pixels[sample]).tobytes(),
+            _label_bytes(self.labels),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +127,9 @@ class FileImages:
     """Images in files, decoded when they are read."""
 
     root: str
-    files: np.ndarray  # [N] bytes (utf-8) relative to root: Ray workers of a node share one numpy array, which a list of a million strings does not allow
+    # [N] bytes (utf-8) relative to root: Ray workers of a node share one numpy array, which a list of a
+    # million strings does not allow
+    files: np.ndarray
     channels: int
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
@@ -115,12 +141,16 @@ class FileImages:
         return Path(self.root, self.files[index].decode("utf-8", "surrogateescape"))
 
     def read(self, index: int, scale: Scale | None = None) -> np.ndarray:
-        """scale: as in the function `decode`. Raises as the method `decode` does; from one thread at a time."""
+        """scale: as in the function `decode`. Raises as the method `decode` does; from one thread at a
+        time.
+        """
         with quiet():
             return self.decode(index, scale)
 
     def decode(self, index: int, scale: Scale | None = None) -> np.ndarray:
-        """Raises DataError, naming the file, where it does not decode: it broke or went after the check, or `data.check_images` is off."""
+        """Raises DataError, naming the file, where it does not decode: it broke or went after the check, or
+        `data.check_images` is off.
+        """
         with self._named(index):
             return decode(self.path(index), self.channels, scale=scale)
 
@@ -135,13 +165,18 @@ class FileImages:
             yield
         except Exception as error:  # Pillow raises many kinds, most of them without the file's name
             reason = str(error) or type(error).__name__
-            raise DataError(f"{self.path(index)} cannot be read: {reason}; data.check_images=true finds all such files before a run") from error
+            raise DataError(
+                f"{self.path(index)} cannot be read: {reason}; data.check_images=true finds all such files"
+                " before a run"
+            ) from error
 
     def with_labels(self, labels: np.ndarray) -> FileImages:
         return replace(self, labels=labels)
 
     def take(self, indices: np.ndarray) -> FileImages:
-        return replace(self, files=self.files[indices], labels=None if self.labels is None else self.labels[indices])
+        return replace(
+            self, files=self.files[indices], labels=None if self.labels is None else self.labels[indices]
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -156,17 +191,21 @@ def formats() -> tuple[str, ...]:
 
 
 def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarray:
-    """The picture upright as [H, W, channels] uint8, whatever the file's mode: transparency on white, 16 bits scaled to 8.
+    """The picture upright as [H, W, channels] uint8, whatever the file's mode: transparency on white, 16 bits
+    scaled to 8.
 
-    scale: asked with height and width of the upright picture, says at which share of them it suffices: a JPEG is decoded at a half, a quarter or an
-    eighth where that is enough, which is several times faster. Other formats come whole.
-    Raises OSError, ValueError and other kinds that Pillow raises for damaged files. Its warnings are the caller's to silence: see `quiet`.
+    scale: asked with height and width of the upright picture, says at which share of them it suffices: a JPEG
+    is decoded at a half, a quarter or an eighth where that is enough, which is several times faster. Other
+    formats come whole.
+    Raises OSError, ValueError and other kinds that Pillow raises for damaged files. Its warnings are the
+    caller's to silence: see `quiet`.
     """
     with Image.open(path, formats=formats()) as image:
         if scale is not None:
             share = scale(*upright_size(image))
             image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
-        image.filename = ""  # else Pillow maps the file, and scrambles uncompressed TIFFs that are to be turned
+        # else Pillow maps the file, and scrambles uncompressed TIFFs that are to be turned
+        image.filename = ""
         image.load()
         return as_array(_upright(image), channels)
 
@@ -177,19 +216,27 @@ def reduction(height: int, pixels: np.ndarray) -> int:
 
 
 def cut(pixels: np.ndarray, box: np.ndarray, side: int, *, within: bool = True) -> np.ndarray:
-    """[side, side, channels] uint8: the box (top, left, height, width, in pixels, fractions allowed) of [H, W, channels], resized with antialiasing.
+    """[side, side, channels] uint8: the box (top, left, height, width, in pixels, fractions allowed) of [H,
+    W, channels], resized with antialiasing.
 
-    within: pixels outside the box, rounded up to whole ones, do not count, as for a picture that was cropped first.
+    within: pixels outside the box, rounded up to whole ones, do not count, as for a picture that was cropped
+    first.
     """
     shape = np.array(pixels.shape[:2])
     first, last = box[:2].clip(0), np.minimum(box[:2] + box[2:], shape)
     if within:
         whole = np.floor(first + _SLACK).astype(int), np.ceil(last - _SLACK).astype(int)
-        pixels, first, last = pixels[whole[0][0] : whole[1][0], whole[0][1] : whole[1][1]], first - whole[0], last - whole[0]
+        pixels, first, last = (
+            pixels[whole[0][0] : whole[1][0], whole[0][1] : whole[1][1]],
+            first - whole[0],
+            last - whole[0],
+        )
         last = np.minimum(last, pixels.shape[:2])
     picture = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
     part = (first[1], first[0], last[1], last[0])
-    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=part)).reshape(side, side, pixels.shape[2])
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=part)).reshape(
+        side, side, pixels.shape[2]
+    )
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -199,7 +246,9 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Pillow's warnings (damaged EXIF, large pictures) kept back: what matters is whether it decodes. Enter it from one thread at a time."""
+    """Pillow's warnings (damaged EXIF, large pictures) kept back: what matters is whether it decodes. Enter
+    it from one thread at a time.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -222,7 +271,9 @@ def as_array(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """[N, H, W] or [N, H, W, 1|3] uint8 to [N, H, W, channels]; grey by the ITU-R 601 weights, as Pillow does."""
+    """[N, H, W] or [N, H, W, 1|3] uint8 to [N, H, W, channels]; grey by the ITU-R 601 weights, as Pillow
+    does.
+    """
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     if pixels.shape[-1] == channels:
@@ -234,7 +285,9 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation asks. `ImageOps.exif_transpose` also writes the tags anew, and so refuses sound pictures with one damaged tag."""
+    """Turned as its EXIF orientation asks. `ImageOps.exif_transpose` also writes the tags anew, and so
+    refuses sound pictures with one damaged tag.
+    """
     turn = _UPRIGHT.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
@@ -248,7 +301,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or floats in 0..1 or 0..255, as L; a value that stands for transparent becomes white."""
+    """Grey of 16 or 32 bits, or floats in 0..1 or 0..255, as L; a value that stands for transparent becomes
+    white.
+    """
     values = np.nan_to_num(np.array(image))
     if image.mode == "F":
         scaled = values * 255 if values.max(initial=0) <= 1 else values

@@ -1,10 +1,13 @@
-"""Batches for one worker. What a batch holds follows from (seed, epoch, position) alone, not from how many workers or processes read.
+"""Batches for one worker. What a batch holds follows from (seed, epoch, position) alone, not from how many
+workers or processes read.
 
-epoch → one permutation of all images → step s takes rows s·B … → this worker's part of them → (epoch, index) → two views by (seed, epoch, index)
+epoch → one permutation of all images → step s takes rows s·B … → this worker's part of them → (epoch, index)
+→ two views by (seed, epoch, index)
 
-in memory:    pixels of the rows, prefetched in a thread for a GPU ────────────────────────────────────────→ Views.of_images
-files:        loader processes: decode once, as small as suffices → two crops ─→ [b, 2, channels, S, S] uint8 → Views.of_crops
-torchvision:  loader processes or none: two whole views, image by image ───────→ [b, 2, channels, S, S] uint8 → floats
+in memory:    pixels of the rows, prefetched in a thread for a GPU ─────────────────────→ Views.of_images
+files:        loader processes: decode once, as small as suffices → two crops ─┬→ uint8 → Views.of_crops
+torchvision:  loader processes or none: two whole views, image by image ───────┘→ uint8 → floats
+                                                                [b, 2, channels, S, S]
 """
 
 from __future__ import annotations
@@ -41,15 +44,30 @@ class Batch:
 
 
 class TrainingLoader:
-    """Two random views of every image, in another order each epoch; the incomplete last batch is dropped. Images in memory need no `readers`."""
+    """Two random views of every image, in another order each epoch; the incomplete last batch is dropped.
+    Images in memory need no `readers`.
+    """
 
-    def __init__(self, images: Images, config: RunConfig, *, rank: int = 0, world_size: int = 1, device: torch.device = _CPU, readers: Readers | None = None):
+    def __init__(
+        self,
+        images: Images,
+        config: RunConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device = _CPU,
+        readers: Readers | None = None,
+    ):
         self._images, self._config, self._device, self._place = images, config, device, (rank, world_size)
         self._views = Views(config, device)
         self._held = isinstance(images, ArrayImages) and config.augment.engine == "batch"
         if not self._held:
             self._readers = readers or Readers(config, device)
-            self._which = self._readers.add(WholeViews(images, config) if config.augment.engine == "torchvision" else Crops(images, config))
+            self._which = self._readers.add(
+                WholeViews(images, config)
+                if config.augment.engine == "torchvision"
+                else Crops(images, config)
+            )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         return self.views(epoch, _order(epoch, len(self._images), self._config, *self._place))
@@ -59,7 +77,10 @@ class TrainingLoader:
         if self._held:
             return self._finished(_ahead(self._from_memory(steps), self._depth()), epoch)
         # Loader processes live through all epochs and learn the epoch from the pair.
-        return self._finished(self._readers.batches(self._which, ([(epoch, row) for row in rows.tolist()] for rows in steps)), epoch)
+        return self._finished(
+            self._readers.batches(self._which, ([(epoch, row) for row in rows.tolist()] for rows in steps)),
+            epoch,
+        )
 
     def _from_memory(self, steps: Iterable[np.ndarray]) -> Iterator[Raw]:
         assert isinstance(self._images, ArrayImages)
@@ -84,9 +105,20 @@ class TrainingLoader:
 
 
 class EvaluationLoader:
-    """Every image once in its evaluation view: this worker's contiguous part, as (views [b, channels, S, S] on the device, indices [b])."""
+    """Every image once in its evaluation view: this worker's contiguous part, as (views [b, channels, S, S]
+    on the device, indices [b]).
+    """
 
-    def __init__(self, images: Images, config: RunConfig, *, rank: int = 0, world_size: int = 1, device: torch.device = _CPU, readers: Readers | None = None):
+    def __init__(
+        self,
+        images: Images,
+        config: RunConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device = _CPU,
+        readers: Readers | None = None,
+    ):
         mine = np.array_split(np.arange(len(images)), world_size)[rank]
         size = max(64, config.train.batch_size // world_size)
         self._images, self._augment, self._device = images, config.augment, device
@@ -114,11 +146,17 @@ class EvaluationLoader:
         if sizes is None:  # one size: resized as one batch
             return to_floats(self._view(pixels), self._augment)
         kept = torch.tensor(pixels.shape[2:]) / torch.from_numpy(sizes)
-        boxes = (evaluation_boxes(self._augment, torch.from_numpy(sizes)) * kept.repeat(1, 2)).to(self._device)
-        return normalise(resample(pixels.float().contiguous() / 255, boxes, self._augment.image_size), self._augment)
+        boxes = (evaluation_boxes(self._augment, torch.from_numpy(sizes)) * kept.repeat(1, 2)).to(
+            self._device
+        )
+        return normalise(
+            resample(pixels.float().contiguous() / 255, boxes, self._augment.image_size), self._augment
+        )
 
 
-def _order(epoch: int, num_images: int, config: RunConfig, rank: int, world_size: int) -> Iterator[np.ndarray]:
+def _order(
+    epoch: int, num_images: int, config: RunConfig, rank: int, world_size: int
+) -> Iterator[np.ndarray]:
     """This worker's rows [b] of every step of an epoch."""
     order, size = np.random.default_rng([config.seed, epoch]).permutation(num_images), config.train.batch_size
     here = slice(rank * size // world_size, (rank + 1) * size // world_size)
@@ -128,11 +166,15 @@ def _order(epoch: int, num_images: int, config: RunConfig, rank: int, world_size
 def _rows_of(images: ArrayImages, rows: np.ndarray) -> Raw:
     """A copy: images in shared memory are read-only, and torch takes those under protest."""
     pixels = torch.from_numpy(np.take(images.pixels, rows, axis=0))
-    return Raw(pixels, torch.from_numpy(rows.astype(np.int64)), None if images.sizes is None else images.sizes[rows])
+    return Raw(
+        pixels, torch.from_numpy(rows.astype(np.int64)), None if images.sizes is None else images.sizes[rows]
+    )
 
 
 def _ahead(batches: Iterator[Raw], depth: int) -> Iterator[Raw]:
-    """The same, of which `depth` are made ready in a thread while the one before is worked on. Ends its thread when it is left early."""
+    """The same, of which `depth` are made ready in a thread while the one before is worked on. Ends its
+    thread when it is left early.
+    """
     if not depth:
         yield from batches
         return

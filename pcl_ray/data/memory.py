@@ -1,6 +1,7 @@
 """Pictures in files, decoded once and kept in one array: what `data.in_memory` does for folders.
 
-A picture larger than needed is kept as a square of `side` pixels, whatever its shape; crops and evaluation views are cut from the shape that it had.
+A picture larger than needed is kept as a square of `side` pixels, whatever its shape; crops and evaluation
+views are cut from the shape that it had.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from pcl_ray.data.images import ArrayImages, FileImages, Images, cut, quiet, red
 from pcl_ray.machine import cores
 
 
-def in_memory(splits: DataSplits, side: int, progress: Callable[[int, int], None] = lambda done, total: None) -> DataSplits:
-    """The same images, of which those in files are decoded now. Raises DataError for a file that does not decode.
+def in_memory(
+    splits: DataSplits, side: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> DataSplits:
+    """The same images, of which those in files are decoded now. Raises DataError for a file that does not
+    decode.
 
-    side: the largest side that is kept, in px. Pictures that all have one size, none above it, are kept as they are.
+    side: the largest side that is kept, in px. Pictures that all have one size, none above it, are kept as
+    they are.
     """
     holdout = None if splits.holdout is None else _decoded(splits.holdout, side, progress)
     return replace(splits, train=_decoded(splits.train, side, progress), holdout=holdout)
@@ -35,7 +40,9 @@ def _decoded(images: Images, side: int, progress: Callable[[int, int], None]) ->
         pixels = np.empty((len(images), *shape, images.channels), dtype=np.uint8)
 
         def keep(index: int) -> None:
-            decoded = images.decode(index, lambda height, width: min(1.0, max(shape) / max(min(height, width), 1)))
+            decoded = images.decode(
+                index, lambda height, width: min(1.0, max(shape) / max(min(height, width), 1))
+            )
             if as_they_are:
                 pixels[index] = decoded
             else:
@@ -45,4 +52,6 @@ def _decoded(images: Images, side: int, progress: Callable[[int, int], None]) ->
         for done, _ in enumerate(pool.map(keep, range(len(images))), start=1):
             if done % 1000 == 0:
                 progress(done, len(images))
-    return ArrayImages(pixels, images.labels, images.class_names, None if as_they_are else sizes, images.fingerprint)
+    return ArrayImages(
+        pixels, images.labels, images.class_names, None if as_they_are else sizes, images.fingerprint
+    )

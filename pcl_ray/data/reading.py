@@ -34,7 +34,8 @@ class Raw:
 
 
 class Readers:
-    """One set of loader processes for everything that a worker reads; they start with the first pass and stay.
+    """One set of loader processes for everything that a worker reads; they start with the first pass and
+    stay.
 
     workers: how many (None: as configured, else none: then it is read in this process).
     """
@@ -47,24 +48,38 @@ class Readers:
         self._loader: DataLoader | None = None
 
     def add(self, read: Callable[[list[Any]], Raw]) -> int:
-        """A further way to read a list of items; all are known to the processes before the first pass. Gives the number that `batches` takes."""
+        """A further way to read a list of items; all are known to the processes before the first pass. Gives
+        the number that `batches` takes.
+        """
         assert self._loader is None, "the loader processes have started"
         self._reads.append(read)
         return len(self._reads) - 1
 
     def batches(self, which: int, items: Iterable[list[Any]]) -> Iterator[Raw]:
-        """Each of the lists, read. With processes, one pass at a time. Raises DataError for a file that does not decode."""
+        """Each of the lists, read. With processes, one pass at a time. Raises DataError for a file that does
+        not decode.
+        """
         if self._loader is None:
             self._loader = self._made()
         self._next.lists = ([(which, item) for item in entry] for entry in items)
         return _in_a_sentence(iter(self._loader))
 
     def _made(self) -> DataLoader:
-        # A generator of its own: the loader draws a seed at every pass, which must not come out of the training's randomness.
-        options: dict[str, Any] = {"num_workers": self._workers, "pin_memory": self._device.type == "cuda", "generator": torch.Generator()}
+        # A generator of its own: the loader draws a seed at every pass, which must not come out of the
+        # training's randomness.
+        options: dict[str, Any] = {
+            "num_workers": self._workers,
+            "pin_memory": self._device.type == "cuda",
+            "generator": torch.Generator(),
+        }
         if self._workers:
             ahead = max(batches_ahead(self._config), 1)
-            options |= {"multiprocessing_context": "forkserver", "persistent_workers": True, "timeout": READ_TIMEOUT_S, "prefetch_factor": ahead}
+            options |= {
+                "multiprocessing_context": "forkserver",
+                "persistent_workers": True,
+                "timeout": READ_TIMEOUT_S,
+                "prefetch_factor": ahead,
+            }
         return DataLoader(_All(self._reads), batch_sampler=self._next, collate_fn=_as_is, **options)  # type: ignore[arg-type]
 
 
@@ -86,11 +101,18 @@ class _All(Dataset[Raw]):
 
 
 def _in_a_sentence(batches: Iterator[Raw]) -> Iterator[Raw]:
-    """A file that does not decode is the sentence it is where no process reads, without that process's traceback."""
+    """A file that does not decode is the sentence it is where no process reads, without that process's
+    traceback.
+    """
     try:
         yield from batches
     except DataError as error:
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix(f"{DataError.__module__}.{DataError.__qualname__}: ")) from error
+        raise DataError(
+            str(error)
+            .strip()
+            .splitlines()[-1]
+            .removeprefix(f"{DataError.__module__}.{DataError.__qualname__}: ")
+        ) from error
 
 
 class WholeViews:
@@ -101,7 +123,8 @@ class WholeViews:
         self.view = random_view(config.augment, config.data.channels)
 
     def __call__(self, items: list[tuple[int, int]]) -> Raw:
-        # The views draw from torch's global generator; the training's own randomness must not depend on who augments.
+        # The views draw from torch's global generator; the training's own randomness must not depend on who
+        # augments.
         before = torch.default_generator.get_state()
         views = torch.stack([self._pair(epoch, index) for epoch, index in items])
         torch.default_generator.set_state(before)
@@ -109,7 +132,9 @@ class WholeViews:
 
     def _pair(self, epoch: int, index: int) -> Tensor:
         image = as_tensor(self.images.read(index))
-        torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1))
+        torch.default_generator.manual_seed(
+            int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1)
+        )
         return torch.stack([self.view(image), self.view(image)])
 
 
@@ -117,11 +142,19 @@ class Crops:
     """Two crops of each file, which is decoded once, and no larger than the smaller crop needs."""
 
     def __init__(self, images: Images, config: RunConfig):
-        self.images, self.augment, self.channels, self.seed = images, config.augment, config.data.channels, config.seed
+        self.images, self.augment, self.channels, self.seed = (
+            images,
+            config.augment,
+            config.data.channels,
+            config.seed,
+        )
         self.reduced = config.data.reduced_decoding
 
     def __call__(self, items: list[tuple[int, int]]) -> Raw:
-        return Raw(torch.stack([self._pair(epoch, index) for epoch, index in items]), torch.tensor([index for _, index in items]))
+        return Raw(
+            torch.stack([self._pair(epoch, index) for epoch, index in items]),
+            torch.tensor([index for _, index in items]),
+        )
 
     def _pair(self, epoch: int, index: int) -> Tensor:
         """[2, channels, S, S] uint8."""
@@ -129,12 +162,20 @@ class Crops:
 
         def place(height: int, width: int) -> float:
             size, one = np.array([[height, width]]), np.array([index])
-            draws.extend(view_draws(self.augment, self.channels, self.seed, epoch, one, view, size) for view in range(2))
+            draws.extend(
+                view_draws(self.augment, self.channels, self.seed, epoch, one, view, size)
+                for view in range(2)
+            )
             return self.augment.image_size / min(view.boxes[0, 2:].min() for view in draws)
 
         image, reduced_by = _read(self.images, index, place, self.reduced)
         crops = [cut(image, view.boxes[0] / reduced_by, self.augment.image_size) for view in draws]
-        return torch.stack([as_tensor(crop[:, ::-1] if view.flipped[0] else crop) for crop, view in zip(crops, draws, strict=True)])
+        return torch.stack(
+            [
+                as_tensor(crop[:, ::-1] if view.flipped[0] else crop)
+                for crop, view in zip(crops, draws, strict=True)
+            ]
+        )
 
 
 class FixedViews:
@@ -145,7 +186,10 @@ class FixedViews:
         self.view = evaluation_view(config.augment)
 
     def __call__(self, indices: list[int]) -> Raw:
-        return Raw(torch.stack([self._view(index) for index in indices]), torch.as_tensor(np.asarray(indices), dtype=torch.long))
+        return Raw(
+            torch.stack([self._view(index) for index in indices]),
+            torch.as_tensor(np.asarray(indices), dtype=torch.long),
+        )
 
     def _view(self, index: int) -> Tensor:
         """[channels, S, S] uint8."""
@@ -163,7 +207,9 @@ class FixedViews:
 
 
 def _read(images: Images, index: int, scale: Scale, reduced: bool) -> tuple[np.ndarray, int]:
-    """A picture and by how much it was reduced: 1, 2, 4 or 8. `scale` is asked in any case: it also learns the picture's size from it."""
+    """A picture and by how much it was reduced: 1, 2, 4 or 8. `scale` is asked in any case: it also learns
+    the picture's size from it.
+    """
     if not isinstance(images, FileImages):
         pixels = images.read(index)
         scale(*pixels.shape[:2])

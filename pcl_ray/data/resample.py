@@ -1,7 +1,8 @@
 """Crop, resize and flip of a whole batch, each image with a box of its own: two batched matrix products.
 
-Bilinear resizing with antialiasing is linear, one axis after the other. For each image a matrix takes the rows of its box to the rows of the view,
-another the columns; a flip is the other order of the same columns. On one image this is what torchvision's `resized_crop` computes.
+Bilinear resizing with antialiasing is linear, one axis after the other. For each image a matrix takes the
+rows of its box to the rows of the view, another the columns; a flip is the other order of the same columns.
+On one image this is what torchvision's `resized_crop` computes.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ def resample(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = 
     count, channels, height, width = images.shape
     columns = _weights(boxes[:, 1], boxes[:, 3], width, size, flipped)
     rows = _weights(boxes[:, 0], boxes[:, 2], height, size, None)
-    across = torch.bmm(images.reshape(count, channels * height, width), columns.transpose(1, 2)).view(count, channels, height, size)
+    across = torch.bmm(images.reshape(count, channels * height, width), columns.transpose(1, 2)).view(
+        count, channels, height, size
+    )
     return torch.matmul(rows[:, None], across)
 
 
 def _weights(start: Tensor, length: Tensor, pixels: int, size: int, flipped: Tensor | None) -> Tensor:
     """[B, size, pixels]: how much each pixel counts in each place of the view; rows sum to 1.
 
-    A triangle around the place's centre, as wide as two pixels of the coarser of the two grids, cut off at the box.
+    A triangle around the place's centre, as wide as two pixels of the coarser of the two grids, cut off at
+    the box.
     """
     places = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
     scale = (length / size)[:, None]

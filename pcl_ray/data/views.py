@@ -1,7 +1,8 @@
 """The two random views of a whole batch, on the device that trains: what `augment.engine: batch` does.
 
 images in memory   [b, H, W, channels] uint8 ─→ device ─→ crop, resize, flip ─┐
-files: crops of the loader processes   [b, channels, S, S] uint8 ─→ device ───┴→ jitter, grey, blur ─→ normalised floats
+files: crops of the loader processes   [b, channels, S, S] uint8 ─→ device ───┴→ jitter, grey, blur
+                                                                                     └→ normalised floats
 """
 
 from __future__ import annotations
@@ -24,17 +25,30 @@ _PIECE = 2**24  # numbers that a large batch's views are made of at a time on a 
 
 
 class Views:
-    """Makes the views of `config.augment`. On a CPU with two threads or more, one view in a thread of its own."""
+    """Makes the views of `config.augment`. On a CPU with two threads or more, one view in a thread of its
+    own.
+    """
 
     def __init__(self, config: RunConfig, device: torch.device):
-        self._augment, self._channels, self._seed, self._device = config.augment, config.data.channels, config.seed, device
-        self._other = ThreadPoolExecutor(1, "views") if device.type == "cpu" and torch.get_num_threads() > 1 else None
+        self._augment, self._channels, self._seed, self._device = (
+            config.augment,
+            config.data.channels,
+            config.seed,
+            device,
+        )
+        self._other = (
+            ThreadPoolExecutor(1, "views") if device.type == "cpu" and torch.get_num_threads() > 1 else None
+        )
 
     def draws(self, epoch: int, indices: np.ndarray, view: int, sizes: np.ndarray) -> ViewDraws:
         return view_draws(self._augment, self._channels, self._seed, epoch, indices, view, sizes)
 
-    def of_images(self, pixels: Tensor, epoch: int, indices: Tensor, sizes: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """Query and key views [b, channels, S, S] float32 of images [b, H, W, channels] uint8. sizes: [b, 2] of the original images, where others."""
+    def of_images(
+        self, pixels: Tensor, epoch: int, indices: Tensor, sizes: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Query and key views [b, channels, S, S] float32 of images [b, H, W, channels] uint8. sizes: [b, 2]
+        of the original images, where others.
+        """
         height, width = pixels.shape[1:3]
         originals = np.tile((height, width), (len(pixels), 1)) if sizes is None else sizes
 
@@ -50,16 +64,29 @@ class Views:
         """As `of_images`, of [b, 2, channels, S, S] uint8 crops, one for each view."""
         unused = np.ones((len(crops), 2), dtype=np.int64)
         on_device = crops.to(self._device, non_blocking=True)
-        return self._twice(lambda view: self._coloured(on_device[:, view] / 255, self.draws(epoch, indices.numpy(), view, unused)))
+        return self._twice(
+            lambda view: self._coloured(
+                on_device[:, view] / 255, self.draws(epoch, indices.numpy(), view, unused)
+            )
+        )
 
     def _cropped(self, pixels: Tensor, boxes: np.ndarray, flipped: np.ndarray) -> Tensor:
         """[b, channels, S, S] in 0..1."""
-        boxes_B4, flipped_B = (torch.from_numpy(part).to(pixels.device, non_blocking=True) for part in (boxes.astype(np.float32), flipped))
+        boxes_B4, flipped_B = (
+            torch.from_numpy(part).to(pixels.device, non_blocking=True)
+            for part in (boxes.astype(np.float32), flipped)
+        )
         size = self._augment.image_size
-        count = len(pixels) if pixels.is_cuda else max(1, _PIECE // max(pixels[0].numel(), self._channels * size * size))
+        count = (
+            len(pixels)
+            if pixels.is_cuda
+            else max(1, _PIECE // max(pixels[0].numel(), self._channels * size * size))
+        )
         pieces = [
             resample(piece.permute(0, 3, 1, 2).float().contiguous().div_(255), box, size, flip)
-            for piece, box, flip in zip(pixels.split(count), boxes_B4.split(count), flipped_B.split(count), strict=True)
+            for piece, box, flip in zip(
+                pixels.split(count), boxes_B4.split(count), flipped_B.split(count), strict=True
+            )
         ]
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
@@ -83,7 +110,9 @@ class Views:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch computes in one thread within it: handing out operations as small as these costs more than a second core gives."""
+    """Torch computes in one thread within it: handing out operations as small as these costs more than a
+    second core gives.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

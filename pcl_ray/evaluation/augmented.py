@@ -1,4 +1,6 @@
-"""What is measured on random views of a sample of the training images: LiDAR, which asks whether views of one image lie closer than those of others."""
+"""What is measured on random views of a sample of the training images: LiDAR, which asks whether views of one
+image lie closer than those of others.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +27,24 @@ _FIRST_EPOCH = 2**31 - 1  # the views are those of epochs from here on, which no
 class AugmentedViews:
     """Momentum features of `evaluation.lidar_views` training views of `evaluation.lidar_images` images.
 
-    Images and views are the same at every evaluation, and on any number of workers, of which each makes those of its part of the images.
+    Images and views are the same at every evaluation, and on any number of workers, of which each makes those
+    of its part of the images.
     """
 
     def __init__(self, images: Images, config: RunConfig, device: torch.device, readers: Readers):
         self._config, self._device = config, device
         self._loader = TrainingLoader(images, config, device=device, readers=readers)
         self._passes = -(-config.evaluation.lidar_views // 2)
-        self._mine = np.array_split(sampled(len(images), config.evaluation.lidar_images), world_size())[rank()]
+        self._mine = np.array_split(sampled(len(images), config.evaluation.lidar_images), world_size())[
+            rank()
+        ]
         size = max(64, config.train.batch_size // world_size())
         self._batches = [self._mine[start : start + size] for start in range(0, len(self._mine), size)]
 
     def figures(self, learner: Learner) -> dict[str, float]:
-        """eval/lidar, unless features are not finite, and perf/lidar_seconds. All workers have to call it, and get the same figure."""
+        """eval/lidar, unless features are not finite, and perf/lidar_seconds. All workers have to call it,
+        and get the same figure.
+        """
         start = time.perf_counter()
         group = TorchGroup(device=learner.device) if world_size() > 1 else Group()
         value = lidar(group.gather(self.features(learner)))
@@ -51,8 +58,11 @@ class AugmentedViews:
             for batch in self._loader.views(_FIRST_EPOCH + number, self._batches):
                 rows = np.searchsorted(self._mine, batch.indices.numpy())
                 for view, views in enumerate((batch.query_views, batch.key_views)):
-                    with precision(self._config, self._device):  # as the E-step's; around the encoder alone, since views are made in float32
-                        shard = extract_features(learner.pair.key, [(views_for(learner, views), batch.indices)], self._device)
+                    # as the E-step's; around the encoder alone, since views are made in float32
+                    with precision(self._config, self._device):
+                        shard = extract_features(
+                            learner.pair.key, [(views_for(learner, views), batch.indices)], self._device
+                        )
                     found[rows, 2 * number + view] = shard.features
         return torch.from_numpy(found)
 

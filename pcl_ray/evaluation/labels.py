@@ -9,10 +9,12 @@ from torch import Tensor
 
 
 def agreement(assignments_N: Tensor | np.ndarray, labels_N: Tensor | np.ndarray) -> dict[str, float]:
-    """ami, nmi, ari (chance level 0 for ami and ari, perfect 1) and purity (0..1) of a clustering; empty where fewer than two images have labels.
+    """ami, nmi, ari (chance level 0 for ami and ari, perfect 1) and purity (0..1) of a clustering; empty
+    where fewer than two images have labels.
 
     ami and ari are adjusted for chance: only they compare clusterings with different K. All labelled images
-    count: in a sample, most of many small clusters would hold one image or none, which flatters nmi and purity.
+    count: in a sample, most of many small clusters would hold one image or none, which flatters nmi and
+    purity.
     """
     from sklearn import metrics
 

@@ -22,13 +22,20 @@ def measure(
     clusters: ClusterSet | None,
     config: EvaluationConfig,
 ) -> dict[str, float]:
-    """eval/rankme, eval/areq and eval/uniformity always; with labels eval/knn_top1 on the held-out part and the figures of `measure_clusters`."""
+    """eval/rankme, eval/areq and eval/uniformity always; with labels eval/knn_top1 on the held-out part and
+    the figures of `measure_clusters`.
+    """
     features = torch.from_numpy(features_NC)
-    figures = {"eval/rankme": rankme(features), "eval/areq": areq(features), "eval/uniformity": uniformity(features)}
+    figures = {
+        "eval/rankme": rankme(features),
+        "eval/areq": areq(features),
+        "eval/uniformity": uniformity(features),
+    }
     if labels_N is not None and holdout_QC is not None and holdout_labels_Q is not None:
         figures["eval/knn_top1"] = knn_accuracy(
             features,
-            torch.tensor(labels_N),  # a copy: labels come read-only out of Ray's store, which from_numpy warns about
+            # a copy: labels come read-only out of Ray's store, which from_numpy warns about
+            torch.tensor(labels_N),
             torch.from_numpy(holdout_QC),
             torch.tensor(holdout_labels_Q),
             neighbours=config.knn_neighbours,
@@ -42,4 +49,8 @@ def measure_clusters(clusters: ClusterSet | None, labels_N: np.ndarray | None) -
     """cluster/M/ami … of clustering number M, where there are clusters and labels."""
     if clusters is None or labels_N is None:
         return {}
-    return {f"cluster/{m}/{name}": value for m, c in enumerate(clusters.clusterings) for name, value in agreement(c.assignments, labels_N).items()}
+    return {
+        f"cluster/{m}/{name}": value
+        for m, c in enumerate(clusters.clusterings)
+        for name, value in agreement(c.assignments, labels_N).items()
+    }

@@ -13,7 +13,9 @@ _PIECE = 2**22  # numbers of LiDAR's features in float64 at a time: its memory s
 
 
 def rankme(features_NC: Tensor) -> float:
-    """Effective rank, 1..C: exp of the entropy of the normalised singular values (Garrido et al., ICML 2023, equation 1); NaN where a feature is not finite."""
+    """Effective rank, 1..C: exp of the entropy of the normalised singular values (Garrido et al., ICML 2023,
+    equation 1); NaN where a feature is not finite.
+    """
     if not torch.isfinite(features_NC).all():
         return float("nan")
     values = torch.linalg.svdvals(_sample(features_NC, _SAMPLE).double())
@@ -22,20 +24,26 @@ def rankme(features_NC: Tensor) -> float:
 
 
 def areq(features_NC: Tensor) -> float:
-    """α of the power law λ_j ∝ j^−α of the covariance's eigenvalues (α-ReQ: Agrawal et al., NeurIPS 2022); near 1 is good, below is flat, above steep.
+    """α of the power law λ_j ∝ j^−α of the covariance's eigenvalues (α-ReQ: Agrawal et al., NeurIPS 2022);
+    near 1 is good, below is flat, above steep.
 
-    Least squares of log λ_j against log j, weighted by 1/j (as the authors do, after Stringer et al., Nature 2019): every octave counts alike. The paper
-    takes all eigenvalues, its code those from 4 to 100. Where features use few dimensions both run into the noise floor, and rank 3 (flat from 4 on)
-    looks better than rank 40 (a cliff within the window). So the fit ends with the eigenvalue at which 99 % of the variance are reached: the rounding of
-    float16 and bfloat16, about a millionth of it, lies beyond, and so does noise of a few per cent of the features. NaN where that leaves fewer than 5
-    eigenvalues, or a feature is not finite.
+    Least squares of log λ_j against log j, weighted by 1/j (as the authors do, after Stringer et al., Nature
+    2019): every octave counts alike. The paper takes all eigenvalues, its code those from 4 to 100. Where
+    features use few dimensions both run into the noise floor, and rank 3 (flat from 4 on) looks better than
+    rank 40 (a cliff within the window). So the fit ends with the eigenvalue at which 99 % of the variance are
+    reached: the rounding of float16 and bfloat16, about a millionth of it, lies beyond, and so does noise of
+    a few per cent of the features. NaN where that leaves fewer than 5 eigenvalues, or a feature is not
+    finite.
 
-    It fails under collapse: equal eigenvalues that break off look flat however few they are. Only features of like `rankme` can be compared.
+    It fails under collapse: equal eigenvalues that break off look flat however few they are. Only features of
+    like `rankme` can be compared.
     """
     rows = _sample(features_NC, _SAMPLE).double()
     if len(rows) < 2 or not torch.isfinite(rows).all():
         return float("nan")
-    values = torch.linalg.eigvalsh(torch.cov(rows.T, correction=0).reshape(rows.shape[1], -1)).flip(0).clamp(min=0)
+    values = (
+        torch.linalg.eigvalsh(torch.cov(rows.T, correction=0).reshape(rows.shape[1], -1)).flip(0).clamp(min=0)
+    )
     held = values.cumsum(0)
     count = int((held < _EXPLAINED * held[-1]).sum()) + 1
     if count < _FEWEST:
@@ -47,11 +55,13 @@ def areq(features_NC: Tensor) -> float:
 
 
 def lidar(features_NQC: Tensor) -> float:
-    """Effective rank, 1..min(C, N − 1): exp of the entropy of the normalised eigenvalues of Σ_w^−½ Σ_b Σ_w^−½ of N images with Q views each.
+    """Effective rank, 1..min(C, N − 1): exp of the entropy of the normalised eigenvalues of Σ_w^−½ Σ_b Σ_w^−½
+    of N images with Q views each.
 
-    Σ_b: covariance of the images' means; Σ_w: mean covariance of the views around them, plus δI with δ = 1e-4 (LiDAR: Thilak et al., ICLR 2024,
-    equations 1 to 4, without their ε in the entropy). Higher is better: many directions tell images apart that views do not change. In float64.
-    NaN where a feature is not finite or there are fewer than 2 images or views.
+    Σ_b: covariance of the images' means; Σ_w: mean covariance of the views around them, plus δI with δ = 1e-4
+    (LiDAR: Thilak et al., ICLR 2024, equations 1 to 4, without their ε in the entropy). Higher is better:
+    many directions tell images apart that views do not change. In float64. NaN where a feature is not finite
+    or there are fewer than 2 images or views.
     """
     images, views, dim = features_NQC.shape
     if images < 2 or views < 2 or not torch.isfinite(features_NQC).all():
@@ -72,7 +82,9 @@ def lidar(features_NQC: Tensor) -> float:
 
 
 def uniformity(features_NC: Tensor) -> float:
-    """log of the mean of exp(−2‖x − y‖²) over pairs of unit features (Wang & Isola, ICML 2020); lower is more even, 0 is collapsed."""
+    """log of the mean of exp(−2‖x − y‖²) over pairs of unit features (Wang & Isola, ICML 2020); lower is more
+    even, 0 is collapsed.
+    """
     return float(torch.pdist(_sample(features_NC, 4096).float()).square().mul(-2).exp().mean().log())
 
 

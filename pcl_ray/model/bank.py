@@ -1,6 +1,8 @@
-"""The feature bank: momentum features as the M-step makes them, kept by image, so that the E-step needs no pass of its own.
+"""The feature bank: momentum features as the M-step makes them, kept by image, so that the E-step needs no
+pass of its own.
 
-As in DeepCluster-v2 and ODC, a row is the feature of a training view, averaged over the epochs. Images that an epoch left out keep their old row.
+As in DeepCluster-v2 and ODC, a row is the feature of a training view, averaged over the epochs. Images that
+an epoch left out keep their old row.
 """
 
 from __future__ import annotations
@@ -14,19 +16,24 @@ from pcl_ray.features import FeatureShard
 
 
 class FeatureBank:
-    """Rows of the images first … last − 1, this worker's part of the data set. Begins with an evaluation pass, so that no row is ever unset."""
+    """Rows of the images first … last − 1, this worker's part of the data set. Begins with an evaluation
+    pass, so that no row is ever unset.
+    """
 
     def __init__(self, first: int, rows_nC: Tensor, momentum: float):
         self.first, self.momentum = first, momentum
         self._count = len(rows_nC)
-        # One row more, for the images of other workers: no branch on what a batch holds, so that no step waits for the device.
+        # One row more, for the images of other workers: no branch on what a batch holds, so that no step
+        # waits for the device.
         self._rows = torch.cat([rows_nC, rows_nC.new_zeros(1, rows_nC.shape[1])])
 
     @classmethod
     def of(cls, shard: FeatureShard, momentum: float, device: torch.device) -> FeatureBank:
         """From a worker's contiguous shard."""
         first = int(shard.indices[0]) if len(shard.indices) else 0
-        assert (shard.indices == np.arange(first, first + len(shard.indices))).all(), "a bank holds a contiguous part of the images"
+        assert (shard.indices == np.arange(first, first + len(shard.indices))).all(), (
+            "a bank holds a contiguous part of the images"
+        )
         return cls(first, torch.from_numpy(shard.features).to(device), momentum)
 
     @property
@@ -36,7 +43,9 @@ class FeatureBank:
 
     @torch.no_grad()
     def update(self, indices_B: Tensor, keys_BC: Tensor) -> None:
-        """Takes in a batch, which may hold images of other workers: row ← normalised momentum · row + (1 − momentum) · key. No image twice in a batch."""
+        """Takes in a batch, which may hold images of other workers: row ← normalised momentum · row + (1 −
+        momentum) · key. No image twice in a batch.
+        """
         place = indices_B.to(self._rows.device) - self.first
         place = torch.where((place >= 0) & (place < self._count), place, self._count)
         mixed = self.momentum * self._rows[place].float() + (1 - self.momentum) * keys_BC.float()

@@ -26,18 +26,26 @@ class Encoder(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A ResNet of basic blocks that a CPU trains in reasonable time: `width` channels, doubled at each stage."""
+    """A ResNet of basic blocks that a CPU trains in reasonable time: `width` channels, doubled at each
+    stage.
+    """
 
     def __init__(self, width: int, blocks: tuple[int, ...], channels: int):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
         layers: list[nn.Module] = []
         inner = width
         for stage, count in enumerate(blocks):
             outer = width * 2**stage
             for block in range(count):
                 stride = 2 if stage and not block else 1
-                shortcut = nn.Sequential(conv1x1(inner, outer, stride), nn.BatchNorm2d(outer)) if stride > 1 or inner != outer else None
+                shortcut = (
+                    nn.Sequential(conv1x1(inner, outer, stride), nn.BatchNorm2d(outer))
+                    if stride > 1 or inner != outer
+                    else None
+                )
                 layers.append(BasicBlock(inner, outer, stride, shortcut))
                 inner = outer
         self.blocks = nn.Sequential(*layers)
@@ -49,7 +57,9 @@ class SmallResNet(nn.Module):
 
 
 def build(config: EncoderConfig, channels: int) -> Encoder:
-    """A freshly initialised encoder (from torch's global random state). Raises ConfigError where timm is asked for and missing."""
+    """A freshly initialised encoder (from torch's global random state). Raises ConfigError where timm is
+    asked for and missing.
+    """
     backbone, width = _backbone(config, channels)
     if config.head == "linear":
         head: nn.Module = nn.Linear(width, config.dim)
@@ -80,7 +90,11 @@ def timm_problem(backbone: str) -> Problem | None:
     """What is wrong with a `timm:NAME` backbone, if anything."""
     name = backbone.removeprefix("timm:")
     if importlib.util.find_spec("timm") is None:
-        return Problem("encoder.backbone", backbone, "timm is not installed; `pip install timm`, or choose a torchvision ResNet")
+        return Problem(
+            "encoder.backbone",
+            backbone,
+            "timm is not installed; `pip install timm`, or choose a torchvision ResNet",
+        )
     import timm  # pyrefly: ignore[missing-import]  # an optional extra
 
     if timm.is_model(name):
@@ -100,7 +114,9 @@ def _timm_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
 
 
 def with_sync_batch_norm(model: nn.Module, config: EncoderConfig) -> nn.Module:
-    """The model with batch statistics over all workers. timm's layers hold activations that only timm's own conversion keeps."""
+    """The model with batch statistics over all workers. timm's layers hold activations that only timm's own
+    conversion keeps.
+    """
     if config.backbone.startswith("timm:"):
         from timm.layers import convert_sync_batchnorm  # pyrefly: ignore[missing-import]
 

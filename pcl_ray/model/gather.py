@@ -48,7 +48,9 @@ def any_worker(flag: bool, device: torch.device) -> bool:
 
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
-    """Averages floating-point buffers (batch-norm statistics) over workers, so that all evaluate with the same ones."""
+    """Averages floating-point buffers (batch-norm statistics) over workers, so that all evaluate with the
+    same ones.
+    """
     if world_size() == 1:
         return
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
@@ -61,9 +63,11 @@ def average_buffers(module: nn.Module) -> None:
 
 @torch.no_grad()
 def encode_shuffled(encoder: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> Tensor:
-    """Shuffle-BN (MoCo, section 3.3): encodes [B, …] in batches mixed over the workers, gives [B, C] back in the caller's order.
+    """Shuffle-BN (MoCo, section 3.3): encodes [B, …] in batches mixed over the workers, gives [B, C] back in
+    the caller's order.
 
-    The batch statistics of the keys then do not give the positive away. Every worker draws the same permutation from `seed`.
+    The batch statistics of the keys then do not give the positive away. Every worker draws the same
+    permutation from `seed`.
     """
     if world_size() == 1:
         return encoder(images)

@@ -1,4 +1,6 @@
-"""Everything that the M-step changes, put together: encoders in their memory format, data-parallel and compiled where asked for, optimizer, queue, bank."""
+"""Everything that the M-step changes, put together: encoders in their memory format, data-parallel and
+compiled where asked for, optimizer, queue, bank.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Learner:
     pair: MomentumPair
     queue: KeyQueue
     optimizer: Optimizer
-    query: nn.Module  # pair.query as it trains: compiled, and wrapped for data-parallel training where there are several workers
+    # pair.query as it trains: compiled, and wrapped for data-parallel training where there are several
+    # workers
+    query: nn.Module
     key: nn.Module  # pair.key as it trains: compiled
     device: torch.device
     memory_format: torch.memory_format = torch.contiguous_format  # of weights and views
@@ -35,7 +39,11 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """All but the bank, of which each worker has a part."""
-        return {"model": self.pair.state_dict(), "queue": self.queue.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "model": self.pair.state_dict(),
+            "queue": self.queue.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pair.load_state_dict(state["model"])
@@ -43,32 +51,50 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def build_learner(config: RunConfig, device: torch.device, warn: Callable[[str], None] = lambda text: None) -> Learner:
-    """A fresh learner; the same weights and queue on every worker, from `config.seed`. `warn` hears why something asked for is not to be had."""
+def build_learner(
+    config: RunConfig, device: torch.device, warn: Callable[[str], None] = lambda text: None
+) -> Learner:
+    """A fresh learner; the same weights and queue on every worker, from `config.seed`. `warn` hears why
+    something asked for is not to be had.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         pair = MomentumPair.of(encoder.build(config.encoder, config.data.channels), config.encoder.momentum)
         queue = KeyQueue(config.loss.queue_size, config.encoder.dim)
     if config.encoder.batch_norm == "sync" and world_size() > 1:
-        pair.query, pair.key = (encoder.with_sync_batch_norm(part, config.encoder) for part in (pair.query, pair.key))
+        pair.query, pair.key = (
+            encoder.with_sync_batch_norm(part, config.encoder) for part in (pair.query, pair.key)
+        )
     layout = torch.channels_last if config.train.memory_format == "channels_last" else torch.contiguous_format
     pair, queue = pair.to(device).to(memory_format=layout), queue.to(device)
-    query, key = (_compiled(pair, config, device, layout, warn) if config.train.compile else None) or (pair.query, pair.key)
+    query, key = (_compiled(pair, config, device, layout, warn) if config.train.compile else None) or (
+        pair.query,
+        pair.key,
+    )
     if world_size() > 1:
-        # Statistics are averaged once before each evaluation pass; sending them at every forward pass is wasted time.
+        # Statistics are averaged once before each evaluation pass; sending them at every forward pass is
+        # wasted time.
         query = DistributedDataParallel(query, broadcast_buffers=False, gradient_as_bucket_view=True)
     return Learner(pair, queue, optimizers.build(config.optimizer, pair.query), query, key, device, layout)
 
 
 def _compiled(
-    pair: MomentumPair, config: RunConfig, device: torch.device, layout: torch.memory_format, warn: Callable[[str], None]
+    pair: MomentumPair,
+    config: RunConfig,
+    device: torch.device,
+    layout: torch.memory_format,
+    warn: Callable[[str], None],
 ) -> tuple[nn.Module, nn.Module] | None:
-    """Both encoders by torch.compile, after a first pass over made-up images that has left no trace; None, on all workers, where one cannot."""
+    """Both encoders by torch.compile, after a first pass over made-up images that has left no trace; None, on
+    all workers, where one cannot.
+    """
     reason = ""
     buffers = [buffer.clone() for buffer in pair.buffers()]
     size, count = config.augment.image_size, config.train.batch_size // world_size()
     count = min(count, config.train.micro_batch or count)
-    views = torch.zeros(count, config.data.channels, size, size, device=device).contiguous(memory_format=layout)
+    views = torch.zeros(count, config.data.channels, size, size, device=device).contiguous(
+        memory_format=layout
+    )
     query: Any = pair.query
     key: Any = pair.key
     try:
@@ -78,7 +104,8 @@ def _compiled(
             query(views).sum().backward()
             with torch.no_grad():
                 key(views)
-    except Exception as error:  # a missing C++ compiler, a model that cannot be traced …: torch raises many kinds
+    # a missing C++ compiler, a model that cannot be traced …: torch raises many kinds
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     pair.zero_grad(set_to_none=True)
     with torch.no_grad():
@@ -99,6 +126,8 @@ def views_for(learner: Learner, views: Tensor) -> Tensor:
 def precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
     """Within it the encoders compute in bf16, where that was asked for and the device has it."""
     wanted = config.train.precision
-    if device.type == "cuda" and (wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))):
+    if device.type == "cuda" and (
+        wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))
+    ):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()

@@ -1,4 +1,6 @@
-"""The momentum encoder: an exponential moving average of the query encoder (He et al., CVPR 2020, equation 2)."""
+"""The momentum encoder: an exponential moving average of the query encoder (He et al., CVPR 2020, equation
+2).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from torch import nn
 
 
 class MomentumPair(nn.Module):
-    """Query encoder θ and momentum encoder θ'. `update` does θ' ← m·θ' + (1 − m)·θ on parameters; buffers (batch-norm statistics) are each one's own."""
+    """Query encoder θ and momentum encoder θ'. `update` does θ' ← m·θ' + (1 − m)·θ on parameters; buffers
+    (batch-norm statistics) are each one's own.
+    """
 
     def __init__(self, query: nn.Module, key: nn.Module, momentum: float):
         super().__init__()
@@ -24,5 +28,7 @@ class MomentumPair(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        keys, queries = ([parameter.detach() for parameter in model.parameters()] for model in (self.key, self.query))
+        keys, queries = (
+            [parameter.detach() for parameter in model.parameters()] for model in (self.key, self.query)
+        )
         torch._foreach_lerp_(keys, queries, 1 - self.momentum)

@@ -15,13 +15,24 @@ _FUSED_ON = ("cpu", "cuda")
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling (You et al., 2017): each weight tensor's step is scaled by trust · ‖w‖ / ‖g + λw‖, then momentum.
+    """Layer-wise adaptive rate scaling (You et al., 2017): each weight tensor's step is scaled by trust · ‖w‖
+    / ‖g + λw‖, then momentum.
 
-    One-dimensional tensors (biases, normalisation) take plain momentum steps without weight decay, as in BYOL and SimCLR.
+    One-dimensional tensors (biases, normalisation) take plain momentum steps without weight decay, as in BYOL
+    and SimCLR.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 1e-3,
+    ):
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -30,7 +41,9 @@ class LARS(Optimizer):
             held = [weight for weight in group["params"] if weight.grad is not None]
             matrices = [weight for weight in held if weight.ndim > 1]
             vectors = [weight for weight in held if weight.ndim <= 1]
-            updates = [weight.grad for weight in vectors] + self._scaled(matrices, group["weight_decay"], group["trust"])
+            updates = [weight.grad for weight in vectors] + self._scaled(
+                matrices, group["weight_decay"], group["trust"]
+            )
             weights = vectors + matrices
             if not weights:
                 continue
@@ -46,24 +59,35 @@ class LARS(Optimizer):
         return self.state[weight]["momentum_buffer"]
 
     def _scaled(self, weights: list[Tensor], decay: float, trust: float) -> list[Tensor]:
-        """Gradients with weight decay, each times its tensor's trust ratio; 1 where weight or update is 0. All tensors at once, no wait for the device."""
+        """Gradients with weight decay, each times its tensor's trust ratio; 1 where weight or update is 0.
+        All tensors at once, no wait for the device.
+        """
         if not weights:
             return []
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         updates = torch._foreach_add(gradients, weights, alpha=decay)
-        of_weights, of_updates = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(updates))
+        of_weights, of_updates = (
+            torch.stack(torch._foreach_norm(weights)),
+            torch.stack(torch._foreach_norm(updates)),
+        )
         usable = (of_weights > 0) & (of_updates > 0)
-        scales = torch.where(usable, trust * of_weights / of_updates.clamp(min=torch.finfo(of_updates.dtype).tiny), 1.0)
+        scales = torch.where(
+            usable, trust * of_weights / of_updates.clamp(min=torch.finfo(of_updates.dtype).tiny), 1.0
+        )
         return list(torch._foreach_mul(updates, list(scales.unbind())))
 
 
 def build(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     parameters = list(model.parameters())
     # None leaves the choice to torch: several kernels for many weights at once on a GPU, a loop elsewhere.
-    fused = True if config.fused and all(parameter.device.type in _FUSED_ON for parameter in parameters) else None
+    fused = (
+        True if config.fused and all(parameter.device.type in _FUSED_ON for parameter in parameters) else None
+    )
     match config.name:
         case "sgd":
-            return SGD(parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
+            return SGD(
+                parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+            )
         case "adamw":
             return AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=fused)
         case "lars":

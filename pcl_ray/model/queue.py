@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class KeyQueue(nn.Module):
-    """A ring of features, `keys` [R, C], first filled with random unit vectors. Any batch size is taken: it wraps around."""
+    """A ring of features, `keys` [R, C], first filled with random unit vectors. Any batch size is taken: it
+    wraps around.
+    """
 
     keys: Tensor
 
@@ -21,7 +23,9 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys_BC: Tensor) -> None:
-        """Writes the batch over the oldest keys; of a batch larger than the queue only the last R rows stay."""
+        """Writes the batch over the oldest keys; of a batch larger than the queue only the last R rows
+        stay.
+        """
         size = len(self.keys)
         kept = keys_BC[-size:].to(self.keys.dtype)
         start = (self.pointer + len(keys_BC) - len(kept)) % size

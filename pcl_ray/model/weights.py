@@ -15,10 +15,12 @@ from pcl_ray.model import encoder as encoders
 
 
 def load_encoder(path: str | Path, *, encoder: Literal["query", "momentum"] = "query") -> nn.Module:
-    """The encoder of a checkpoint, in evaluation mode on the CPU: images [B, channels, S, S] to unit vectors [B, C]; `.backbone` and `.head` apart.
+    """The encoder of a checkpoint, in evaluation mode on the CPU: images [B, channels, S, S] to unit vectors
+    [B, C]; `.backbone` and `.head` apart.
 
-    Takes a checkpoint of ours, or a `.pth.tar` with `state_dict` keys `module.encoder_q.…` / `module.encoder_k.…`. Nothing in the file is executed
-    (`weights_only`). Raises DataError where the file is neither, or does not fit.
+    Takes a checkpoint of ours, or a `.pth.tar` with `state_dict` keys `module.encoder_q.…` /
+    `module.encoder_k.…`. Nothing in the file is executed (`weights_only`). Raises DataError where the file is
+    neither, or does not fit.
     """
     path = Path(path).expanduser()
     if encoder not in ("query", "momentum"):
@@ -28,7 +30,10 @@ def load_encoder(path: str | Path, *, encoder: Literal["query", "momentum"] = "q
     except FileNotFoundError:
         raise DataError(f"checkpoint {str(path)!r} does not exist") from None
     except Exception as error:  # torch raises many kinds here: pickle, zip and runtime errors
-        raise DataError(f"{str(path)!r} cannot be read as a checkpoint: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise DataError(
+            f"{str(path)!r} cannot be read as a checkpoint:"
+            f" {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     if isinstance(content, dict) and content.get("format") == "pcl_ray":
         return _ours(content, encoder, path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -40,8 +45,14 @@ def _ours(content: dict[str, Any], which: str, path: str | Path) -> nn.Module:
     settings = EncoderConfig(**content["encoder"])
     model = encoders.build(settings, content["channels"])
     prefix = "query." if which == "query" else "key."
-    state = {name.removeprefix(prefix): value for name, value in content["model"].items() if name.startswith(prefix)}
-    return _filled(model, state, f"{str(path)!r} does not fit its own {settings.backbone} with a {settings.head} head")
+    state = {
+        name.removeprefix(prefix): value
+        for name, value in content["model"].items()
+        if name.startswith(prefix)
+    }
+    return _filled(
+        model, state, f"{str(path)!r} does not fit its own {settings.backbone} with a {settings.head} head"
+    )
 
 
 def _published(content: dict[str, Any], which: str, path: str | Path) -> nn.Module:

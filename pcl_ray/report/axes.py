@@ -18,7 +18,9 @@ _NAMES = {"τ": "temperature τ", "α": "concentration smoothing α", "K": "clus
 
 
 class Scale:
-    """Where a knob's values lie on an axis, and its ticks: numbers on a line, possibly logarithmic, anything else evenly spaced."""
+    """Where a knob's values lie on an axis, and its ticks: numbers on a line, possibly logarithmic, anything
+    else evenly spaced.
+    """
 
     def __init__(self, knob: str, values: Sequence[Any]):
         self.numeric = all(is_number(value) for value in values)
@@ -37,7 +39,9 @@ class Scale:
         return (spot - low) / (high - low) if high > low else 0.5
 
     def ticks(self, most: int = _MOST_TICKS) -> dict[float, str]:
-        """Spot → label: the values themselves where they are few and short, else round numbers; never so close that labels touch."""
+        """Spot → label: the values themselves where they are few and short, else round numbers; never so
+        close that labels touch.
+        """
         if not self.numeric:
             step = math.ceil(len(self.categories) / (4 * most))
             return {float(spot): cut(label) for spot, label in enumerate(self.categories) if spot % step == 0}
@@ -51,14 +55,20 @@ class Scale:
         return kept
 
     def _round_numbers(self, most: int) -> list[float]:
-        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1) if self.log else ()
+        decades = (
+            range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1) if self.log else ()
+        )
         steps: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
         for factors in steps:  # the coarsest that gives enough
             spots = [float(f"{factor * 10.0**decade:.6g}") for decade in decades for factor in factors]
             spots = [spot for spot in spots if self.low * 0.97 <= spot <= self.high * 1.03]
             if len(spots) >= most - 2:
                 return spots
-        return [float(f"{spot:.10g}") for spot in MaxNLocator(most - 1).tick_values(self.low, self.high) if self.low <= spot <= self.high]
+        return [
+            float(f"{spot:.10g}")
+            for spot in MaxNLocator(most - 1).tick_values(self.low, self.high)
+            if self.low <= spot <= self.high
+        ]
 
     def apply(self, axes: Axes, axis: str) -> None:
         """Scale, limits and ticks of the "x" or "y" axis."""

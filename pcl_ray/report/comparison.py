@@ -7,7 +7,18 @@ from pathlib import Path
 
 from pcl_ray.exhibit import Exhibit, Shown
 from pcl_ray.report.curves import clustering_names, overlaid
-from pcl_ray.report.differences import Knob, Measure, best_of, common_evaluation, difference, differing, letters, measures, sentences, warnings
+from pcl_ray.report.differences import (
+    Knob,
+    Measure,
+    best_of,
+    common_evaluation,
+    difference,
+    differing,
+    letters,
+    measures,
+    sentences,
+    warnings,
+)
 from pcl_ray.report.explorer import class_name
 from pcl_ray.report.facts import knob_name, setting, state_badge
 from pcl_ray.report.html_parts import Html, count, document, number, percent, section, table, tag
@@ -21,7 +32,8 @@ _PICTURES = 6
 
 
 def write(records: Sequence[RunRecord], path: Path) -> Path:
-    """Writes the comparison to `path`, whose folder exists, whole or not at all; gives back `path`. The first run is what the others are compared with.
+    """Writes the comparison to `path`, whose folder exists, whole or not at all; gives back `path`. The first
+    run is what the others are compared with.
 
     Raises ValueError for fewer than two runs, OSError.
     """
@@ -33,7 +45,11 @@ def write(records: Sequence[RunRecord], path: Path) -> Path:
 def html_of(records: Sequence[RunRecord]) -> str:
     knobs, epoch = differing(records), common_evaluation(records)
     said = [tag("li", sentence) for sentence in sentences(records, knobs, epoch)]
-    warned = tag("ul", [tag("li", text) for text in warnings(records)], class_="warnings") if warnings(records) else None
+    warned = (
+        tag("ul", [tag("li", text) for text in warnings(records)], class_="warnings")
+        if warnings(records)
+        else None
+    )
     parts = [
         _head(records),
         section("summary", "In short", warned, tag("ul", said, class_="sentences")),
@@ -46,16 +62,27 @@ def html_of(records: Sequence[RunRecord]) -> str:
 
 
 def _head(records: Sequence[RunRecord]) -> Html:
-    cards = [tag("li", _card(letter, place, record), class_="run-card") for place, (letter, record) in enumerate(zip(letters(records), records, strict=True))]
+    cards = [
+        tag("li", _card(letter, place, record), class_="run-card")
+        for place, (letter, record) in enumerate(zip(letters(records), records, strict=True))
+    ]
     kind = tag("p", "Prototypical Contrastive Learning", class_="kind")
     return tag("header", kind, tag("h1", f"{len(records)} runs compared"), tag("ul", cards, class_="runs"))
 
 
 def _card(letter: str, place: int, record: RunRecord) -> Html:
-    data = f"{record.config.data.source}, {count(record.num_images, 'image')}" if record.num_images else record.config.data.source
+    data = (
+        f"{record.config.data.source}, {count(record.num_images, 'image')}"
+        if record.num_images
+        else record.config.data.source
+    )
     facts = f"{data} · {count(record.epochs, 'epoch')} · {_counts(record)}"
     failed = tag("p", record.error, class_="facts") if record.error else None
-    return Html(tag("p", swatch(place), tag("b", f"{letter}  "), record.name, " ", state_badge(record)) + tag("p", facts, class_="facts") + (failed or ""))
+    return Html(
+        tag("p", swatch(place), tag("b", f"{letter}  "), record.name, " ", state_badge(record))
+        + tag("p", facts, class_="facts")
+        + (failed or "")
+    )
 
 
 def _counts(record: RunRecord) -> str:
@@ -67,7 +94,13 @@ def _knobs(records: Sequence[RunRecord], knobs: Sequence[Knob]) -> Html:
     if not knobs:
         return tag("p", "Nothing: the runs have the same configuration.", class_="none")
     rows = [
-        [knob_name(knob.name), *(tag("td", setting(value), class_="differs" if knob.differs(run) else None) for run, value in enumerate(knob.values))]
+        [
+            knob_name(knob.name),
+            *(
+                tag("td", setting(value), class_="differs" if knob.differs(run) else None)
+                for run, value in enumerate(knob.values)
+            ),
+        ]
         for knob in knobs
     ]
     return table(["", *letters(records)], rows, class_="wide")
@@ -78,17 +111,33 @@ def _figures(records: Sequence[RunRecord], knobs: Sequence[Knob], epoch: int | N
     found = measures(records, knobs)
     if not found:
         return [tag("p", "No run has recorded a figure yet.", class_="none")]
-    lead = tag("p", f"Small: the difference to {letters(records)[0]}. Green: the best of a row.", class_="lead")
+    lead = tag(
+        "p", f"Small: the difference to {letters(records)[0]}. Green: the best of a row.", class_="lead"
+    )
     same = tag("p", "There is no epoch after which all of them were evaluated.", class_="none")
     if epoch is not None:
-        same = tag("div", tag("h3", f"After epoch {epoch}, the last that all were evaluated after"), _table(records, found, [epoch] * len(records)))
+        same = tag(
+            "div",
+            tag("h3", f"After epoch {epoch}, the last that all were evaluated after"),
+            _table(records, found, [epoch] * len(records)),
+        )
     ends = [record.epochs for record in records]
-    end = tag("div", tag("h3", "At the end of each"), _table(records, found, ends)) if any(done != epoch for done in ends) else None
+    end = (
+        tag("div", tag("h3", "At the end of each"), _table(records, found, ends))
+        if any(done != epoch for done in ends)
+        else None
+    )
     return [lead, same, *([end] if end else [])]
 
 
 def _table(records: Sequence[RunRecord], found: Sequence[Measure], epochs: Sequence[int]) -> Html:
-    header = ["", *(f"{letter}, epoch {epoch:,}" if len(set(epochs)) > 1 else letter for letter, epoch in zip(letters(records), epochs, strict=True))]
+    header = [
+        "",
+        *(
+            f"{letter}, epoch {epoch:,}" if len(set(epochs)) > 1 else letter
+            for letter, epoch in zip(letters(records), epochs, strict=True)
+        ),
+    ]
     fair = len(set(epochs)) == 1  # times of different numbers of epochs have no best
     rows = []
     for measure in found:
@@ -118,26 +167,55 @@ def _sheets(records: Sequence[RunRecord]) -> list[Html]:
     if not made:
         return []
     lead = (
-        "Of the coarsest clustering: the tightest, the largest and the loosest prototypes with the images nearest to them. Rows of different runs do not match."
+        "Of the coarsest clustering: the tightest, the largest and the loosest prototypes with the images"
+        " nearest to them. Rows of different runs do not match."
     )
-    return [section("prototypes", "Prototypes side by side", tag("div", made, class_="runs sheets"), lead=lead)]
+    return [
+        section("prototypes", "Prototypes side by side", tag("div", made, class_="runs sheets"), lead=lead)
+    ]
 
 
 def _sheet(record: RunRecord, exhibit: Exhibit, letter: str, place: int) -> Html:
     shown = exhibit.clusterings[exhibit.coarse_to_fine()[0]]
-    chosen = [(role, int(k)) for role, most in _ROLES for k in shown.roles()[role][:most] if k in shown.chosen]
-    images = [int(image) for _, k in chosen for image in shown.nearest[shown.row_of(k)][:_PICTURES] if image >= 0]
+    chosen = [
+        (role, int(k)) for role, most in _ROLES for k in shown.roles()[role][:most] if k in shown.chosen
+    ]
+    images = [
+        int(image) for _, k in chosen for image in shown.nearest[shown.row_of(k)][:_PICTURES] if image >= 0
+    ]
     sheet = sheet_of(record.thumbnails, images) if images else None
     rows = [_row(record, shown, sheet, role, k) for role, k in chosen]
     head = tag("h4", swatch(place), f" {letter}: K = {shown.num_clusters:,}, after epoch {exhibit.epoch}")
     style = sheet.style(f"sheet-{place}") if sheet else None
-    return tag("div", style, head, rows or tag("p", "Every cluster is empty.", class_="none"), class_=f"run-card sheet-{place}")
+    return tag(
+        "div",
+        style,
+        head,
+        rows or tag("p", "Every cluster is empty.", class_="none"),
+        class_=f"run-card sheet-{place}",
+    )
 
 
 def _row(record: RunRecord, shown: Shown, sheet: Sheet | None, role: str, prototype: int) -> Html:
     row = shown.row_of(prototype)
-    facts = [f"#{prototype} {role}", count(int(shown.sizes[prototype]), "image"), f"φ {number(float(shown.concentration[prototype]))}"]
+    facts = [
+        f"#{prototype} {role}",
+        count(int(shown.sizes[prototype]), "image"),
+        f"φ {number(float(shown.concentration[prototype]))}",
+    ]
     if shown.top_class[row] >= 0:
-        facts.append(f"“{class_name(int(shown.top_class[row]), record.class_names)}” {percent(float(shown.top_share[row]))}")
-    pictures = [sheet.picture(int(image)) for image in shown.nearest[row][:_PICTURES] if image >= 0] if sheet else None
-    return tag("div", tag("div", pictures, class_="strip") if pictures else None, tag("div", " · ".join(facts), class_="facts"), class_="proto-row")
+        facts.append(
+            f"“{class_name(int(shown.top_class[row]), record.class_names)}”"
+            f" {percent(float(shown.top_share[row]))}"
+        )
+    pictures = (
+        [sheet.picture(int(image)) for image in shown.nearest[row][:_PICTURES] if image >= 0]
+        if sheet
+        else None
+    )
+    return tag(
+        "div",
+        tag("div", pictures, class_="strip") if pictures else None,
+        tag("div", " · ".join(facts), class_="facts"),
+        class_="proto-row",
+    )

@@ -16,7 +16,9 @@ Points = list[tuple[int, float]]  # (epoch from 1, value)
 
 @dataclass(frozen=True)
 class Finding:
-    """rule: its name, for tests and links. meaning: what is seen, with the numbers of this run. advice: knobs with values to try."""
+    """rule: its name, for tests and links. meaning: what is seen, with the numbers of this run. advice: knobs
+    with values to try.
+    """
 
     rule: str
     severity: Severity
@@ -56,7 +58,11 @@ def clusterings(record: RunRecord) -> list[tuple[int, int]]:
     for m, given in enumerate(record.config.e_step.num_clusters):
         measured = newest(record, f"cluster/{m}/k")
         counted = record.num_clusters[m] if m < len(record.num_clusters) else None
-        k = counted or (int(measured) if measured else None) or (given if isinstance(given, int) else round(given * record.num_images))
+        k = (
+            counted
+            or (int(measured) if measured else None)
+            or (given if isinstance(given, int) else round(given * record.num_images))
+        )
         if k >= 2:
             found.append((m, k))
     return found
@@ -64,23 +70,35 @@ def clusterings(record: RunRecord) -> list[tuple[int, int]]:
 
 def each(record: RunRecord, name: str) -> list[tuple[int, int, float]]:
     """(m, K, newest value) of `cluster/m/name`."""
-    return [(m, k, value) for m, k in clusterings(record) if (value := newest(record, f"cluster/{m}/{name}")) is not None]
+    return [
+        (m, k, value)
+        for m, k in clusterings(record)
+        if (value := newest(record, f"cluster/{m}/{name}")) is not None
+    ]
 
 
 def which(record: RunRecord, m: int, k: int) -> str:
     """A clustering in words; its number only where there are several."""
-    return f"clustering {m} (K = {k})" if len(record.config.e_step.num_clusters) > 1 else f"the clustering (K = {k})"
+    return (
+        f"clustering {m} (K = {k})"
+        if len(record.config.e_step.num_clusters) > 1
+        else f"the clustering (K = {k})"
+    )
 
 
 def covered(loss: float, columns: float, temperature: float) -> float:
-    """How much of its way a contrastive loss has gone, 0..1: from the logarithm of the number of columns, where all look alike, to where the right one
-    has cosine 1 and all others 0. A share, since at a high temperature the whole way is short."""
+    """How much of its way a contrastive loss has gone, 0..1: from the logarithm of the number of columns,
+    where all look alike, to where the right one has cosine 1 and all others 0. A share, since at a high
+    temperature the whole way is short.
+    """
     top, floor = math.log(columns), math.log(1 + (columns - 1) * math.exp(-1 / temperature))
     return (top - loss) / (top - floor) if top > floor else 1.0
 
 
 def columns_of(record: RunRecord, k: int) -> float:
-    """What a prototype is compared with, itself among it: all K, or the batch's own and the drawn ones less those that are hidden as its own."""
+    """What a prototype is compared with, itself among it: all K, or the batch's own and the drawn ones less
+    those that are hidden as its own.
+    """
     drawn = plan.negatives(record.config, k)
     if drawn is None:
         return k
@@ -97,9 +115,16 @@ def collapse_limit(record: RunRecord) -> float:
 def gauges_collapsed(record: RunRecord, metrics: dict[str, float]) -> bool:
     """Whether the E-step of an epoch refused the features themselves, rather than the clustering."""
     config = record.config
-    cone, rank, spread = (metrics.get(f"cluster/{name}", default) for name, default in (("cone", 0.0), ("rank", math.inf), ("spread", 1.0)))
+    cone, rank, spread = (
+        metrics.get(f"cluster/{name}", default)
+        for name, default in (("cone", 0.0), ("rank", math.inf), ("spread", 1.0))
+    )
     found = health.Gauges(cone, spread, rank)
-    return bool(health.collapse(found, config.encoder.dim, cone=config.e_step.collapse_cone, rank=config.e_step.collapse_rank))
+    return bool(
+        health.collapse(
+            found, config.encoder.dim, cone=config.e_step.collapse_cone, rank=config.e_step.collapse_rank
+        )
+    )
 
 
 def listed(values: list[str]) -> str:

@@ -10,7 +10,13 @@ from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.html_parts import Html, count, cut, duration, number, percent, table, tag
 from pcl_ray.report.record import RunRecord
 
-_STATES = {"finished": "good", "running": "note", "failed": "problem", "stopped": "warning", "stopped early": "note"}
+_STATES = {
+    "finished": "good",
+    "running": "note",
+    "failed": "problem",
+    "stopped": "warning",
+    "stopped early": "note",
+}
 
 
 def state_badge(record: RunRecord) -> Html:
@@ -22,7 +28,11 @@ def recipe(record: RunRecord) -> list[tuple[str, str]]:
     knobs = record.config
     images = f"{record.num_images:,}" if record.num_images else "not known"
     images += f", {record.num_holdout:,} held out" if record.num_holdout else ""
-    done = f"{record.epochs:,} of {knobs.train.epochs:,}" if record.epochs != knobs.train.epochs else f"{record.epochs:,}"
+    done = (
+        f"{record.epochs:,} of {knobs.train.epochs:,}"
+        if record.epochs != knobs.train.epochs
+        else f"{record.epochs:,}"
+    )
     workers = "in one process" if not knobs.resources.workers else count(knobs.resources.workers, "worker")
     device = "GPU" if knobs.resources.gpus_per_worker else "CPU"
     return [
@@ -40,7 +50,19 @@ def recipe(record: RunRecord) -> list[tuple[str, str]]:
 
 def tiles(record: RunRecord) -> Html:
     """The figures that count, each with what it means; a sentence where nothing was measured."""
-    found = [tile for tile in (_knn(record), _ami(record), _rankme(record), _loss(record), _rate(record), _e_step(record), _time(record)) if tile]
+    found = [
+        tile
+        for tile in (
+            _knn(record),
+            _ami(record),
+            _rankme(record),
+            _loss(record),
+            _rate(record),
+            _e_step(record),
+            _time(record),
+        )
+        if tile
+    ]
     if not found:
         return tag("p", "Nothing has been measured yet: figures come with the first epoch.", class_="none")
     return tag("dl", [_tile(*tile) for tile in found], class_="tiles")
@@ -50,7 +72,13 @@ Tile = tuple[str, Any, str] | None
 
 
 def _tile(name: str, value: Any, meaning: str) -> Html:
-    return tag("div", tag("dt", name), tag("dd", value, class_="value"), tag("dd", meaning, class_="meaning"), class_="tile")
+    return tag(
+        "div",
+        tag("dt", name),
+        tag("dd", value, class_="value"),
+        tag("dd", meaning, class_="meaning"),
+        class_="tile",
+    )
 
 
 def _knn(record: RunRecord) -> Tile:
@@ -59,21 +87,37 @@ def _knn(record: RunRecord) -> Tile:
         return None
     best_epoch, best = max(points, key=lambda point: point[1])
     more = f" Best: {number(best)} after epoch {best_epoch:.0f}." if best > points[-1][1] + 5e-4 else ""
-    return "kNN top-1", number(points[-1][1]), f"Share of held-out images whose nearest neighbours give the right class.{more}"
+    return (
+        "kNN top-1",
+        number(points[-1][1]),
+        f"Share of held-out images whose nearest neighbours give the right class.{more}",
+    )
 
 
 def _ami(record: RunRecord) -> Tile:
-    found = [(name, points[-1][1]) for m, name in enumerate(clustering_names(record)) if (points := record.finite(f"cluster/{m}/ami"))]
+    found = [
+        (name, points[-1][1])
+        for m, name in enumerate(clustering_names(record))
+        if (points := record.finite(f"cluster/{m}/ami"))
+    ]
     if not found:
         return None
     values = [tag("span", tag("small", name), number(value)) for name, value in found[:6]]
-    return "AMI", tag("span", values, class_="several"), "Agreement of the clusters with the labels: 0 is chance, 1 is perfect."
+    return (
+        "AMI",
+        tag("span", values, class_="several"),
+        "Agreement of the clusters with the labels: 0 is chance, 1 is perfect.",
+    )
 
 
 def _rankme(record: RunRecord) -> Tile:
     points = record.finite("eval/rankme")
     of = record.config.encoder.dim
-    return ("RankMe", number(points[-1][1]), f"Directions that the features make use of, of {of} there are.") if points else None
+    return (
+        ("RankMe", number(points[-1][1]), f"Directions that the features make use of, of {of} there are.")
+        if points
+        else None
+    )
 
 
 def _loss(record: RunRecord) -> Tile:
@@ -81,7 +125,11 @@ def _loss(record: RunRecord) -> Tile:
     if not points:
         return None
     prototype = record.finite("train/loss_prototype")
-    parts = f" {number(prototype[-1][1])} of it from prototypes." if prototype and prototype[-1][0] == points[-1][0] else ""
+    parts = (
+        f" {number(prototype[-1][1])} of it from prototypes."
+        if prototype and prototype[-1][0] == points[-1][0]
+        else ""
+    )
     return "Loss", number(points[-1][1]), f"Mean over the last epoch.{parts}"
 
 
@@ -91,19 +139,31 @@ def _rate(record: RunRecord) -> Tile:
         return None
     waiting = record.finite("perf/data_share")
     said = f" {percent(waiting[-1][1])} of the M-step is waiting for data." if waiting else ""
-    return "Images a second", number(middle([value for _, value in points])), f"Trained, in the median epoch.{said}"
+    return (
+        "Images a second",
+        number(middle([value for _, value in points])),
+        f"Trained, in the median epoch.{said}",
+    )
 
 
 def _e_step(record: RunRecord) -> Tile:
     whole, part = total(record, "perf/epoch_seconds"), total(record, "perf/e_step_seconds")
-    return ("E-step", percent(part / whole), f"Of the time goes into features and clustering: {duration(part)}.") if whole and part else None
+    return (
+        ("E-step", percent(part / whole), f"Of the time goes into features and clustering: {duration(part)}.")
+        if whole and part
+        else None
+    )
 
 
 def _time(record: RunRecord) -> Tile:
     seconds = total(record, "perf/epoch_seconds") + total(record, "perf/owed_seconds")
     if not seconds:
         return None
-    return "Time", duration(seconds), f"All epochs together, {duration(seconds / record.epochs)} each; without the start."
+    return (
+        "Time",
+        duration(seconds),
+        f"All epochs together, {duration(seconds / record.epochs)} each; without the start.",
+    )
 
 
 def total(record: RunRecord, name: str) -> float:
@@ -121,8 +181,16 @@ def knob_table(record: RunRecord) -> Html:
     values = record.config.flatten()
     changed = [name for name, value in values.items() if name in known and value != known[name].default]
     header = ("Knob", "Value", "Default", "What it is")
-    few = table(header, [_knob(name, values[name], known[name]) for name in changed], class_="knobs") if changed else tag("p", "Every knob has its default.")
-    every = table(header, [_knob(name, value, known.get(name), marked=name in changed) for name, value in values.items()], class_="knobs")
+    few = (
+        table(header, [_knob(name, values[name], known[name]) for name in changed], class_="knobs")
+        if changed
+        else tag("p", "Every knob has its default.")
+    )
+    every = table(
+        header,
+        [_knob(name, value, known.get(name), marked=name in changed) for name, value in values.items()],
+        class_="knobs",
+    )
     said = f"{len(changed)} of {len(values)} knobs differ from their defaults:" if changed else ""
     return tag("div", tag("p", said), few, tag("details", tag("summary", f"All {len(values)} knobs"), every))
 
@@ -134,7 +202,8 @@ def _knob(name: str, value: Any, knob: Any, marked: bool = False) -> tuple[Any, 
 
 def knob_name(name: str) -> Html:
     """It may break after a dot or an underscore."""
-    return tag("code", Html(name.replace(".", ".<wbr>").replace("_", "_<wbr>")))  # names are those of the configuration: nothing to escape
+    # names are those of the configuration: nothing to escape
+    return tag("code", Html(name.replace(".", ".<wbr>").replace("_", "_<wbr>")))
 
 
 def setting(value: Any) -> str:
@@ -145,7 +214,8 @@ def setting(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return ", ".join(setting(part) for part in value)
-    return f"{value:.10g}" if isinstance(value, float) else cut(str(value), 120)  # 0.12, not 0.12000000000000001
+    # 0.12, not 0.12000000000000001
+    return f"{value:.10g}" if isinstance(value, float) else cut(str(value), 120)
 
 
 def pairs(rows: Iterable[tuple[str, Any]], class_: str = "facts-list") -> Html:

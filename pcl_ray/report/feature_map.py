@@ -16,7 +16,19 @@ from pcl_ray.report.sprites import Sheet
 _SIZE = 640.0
 _MARGIN = 14.0
 # Okabe and Ito's seven that are seen on white and on black, then four more that are told apart from them.
-_CLASSES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C7A00", "#7A4FBF", "#8A8A8A", "#A0522D", "#2FB8AC")
+_CLASSES = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#8C7A00",
+    "#7A4FBF",
+    "#8A8A8A",
+    "#A0522D",
+    "#2FB8AC",
+)
 _NONE = "#9AA0A6"
 _MOST_NAMED = 24  # classes of a legend
 
@@ -27,35 +39,60 @@ def feature_map(exhibit: Exhibit, sheet: Sheet | None, class_names: Sequence[str
     points, height = _scaled(exhibit.places)
     drawings = [_drawing(points, height, way, place, exhibit.map_name) for place, way in enumerate(ways)]
     buttons = [
-        tag("button", way["short"], type="button", class_=way["kind"], data_way=place, aria_pressed="true" if place == 0 else "false")
+        tag(
+            "button",
+            way["short"],
+            type="button",
+            class_=way["kind"],
+            data_way=place,
+            aria_pressed="true" if place == 0 else "false",
+        )
         for place, way in enumerate(ways)
     ]
     data = {
         "sheet": sheet is not None,
         "points": [[round(float(x), 1), round(float(y), 1)] for x, y in points],
         "images": exhibit.sample.tolist(),
-        "ways": [{"title": "label" if way["kind"] == "labels" else way["short"], "said": way["said"]} for way in ways],
+        "ways": [
+            {"title": "label" if way["kind"] == "labels" else way["short"], "said": way["said"]}
+            for way in ways
+        ],
         "width": _SIZE,
     }
     return tag(
         "div",
-        tag("div", tag("span", "Coloured by"), tag("div", buttons, class_="toggle", role="group", aria_label="Coloured by"), class_="tools"),
+        tag(
+            "div",
+            tag("span", "Coloured by"),
+            tag("div", buttons, class_="toggle", role="group", aria_label="Coloured by"),
+            class_="tools",
+        ),
         tag("div", drawings, class_="maps"),
         data_script("map-data", data),
-        class_=f"map sheet ways-{min(len(ways), 3)}" + (" both" if len({way["kind"] for way in ways}) == 2 else ""),
+        class_=f"map sheet ways-{min(len(ways), 3)}"
+        + (" both" if len({way["kind"] for way in ways}) == 2 else ""),
         id="feature-map",
     )
 
 
 def _ways(exhibit: Exhibit, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Ways to colour: each clustering from coarse to fine, then the labels; the first and the last are printed. At least one."""
+    """Ways to colour: each clustering from coarse to fine, then the labels; the first and the last are
+    printed. At least one.
+    """
     ways: list[dict[str, Any]] = []
     for m in exhibit.coarse_to_fine() if len(exhibit.assignments) else []:
         of = exhibit.assignments[m]
         said = [f"prototype {k}" if k >= 0 else "no prototype" for k in of.tolist()]
         short = f"K = {exhibit.clusterings[m].num_clusters:,}"
         ways.append(
-            {"kind": "prototypes", "short": short, "title": f"prototypes, {short}", "colours": [_many(k) for k in of.tolist()], "said": said, "legend": []}
+            {
+                "kind": "prototypes",
+                "short": short,
+                "title": f"prototypes, {short}",
+                "colours": [_many(k) for k in of.tolist()],
+                "said": said,
+                "legend": [],
+            }
         )
     known = [int(label) for label in np.unique(exhibit.labels) if label >= 0]
     if known:
@@ -64,11 +101,23 @@ def _ways(exhibit: Exhibit, class_names: Sequence[str]) -> list[dict[str, Any]]:
         labels = np.maximum(exhibit.labels, -1).tolist()
         legend = [(colours[label], cut(names[label], 24)) for label in known[:_MOST_NAMED]]
         more = [("none", f"and {len(known) - _MOST_NAMED} more classes")] if len(known) > _MOST_NAMED else []
-        of_points = {"colours": [colours[label] for label in labels], "said": [names[label] for label in labels]}
-        ways.append({"kind": "labels", "short": "labels", "title": "labels", "legend": legend + more} | of_points)
+        of_points = {
+            "colours": [colours[label] for label in labels],
+            "said": [names[label] for label in labels],
+        }
+        ways.append(
+            {"kind": "labels", "short": "labels", "title": "labels", "legend": legend + more} | of_points
+        )
     amount = len(exhibit.places)
     return ways or [
-        {"kind": "images", "short": "", "title": "nothing: no clusters, no labels", "colours": [_CLASSES[0]] * amount, "said": [""] * amount, "legend": []}
+        {
+            "kind": "images",
+            "short": "",
+            "title": "nothing: no clusters, no labels",
+            "colours": [_CLASSES[0]] * amount,
+            "said": [""] * amount,
+            "legend": [],
+        }
     ]
 
 
@@ -79,13 +128,41 @@ def _drawing(points: np.ndarray, height: float, way: dict[str, Any], place: int,
         groups.setdefault(colour, []).append(f"M{x:.1f},{y:.1f}h0")
     paths = [tag("path", d="".join(spots), stroke=colour) for colour, spots in groups.items()]
     label = f"{map_name or 'Map'} of {len(points):,} images, coloured by {way['title']}"
-    drawing = tag("svg", paths, tag("circle", r=9, class_="here"), viewBox=f"0 0 {_SIZE:.0f} {height:.0f}", role="img", aria_label=label)
-    legend = tag("p", [_key(colour, name) for colour, name in way["legend"]], class_="legend") if way["legend"] else None
-    return tag("figure", tag("h4", f"Coloured by {way['title']}"), drawing, legend, data_way=place, class_=f"map-view {way['kind']}")
+    drawing = tag(
+        "svg",
+        paths,
+        tag("circle", r=9, class_="here"),
+        viewBox=f"0 0 {_SIZE:.0f} {height:.0f}",
+        role="img",
+        aria_label=label,
+    )
+    legend = (
+        tag("p", [_key(colour, name) for colour, name in way["legend"]], class_="legend")
+        if way["legend"]
+        else None
+    )
+    return tag(
+        "figure",
+        tag("h4", f"Coloured by {way['title']}"),
+        drawing,
+        legend,
+        data_way=place,
+        class_=f"map-view {way['kind']}",
+    )
 
 
 def _key(colour: str, name: str) -> Html:
-    dot = tag("svg", tag("circle", cx=5, cy=5, r=4.5, fill=colour), viewBox="0 0 10 10", class_="dot", aria_hidden="true") if colour != "none" else None
+    dot = (
+        tag(
+            "svg",
+            tag("circle", cx=5, cy=5, r=4.5, fill=colour),
+            viewBox="0 0 10 10",
+            class_="dot",
+            aria_hidden="true",
+        )
+        if colour != "none"
+        else None
+    )
     return tag("span", dot, name)
 
 
@@ -93,7 +170,9 @@ def _scaled(places: np.ndarray) -> tuple[np.ndarray, float]:
     """[n, 2] in the drawing, both axes alike, what is not finite in the middle; and its height."""
     points = np.asarray(places, np.float64)
     good = np.asarray(np.isfinite(points).all(axis=1))
-    low, high = (points[good].min(axis=0), points[good].max(axis=0)) if good.any() else (np.zeros(2), np.ones(2))
+    low, high = (
+        (points[good].min(axis=0), points[good].max(axis=0)) if good.any() else (np.zeros(2), np.ones(2))
+    )
     span = float((high - low).max()) or 1.0
     scale = (_SIZE - 2 * _MARGIN) / span
     height = max(_SIZE / 2, float(high[1] - low[1]) * scale + 2 * _MARGIN)
@@ -106,8 +185,12 @@ def _colour(place: int, among: int) -> str:
 
 
 def _many(number: int) -> str:
-    """Hues a golden section apart, of three shades: neighbours in number look different, though not all can be told apart."""
+    """Hues a golden section apart, of three shades: neighbours in number look different, though not all can
+    be told apart.
+    """
     if number < 0:
         return _NONE
-    red, green, blue = colorsys.hls_to_rgb(number * 0.618034 % 1, (0.46, 0.6, 0.36)[number % 3], (0.68, 0.62, 0.75)[number // 3 % 3])
+    red, green, blue = colorsys.hls_to_rgb(
+        number * 0.618034 % 1, (0.46, 0.6, 0.36)[number % 3], (0.68, 0.62, 0.75)[number // 3 % 3]
+    )
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"

@@ -1,4 +1,6 @@
-"""Parts of the HTML pages: markup that escapes by itself, numbers in words, data for scripts, the frame of a page."""
+"""Parts of the HTML pages: markup that escapes by itself, numbers in words, data for scripts, the frame of a
+page.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ _PERCENT = "\u00a0%"  # the line does not break before the sign
 _VOID = {"br", "hr", "img", "input", "link", "meta"}
 _FRAGILE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 # Nothing may be fetched, whatever a name or an error message contains.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri"
+    " 'none'; form-action 'none'"
+)
 
 
 class Html(str):
@@ -30,7 +35,11 @@ def tag(name: str, /, *children: Child, **attributes: Any) -> Html:
 
     Attributes: `class_` is class, `data_level` is data-level, True has no value, None and False are left out.
     """
-    written = "".join(_attribute(key, value) for key, value in attributes.items() if value is not None and value is not False)
+    written = "".join(
+        _attribute(key, value)
+        for key, value in attributes.items()
+        if value is not None and value is not False
+    )
     return Html(f"<{name}{written}>" if name in _VOID else f"<{name}{written}>{joined(children)}</{name}>")
 
 
@@ -79,17 +88,27 @@ def document(title: str, *body: Child) -> str:
         tag("style", Html(asset("report.css"))),
     )
     script = tag("script", Html(asset("report.js")))
-    return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', tag('main', *body), script), lang='en')}\n"
+    return (
+        "<!doctype"
+        f" html>\n{tag('html', tag('head', head), tag('body', tag('main', *body), script), lang='en')}\n"
+    )
 
 
 def section(identifier: str, title: str, *children: Child, lead: str = "") -> Html:
-    return tag("section", tag("h2", title), tag("p", lead, class_="lead") if lead else None, *children, id=identifier)
+    return tag(
+        "section", tag("h2", title), tag("p", lead, class_="lead") if lead else None, *children, id=identifier
+    )
 
 
 def table(header: Sequence[Child], rows: Iterable[Sequence[Child]], class_: str = "") -> Html:
-    """In a frame that scrolls by itself where it is too wide. A cell that is markup of a td already stays as it is; the first of each row is its heading."""
+    """In a frame that scrolls by itself where it is too wide. A cell that is markup of a td already stays as
+    it is; the first of each row is its heading.
+    """
     top = tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in header])) if header else None
-    body = tag("tbody", [tag("tr", tag("th", row[0], scope="row"), [_cell(cell) for cell in row[1:]]) for row in rows])
+    body = tag(
+        "tbody",
+        [tag("tr", tag("th", row[0], scope="row"), [_cell(cell) for cell in row[1:]]) for row in rows],
+    )
     return tag("div", tag("table", top, body, class_=class_ or None), class_="scroll", tabindex="0")
 
 
@@ -111,7 +130,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(share: float) -> str:
     """Never rounded up to all, nor down to nothing."""
     if 0 < share < 0.01 or 0.99 < share < 1:
-        return f"{100 * share:.1f}{_PERCENT}" if 0.001 <= share <= 0.999 else (f"< 0.1{_PERCENT}" if share < 0.5 else f"> 99.9{_PERCENT}")
+        return (
+            f"{100 * share:.1f}{_PERCENT}"
+            if 0.001 <= share <= 0.999
+            else (f"< 0.1{_PERCENT}" if share < 0.5 else f"> 99.9{_PERCENT}")
+        )
     return f"{100 * share:.0f}{_PERCENT}"
 
 

@@ -1,6 +1,8 @@
-"""What a sweep found: its configurations in order, which knob mattered, and the same as CSV, Markdown and JSON.
+"""What a sweep found: its configurations in order, which knob mattered, and the same as CSV, Markdown and
+JSON.
 
-Pure functions from records. A configuration is a point of the space; its trials differ in nothing but the seed.
+Pure functions from records. A configuration is a point of the space; its trials differ in nothing but the
+seed.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration. `spread` is the sample standard deviation over seeds, None with one value; `values` are those of the trials that did not fail."""
+    """One configuration. `spread` is the sample standard deviation over seeds, None with one value; `values`
+    are those of the trials that did not fail.
+    """
 
     point: dict[str, Any]
     trials: tuple[TrialRecord, ...]
@@ -57,7 +61,8 @@ class Row:
 
 
 def ranked(records: Sequence[TrialRecord], direction: Direction) -> list[Row]:
-    """Configurations, best first: all trials finished and passed the guards; stopped early or some failed; refused; without any value.
+    """Configurations, best first: all trials finished and passed the guards; stopped early or some failed;
+    refused; without any value.
 
     Within each of the four by mean objective, then by device seconds, fewer first.
     """
@@ -68,12 +73,16 @@ def ranked(records: Sequence[TrialRecord], direction: Direction) -> list[Row]:
 
 
 def best(rows: Sequence[Row]) -> Row | None:
-    """The first configuration whose every trial finished, was measured and passed the guards; None where there is none."""
+    """The first configuration whose every trial finished, was measured and passed the guards; None where
+    there is none.
+    """
     return next((row for row in rows if _standing(row) == _COMPLETE), None)
 
 
 def value_of(record: TrialRecord) -> float | None:
-    """A trial's objective where it can be compared: not of a failed trial, whose last measurement is from some epoch or other, and never NaN."""
+    """A trial's objective where it can be compared: not of a failed trial, whose last measurement is from
+    some epoch or other, and never NaN.
+    """
     if record.state == "failed" or record.objective is None or not math.isfinite(record.objective):
         return None
     return float(record.objective)
@@ -86,7 +95,9 @@ def score(value: float, direction: Direction) -> float:
 
 def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
     """Equal for equal points: 10 and 10.0 are the same K, lists can be compared."""
-    return tuple((name, float(point[name]) if is_number(point[name]) else text(point[name])) for name in sorted(point))
+    return tuple(
+        (name, float(point[name]) if is_number(point[name]) else text(point[name])) for name in sorted(point)
+    )
 
 
 def _row(trials: list[TrialRecord]) -> Row:
@@ -106,14 +117,21 @@ def _row(trials: list[TrialRecord]) -> Row:
 
 def _note(trials: Sequence[TrialRecord]) -> str:
     """What keeps a configuration from the first places, "" where nothing does."""
-    said = [f"refused: {reason}" for reason in dict.fromkeys(trial.refused for trial in trials if trial.refused)]
+    said = [
+        f"refused: {reason}" for reason in dict.fromkeys(trial.refused for trial in trials if trial.refused)
+    ]
     for state in ("failed", "stopped early", "unfinished"):
         such = [trial for trial in trials if trial.state == state]
-        if such and not (state == "unfinished" and len(such) == len(trials)):  # the row's state says that already
+        # the row's state says that already
+        if such and not (state == "unfinished" and len(such) == len(trials)):
             share = f"{len(such)} of {len(trials)} {state}" if len(trials) > 1 else state
             epochs = ", ".join(str(done) for done in sorted({trial.epochs for trial in such}))
             reasons = "; ".join(dict.fromkeys(trial.error for trial in such if trial.error))
-            said.append(share + (f" after {epochs} epochs" if state == "stopped early" else "") + (f": {reasons}" if reasons else ""))
+            said.append(
+                share
+                + (f" after {epochs} epochs" if state == "stopped early" else "")
+                + (f": {reasons}" if reasons else "")
+            )
     unmeasured = sum(trial.state == "finished" and value_of(trial) is None for trial in trials)
     if unmeasured:
         said.append(f"{unmeasured} of {len(trials)} without a value")
@@ -135,20 +153,32 @@ def _place(row: Row, direction: Direction) -> tuple[float, float, float, str]:
 
 
 def importances(records: Sequence[TrialRecord], direction: Direction) -> dict[str, float]:
-    """Share of the objective's variance that each knob alone explains, largest first, summing to 1: fANOVA (Hutter et al., ICML 2014).
+    """Share of the objective's variance that each knob alone explains, largest first, summing to 1: fANOVA
+    (Hutter et al., ICML 2014).
 
-    {} where it cannot be known: below 4 trials with a value, one value for all, or no knob that varies. Knobs that do not vary are left out.
+    {} where it cannot be known: below 4 trials with a value, one value for all, or no knob that varies. Knobs
+    that do not vary are left out.
     """
-    kept = [(record, value) for record in records if not record.refused and (value := value_of(record)) is not None]
+    kept = [
+        (record, value)
+        for record in records
+        if not record.refused and (value := value_of(record)) is not None
+    ]
     scores = [score(value, direction) for _, value in kept]
     if len(kept) < _FEWEST or len(set(scores)) < 2:
         return {}
-    columns = {name: column for name in kept[0][0].point if (column := _column(name, [record for record, _ in kept])) is not None}
+    columns = {
+        name: column
+        for name in kept[0][0].point
+        if (column := _column(name, [record for record, _ in kept])) is not None
+    }
     return _fanova(columns, scores) if columns else {}
 
 
 def _column(name: str, records: Sequence[TrialRecord]) -> list[float] | list[str] | None:
-    """A knob's values as fANOVA takes them, None where some trial lacks the knob or all have the same. Forests ask for < and =; ranges count by length."""
+    """A knob's values as fANOVA takes them, None where some trial lacks the knob or all have the same.
+    Forests ask for < and =; ranges count by length.
+    """
     if any(name not in record.point for record in records):
         return None
     values = [record.point[name] for record in records]
@@ -168,36 +198,56 @@ def _fanova(columns: Mapping[str, list[float] | list[str]], scores: Sequence[flo
     distributions: dict[str, BaseDistribution] = {}
     for name, column in columns.items():
         numbers = [value for value in column if isinstance(value, float)]
-        distributions[name] = FloatDistribution(min(numbers), max(numbers)) if numbers else CategoricalDistribution(sorted(set(map(str, column))))
+        distributions[name] = (
+            FloatDistribution(min(numbers), max(numbers))
+            if numbers
+            else CategoricalDistribution(sorted(set(map(str, column))))
+        )
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study(direction="maximize")
         for number, worth in enumerate(scores):
             params = {name: column[number] for name, column in columns.items()}
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=worth))
+            study.add_trial(
+                optuna.trial.create_trial(params=params, distributions=distributions, value=worth)
+            )
         raw = optuna.importance.FanovaImportanceEvaluator(seed=0).evaluate(study)
     except RuntimeError:  # no tree found anything to split by
         return {}
     finally:
         optuna.logging.set_verbosity(verbosity)
     total = sum(raw.values())
-    return {name: float(share / total) for name, share in raw.items()} if math.isfinite(total) and total > 0 else {}
+    return (
+        {name: float(share / total) for name, share in raw.items()}
+        if math.isfinite(total) and total > 0
+        else {}
+    )
 
 
 def agreement_with_labels(
-    records: Sequence[TrialRecord], names: Sequence[str] = ("eval/rankme", "eval/lidar", "eval/areq"), labelled: str = "eval/knn_top1"
+    records: Sequence[TrialRecord],
+    names: Sequence[str] = ("eval/rankme", "eval/lidar", "eval/areq"),
+    labelled: str = "eval/knn_top1",
 ) -> dict[str, float]:
-    """Spearman's rank correlation, −1..1, of each label-free criterion with the accuracy; for eval/areq of −|x − 1|.
+    """Spearman's rank correlation, −1..1, of each label-free criterion with the accuracy; for eval/areq of
+    −|x − 1|.
 
-    Left out: criteria that fewer than 4 trials have together with the accuracy, or where one of the two is the same for all.
+    Left out: criteria that fewer than 4 trials have together with the accuracy, or where one of the two is
+    the same for all.
     """
     from scipy.stats import spearmanr
 
     found = {}
     for name in names:
-        pairs = [(record.metrics.get(name, math.nan), record.metrics.get(labelled, math.nan)) for record in records]
-        pairs = [(score(x, "nearest_one" if name == "eval/areq" else "max"), y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+        pairs = [
+            (record.metrics.get(name, math.nan), record.metrics.get(labelled, math.nan)) for record in records
+        ]
+        pairs = [
+            (score(x, "nearest_one" if name == "eval/areq" else "max"), y)
+            for x, y in pairs
+            if math.isfinite(x) and math.isfinite(y)
+        ]
         if len(pairs) >= _FEWEST and all(len(set(side)) > 1 for side in zip(*pairs, strict=True)):
             found[name] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
     return found
@@ -221,7 +271,11 @@ def text(value: Any) -> str:
 
 def log_scaled(knob: str, values: Sequence[float]) -> bool:
     """Whether these numbers belong on a logarithmic axis: positive, and τ, α or more than a factor 20."""
-    return bool(values) and min(values) > 0 and (SHORT.get(knob) in ("τ", "α") or max(values) / min(values) > _LOG_FACTOR)
+    return (
+        bool(values)
+        and min(values) > 0
+        and (SHORT.get(knob) in ("τ", "α") or max(values) / min(values) > _LOG_FACTOR)
+    )
 
 
 def table(rows: Sequence[Row], knobs: Sequence[str], objective: str, limit: int) -> list[list[str]]:
@@ -230,14 +284,30 @@ def table(rows: Sequence[Row], knobs: Sequence[str], objective: str, limit: int)
     names = [short(knob) if leaves[short(knob)] == 1 else knob for knob in knobs]
     lines = [["rank", objective, "seeds", *names, "device min", "state", "note"]]
     for rank, row in enumerate(rows[:limit], start=1):
-        measured = "–" if row.mean is None else f"{row.mean:.4f}" + ("" if row.spread is None else f" ± {row.spread:.4f}")
+        measured = (
+            "–"
+            if row.mean is None
+            else f"{row.mean:.4f}" + ("" if row.spread is None else f" ± {row.spread:.4f}")
+        )
         values = [text(row.point[knob]) if knob in row.point else "–" for knob in knobs]
-        lines.append([str(rank), measured, str(len(row.trials)), *values, f"{row.device_seconds / 60:.1f}", row.state, row.note])
+        lines.append(
+            [
+                str(rank),
+                measured,
+                str(len(row.trials)),
+                *values,
+                f"{row.device_seconds / 60:.1f}",
+                row.state,
+                row.note,
+            ]
+        )
     return lines
 
 
 def as_markdown(rows: Sequence[Row], knobs: Sequence[str], objective: str) -> str:
-    heading, *lines = [[cell.replace("|", "\\|") for cell in line] for line in table(rows, knobs, objective, len(rows))]
+    heading, *lines = [
+        [cell.replace("|", "\\|") for cell in line] for line in table(rows, knobs, objective, len(rows))
+    ]
     return "".join(f"| {' | '.join(line)} |\n" for line in [heading, ["---"] * len(heading), *lines])
 
 
@@ -248,17 +318,55 @@ def as_csv(rows: Sequence[Row], knobs: Sequence[str]) -> str:
     writer.writerow(["rank", "mean", "spread", "seeds", *knobs, "device_minutes", "state", "note"])
     for rank, row in enumerate(rows, start=1):
         values = [value if is_number(value := row.point.get(knob, "")) else text(value) for knob in knobs]
-        writer.writerow([rank, row.mean, row.spread, len(row.trials), *values, round(row.device_seconds / 60, 4), row.state, row.note])
+        writer.writerow(
+            [
+                rank,
+                row.mean,
+                row.spread,
+                len(row.trials),
+                *values,
+                round(row.device_seconds / 60, 4),
+                row.state,
+                row.note,
+            ]
+        )
     return written.getvalue()
 
 
 def as_json(rows: Sequence[Row], knobs: Sequence[str], objective: str) -> str:
-    """{"objective", "knobs", "rows"}, with each configuration's trials and their run folders. Never NaN, which is no JSON."""
+    """{"objective", "knobs", "rows"}, with each configuration's trials and their run folders. Never NaN,
+    which is no JSON.
+    """
     entries = []
     for rank, row in enumerate(rows, start=1):
-        trials = [{"run": t.run_name, "seed": t.seed, "state": t.state, "epochs": t.epochs, "objective": value_of(t)} for t in row.trials]
+        trials = [
+            {
+                "run": t.run_name,
+                "seed": t.seed,
+                "state": t.state,
+                "epochs": t.epochs,
+                "objective": value_of(t),
+            }
+            for t in row.trials
+        ]
         entries.append(
-            {"rank": rank, "mean": row.mean, "spread": row.spread, "seeds": len(row.trials), "point": {knob: row.point.get(knob) for knob in knobs}}
-            | {"device_minutes": row.device_seconds / 60, "state": row.state, "note": row.note, "trials": trials}
+            {
+                "rank": rank,
+                "mean": row.mean,
+                "spread": row.spread,
+                "seeds": len(row.trials),
+                "point": {knob: row.point.get(knob) for knob in knobs},
+            }
+            | {
+                "device_minutes": row.device_seconds / 60,
+                "state": row.state,
+                "note": row.note,
+                "trials": trials,
+            }
         )
-    return json.dumps({"objective": objective, "knobs": list(knobs), "rows": entries}, indent=2, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(
+            {"objective": objective, "knobs": list(knobs), "rows": entries}, indent=2, ensure_ascii=False
+        )
+        + "\n"
+    )

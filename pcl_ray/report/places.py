@@ -1,4 +1,6 @@
-"""Where features lie on a map: UMAP where it is installed, else t-SNE; the first principal components where there are too few for either."""
+"""Where features lie on a map: UMAP where it is installed, else t-SNE; the first principal components where
+there are too few for either.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _SPREAD = 1e-4  # of the starting places, as t-SNE wants them
 
 
 def places(features_nC: np.ndarray, before: np.ndarray | None = None) -> tuple[np.ndarray, str]:
-    """[n, 2] float32 and the method's name. before: the same images' places at another epoch, to begin with, so that pictures can be compared."""
+    """[n, 2] float32 and the method's name. before: the same images' places at another epoch, to begin with,
+    so that pictures can be compared.
+    """
     features = np.nan_to_num(features_nC.astype(np.float32))
     start = before if before is not None and before.shape == (len(features), 2) else None
     components = _components(features)
@@ -42,8 +46,11 @@ def _t_sne(features: np.ndarray, start: np.ndarray | None, components: np.ndarra
     first = components if start is None else start
     init = (first / max(float(first[:, 0].std()), 1e-12) * _SPREAD).astype(np.float32)
     passes = _FIRST_PASSES if start is None else _NEXT_PASSES
-    method = TSNE(2, perplexity=min(30.0, (len(features) - 1) / 3), init=init, max_iter=passes, random_state=0, n_jobs=1)
-    with threadpool_limits(1, user_api="openmp"):  # of this thread: its helpers would wait for cores that training has
+    method = TSNE(
+        2, perplexity=min(30.0, (len(features) - 1) / 3), init=init, max_iter=passes, random_state=0, n_jobs=1
+    )
+    # of this thread: its helpers would wait for cores that training has
+    with threadpool_limits(1, user_api="openmp"):
         return method.fit_transform(features)
 
 
@@ -51,4 +58,6 @@ def _umap(features: np.ndarray, start: np.ndarray | None) -> np.ndarray:
     import umap  # pyrefly: ignore[missing-import]
 
     init = "spectral" if start is None else start
-    return umap.UMAP(n_neighbors=min(15, len(features) - 1), metric="cosine", init=init, random_state=0, n_jobs=1).fit_transform(features)
+    return umap.UMAP(
+        n_neighbors=min(15, len(features) - 1), metric="cosine", init=init, random_state=0, n_jobs=1
+    ).fit_transform(features)

@@ -15,8 +15,8 @@ from pcl_ray.exhibit import Exhibit, Thumbnails
 class RunRecord:
     """One run, under way or ended.
 
-    history: an entry an epoch, oldest first: {"epoch": from 0, "step": global step of its last batch, "metrics": {name: value}}. Figures that an epoch
-    lacks (no evaluation, no E-step) are missing, not NaN.
+    history: an entry an epoch, oldest first: {"epoch": from 0, "step": global step of its last batch,
+    "metrics": {name: value}}. Figures that an epoch lacks (no evaluation, no E-step) are missing, not NaN.
     """
 
     name: str
@@ -38,7 +38,11 @@ class RunRecord:
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(epoch from 1, value) of a figure, where it is known."""
-        return [(entry["epoch"] + 1, float(entry["metrics"][name])) for entry in self.history if name in entry["metrics"]]
+        return [
+            (entry["epoch"] + 1, float(entry["metrics"][name]))
+            for entry in self.history
+            if name in entry["metrics"]
+        ]
 
     def finite(self, name: str) -> list[tuple[int, float]]:
         """`series` without values that are not finite."""

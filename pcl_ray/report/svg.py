@@ -1,4 +1,6 @@
-"""Small charts as SVG inside HTML: coloured by the page's style, so that they follow light, dark and print; numbers under the pointer come by script."""
+"""Small charts as SVG inside HTML: coloured by the page's style, so that they follow light, dark and print;
+numbers under the pointer come by script.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,11 @@ def line_chart(chart: Chart, warmup: int = 0) -> Html:
         "svg",
         _frame(across, up),
         _warmup(warmup, across) if first < warmup and warmup > 0 else None,
-        [tag("path", d=_area(line.band, across, up), class_=f"band s{line.place % COLOURS}") for line in lines if len(line.band) > 1],
+        [
+            tag("path", d=_area(line.band, across, up), class_=f"band s{line.place % COLOURS}")
+            for line in lines
+            if len(line.band) > 1
+        ],
         [_curve(line, across, up) for line in lines],
         tag("line", class_="cursor", y1=_TOP, y2=_HEIGHT - _BOTTOM, x1=_LEFT, x2=_LEFT),
         viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
@@ -68,26 +74,72 @@ def line_chart(chart: Chart, warmup: int = 0) -> Html:
     )
     told = {"scale": [first, last, _LEFT, _WIDTH - _RIGHT], "lines": [_told(line) for line in lines]}
     data = data_script(f"{chart.identifier}-data", told)
-    return tag("figure", _heading(chart), drawing, tag("figcaption", chart.caption), data, class_="chart", id=chart.identifier)
+    return tag(
+        "figure",
+        _heading(chart),
+        drawing,
+        tag("figcaption", chart.caption),
+        data,
+        class_="chart",
+        id=chart.identifier,
+    )
 
 
-def histogram(identifier: str, title: str, caption: str, values: np.ndarray, *, mark: tuple[str, float] | None = None, whole: bool = False) -> Html:
-    """How many of the values lie where; `whole` for counts, whose bars are whole numbers wide; `mark` is a named place on the axis."""
+def histogram(
+    identifier: str,
+    title: str,
+    caption: str,
+    values: np.ndarray,
+    *,
+    mark: tuple[str, float] | None = None,
+    whole: bool = False,
+) -> Html:
+    """How many of the values lie where; `whole` for counts, whose bars are whole numbers wide; `mark` is a
+    named place on the axis.
+    """
     edges = _edges(values, whole)
     counts, _ = np.histogram(values, edges)
     across = _Axis(float(edges[0]), float(edges[-1]), _LEFT, _WIDTH - _RIGHT)
     up = _Axis(0.0, float(max(counts.max(initial=1), 1)) * 1.06, _HEIGHT - _BOTTOM, _TOP)
-    bars = [_bar(low, high, int(amount), across, up) for low, high, amount in zip(edges[:-1], edges[1:], counts, strict=True) if amount]
+    bars = [
+        _bar(low, high, int(amount), across, up)
+        for low, high, amount in zip(edges[:-1], edges[1:], counts, strict=True)
+        if amount
+    ]
     marked = None
     if mark and edges[0] <= mark[1] <= edges[-1]:
         x = across.place(mark[1])
-        side: dict[str, Any] = {"x": f"{x + 5:.1f}"} if x < _WIDTH * 0.7 else {"x": f"{x - 5:.1f}", "text_anchor": "end"}
-        marked = tag("g", tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=_TOP, y2=_HEIGHT - _BOTTOM), tag("text", mark[0], y=_TOP - 6, **side), class_="mark")
-    label = f"{title}: from {number(float(values.min()))} to {number(float(values.max()))}, median {number(float(np.median(values)))}"
-    drawing = tag(
-        "svg", _frame(across, up, whole_up=True), bars, marked, viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}", role="img", aria_label=label, class_="bars"
+        side: dict[str, Any] = (
+            {"x": f"{x + 5:.1f}"} if x < _WIDTH * 0.7 else {"x": f"{x - 5:.1f}", "text_anchor": "end"}
+        )
+        marked = tag(
+            "g",
+            tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=_TOP, y2=_HEIGHT - _BOTTOM),
+            tag("text", mark[0], y=_TOP - 6, **side),
+            class_="mark",
+        )
+    label = (
+        f"{title}: from {number(float(values.min()))} to {number(float(values.max()))}, median"
+        f" {number(float(np.median(values)))}"
     )
-    return tag("figure", tag("h4", title), drawing, tag("figcaption", caption), class_="chart histogram", id=identifier)
+    drawing = tag(
+        "svg",
+        _frame(across, up, whole_up=True),
+        bars,
+        marked,
+        viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
+        role="img",
+        aria_label=label,
+        class_="bars",
+    )
+    return tag(
+        "figure",
+        tag("h4", title),
+        drawing,
+        tag("figcaption", caption),
+        class_="chart histogram",
+        id=identifier,
+    )
 
 
 def thinned(points: Sequence[Any]) -> list[Any]:
@@ -118,7 +170,9 @@ class _Axis:
 
 
 def _limits(lines: Sequence[Line], from_zero: bool) -> tuple[float, float]:
-    values = [y for line in lines for _, y in line.points] + [y for line in lines for _, low, high in line.band for y in (low, high)]
+    values = [y for line in lines for _, y in line.points] + [
+        y for line in lines for _, low, high in line.band for y in (low, high)
+    ]
     low, high = min(values), max(values)
     if from_zero and low >= 0:
         return 0.0, high * 1.06 if high > 0 else 1.0
@@ -132,8 +186,14 @@ def _frame(across: _Axis, up: _Axis, whole_up: bool = False) -> Html:
     columns = ticks(across.low, across.high, 6, whole=not whole_up)
     places = [up.place(tick) for tick in rows]
     lines = [tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}") for y in places]
-    left = [tag("text", _tick(tick), x=_LEFT - 6, y=f"{y + 4:.1f}", text_anchor="end") for tick, y in zip(rows, places, strict=True)]
-    below = [tag("text", _tick(tick), x=f"{across.place(tick):.1f}", y=_HEIGHT - 8, text_anchor="middle") for tick in columns]
+    left = [
+        tag("text", _tick(tick), x=_LEFT - 6, y=f"{y + 4:.1f}", text_anchor="end")
+        for tick, y in zip(rows, places, strict=True)
+    ]
+    below = [
+        tag("text", _tick(tick), x=f"{across.place(tick):.1f}", y=_HEIGHT - 8, text_anchor="middle")
+        for tick in columns
+    ]
     return tag("g", lines, left, below, class_="frame")
 
 
@@ -146,7 +206,11 @@ def _tick(value: float) -> str:
 
 def _warmup(warmup: int, across: _Axis) -> Html:
     end = min(across.place(warmup), across.end)
-    line = tag("line", x1=f"{end:.1f}", x2=f"{end:.1f}", y1=_TOP, y2=_HEIGHT - _BOTTOM) if warmup <= across.high else None
+    line = (
+        tag("line", x1=f"{end:.1f}", x2=f"{end:.1f}", y1=_TOP, y2=_HEIGHT - _BOTTOM)
+        if warmup <= across.high
+        else None
+    )
     area = tag("rect", x=_LEFT, width=f"{end - _LEFT:.1f}", y=_TOP, height=_HEIGHT - _BOTTOM - _TOP)
     said = tag("text", "warm-up", x=f"{end:.1f}", y=_TOP - 6, text_anchor="end") if end - _LEFT > 50 else None
     return tag("g", area, line, said, class_="warmup")
@@ -156,8 +220,15 @@ def _curve(line: Line, across: _Axis, up: _Axis) -> Html:
     spots = [(across.place(x), up.place(y)) for x, y in line.points]
     style = look(line.place)
     if len(spots) < 3:  # a line of one point is nothing to see
-        return tag("g", [tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3.5, class_=style["class_"]) for x, y in spots])
-    return tag("path", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in spots), **(style | {"class_": f"line {style['class_']}"}))
+        return tag(
+            "g",
+            [tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3.5, class_=style["class_"]) for x, y in spots],
+        )
+    return tag(
+        "path",
+        d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in spots),
+        **(style | {"class_": f"line {style['class_']}"}),
+    )
 
 
 def _area(band: Sequence[tuple[float, float, float]], across: _Axis, up: _Axis) -> str:
@@ -186,8 +257,17 @@ def _said(line: Line) -> str:
 
 def _told(line: Line) -> dict[str, Any]:
     """What the pointer says. Bands are told with their line."""
-    told: dict[str, Any] = {"name": line.name, "colour": line.place % COLOURS, "x": [x for x, _ in line.points], "y": [_short(y) for _, y in line.points]}
-    return told | ({"band": [[_short(low), _short(high)] for _, low, high in line.band]} if len(line.band) == len(line.points) else {})
+    told: dict[str, Any] = {
+        "name": line.name,
+        "colour": line.place % COLOURS,
+        "x": [x for x, _ in line.points],
+        "y": [_short(y) for _, y in line.points],
+    }
+    return told | (
+        {"band": [[_short(low), _short(high)] for _, low, high in line.band]}
+        if len(line.band) == len(line.points)
+        else {}
+    )
 
 
 def _short(value: float) -> float:
@@ -207,4 +287,11 @@ def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
 def _bar(low: float, high: float, amount: int, across: _Axis, up: _Axis) -> Html:
     left, right, top = across.place(low) + 0.5, across.place(high) - 0.5, up.place(amount)
     said = f"{number(float(low))} to {number(float(high))}: {amount:,}"
-    return tag("rect", tag("title", said), x=f"{left:.1f}", y=f"{top:.1f}", width=f"{max(right - left, 0.5):.1f}", height=f"{up.start - top:.1f}")
+    return tag(
+        "rect",
+        tag("title", said),
+        x=f"{left:.1f}",
+        y=f"{top:.1f}",
+        width=f"{max(right - left, 0.5):.1f}",
+        height=f"{up.start - top:.1f}",
+    )

@@ -1,6 +1,8 @@
-"""Figures of a sweep, one function each: every one gives back a matplotlib Figure, or None where it has nothing to show.
+"""Figures of a sweep, one function each: every one gives back a matplotlib Figure, or None where it has
+nothing to show.
 
-Drawn on Figure objects alone: pyplot would keep a state, and ask for a display. Colours are those of Okabe and Ito, and cividis: told apart by everybody.
+Drawn on Figure objects alone: pyplot would keep a state, and ask for a display. Colours are those of Okabe
+and Ito, and cividis: told apart by everybody.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _TEMPERATURE, _ALPHA = "loss.temperature", "e_step.alpha"
 
 
 def objective_by_knob(records: Sequence[TrialRecord], knobs: Sequence[str], objective: str) -> Figure:
-    """One panel a knob: finished trials filled, stopped early or unfinished hollow, refused grey, failed as crosses at the bottom; means of repeated values."""
+    """One panel a knob: finished trials filled, stopped early or unfinished hollow, refused grey, failed as
+    crosses at the bottom; means of repeated values.
+    """
     columns = 2 if len(knobs) == 4 else min(3, max(1, len(knobs)))
     lines = max(1, math.ceil(len(knobs) / columns))
     figure = figure_of(max(4.2 * columns, 5.6), 3.4 * lines + 0.8, f"{objective} by knob")
@@ -50,21 +54,43 @@ def _draw_knob(panel: Axes, knob: str, records: Sequence[TrialRecord]) -> None:
     scale = Scale(knob, [record.point[knob] for record in records])
     measured = [record for record in records if value_of(record) is not None]
     _scatter(panel, [(record, scale.spot(record.point[knob])) for record in measured])
-    lost = [scale.spot(record.point[knob]) for record in records if record not in measured and record.state != "unfinished"]
+    lost = [
+        scale.spot(record.point[knob])
+        for record in records
+        if record not in measured and record.state != "unfinished"
+    ]
     if lost:
         panel.margins(y=0.12)  # room for the crosses
-        panel.plot(lost, [0.03] * len(lost), "x", color=_RED, markersize=6, transform=panel.get_xaxis_transform(), label="failed or without a value", zorder=4)
+        panel.plot(
+            lost,
+            [0.03] * len(lost),
+            "x",
+            color=_RED,
+            markersize=6,
+            transform=panel.get_xaxis_transform(),
+            label="failed or without a value",
+            zorder=4,
+        )
     means = _means(measured, knob, scale)
     if means:
         style = "-" if scale.numeric and len(means) > 1 else "none"
         panel.plot(
-            list(means), list(means.values()), linestyle=style, marker="_", markersize=13, color="black", linewidth=1.2, label="mean of finished", zorder=3
+            list(means),
+            list(means.values()),
+            linestyle=style,
+            marker="_",
+            markersize=13,
+            color="black",
+            linewidth=1.2,
+            label="mean of finished",
+            zorder=3,
         )
     scale.apply(panel, "x")
 
 
 def _means(records: Sequence[TrialRecord], knob: str, scale: Scale) -> dict[float, float]:
-    """Spot → mean objective of the trials that finished and passed; {} where values were tried less than twice on average: such means are noise.
+    """Spot → mean objective of the trials that finished and passed; {} where values were tried less than
+    twice on average: such means are noise.
 
     With those stopped early, it would be the mean of different epochs, and tell how many were stopped.
     """
@@ -99,29 +125,48 @@ def _scatter(panel: Axes, placed: Sequence[tuple[TrialRecord, float]]) -> None:
             panel.scatter(*kinds[kind], s=size, alpha=alpha, label=kind, zorder=2, **look)
 
 
-def temperature_alpha_map(records: Sequence[TrialRecord], objective: str, direction: Direction = "max") -> Figure | None:
-    """The best configuration's mean objective for each (τ, α): a table of cells for a grid, else points; yellow is best, and for
-    nearest_one the distance from 1 is shown. None where one of the two has but one value.
+def temperature_alpha_map(
+    records: Sequence[TrialRecord], objective: str, direction: Direction = "max"
+) -> Figure | None:
+    """The best configuration's mean objective for each (τ, α): a table of cells for a grid, else points;
+    yellow is best, and for nearest_one the distance from 1 is shown. None where one of the two has but one
+    value.
     """
     cells: dict[tuple[Any, Any], float] = {}
     for row in ranked(records, direction):
-        if row.mean is not None and not any(trial.refused for trial in row.trials) and _TEMPERATURE in row.point and _ALPHA in row.point:
-            cells.setdefault((row.point[_TEMPERATURE], row.point[_ALPHA]), abs(row.mean - 1) if direction == "nearest_one" else row.mean)
+        if (
+            row.mean is not None
+            and not any(trial.refused for trial in row.trials)
+            and _TEMPERATURE in row.point
+            and _ALPHA in row.point
+        ):
+            cells.setdefault(
+                (row.point[_TEMPERATURE], row.point[_ALPHA]),
+                abs(row.mean - 1) if direction == "nearest_one" else row.mean,
+            )
     across = Scale(_TEMPERATURE, [temperature for temperature, _ in cells])
     up = Scale(_ALPHA, [alpha for _, alpha in cells])
     if min(len(across.spots), len(up.spots)) < 2:
         return None
     figure = figure_of(6.4, 5.0, f"best {objective} by τ and α")
     panel = figure.subplots()
-    grid = max(len(across.spots), len(up.spots)) <= _MOST_CELLS and 2 * len(cells) >= len(across.spots) * len(up.spots)
-    colours = (_cells if grid else _points)(panel, cells, across, up, _COLOURS if direction == "max" else f"{_COLOURS}_r")
+    grid = max(len(across.spots), len(up.spots)) <= _MOST_CELLS and 2 * len(cells) >= len(across.spots) * len(
+        up.spots
+    )
+    colours = (_cells if grid else _points)(
+        panel, cells, across, up, _COLOURS if direction == "max" else f"{_COLOURS}_r"
+    )
     panel.set_xlabel(label_of(_TEMPERATURE))
     panel.set_ylabel(label_of(_ALPHA))
-    figure.colorbar(colours, ax=panel, label=f"|{objective} − 1|" if direction == "nearest_one" else objective)
+    figure.colorbar(
+        colours, ax=panel, label=f"|{objective} − 1|" if direction == "nearest_one" else objective
+    )
     return figure
 
 
-def _cells(panel: Axes, cells: Mapping[tuple[Any, Any], float], across: Scale, up: Scale, colours: str) -> Any:
+def _cells(
+    panel: Axes, cells: Mapping[tuple[Any, Any], float], across: Scale, up: Scale, colours: str
+) -> Any:
     values = np.full((len(up.spots), len(across.spots)), np.nan)
     for (temperature, alpha), value in cells.items():
         values[up.spots.index(up.spot(alpha)), across.spots.index(across.spot(temperature))] = value
@@ -131,37 +176,75 @@ def _cells(panel: Axes, cells: Mapping[tuple[Any, Any], float], across: Scale, u
         if math.isfinite(value):
             dark = sum(image.cmap(image.norm(value))[:3]) < 1.5
             size = 9 if values.shape[1] <= 7 else 6
-            panel.text(x, y, f"{value:.4g}", ha="center", va="center", fontsize=size, color="white" if dark else "black")
+            panel.text(
+                x,
+                y,
+                f"{value:.4g}",
+                ha="center",
+                va="center",
+                fontsize=size,
+                color="white" if dark else "black",
+            )
     for scale, axis in ((across, panel.xaxis), (up, panel.yaxis)):
         labels = [f"{spot:g}" if scale.numeric else cut(scale.categories[int(spot)]) for spot in scale.spots]
         axis.set_ticks(range(len(labels)), labels, fontsize=9 if len(labels) <= 7 else 7)
     return image
 
 
-def _points(panel: Axes, cells: Mapping[tuple[Any, Any], float], across: Scale, up: Scale, colours: str) -> Any:
+def _points(
+    panel: Axes, cells: Mapping[tuple[Any, Any], float], across: Scale, up: Scale, colours: str
+) -> Any:
     tidy(panel)
     x, y = [across.spot(temperature) for temperature, _ in cells], [up.spot(alpha) for _, alpha in cells]
-    drawn = panel.scatter(x, y, c=list(cells.values()), cmap=colours, s=60 if len(cells) <= 60 else 32, edgecolors="white", linewidths=0.5, zorder=2)
+    drawn = panel.scatter(
+        x,
+        y,
+        c=list(cells.values()),
+        cmap=colours,
+        s=60 if len(cells) <= 60 else 32,
+        edgecolors="white",
+        linewidths=0.5,
+        zorder=2,
+    )
     across.apply(panel, "x")
     up.apply(panel, "y")
     return drawn
 
 
-def parallel_coordinates(records: Sequence[TrialRecord], knobs: Sequence[str], objective: str, direction: Direction = "max") -> Figure | None:
-    """One line a configuration, through its knobs to its mean objective, the best in red. None without a knob or a configuration that was measured."""
-    rows = [row for row in ranked(records, direction) if row.mean is not None and all(knob in row.point for knob in knobs)]
+def parallel_coordinates(
+    records: Sequence[TrialRecord], knobs: Sequence[str], objective: str, direction: Direction = "max"
+) -> Figure | None:
+    """One line a configuration, through its knobs to its mean objective, the best in red. None without a knob
+    or a configuration that was measured.
+    """
+    rows = [
+        row
+        for row in ranked(records, direction)
+        if row.mean is not None and all(knob in row.point for knob in knobs)
+    ]
     if not rows or not knobs:
         return None
-    figure = figure_of(max(5.6, 1.9 * (len(knobs) + 1)), 4.4, f"configurations and their {objective}, the best in red")
+    figure = figure_of(
+        max(5.6, 1.9 * (len(knobs) + 1)), 4.4, f"configurations and their {objective}, the best in red"
+    )
     panel = figure.subplots()
-    scales = [*(Scale(knob, [row.point[knob] for row in rows]) for knob in knobs), Scale(objective, [row.mean for row in rows])]
+    scales = [
+        *(Scale(knob, [row.point[knob] for row in rows]) for knob in knobs),
+        Scale(objective, [row.mean for row in rows]),
+    ]
     _draw_lines(panel, rows, knobs, scales, direction)
     for place, scale in enumerate(scales):
         panel.axvline(place, color="black", linewidth=0.8, zorder=3)
         for spot, label in scale.ticks().items():
             where = scale.share(scale.categories[int(spot)] if scale.categories else spot)
             panel.text(
-                place + 0.03, where, label, fontsize=8, va="center", zorder=5, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.8}
+                place + 0.03,
+                where,
+                label,
+                fontsize=8,
+                va="center",
+                zorder=5,
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.8},
             )
     panel.set_xticks(range(len(scales)), [*(label_of(knob, lines=True) for knob in knobs), objective])
     panel.set_yticks([])
@@ -171,23 +254,39 @@ def parallel_coordinates(records: Sequence[TrialRecord], knobs: Sequence[str], o
     return figure
 
 
-def _draw_lines(panel: Axes, rows: Sequence[Row], knobs: Sequence[str], scales: Sequence[Scale], direction: Direction) -> None:
+def _draw_lines(
+    panel: Axes, rows: Sequence[Row], knobs: Sequence[str], scales: Sequence[Scale], direction: Direction
+) -> None:
     """The best last, so that it lies on top; refused ones grey."""
     scores = [score(row.mean, direction) for row in rows if row.mean is not None]
     low, high = min(scores), max(scores)
     for number, (row, worth) in reversed(list(enumerate(zip(rows, scores, strict=True)))):
-        heights = [scale.share(value) for scale, value in zip(scales, [*(row.point[knob] for knob in knobs), row.mean], strict=True)]
+        heights = [
+            scale.share(value)
+            for scale, value in zip(scales, [*(row.point[knob] for knob in knobs), row.mean], strict=True)
+        ]
         refused = any(trial.refused for trial in row.trials)
         if number == 0 and not refused:
             panel.plot(heights, color=_RED, linewidth=2.6, zorder=4, label="best")
             continue
-        colour = _GREY if refused else colormaps[_COLOURS]((worth - low) / (high - low) if high > low else 0.5)
-        panel.plot(heights, color=colour, linewidth=1.2, alpha=0.85 if len(rows) <= 60 else 0.45, linestyle=":" if refused else "-", zorder=2)
+        colour = (
+            _GREY if refused else colormaps[_COLOURS]((worth - low) / (high - low) if high > low else 0.5)
+        )
+        panel.plot(
+            heights,
+            color=colour,
+            linewidth=1.2,
+            alpha=0.85 if len(rows) <= 60 else 0.45,
+            linestyle=":" if refused else "-",
+            zorder=2,
+        )
     panel.set_ylim(-0.04, 1.04)
 
 
 def objective_by_cost(records: Sequence[TrialRecord], objective: str, direction: Direction) -> Figure | None:
-    """Objective against the device minutes that a trial takes by itself, a shared warm-up counted for all. None where no trial was measured."""
+    """Objective against the device minutes that a trial takes by itself, a shared warm-up counted for all.
+    None where no trial was measured.
+    """
     measured = [record for record in records if value_of(record) is not None]
     if not measured:
         return None
@@ -196,14 +295,31 @@ def objective_by_cost(records: Sequence[TrialRecord], objective: str, direction:
     panel = figure.subplots()
     tidy(panel)
     _scatter(panel, list(zip(measured, minutes, strict=True)))
-    front = _pareto([(cost, record) for cost, record in zip(minutes, measured, strict=True) if not record.refused], direction)
+    front = _pareto(
+        [(cost, record) for cost, record in zip(minutes, measured, strict=True) if not record.refused],
+        direction,
+    )
     if front:
         costs, values = zip(*front, strict=True)
-        panel.step(costs, values, where="post", color=_RED, linewidth=1.4, marker="o", markersize=9, markerfacecolor="none", label="Pareto front", zorder=3)
+        panel.step(
+            costs,
+            values,
+            where="post",
+            color=_RED,
+            linewidth=1.4,
+            marker="o",
+            markersize=9,
+            markerfacecolor="none",
+            label="Pareto front",
+            zorder=3,
+        )
     if direction == "nearest_one":
         panel.axhline(1.0, color=_GREY, linewidth=1.0, linestyle="--", label="best possible")
     Scale("minutes", minutes).apply(panel, "x")
-    panel.set_xlabel("device minutes of a trial" + (", shared warm-up included" if any(record.saved_seconds for record in measured) else ""))
+    panel.set_xlabel(
+        "device minutes of a trial"
+        + (", shared warm-up included" if any(record.saved_seconds for record in measured) else "")
+    )
     panel.set_ylabel(objective)
     legend(figure, [panel])
     return figure
@@ -226,7 +342,9 @@ def importance_bars(importances: Mapping[str, float]) -> Figure | None:
     names = sorted(importances, key=lambda name: importances[name])
     figure = figure_of(6.0, 1.3 + 0.42 * len(names), "what the objective depends on (fANOVA)")
     panel = figure.subplots()
-    bars = panel.barh([label_of(name) for name in names], [importances[name] for name in names], color=_BLUE, height=0.6)
+    bars = panel.barh(
+        [label_of(name) for name in names], [importances[name] for name in names], color=_BLUE, height=0.6
+    )
     panel.bar_label(bars, labels=[f"{importances[name]:.0%}" for name in names], padding=4, fontsize=9)
     panel.set_xlim(0, 1.12)
     panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
@@ -236,7 +354,12 @@ def importance_bars(importances: Mapping[str, float]) -> Figure | None:
 
 
 def write_all(
-    records: Sequence[TrialRecord], knobs: Sequence[str], objective: str, direction: Direction, importances: Mapping[str, float], folder: Path
+    records: Sequence[TrialRecord],
+    knobs: Sequence[str],
+    objective: str,
+    direction: Direction,
+    importances: Mapping[str, float],
+    folder: Path,
 ) -> list[Path]:
     """PNGs in `folder`, which exists; gives back those written. What has nothing to show is skipped."""
     figures = {

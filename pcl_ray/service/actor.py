@@ -1,12 +1,14 @@
-"""The E-step actor: gathers what the workers send, clusters, measures, and is the one that says which clusters come next.
+"""The E-step actor: gathers what the workers send, clusters, measures, and is the one that says which
+clusters come next.
 
     single       every worker: push(key, "train", rows …) ─→ rank 0: run(key, request, …)
-                                                                └→ assemble → cluster → quality, evaluation → EStepAnswer
-    distributed, every worker or shard clusters its rows with the others, then: push_result(key, labels …) ─→ rank 0: run(key, request, …)
-    sharded                                                     └→ merge → quality, evaluation of a sample → EStepAnswer
+                    └→ assemble → cluster → quality, evaluation → EStepAnswer
+    distributed, every worker or shard clusters its rows with the others, then: push_result(key, labels …)
+    sharded         ─→ rank 0: run(key, request, …) → merge → quality, evaluation of a sample → EStepAnswer
 
-A plain class: `service.ray_setup` wraps it. The answer is a return value and not something the actor puts into the store, so that it outlives the
-actor. A restarted actor is empty; `run` then says what is missing and the workers push again.
+A plain class: `service.ray_setup` wraps it. The answer is a return value and not something the actor puts
+into the store, so that it outlives the actor. A restarted actor is empty; `run` then says what is missing and
+the workers push again.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class EStepAnswer:
     clusters: ClusterSet | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     refused: str = ""  # why there are no new clusters; trying again does not help
-    outcome: Outcome = "clustered"  # refused: the run cannot go on; collapsed: train without prototypes; rejected: keep the earlier clusters
+    # refused: the run cannot go on; collapsed: train without prototypes; rejected: keep the earlier clusters
+    outcome: Outcome = "clustered"
     missing: str = ""  # what has not arrived, because the actor was restarted; pushing again helps
     warnings: tuple[str, ...] = ()
     exhibit: Exhibit | None = None
@@ -48,7 +51,8 @@ class EStepAnswer:
 class _Part:
     """Features of one part of the images (train or holdout) as they arrive."""
 
-    pieces: list[FeatureShard] = field(default_factory=list)  # from workers that did not say how many there will be
+    # from workers that did not say how many there will be
+    pieces: list[FeatureShard] = field(default_factory=list)
     gathering: Gathering | None = None
     done: int = 0  # workers that have sent all
 
@@ -84,10 +88,20 @@ class EStepActor:
         """How busy this process and its node are, every so many seconds, to the driver's board."""
         SystemWatch(interval_s, board.post.remote, process="e_step")
 
-    def push(self, key: str, part: str, indices: np.ndarray, features: np.ndarray, total: int | None = None, done: bool = True) -> None:
-        """Some of one worker's features of a part (train or holdout), of `total` images; `done` with its last.
+    def push(
+        self,
+        key: str,
+        part: str,
+        indices: np.ndarray,
+        features: np.ndarray,
+        total: int | None = None,
+        done: bool = True,
+    ) -> None:
+        """Some of one worker's features of a part (train or holdout), of `total` images; `done` with its
+        last.
 
-        Arrays come in as top-level arguments: Ray hands those over without copying, and they are copied to their place at once.
+        Arrays come in as top-level arguments: Ray hands those over without copying, and they are copied to
+        their place at once.
         """
         with self._lock:
             self._under(key)
@@ -115,10 +129,13 @@ class EStepActor:
         results: int = 0,
         *given: ShardAnswer,
     ) -> EStepAnswer:
-        """Clusters and measures what was pushed under `key`; or merges `results` answers, `given` or pushed. Features that cannot be clustered are no
-        error: see EStepAnswer."""
+        """Clusters and measures what was pushed under `key`; or merges `results` answers, `given` or pushed.
+        Features that cannot be clustered are no error: see EStepAnswer.
+        """
         with self._lock:
-            parts, answers = (self._parts, [*self._results, *given]) if key == self._key else ({}, list(given))
+            parts, answers = (
+                (self._parts, [*self._results, *given]) if key == self._key else ({}, list(given))
+            )
             if key == self._key:
                 self._parts, self._results = {}, []
         if missing := _missing(request, parts, len(answers), results):
@@ -130,7 +147,16 @@ class EStepActor:
         if request.cluster:
             if not results:
                 assert features is not None
-                answers = [attempt(torch.from_numpy(features), None, request, self._config, previous, gpu=self._config.resources.e_step_gpus > 0)]
+                answers = [
+                    attempt(
+                        torch.from_numpy(features),
+                        None,
+                        request,
+                        self._config,
+                        previous,
+                        gpu=self._config.resources.e_step_gpus > 0,
+                    )
+                ]
             answer = _concluded(answers, request, previous)
             if answer.outcome == "refused":
                 return answer
@@ -140,7 +166,9 @@ class EStepActor:
             assert features is not None
             holdout = parts["holdout"].whole(request.num_holdout) if request.num_holdout else None
             of_features = labels if labels is None else labels[::stride]
-            answer.metrics.update(measure(features, of_features, holdout, holdout_labels, None, self._config.evaluation))
+            answer.metrics.update(
+                measure(features, of_features, holdout, holdout_labels, None, self._config.evaluation)
+            )
             answer.metrics.update(measure_clusters(answer.clusters, labels))
             if request.show:
                 answer = _with_exhibit(answer, features, stride, request, answer.clusters or previous, labels)
@@ -149,15 +177,24 @@ class EStepActor:
 
 
 def _with_exhibit(
-    answer: EStepAnswer, features: np.ndarray, stride: int, request: EStepRequest, clusters: ClusterSet | None, labels: np.ndarray | None
+    answer: EStepAnswer,
+    features: np.ndarray,
+    stride: int,
+    request: EStepRequest,
+    clusters: ClusterSet | None,
+    labels: np.ndarray | None,
 ) -> EStepAnswer:
     """A picture less is no reason to lose an E-step."""
     ids = np.arange(0, request.num_images, stride)
     step = 0 if request.step is None else request.step
     try:
-        made = exhibit.make(features, ids, clusters, labels, epoch=request.epoch, step=step, num_images=request.num_images)
+        made = exhibit.make(
+            features, ids, clusters, labels, epoch=request.epoch, step=step, num_images=request.num_images
+        )
     except Exception as error:
-        return replace(answer, warnings=(*answer.warnings, f"cannot be shown ({type(error).__name__}: {error})"))
+        return replace(
+            answer, warnings=(*answer.warnings, f"cannot be shown ({type(error).__name__}: {error})")
+        )
     return replace(answer, exhibit=made)
 
 
@@ -186,10 +223,17 @@ def _concluded(answers: list[ShardAnswer], request: EStepRequest, previous: Clus
 
 
 def _quality(clusters: ClusterSet, previous: ClusterSet | None, answer: ShardAnswer) -> dict[str, float]:
-    earlier = previous.clusterings if previous is not None else ()  # of other knobs, perhaps fewer: a member of a population that took over
+    # of other knobs, perhaps fewer: a member of a population that took over
+    earlier = previous.clusterings if previous is not None else ()
     before = [earlier[m] if m < len(earlier) else None for m in range(len(clusters.clusterings))]
     return dict(answer.figures) | {
         f"cluster/{m}/{name}": value
-        for m, (clustering, old, common) in enumerate(zip(clusters.clusterings, before, answer.common, strict=True))
-        for name, value in {"k": float(clustering.num_clusters), **quality(clustering, old), **common[-1]}.items()
+        for m, (clustering, old, common) in enumerate(
+            zip(clusters.clusterings, before, answer.common, strict=True)
+        )
+        for name, value in {
+            "k": float(clustering.num_clusters),
+            **quality(clustering, old),
+            **common[-1],
+        }.items()
     }

@@ -1,4 +1,6 @@
-"""What a run leaves beside its checkpoints when it ends: its report, its figures as a table, a note in the dashboard, its model. None of it can fail a run."""
+"""What a run leaves beside its checkpoints when it ends: its report, its figures as a table, a note in the
+dashboard, its model. None of it can fail a run.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,15 @@ def facts(plan: RunPlan, class_names: Sequence[str], command: str) -> dict[str, 
     return known | ({"command": command} if command else {})
 
 
-def note(name: str, command: str, config: RunConfig, plan: RunPlan, classes: int, state: State, metrics: Mapping[str, float]) -> str:
+def note(
+    name: str,
+    command: str,
+    config: RunConfig,
+    plan: RunPlan,
+    classes: int,
+    state: State,
+    metrics: Mapping[str, float],
+) -> str:
     """The run in Markdown, as the dashboard shows it above everything else."""
     data = f"{config.data.source}{f' (`{config.data.path}`)' if config.data.path else ''}"
     labels = f"{classes} classes" if classes else "no labels"
@@ -47,10 +57,15 @@ def note(name: str, command: str, config: RunConfig, plan: RunPlan, classes: int
         "",
         *([f"- command: `{command}`"] if command else []),
         f"- data: {data}, {plan.num_images:,} images to train on, {plan.num_holdout:,} held out, {labels}",
-        f"- recipe: τ = {config.loss.temperature:g}, α = {config.e_step.alpha:g}, K = {counts}; {config.encoder.backbone}, "
-        f"{plan.epochs} epochs × {plan.steps_per_epoch} steps of {plan.global_batch} images, {plan.warmup_epochs} of them warm-up",
+        (
+            f"- recipe: τ = {config.loss.temperature:g}, α = {config.e_step.alpha:g}, K = {counts};"
+            f" {config.encoder.backbone}, {plan.epochs} epochs × {plan.steps_per_epoch} steps of"
+            f" {plan.global_batch} images, {plan.warmup_epochs} of them warm-up"
+        ),
     ]
-    results = [f"| {said} | {form.format(metrics[figure])} |" for figure, said, form in _SHOWN if figure in metrics]
+    results = [
+        f"| {said} | {form.format(metrics[figure])} |" for figure, said, form in _SHOWN if figure in metrics
+    ]
     if results and state != "running":
         lines += ["", "| result | |", "|---|---|", *results]
         lines += ["", f"The whole story: `{REPORT}` among the artifacts."] if config.tracking.report else []
@@ -65,7 +80,13 @@ def write_figures(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         rows = csv.writer(file)
         rows.writerow(["epoch", "step", *(name for name in names if name != "epoch")])
         for entry in history:
-            rows.writerow([entry["epoch"], entry["step"], *(entry["metrics"].get(name, "") for name in names if name != "epoch")])
+            rows.writerow(
+                [
+                    entry["epoch"],
+                    entry["step"],
+                    *(entry["metrics"].get(name, "") for name in names if name != "epoch"),
+                ]
+            )
     os.replace(partial, path)
 
 
@@ -77,7 +98,9 @@ def leave(
     tracker: tracking.MlflowRun | tracking.NullRun,
     warn: Callable[[str], None],
 ) -> None:
-    """Report and figures, in the folder and as artifacts; of a finished run also its model. What fails is a warning."""
+    """Report and figures, in the folder and as artifacts; of a finished run also its model. What fails is a
+    warning.
+    """
     if not history:
         return
     try:
@@ -89,7 +112,10 @@ def leave(
 
             tracker.log_file(page.write(records.read(folder.name, history), folder.path / REPORT), REPORT)
     except Exception as error:
-        warn(f"the report could not be written ({type(error).__name__}: {error}); try `pcl-ray report {folder.name}`")
+        warn(
+            f"the report could not be written ({type(error).__name__}: {error}); try `pcl-ray report"
+            f" {folder.name}`"
+        )
     newest = checkpoint_files.latest(folder.path / "checkpoints")
     if state == "finished" and config.tracking.model and newest is not None:
         tracker.log_model(newest, config, dict(history[-1]["metrics"]), int(history[-1]["step"]))

@@ -1,7 +1,10 @@
-"""What happens between two epochs: features, the E-step, figures; and what a run does where an E-step brings no new clusters.
+"""What happens between two epochs: features, the E-step, figures; and what a run does where an E-step brings
+no new clusters.
 
-epoch e − 1 ─→ features (a pass, or the bank) ─→ EStep.begin ─→ Pending ─→ answer: clusters of epoch e, or the earlier ones, or none
-                                                    │ with e_step.overlap: epoch e trains on the earlier clusters meanwhile
+epoch e − 1 ─→ features (a pass, or the bank) ─→ EStep.begin ─→ Pending ─→ answer: clusters of epoch e,
+                                                    │                      or the earlier ones, or none
+                                                    └ with e_step.overlap: epoch e trains on the earlier
+                                                      clusters meanwhile
 """
 
 from __future__ import annotations
@@ -54,7 +57,9 @@ class Pending(Protocol):
 class EStep(Protocol):
     """Where clusters come from: hands this worker's shards over, and does not wait."""
 
-    def begin(self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None) -> Pending: ...
+    def begin(
+        self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
+    ) -> Pending: ...
 
 
 @dataclass
@@ -68,7 +73,9 @@ class Progress:
 
 
 class LocalEStep:
-    """The E-step in this process: the actor's class without the actor. With `e_step.overlap` in a thread, since clustering leaves Python's lock alone."""
+    """The E-step in this process: the actor's class without the actor. With `e_step.overlap` in a thread,
+    since clustering leaves Python's lock alone.
+    """
 
     def __init__(self, config: RunConfig, splits: DataSplits):
         self._actor = EStepActor(config)
@@ -76,9 +83,17 @@ class LocalEStep:
         self._labels = splits.train.labels
         self._holdout_labels = splits.holdout.labels if splits.holdout is not None else None
 
-    def begin(self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None) -> Pending:
+    def begin(
+        self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
+    ) -> Pending:
         for part, shard in shards.items():
-            self._actor.push(key, part, shard.indices, shard.features, request.num_images if part == "train" else request.num_holdout)
+            self._actor.push(
+                key,
+                part,
+                shard.indices,
+                shard.features,
+                request.num_images if part == "train" else request.num_holdout,
+            )
         found: Future[EStepAnswer] = Future()
 
         def run() -> None:
@@ -106,7 +121,10 @@ class _InThread:
         try:
             return self.found.result(timeout=self.limit_s)
         except TimeoutError:
-            raise RunFailed(f"the E-step has not answered within e_step.timeout_s = {self.limit_s:g} s; raise it, or lower e_step.num_clusters") from None
+            raise RunFailed(
+                f"the E-step has not answered within e_step.timeout_s = {self.limit_s:g} s; raise it, or"
+                " lower e_step.num_clusters"
+            ) from None
 
 
 class FeaturePass:
@@ -114,11 +132,20 @@ class FeaturePass:
 
     def __init__(self, splits: DataSplits, config: RunConfig, device: torch.device, readers: Readers):
         place: Any = {"rank": rank(), "world_size": world_size(), "device": device, "readers": readers}
-        self.num_images, self.num_holdout, self._config, self._device = len(splits.train), splits.num_holdout, config, device
+        self.num_images, self.num_holdout, self._config, self._device = (
+            len(splits.train),
+            splits.num_holdout,
+            config,
+            device,
+        )
         self._dtype = np.dtype(config.e_step.feature_dtype)
         self._train = EvaluationLoader(splits.train, config, **place)
-        self._holdout = EvaluationLoader(splits.holdout, config, **place) if splits.holdout is not None else None
-        self._augmented = AugmentedViews(splits.train, config, device, readers) if config.evaluation.lidar_views else None
+        self._holdout = (
+            EvaluationLoader(splits.holdout, config, **place) if splits.holdout is not None else None
+        )
+        self._augmented = (
+            AugmentedViews(splits.train, config, device, readers) if config.evaluation.lidar_views else None
+        )
 
     def train(self, learner: Learner) -> FeatureShard:
         return self._features(learner, self._train)
@@ -137,17 +164,31 @@ class FeaturePass:
 
     def _features(self, learner: Learner, loader: Iterable[tuple[Tensor, Tensor]]) -> FeatureShard:
         with precision(self._config, self._device):  # as the keys of the M-step
-            shard = extract_features(learner.pair.key, ((views_for(learner, views), ids) for views, ids in loader), self._device)
+            shard = extract_features(
+                learner.pair.key, ((views_for(learner, views), ids) for views, ids in loader), self._device
+            )
         return FeatureShard(shard.indices, shard.features.astype(self._dtype, copy=False))
 
 
 class Between:
-    """What happens between two epochs: new clusters for the next, figures of the last, where the plan asks for either.
+    """What happens between two epochs: new clusters for the next, figures of the last, where the plan asks
+    for either.
 
-    Without overlap all of it happens in `begin`. With it, `switch` and `finish` bring the answer in during the next epoch.
+    Without overlap all of it happens in `begin`. With it, `switch` and `finish` bring the answer in during
+    the next epoch.
     """
 
-    def __init__(self, attempt: str, learner: Learner, features: FeaturePass, progress: Progress, config: RunConfig, plan: RunPlan, e_step: EStep, tell: Post):
+    def __init__(
+        self,
+        attempt: str,
+        learner: Learner,
+        features: FeaturePass,
+        progress: Progress,
+        config: RunConfig,
+        plan: RunPlan,
+        e_step: EStep,
+        tell: Post,
+    ):
         self._attempt, self._learner, self._features, self._progress = attempt, learner, features, progress
         self._settings, self._plan, self._e_step, self._tell = config.e_step, plan, e_step, tell
         self._pending: Pending | None = None
@@ -155,7 +196,8 @@ class Between:
         self._noted: dict[str, float] = {}
 
     def begin(self, epoch: int, evaluate: bool, *, anew: bool = False) -> None:
-        """Features of the encoder as it is now, and the E-step before `epoch`; waits for it unless it may overlap with that epoch.
+        """Features of the encoder as it is now, and the E-step before `epoch`; waits for it unless it may
+        overlap with that epoch.
 
         anew: there is an E-step also where the plan has none, and it is waited for.
         """
@@ -165,7 +207,8 @@ class Between:
             return
         self._tell(Event("phase", epoch, text="features"))
         if evaluate:
-            # Straight to the epoch whose encoder this is: where an E-step is begun again after a stop, what is noted goes to the next one.
+            # Straight to the epoch whose encoder this is: where an E-step is begun again after a stop, what
+            # is noted goes to the next one.
             self._progress.history[-1]["metrics"] |= self._features.lidar(self._learner)
         start = time.perf_counter()
         shards = self._shards(epoch, evaluate)
@@ -173,10 +216,25 @@ class Between:
         self._tell(Event("phase", epoch, text="clustering" if self._clustering else "evaluation"))
         step = epoch * plan.steps_per_epoch - 1 if epoch else None
         show = evaluate and plan.shows_after(epoch - 1)
-        request = EStepRequest(epoch, self._clustering, evaluate, world_size(), self._features.num_images, self._features.num_holdout, step, show)
+        request = EStepRequest(
+            epoch,
+            self._clustering,
+            evaluate,
+            world_size(),
+            self._features.num_images,
+            self._features.num_holdout,
+            step,
+            show,
+        )
         self._pending = self._e_step.begin(f"{self._attempt}/{epoch}", request, shards, progress.clusters)
-        # With no clusters to train with meanwhile, and after the last epoch, there is nothing to overlap with.
-        if anew or not (config.overlap and progress.clusters is not None and progress.e_step.usable and epoch < plan.epochs):
+        # With no clusters to train with meanwhile, and after the last epoch, there is nothing to overlap
+        # with.
+        if anew or not (
+            config.overlap
+            and progress.clusters is not None
+            and progress.e_step.usable
+            and epoch < plan.epochs
+        ):
             self._note(self._take(start))
         elif self._clustering:
             self._note({"perf/e_step_seconds": time.perf_counter() - start})
@@ -184,7 +242,11 @@ class Between:
     def _shards(self, epoch: int, evaluate: bool) -> dict[str, FeatureShard]:
         learner, settings = self._learner, self._settings
         banked = settings.features == "bank" and self._clustering
-        if banked and learner.bank is not None and not self._plan.takes_fresh_features(epoch, settings.fresh_every):
+        if (
+            banked
+            and learner.bank is not None
+            and not self._plan.takes_fresh_features(epoch, settings.fresh_every)
+        ):
             train = learner.bank.shard()
         else:
             train = self._features.train(learner)
@@ -198,24 +260,33 @@ class Between:
         if self._pending is None:
             return None
         fixed = self._settings.switch_step
-        if step_in_epoch == fixed if fixed is not None else step_in_epoch % _POLL_STEPS == 0 and self._pending.ready():
+        if (
+            step_in_epoch == fixed
+            if fixed is not None
+            else step_in_epoch % _POLL_STEPS == 0 and self._pending.ready()
+        ):
             return self.finish()
         return None
 
     def finish(self) -> ClusterSet | None:
-        """Waits for what is still under way; gives back new clusters, if it brings any. The figures belong to the epoch whose encoder made the features."""
+        """Waits for what is still under way; gives back new clusters, if it brings any. The figures belong to
+        the epoch whose encoder made the features.
+        """
         if self._pending is None:
             return None
         before, last = self._progress.clusters, self._progress.history[-1]
         start = time.perf_counter()
         figures = self._take(start)
-        self._note({"perf/e_step_seconds": figures.pop("perf/e_step_seconds", 0.0)})  # waited for in this epoch
+        # waited for in this epoch
+        self._note({"perf/e_step_seconds": figures.pop("perf/e_step_seconds", 0.0)})
         last["metrics"] |= figures
         self._tell(Event("figures", last["epoch"], last["step"], figures))
         return self._progress.clusters if self._progress.clusters is not before else None
 
     def figures(self) -> dict[str, float]:
-        """Of everything since the last call: what was measured, seconds in features, and in E-steps that training waited for."""
+        """Of everything since the last call: what was measured, seconds in features, and in E-steps that
+        training waited for.
+        """
         taken, self._noted = self._noted, {}
         return taken
 
@@ -225,7 +296,9 @@ class Between:
         pending, self._pending = self._pending, None
         answer, progress = pending.wait(), self._progress
         if answer.outcome == "refused" or answer.missing:
-            raise RunFailed(f"the E-step {answer.refused}" if answer.refused else f"the E-step lacks {answer.missing}")
+            raise RunFailed(
+                f"the E-step {answer.refused}" if answer.refused else f"the E-step lacks {answer.missing}"
+            )
         if answer.exhibit is not None:
             self._tell(Event("exhibit", self._epoch, answer.exhibit.step, exhibit=answer.exhibit))
         for text in answer.warnings:
@@ -244,9 +317,22 @@ class Between:
         usable = answer.outcome == "rejected" and progress.clusters is not None
         progress.e_step = EStepState(usable, failures, self._epoch)
         if failures >= limit and self._epoch < self._plan.epochs:
-            raise RunFailed(f"the E-step {answer.refused}. That was the {_ordinal(failures)} time in a row (e_step.patience = {limit})")
-        instead = "the last good clustering stays in force" if usable else "the next epoch trains on InfoNCE alone"
-        self._tell(Event("warning", self._epoch, text=f"the E-step {answer.refused}. Meanwhile {instead} ({failures} of {limit} times in a row)"))
+            raise RunFailed(
+                f"the E-step {answer.refused}. That was the {_ordinal(failures)} time in a row"
+                f" (e_step.patience = {limit})"
+            )
+        instead = (
+            "the last good clustering stays in force" if usable else "the next epoch trains on InfoNCE alone"
+        )
+        self._tell(
+            Event(
+                "warning",
+                self._epoch,
+                text=(
+                    f"the E-step {answer.refused}. Meanwhile {instead} ({failures} of {limit} times in a row)"
+                ),
+            )
+        )
 
     def _note(self, figures: dict[str, float]) -> None:
         """Seconds add up: the first epoch of a run may have an E-step before it and one after."""

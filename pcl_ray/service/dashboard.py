@@ -1,4 +1,6 @@
-"""Questions to a Ray cluster's dashboard over HTTP. Without Ray: importing it takes two seconds, and attaching to a cluster a worker process."""
+"""Questions to a Ray cluster's dashboard over HTTP. Without Ray: importing it takes two seconds, and
+attaching to a cluster a worker process.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Cluster:
             return False
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Submitted ones, the newest first. Raises RunFailed, ConfigError for a token that is missing or wrong."""
+        """Submitted ones, the newest first. Raises RunFailed, ConfigError for a token that is missing or
+        wrong.
+        """
         found = [job for job in self._listed(self._ask("/api/jobs/")) if job.get("submission_id")]
         return sorted(found, key=lambda job: job.get("start_time") or 0, reverse=True)
 
@@ -82,15 +86,27 @@ class Cluster:
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 raise ConfigError(self._refused(error.code)) from None
-            raise RunFailed(f"the cluster at {self.address} answers with {error.code} to {path.partition('?')[0]}") from None
+            raise RunFailed(
+                f"the cluster at {self.address} answers with {error.code} to {path.partition('?')[0]}"
+            ) from None
         except OSError as error:
             reason = getattr(error, "reason", error)
-            raise RunFailed(f"no Ray cluster answers at {self.address} ({reason}); `pcl-ray up` starts one on this machine") from None
+            raise RunFailed(
+                f"no Ray cluster answers at {self.address} ({reason}); `pcl-ray up` starts one on this"
+                " machine"
+            ) from None
         except (ValueError, HTTPException):  # their texts repeat what was sent, the token too
-            raise RunFailed(f"what answers at {self.address} is no dashboard of Ray, or the token has characters that cannot be sent") from None
+            raise RunFailed(
+                f"what answers at {self.address} is no dashboard of Ray, or the token has characters that"
+                " cannot be sent"
+            ) from None
 
     def _refused(self, code: int) -> str:
-        what = "asks for a token, and there is none" if code == 401 and not self.token else "does not take this token"
+        what = (
+            "asks for a token, and there is none"
+            if code == 401 and not self.token
+            else "does not take this token"
+        )
         return f"the cluster at {self.address} {what}: RAY_AUTH_TOKEN_PATH=/file/with/the/cluster's/token"
 
 
@@ -102,7 +118,9 @@ class _StayHere(urllib.request.HTTPRedirectHandler):
 
 
 def opened(request: str | urllib.request.Request, timeout_s: float) -> Any:
-    """The answer, to be closed. This machine is asked without the proxy that others may be reached through, and nobody is asked elsewhere than wanted."""
+    """The answer, to be closed. This machine is asked without the proxy that others may be reached through,
+    and nobody is asked elsewhere than wanted.
+    """
     address = request if isinstance(request, str) else request.full_url
     direct = [urllib.request.ProxyHandler({})] if loopback(urlsplit(address).hostname or "") else []
     return urllib.request.build_opener(_StayHere, *direct).open(request, timeout=timeout_s)
@@ -116,11 +134,14 @@ def checked_address(address: str) -> str:
             return f"{parts.scheme}://{parts.netloc}"
     except ValueError:
         pass
-    raise ConfigError(f"--address {address!r} is not the address of a cluster's dashboard, like {DEFAULT_ADDRESS}")
+    raise ConfigError(
+        f"--address {address!r} is not the address of a cluster's dashboard, like {DEFAULT_ADDRESS}"
+    )
 
 
 def token_here() -> str:
-    """As Ray finds it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; "" where RAY_AUTH_MODE is disabled, or there is none.
+    """As Ray finds it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; "" where RAY_AUTH_MODE is
+    disabled, or there is none.
 
     Raises ConfigError for a file that cannot be read.
     """
@@ -133,7 +154,10 @@ def token_here() -> str:
         return read_token(Path(named or "~/.ray/auth_token").expanduser())
     except (OSError, ValueError, RuntimeError) as error:  # not there, no text, a home that does not exist
         if named:
-            raise ConfigError(f"RAY_AUTH_TOKEN_PATH = {named} cannot be read ({getattr(error, 'strerror', None) or 'it is no file with a token'})") from None
+            raise ConfigError(
+                f"RAY_AUTH_TOKEN_PATH = {named} cannot be read"
+                f" ({getattr(error, 'strerror', None) or 'it is no file with a token'})"
+            ) from None
         return ""
 
 

@@ -21,7 +21,8 @@ from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError
 from pcl_ray.tracking_secrets import scrubbed
 
-State = Literal["running", "finished", "failed", "stopped", "stopped early"]  # early: by the scheduler of its sweep
+# early: by the scheduler of its sweep
+State = Literal["running", "finished", "failed", "stopped", "stopped early"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -29,7 +30,10 @@ def home() -> Path:
     """PCL_RAY_HOME, or ~/.pcl_ray. Absolute: a submitted job's working directory is thrown away."""
     given = os.environ.get("PCL_RAY_HOME") or "~/.pcl_ray"
     if "?" in given:
-        raise ConfigError(f"PCL_RAY_HOME = {given!r} has a '?', which the address of a database in it cannot have; choose another folder")
+        raise ConfigError(
+            f"PCL_RAY_HOME = {given!r} has a '?', which the address of a database in it cannot have; choose"
+            " another folder"
+        )
     try:
         return Path(given).expanduser().absolute()
     except RuntimeError:
@@ -45,7 +49,10 @@ def check_writable() -> None:
         probe.write_bytes(bytes(4096))  # an empty file would fit on a full disk
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a folder of yours") from None
+        raise ConfigError(
+            f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a"
+            " folder of yours"
+        ) from None
 
 
 class Busy(ConfigError):
@@ -70,7 +77,8 @@ class RunFolder:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            cls.check_free(name)  # without a config.yaml it was made by a process that was killed right after: nothing is in it
+            # without a config.yaml it was made by a process that was killed right after: nothing is in it
+            cls.check_free(name)
         return cls._filled(name, path, config)
 
     @classmethod
@@ -93,21 +101,30 @@ class RunFolder:
         if not (path / "config.yaml").is_file():
             known = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob("*/config.yaml"))
             near = difflib.get_close_matches(name, known, 1)
-            raise ConfigError(f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ConfigError(
+                f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
         return path
 
     @classmethod
     def path_of(cls, name: str) -> Path:
         """Where the folder of this name is or would be. Raises ConfigError for a name that is not allowed."""
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{cls.KIND} name {name!r} is not allowed: letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit")
+            raise ConfigError(
+                f"{cls.KIND} name {name!r} is not allowed: letters, digits, '.', '_' and '-', at most 100,"
+                " beginning with a letter or digit"
+            )
         return home() / cls.ROOT / name
 
     @classmethod
     def check_free(cls, name: str) -> None:
         """Raises ConfigError where a new one cannot have this name."""
         if (cls.path_of(name) / "config.yaml").exists():
-            raise ConfigError(f"{cls.KIND} {name!r} exists already; go on with it by --resume {name}, or choose another --name")
+            raise ConfigError(
+                f"{cls.KIND} {name!r} exists already; go on with it by --resume {name}, or choose another"
+                " --name"
+            )
 
     @classmethod
     def free_name(cls, stem: str, stamp: str) -> str:
@@ -123,7 +140,9 @@ class RunFolder:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise Busy(f"{cls.KIND} {name!r} is being trained by another process; wait for it or stop it first") from None
+            raise Busy(
+                f"{cls.KIND} {name!r} is being trained by another process; wait for it or stop it first"
+            ) from None
         except OSError:
             pass  # storage without locks, as some network file systems are
         return file
@@ -141,13 +160,18 @@ class RunFolder:
         try:
             _write(self.path / "config.yaml", config.to_yaml())
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be written ({error.strerror}): free some space, or set PCL_RAY_HOME to another folder") from None
+            raise ConfigError(
+                f"{self.path} cannot be written ({error.strerror}): free some space, or set PCL_RAY_HOME to"
+                " another folder"
+            ) from None
 
     def read_state(self) -> dict[str, Any]:
         return read_state_at(self.path)
 
     def write_state(self, **changes: Any) -> None:
-        """Changes some entries of state.json: state, mlflow_run_id, fingerprint, error. A full disk must not end a run for it."""
+        """Changes some entries of state.json: state, mlflow_run_id, fingerprint, error. A full disk must not
+        end a run for it.
+        """
         write_state_at(self.path, **changes)
 
 
@@ -160,7 +184,9 @@ class SweepFolder(RunFolder):
 
 def write_state_at(path: Path, **changes: Any) -> None:
     """`RunFolder.write_state` from outside, for a run that another process may hold."""
-    changes |= {name: scrubbed(changes[name]) for name in ("error", "command") if isinstance(changes.get(name), str)}
+    changes |= {
+        name: scrubbed(changes[name]) for name in ("error", "command") if isinstance(changes.get(name), str)
+    }
     with suppress(OSError):
         _write(path / "state.json", json.dumps(read_state_at(path) | changes, indent=2))
 

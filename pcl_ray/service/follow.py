@@ -1,4 +1,6 @@
-"""Follows a run: every event goes to whoever is to know of it. In the driver's thread; nothing here may wait for anyone."""
+"""Follows a run: every event goes to whoever is to know of it. In the driver's thread; nothing here may wait
+for anyone.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,25 @@ WAITS_TAG = "pcl_ray.waits_for"
 
 
 class Follow:
-    """Passes events on to the display, to MLflow, to the gallery, to the metrics of the cluster, and to state.json what `pcl-ray status` shows."""
+    """Passes events on to the display, to MLflow, to the gallery, to the metrics of the cluster, and to
+    state.json what `pcl-ray status` shows.
+    """
 
-    def __init__(self, tracker: tracking.MlflowRun | tracking.NullRun, display: Display, folder: RunFolder, plan: RunPlan, gallery: Gallery):
-        self._tracker, self._display, self._folder, self._plan, self._gallery = tracker, display, folder, plan, gallery
+    def __init__(
+        self,
+        tracker: tracking.MlflowRun | tracking.NullRun,
+        display: Display,
+        folder: RunFolder,
+        plan: RunPlan,
+        gallery: Gallery,
+    ):
+        self._tracker, self._display, self._folder, self._plan, self._gallery = (
+            tracker,
+            display,
+            folder,
+            plan,
+            gallery,
+        )
         self._system = SystemLog(tracker.log, folder.read_state().get("began_at") or time.time())
         self._metrics = RayMetrics(folder.name, plan.epochs)
         self._started = False
@@ -65,7 +82,9 @@ class Follow:
 
 
 def progress(event: Event, plan: RunPlan) -> dict[str, Any]:
-    """How far a run is, for whoever looks at it from outside: seconds that are left follow from its last epoch."""
+    """How far a run is, for whoever looks at it from outside: seconds that are left follow from its last
+    epoch.
+    """
     done = event.epoch + 1
     figure = next((name for name in tracking.OBJECTIVES if name in event.metrics), "train/loss")
     return {

@@ -1,4 +1,6 @@
-"""`pcl-ray fork`: a new run that begins with the weights of another's checkpoint, and goes on with other knobs."""
+"""`pcl-ray fork`: a new run that begins with the weights of another's checkpoint, and goes on with other
+knobs.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from pcl_ray.service.folder import RunFolder, read_state_at
 from pcl_ray.service.outcome import RunResult
 
 _ALL = 10**9
-# The weights, the queue and the optimizer's state would not fit, or a step would be another number of images: then the figures before and after
-# have no common axis.
+# The weights, the queue and the optimizer's state would not fit, or a step would be another number of images:
+# then the figures before and after have no common axis.
 FIXED = (
     "encoder.backbone",
     "encoder.stem",
@@ -44,13 +46,15 @@ def fork(
     command: str = "",
     result_file: Path | None = None,
 ) -> RunResult:
-    """Trains a new run from the checkpoint of run `source` after `epoch` epochs (None: the newest); its next epoch begins with an E-step of its own knobs.
+    """Trains a new run from the checkpoint of run `source` after `epoch` epochs (None: the newest); its next
+    epoch begins with an E-step of its own knobs.
 
     Raises as `run.start` does.
     """
     run.before_anything()
     overrides = list(overrides)
-    # Where it lies on a storage, and this machine has not seen it. What is asked for is the new run's, but the only one to look in where none is set.
+    # Where it lies on a storage, and this machine has not seen it. What is asked for is the new run's, but
+    # the only one to look in where none is set.
     kept.fetch(source, [] if os.environ.get(storage.VARIABLE) else overrides)
     origin = RunFolder.existing(source)
     stored = configs.load(origin / "config.yaml")
@@ -60,7 +64,9 @@ def fork(
     file = _checkpoint(source, origin, epoch)
     done = checkpoint_files.epochs_done(file)
     if config.train.epochs <= done:
-        message = f"run {source!r} has trained {done} epochs already; ask for more, or begin earlier: --epoch N"
+        message = (
+            f"run {source!r} has trained {done} epochs already; ask for more, or begin earlier: --epoch N"
+        )
         raise ConfigError([Problem("train.epochs", config.train.epochs, message)])
     begins = run.Origin(file, source, read_state_at(origin).get("fingerprint"))
     return run.start(asked, name=name, stem=source, command=command, origin=begins, result_file=result_file)
@@ -71,14 +77,25 @@ def _changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     before, after = config.flatten(), new.flatten()
     fixed = [name for name in FIXED if after[name] != before[name]]
     if fixed:
-        raise ConfigError([Problem(name, after[name], f"cannot change in a fork; it is {before[name]!r} there. Start a new run") for name in fixed])
+        raise ConfigError(
+            [
+                Problem(
+                    name,
+                    after[name],
+                    f"cannot change in a fork; it is {before[name]!r} there. Start a new run",
+                )
+                for name in fixed
+            ]
+        )
     return new
 
 
 def _bring(stored: str | None, asked: str | None, source: str, folder: Path, epoch: int | None) -> None:
-    """The wanted checkpoint of a run whose checkpoints are on a storage. Raises ConfigError where that does not answer.
+    """The wanted checkpoint of a run whose checkpoints are on a storage. Raises ConfigError where that does
+    not answer.
 
-    stored: the storage that its own configuration names. A run that was brought to one after its end names none: it is looked for in that of today.
+    stored: the storage that its own configuration names. A run that was brought to one after its end names
+    none: it is looked for in that of today.
     """
     uri = stored or os.environ.get(storage.VARIABLE) or asked
     if uri is None:
@@ -87,7 +104,11 @@ def _bring(stored: str | None, asked: str | None, source: str, folder: Path, epo
     try:
         if not stored and not _is_same(place, folder):
             return
-        wanted = [name for name in checkpoint_storage.names(place) if epoch is None or checkpoint_files.epochs_done(Path(name)) == epoch]
+        wanted = [
+            name
+            for name in checkpoint_storage.names(place)
+            if epoch is None or checkpoint_files.epochs_done(Path(name)) == epoch
+        ]
         if wanted:
             checkpoint_storage.fetch(place, wanted[-1], folder / "checkpoints", keep=_ALL)
     except RunFailed as failure:
@@ -108,5 +129,8 @@ def _checkpoint(source: str, folder: Path, epoch: int | None) -> Path:
     found = next((path for path in kept if checkpoint_files.epochs_done(path) == epoch), None)
     if found is None:
         there = ", ".join(str(checkpoint_files.epochs_done(path)) for path in kept)
-        raise ConfigError(f"--epoch {epoch}: run {source!r} keeps the checkpoints after {there} epochs (train.keep_checkpoints)")
+        raise ConfigError(
+            f"--epoch {epoch}: run {source!r} keeps the checkpoints after {there} epochs"
+            " (train.keep_checkpoints)"
+        )
     return found

@@ -1,4 +1,5 @@
-"""Draws what is to be shown of a run, beside the training: a thread of low priority takes exhibits and views, and leaves pictures for the dashboard.
+"""Draws what is to be shown of a run, beside the training: a thread of low priority takes exhibits and views,
+and leaves pictures for the dashboard.
 
 exhibit ─→ thumbnails of its images → places on the map → pictures/*.png → MLflow's step slider
                                                        └→ exhibit.npz, from which reports are made
@@ -37,13 +38,29 @@ class Recorder(Protocol):
 
 
 class Gallery:
-    """`handle` takes events at once; `close` waits for what is being drawn. Nothing that goes wrong here reaches the training.
+    """`handle` takes events at once; `close` waits for what is being drawn. Nothing that goes wrong here
+    reaches the training.
 
-    images: gives the training images, asked for in the thread. small: prototype sheets alone, as the many trials of a sweep have them.
+    images: gives the training images, asked for in the thread. small: prototype sheets alone, as the many
+    trials of a sweep have them.
     """
 
-    def __init__(self, folder: Path, images: Callable[[], Images], recorder: Recorder, warn: Callable[[str], None], *, small: bool = False):
-        self._folder, self._images, self._recorder, self._warn, self._small = folder, images, recorder, warn, small
+    def __init__(
+        self,
+        folder: Path,
+        images: Callable[[], Images],
+        recorder: Recorder,
+        warn: Callable[[str], None],
+        *,
+        small: bool = False,
+    ):
+        self._folder, self._images, self._recorder, self._warn, self._small = (
+            folder,
+            images,
+            recorder,
+            warn,
+            small,
+        )
         self._waiting: queue.Queue[Event | None] = queue.Queue()
         self._before: Exhibit | None = None
         self._failed = self._closed = False
@@ -64,7 +81,10 @@ class Gallery:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
                 self._closed = True  # another may draw in this folder soon
-                self._warn(f"the pictures of the clusters were not finished within {timeout_s:g} s; the report shows earlier ones")
+                self._warn(
+                    f"the pictures of the clusters were not finished within {timeout_s:g} s; the report shows"
+                    " earlier ones"
+                )
             self._thread = None
 
     def _work(self) -> None:
@@ -80,7 +100,10 @@ class Gallery:
                     self._leave("views", pictures.views_sheet(event.views), event.step)
             except Exception as error:  # a full disk, a picture that went meanwhile
                 if not self._failed:
-                    self._warn(f"pictures of the clusters could not be drawn ({type(error).__name__}: {error}); training is not affected")
+                    self._warn(
+                        f"pictures of the clusters could not be drawn ({type(error).__name__}: {error});"
+                        " training is not affected"
+                    )
                 self._failed = True
 
     def _show(self, exhibit: Exhibit) -> None:
@@ -89,16 +112,25 @@ class Gallery:
 
         images = self._images()
         thumbnails = thumbnails_of(images, _on_sheets(exhibit) if self._small else exhibit.images())
-        if not self._small and self._waiting.qsize() <= _BEHIND:  # the newest map is worth the wait, not every one before it
+        # the newest map is worth the wait, not every one before it
+        if not self._small and self._waiting.qsize() <= _BEHIND:
             same = self._before is not None and np.array_equal(self._before.sample, exhibit.sample)
-            exhibit = exhibit.with_map(*places(exhibit.features, self._before.places if same and self._before else None))
+            exhibit = exhibit.with_map(
+                *places(exhibit.features, self._before.places if same and self._before else None)
+            )
             self._before = exhibit
         if self._closed:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        exhibits.save(self._folder / FILE, replace(exhibit, features=np.empty((0, 0), np.float16)), thumbnails)
+        exhibits.save(
+            self._folder / FILE, replace(exhibit, features=np.empty((0, 0), np.float16)), thumbnails
+        )
         for number in range(len(exhibit.clusterings)):
-            self._leave(f"prototypes/{number}", pictures.prototype_sheet(exhibit, number, thumbnails, images.class_names), exhibit.step)
+            self._leave(
+                f"prototypes/{number}",
+                pictures.prototype_sheet(exhibit, number, thumbnails, images.class_names),
+                exhibit.step,
+            )
         if self._small:
             return
         if exhibit.clusterings:
@@ -127,7 +159,9 @@ def _on_sheets(exhibit: Exhibit) -> np.ndarray:
 
 
 def thumbnails_of(images: Images, ids: np.ndarray) -> Thumbnails:
-    """Of these images [t]: squares cut from the middle, no larger than 48 px; grey where a file cannot be read any more."""
+    """Of these images [t]: squares cut from the middle, no larger than 48 px; grey where a file cannot be
+    read any more.
+    """
     pictures = [_read(images, int(index)) for index in ids]
     side = min(_SIDE, max((max(picture.size) for picture in pictures if picture is not None), default=_SIDE))
     pixels = np.full((len(ids), side, side, 3), 200, np.uint8)
@@ -151,9 +185,18 @@ def _read(images: Images, index: int) -> Image.Image | None:
     picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
     if isinstance(images, ArrayImages) and images.sizes is not None:  # it was squeezed into a square
         height, width = images.sizes[index].tolist()
-        picture = picture.resize((max(1, round(picture.width * width / max(height, width))), max(1, round(picture.height * height / max(height, width)))))
+        picture = picture.resize(
+            (
+                max(1, round(picture.width * width / max(height, width))),
+                max(1, round(picture.height * height / max(height, width))),
+            )
+        )
     factor = _SIDE / min(picture.size)
-    return picture if factor >= 1 else picture.resize([max(1, round(length * factor)) for length in picture.size], Image.Resampling.BOX)  # type: ignore[arg-type]
+    return (
+        picture
+        if factor >= 1
+        else picture.resize([max(1, round(length * factor)) for length in picture.size], Image.Resampling.BOX)
+    )  # type: ignore[arg-type]
 
 
 def _square(picture: Image.Image, side: int) -> Image.Image:
@@ -161,4 +204,10 @@ def _square(picture: Image.Image, side: int) -> Image.Image:
     short = min(width, height)
     left, top = (width - short) // 2, (height - short) // 2
     cut = picture.crop((left, top, left + short, top + short))
-    return cut if short == side else cut.resize((side, side), Image.Resampling.NEAREST if short <= side // 2 else Image.Resampling.LANCZOS)
+    return (
+        cut
+        if short == side
+        else cut.resize(
+            (side, side), Image.Resampling.NEAREST if short <= side // 2 else Image.Resampling.LANCZOS
+        )
+    )

@@ -1,8 +1,10 @@
-"""`pcl-ray up` and `down`: a Ray head and an MLflow server on this machine, without containers, that outlive the command.
+"""`pcl-ray up` and `down`: a Ray head and an MLflow server on this machine, without containers, that outlive
+the command.
 
 PCL_RAY_HOME/service/  up.json (what runs, under which numbers)  ray_token  ray.log  mlflow.log  lock
 
-Both listen on the loopback address alone, unless told otherwise; Ray asks for a token in any case, since its Jobs API runs whatever it is sent.
+Both listen on the loopback address alone, unless told otherwise; Ray asks for a token in any case, since its
+Jobs API runs whatever it is sent.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ LOOPBACK = "127.0.0.1"
 _START_S = 180.0
 _STOP_JOBS_S = 90.0
 _STOP_WAIT_S = 60  # Ray kills a stopped job's driver after 3 s by default; a run then lacks its report
-_FEWEST_CPUS = 4  # two workers, the E-step actor and the driver: on a laptop they take turns rather than being refused
+# two workers, the E-step actor and the driver: on a laptop they take turns rather than being refused
+_FEWEST_CPUS = 4
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,24 @@ def recorded() -> Up | None:
 
 
 def up(wish: Wish, say: Callable[[str], None]) -> Up:
-    """Starts what does not run yet, and waits until it answers. What runs already stays as it is; what was started here ends where the rest fails.
+    """Starts what does not run yet, and waits until it answers. What runs already stays as it is; what was
+    started here ends where the rest fails.
 
-    Raises ConfigError for a port that is taken or a host that must not be opened, RunFailed where something does not come up.
+    Raises ConfigError for a port that is taken or a host that must not be opened, RunFailed where something
+    does not come up.
     """
     wish = replace(wish, host=LOOPBACK if tracking_server.loopback(wish.host) else wish.host)
     with _alone():
         before = recorded()
-        runs = {name for name, known in (("ray", before.ray), ("mlflow", before.mlflow)) if known and known.process()} if before else set()
+        runs = (
+            {
+                name
+                for name, known in (("ray", before.ray), ("mlflow", before.mlflow))
+                if known and known.process()
+            }
+            if before
+            else set()
+        )
         if before and runs:
             _same(before, wish)
         head_checks.check_host(wish.host)
@@ -101,7 +114,13 @@ def up(wish: Wish, say: Callable[[str], None]) -> Up:
         starts_mlflow = "mlflow" not in runs and _wants_mlflow(now, "ray" in runs)
         head_checks.check_ports(now.host, now.ports, ray="ray" not in runs, mlflow=starts_mlflow)
         try:
-            now = _mlflow(now, say) if starts_mlflow else now if now.mlflow_uri else replace(now, mlflow_uri=tracking.public_uri(_given_uri()))
+            now = (
+                _mlflow(now, say)
+                if starts_mlflow
+                else now
+                if now.mlflow_uri
+                else replace(now, mlflow_uri=tracking.public_uri(_given_uri()))
+            )
             if "ray" not in runs:
                 return _ray(now, wish, say)
             _wait_for("Ray", now.cluster, now.ray)
@@ -140,7 +159,13 @@ def _undo(ran_before: set[str]) -> None:
         if known and name not in ran_before:
             processes.end(known)
     if ran_before:
-        _record(replace(now, ray=now.ray if "ray" in ran_before else None, mlflow=now.mlflow if "mlflow" in ran_before else None))
+        _record(
+            replace(
+                now,
+                ray=now.ray if "ray" in ran_before else None,
+                mlflow=now.mlflow if "mlflow" in ran_before else None,
+            )
+        )
     else:
         (folder() / "up.json").unlink(missing_ok=True)
 
@@ -152,7 +177,10 @@ def _alone() -> Iterator[None]:
         folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (folder() / "lock").open("w")
     except OSError as error:
-        raise ConfigError(f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a folder of yours") from None
+        raise ConfigError(
+            f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a"
+            " folder of yours"
+        ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,7 +191,10 @@ def _alone() -> Iterator[None]:
 
 def _same(before: Up, wish: Wish) -> None:
     if (wish.host, wish.ports) != (before.host, before.ports):
-        raise ConfigError(f"a Ray head of ours runs at {before.host} already, with other ports or another host; `pcl-ray down` first")
+        raise ConfigError(
+            f"a Ray head of ours runs at {before.host} already, with other ports or another host; `pcl-ray"
+            " down` first"
+        )
 
 
 def _token_or_none() -> str:
@@ -182,21 +213,28 @@ def _served(uri: str) -> bool:
 
 
 def _wants_mlflow(now: Up, ray_runs: bool) -> bool:
-    """Whether a server is to be started here. Jobs of a Ray that runs record where it was told to, whatever this shell's MLFLOW_TRACKING_URI says."""
+    """Whether a server is to be started here. Jobs of a Ray that runs record where it was told to, whatever
+    this shell's MLFLOW_TRACKING_URI says.
+    """
     if ray_runs:
         return now.mlflow is not None
     given = _given_uri()
-    return not _served(given) or given.rstrip("/") == f"http://{now.host}:{now.ports.mlflow}"  # the address that an earlier `up` has printed
+    # the address that an earlier `up` has printed
+    return not _served(given) or given.rstrip("/") == f"http://{now.host}:{now.ports.mlflow}"
 
 
 def _mlflow(now: Up, say: Callable[[str], None]) -> Up:
     say("starting    MLflow")
     given = _given_uri()
-    uri = f"sqlite:///{home()}/mlflow/mlflow.db" if _served(given) else given  # a dead one of ours is started again, whatever the shell says now
+    # a dead one of ours is started again, whatever the shell says now
+    uri = f"sqlite:///{home()}/mlflow/mlflow.db" if _served(given) else given
     artifacts = home() / "mlflow" / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
-    command, environment = tracking_server.server_command(uri, artifacts, host=now.host, port=now.ports.mlflow)
-    # Runs without the server use the same store, now or after `down`: an experiment of either must be open to the other.
+    command, environment = tracking_server.server_command(
+        uri, artifacts, host=now.host, port=now.ports.mlflow
+    )
+    # Runs without the server use the same store, now or after `down`: an experiment of either must be open to
+    # the other.
     command += ["--default-artifact-root", artifacts.as_uri()]
     log = folder() / "mlflow.log"
     known = processes.start(command, environment, artifacts.parent, log)
@@ -209,9 +247,31 @@ def _mlflow(now: Up, say: Callable[[str], None]) -> Up:
 def _ray(now: Up, wish: Wish, say: Callable[[str], None]) -> Up:
     ports = now.ports
     say("starting    Ray")
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address", now.host]
-    command += ["--port", str(ports.ray), "--dashboard-host", now.host, "--dashboard-port", str(ports.dashboard), "--metrics-export-port", str(ports.metrics)]
-    command += ["--num-cpus", str(wish.num_cpus if wish.num_cpus is not None else max(os.cpu_count() or 1, _FEWEST_CPUS))]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        "--node-ip-address",
+        now.host,
+    ]
+    command += [
+        "--port",
+        str(ports.ray),
+        "--dashboard-host",
+        now.host,
+        "--dashboard-port",
+        str(ports.dashboard),
+        "--metrics-export-port",
+        str(ports.metrics),
+    ]
+    command += [
+        "--num-cpus",
+        str(wish.num_cpus if wish.num_cpus is not None else max(os.cpu_count() or 1, _FEWEST_CPUS)),
+    ]
     command += ["--num-gpus", str(wish.num_gpus)] if wish.num_gpus is not None else []
     log = folder() / "ray.log"
     known = processes.start(command, _environment(now), folder(), log)
@@ -222,23 +282,30 @@ def _ray(now: Up, wish: Wish, say: Callable[[str], None]) -> Up:
 
 def _environment(now: Up) -> dict[str, str]:
     """Of the head, and by it of every job's driver and every worker on it."""
-    given = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    given = {
+        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
+    }
     ours = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file()),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "3",  # the jobs have been stopped before; Ray would wait half a minute for their idle processes
+        # the jobs have been stopped before; Ray would wait half a minute for their idle processes
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "3",
         "PCL_RAY_HOME": str(home()),
-        "MLFLOW_TRACKING_URI": now.mlflow_uri if now.mlflow else _given_uri(),  # with the password that it may hold, which is recorded nowhere
+        # with the password that it may hold, which is recorded nowhere
+        "MLFLOW_TRACKING_URI": now.mlflow_uri if now.mlflow else _given_uri(),
         "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # a job's `python` is the one that has our packages
+        # a job's `python` is the one that has our packages
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     return given | ours | (ray_environment.LOOPBACK_ONLY if now.host == LOOPBACK else {})
 
 
 def _wait_for(what: str, whom: str | Cluster, known: Known | None) -> None:
-    """Until this address answers, or the cluster has a node. Raises RunFailed where the process ends or that takes too long."""
+    """Until this address answers, or the cluster has a node. Raises RunFailed where the process ends or that
+    takes too long.
+    """
     deadline = time.monotonic() + _START_S
     while known is not None and known.process() and time.monotonic() < deadline:
         try:
@@ -250,7 +317,11 @@ def _wait_for(what: str, whom: str | Cluster, known: Known | None) -> None:
             break
         time.sleep(0.2)
     log = folder() / f"{what.lower()}.log"
-    why = f"did not answer within {_START_S:.0f} s" if known is not None and known.process() else "ended at once"
+    why = (
+        f"did not answer within {_START_S:.0f} s"
+        if known is not None and known.process()
+        else "ended at once"
+    )
     raise RunFailed(f"{what} {why}; the end of {log}:\n{processes.last_lines(log)}")
 
 
@@ -263,7 +334,9 @@ def _answers(address: str) -> bool:
 
 
 def _stop_jobs(cluster: Cluster, say: Callable[[str], None]) -> None:
-    """So that runs end as stopped, with their checkpoints. One that cannot be told does not keep the others from it."""
+    """So that runs end as stopped, with their checkpoints. One that cannot be told does not keep the others
+    from it.
+    """
     waiting = _under_way(cluster)
     if waiting:
         say(f"stopping    {len(waiting)} job{'s' * (len(waiting) > 1)}")

@@ -22,13 +22,18 @@ class Ports:
 
 
 def check_host(host: str) -> None:
-    """Raises ConfigError where others could reach a Ray that asks for no token: whoever does can run code here."""
+    """Raises ConfigError where others could reach a Ray that asks for no token: whoever does can run code
+    here.
+    """
     if host in ("0.0.0.0", "::", "") or not _is_ours(host):
-        raise ConfigError(f"--host {host!r}: give one address of this machine, by which the others of the cluster reach it")
+        raise ConfigError(
+            f"--host {host!r}: give one address of this machine, by which the others of the cluster reach it"
+        )
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" and not tracking_server.loopback(host):
         raise ConfigError(
-            f"RAY_AUTH_MODE = {os.environ['RAY_AUTH_MODE']}, and {host} can be reached by others: Ray's Jobs API runs whatever it is sent, so it is not "
-            "started there without a token. Unset RAY_AUTH_MODE, or leave --host out"
+            f"RAY_AUTH_MODE = {os.environ['RAY_AUTH_MODE']}, and {host} can be reached by others: Ray's Jobs"
+            " API runs whatever it is sent, so it is not started there without a token. Unset RAY_AUTH_MODE,"
+            " or leave --host out"
         )
 
 
@@ -46,16 +51,26 @@ def make_token(file: Path) -> None:
     try:
         there = file.exists() and dashboard.read_token(file)
     except (OSError, ValueError):
-        raise ConfigError(f"{file} holds no token that can be read: remove it, and start again with a new one (`pcl-ray down`, then `up`)") from None
+        raise ConfigError(
+            f"{file} holds no token that can be read: remove it, and start again with a new one (`pcl-ray"
+            " down`, then `up`)"
+        ) from None
     if not there:
         dashboard.write_token(file, secrets.token_hex(32))
     elif dashboard.open_to_others(file):
-        raise ConfigError(f"{file} can be read by others: take it as known, remove it, and start again with a new one (`pcl-ray down`, then `up`)")
+        raise ConfigError(
+            f"{file} can be read by others: take it as known, remove it, and start again with a new one"
+            " (`pcl-ray down`, then `up`)"
+        )
 
 
 def check_ports(host: str, ports: Ports, *, ray: bool, mlflow: bool) -> None:
     """All that are wanted, before anything is started. Raises ConfigError for one that is taken."""
-    wanted = {"--port": ports.ray, "--dashboard-port": ports.dashboard, "--metrics-port": ports.metrics} if ray else {}
+    wanted = (
+        {"--port": ports.ray, "--dashboard-port": ports.dashboard, "--metrics-port": ports.metrics}
+        if ray
+        else {}
+    )
     _check_free(host, wanted | ({"--mlflow-port": ports.mlflow} if mlflow else {}))
 
 
@@ -66,4 +81,7 @@ def _check_free(host: str, ports: dict[str, int]) -> None:
             try:
                 trial.bind((host, port))
             except OSError as error:
-                raise ConfigError(f"port {port} cannot be had at {host} ({error.strerror}): is another Ray or MLflow there? Choose another {option}") from None
+                raise ConfigError(
+                    f"port {port} cannot be had at {host} ({error.strerror}): is another Ray or MLflow there?"
+                    f" Choose another {option}"
+                ) from None

@@ -23,7 +23,9 @@ class Job:
 
 
 def longest_wait(config: RunConfig) -> float:
-    """Seconds that one worker may have to wait for another: rank 0 may be in an E-step, and then in a step."""
+    """Seconds that one worker may have to wait for another: rank 0 may be in an E-step, and then in a
+    step.
+    """
     return config.resources.step_timeout_s + config.e_step.timeout_s
 
 

@@ -1,7 +1,8 @@
 """The driver's side of a run's storage: who trains it, its small files there, and its newest checkpoint here.
 
-A run goes on from any machine: what the local folder lacks is fetched. Locks of files end at a machine's door, so `owner.json` says who trains: its driver
-writes it anew again and again, and it counts while it is fresh by the storage's own clock.
+A run goes on from any machine: what the local folder lacks is fetched. Locks of files end at a machine's
+door, so `owner.json` says who trains: its driver writes it anew again and again, and it counts while it is
+fresh by the storage's own clock.
 """
 
 from __future__ import annotations
@@ -37,12 +38,16 @@ def refused(uri: str) -> Problem | None:
 
 def _is_home(uri: str) -> str | None:
     path = uri.removeprefix("file://")
-    same = path.startswith("/") and os.path.realpath(path) == os.path.realpath(RunFolder.path_of("x").parents[1])
+    same = path.startswith("/") and os.path.realpath(path) == os.path.realpath(
+        RunFolder.path_of("x").parents[1]
+    )
     return "is PCL_RAY_HOME, where everything is already; leave it out" if same else None
 
 
 def fetch(name: str, overrides: list[str]) -> None:
-    """The folder of run `name`, where there is none here, from the storage that `resources.storage=` or PCL_RAY_STORAGE names. Raises ConfigError."""
+    """The folder of run `name`, where there is none here, from the storage that `resources.storage=` or
+    PCL_RAY_STORAGE names. Raises ConfigError.
+    """
     folder = RunFolder.path_of(name)
     given = [text.partition("=")[2] for text in overrides if text.startswith("resources.storage=")]
     uri = given[-1] if given else os.environ.get(storage.VARIABLE)
@@ -54,7 +59,9 @@ def fetch(name: str, overrides: list[str]) -> None:
     try:
         there = place.listed()
         if CONFIG not in there:
-            raise ConfigError(f"there is no run {name!r}, neither in {folder.parent} nor in the storage {place}")
+            raise ConfigError(
+                f"there is no run {name!r}, neither in {folder.parent} nor in the storage {place}"
+            )
         for file in FILES:
             if file in there:
                 place.get(file, folder / file)
@@ -76,13 +83,18 @@ def _there(uri: str, name: str) -> bool:
 
 
 def _taken(uri: str, name: str) -> ConfigError:
-    return ConfigError(f"run {name!r} exists already in the storage {storage.shown(uri)}; go on with it by --resume {name}, or choose another --name")
+    return ConfigError(
+        f"run {name!r} exists already in the storage {storage.shown(uri)}; go on with it by --resume {name},"
+        " or choose another --name"
+    )
 
 
 class Keeper:
-    """Holds a run's place in its storage; without one, all of this does nothing. Use as a context manager, inside that of the run's folder.
+    """Holds a run's place in its storage; without one, all of this does nothing. Use as a context manager,
+    inside that of the run's folder.
 
-    Entering raises Busy where another driver trains the run, ConfigError where the storage cannot be used, and brings the local folder up to date.
+    Entering raises Busy where another driver trains the run, ConfigError where the storage cannot be used,
+    and brings the local folder up to date.
     """
 
     def __init__(self, folder: RunFolder, uri: str | None, warn: Callable[[str], None], *, new: bool = False):
@@ -96,7 +108,9 @@ class Keeper:
 
     @classmethod
     def resuming(cls, folder: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> Self:
-        """Of a run that goes on with this configuration. Raises ConfigError where its storage cannot be used."""
+        """Of a run that goes on with this configuration. Raises ConfigError where its storage cannot be
+        used.
+        """
         uri = config.resources.storage
         if uri and (problem := refused(uri)):
             raise ConfigError([problem])
@@ -116,7 +130,9 @@ class Keeper:
             with suppress(RunFailed):
                 self._release(hurried=True)  # nobody else shall wait for a run that did not start
             if isinstance(failure, RunFailed):
-                raise ConfigError([Problem("resources.storage", storage.shown(self._uri), str(failure))]) from failure
+                raise ConfigError(
+                    [Problem("resources.storage", storage.shown(self._uri), str(failure))]
+                ) from failure
             raise
         self._beat.start()
         return self
@@ -136,7 +152,9 @@ class Keeper:
             self._warn(f"the last files of the run are in {self._folder.path} alone: {failure}")
 
     def _release(self, *, hurried: bool) -> None:
-        """Raises RunFailed where the storage does not answer; then the run is free when `owner.json` is not fresh any more."""
+        """Raises RunFailed where the storage does not answer; then the run is free when `owner.json` is not
+        fresh any more.
+        """
         assert self._uri is not None
         if not self._lost.is_set() and self._owner() == self._mine:
             storage.of_run(self._uri, self._folder.name, hurried=hurried).remove(OWNER)
@@ -159,7 +177,9 @@ class Keeper:
                     self._sent[name] = version
 
     def bring(self, config: RunConfig, *, hurried: bool = False) -> None:
-        """The newest checkpoint, wherever it was written, into the local folder; a warning where that fails, once."""
+        """The newest checkpoint, wherever it was written, into the local folder; a warning where that fails,
+        once.
+        """
         if self._uri is None or self._away:
             return
         place = storage.of_run(self._uri, self._folder.name, hurried=hurried)
@@ -174,7 +194,10 @@ class Keeper:
 
         def watching(event: Event) -> None:
             if self._lost.is_set():
-                raise RunFailed(f"another process has taken the run over ({self._uri and storage.shown(self._uri)}/runs/{self._folder.name}/{OWNER} names it)")
+                raise RunFailed(
+                    "another process has taken the run over"
+                    f" ({self._uri and storage.shown(self._uri)}/runs/{self._folder.name}/{OWNER} names it)"
+                )
             handle(event)
 
         return watching
@@ -182,7 +205,9 @@ class Keeper:
     @property
     def where(self) -> str | None:
         """The storage's checkpoints, for a message."""
-        return f"{storage.shown(self._uri)}, under runs/{self._folder.name}/checkpoints" if self._uri else None
+        return (
+            f"{storage.shown(self._uri)}, under runs/{self._folder.name}/checkpoints" if self._uri else None
+        )
 
     @property
     def _checkpoints(self) -> Path:
@@ -204,17 +229,25 @@ class Keeper:
         return now
 
     def _catch_up(self, place: storage.Storage) -> None:
-        """Whoever has the newest checkpoint is right about the run: this folder, as after a change of storage, or the storage."""
+        """Whoever has the newest checkpoint is right about the run: this folder, as after a change of
+        storage, or the storage.
+        """
         local, there = checkpoint_files.latest(self._checkpoints), place.listed()
         newest = checkpoint_storage.newest(place)
-        if local is not None and (newest is None or checkpoint_files.epochs_done(local) > checkpoint_files.epochs_done(Path(newest))):
+        if local is not None and (
+            newest is None or checkpoint_files.epochs_done(local) > checkpoint_files.epochs_done(Path(newest))
+        ):
             checkpoint_storage.put(place, local, self._folder.read_config().train.keep_checkpoints, newest)
             return
         for name in FILES:
             if name in there and name != STATE:
                 place.get(name, self._folder.path / name)
         if STATE in there:
-            known = {name: value for name, value in owner.read(place.read(STATE) or b"").items() if value is not None}
+            known = {
+                name: value
+                for name, value in owner.read(place.read(STATE) or b"").items()
+                if value is not None
+            }
             write_state_at(self._folder.path, **known)
         self._bring(place, self._folder.read_config().train.keep_checkpoints)
 
@@ -224,7 +257,8 @@ class Keeper:
 
     def _beats(self) -> None:
         while not self._over.wait(_BEAT_S):
-            with suppress(RunFailed):  # a storage that is away now may be back when the next checkpoint is due
+            # a storage that is away now may be back when the next checkpoint is due
+            with suppress(RunFailed):
                 found = self._owner()
                 if found is not None and found != self._mine:
                     self._lost.set()

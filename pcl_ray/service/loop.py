@@ -1,13 +1,17 @@
-"""The EM loop as one worker runs it; the same code in Ray Train workers and, with `resources.workers: 0`, in one process.
+"""The EM loop as one worker runs it; the same code in Ray Train workers and, with `resources.workers: 0`, in
+one process.
 
 latest checkpoint or fresh learner (a first look at it)
-  └→ for each epoch:  M-step ─→ features of all images (a pass, or the bank) ─→ E-step: clusters for the next epoch, figures
-                        └─────────── checkpoint (rank 0, atomic) ←───────────────┘   → epoch event
+  └→ for each epoch:  M-step ─→ features of all images (a pass, or the bank) ─→ E-step: clusters for the
+                        │                                                         │     next epoch, figures
+                        └─────────── checkpoint (rank 0, atomic) ←────────────────┘     → epoch event
 
-With `e_step.overlap` the E-step goes on while the next epoch trains with the earlier clusters; all workers change over before the same step of that
-epoch, at its end at the latest. The checkpoint then holds the earlier clusters, and going on from it begins with the same E-step again.
+With `e_step.overlap` the E-step goes on while the next epoch trains with the earlier clusters; all workers
+change over before the same step of that epoch, at its end at the latest. The checkpoint then holds the
+earlier clusters, and going on from it begins with the same E-step again.
 
-The warm-up can be left to other runs: the state before the first E-step, a checkpoint that owes the E-step and the figures of its last epoch.
+The warm-up can be left to other runs: the state before the first E-step, a checkpoint that owes the E-step
+and the figures of its last epoch.
 """
 
 from __future__ import annotations
@@ -40,16 +44,22 @@ from pcl_ray.service.waiting import WaitingForData
 _ALIVE_EVERY_S = 2.0
 
 
-def train(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post) -> None:
-    """Trains what is left of the run. `post` is called on rank 0 only, but for a warning of whoever cannot read the checkpoint.
+def train(
+    job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post
+) -> None:
+    """Trains what is left of the run. `post` is called on rank 0 only, but for a warning of whoever cannot
+    read the checkpoint.
 
-    Raises RunFailed on all workers alike: loss not finite, features that cannot be clustered, checkpoint that cannot be written or read.
+    Raises RunFailed on all workers alike: loss not finite, features that cannot be clustered, checkpoint that
+    cannot be written or read.
     """
     for _ in epochs(job, splits, device=device, e_step=e_step, share=share, post=post):
         pass
 
 
-def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post) -> Iterator[int]:
+def epochs(
+    job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post
+) -> Iterator[int]:
     """`train`, epoch by epoch: gives back how many are done, after the checkpoint of each and its event."""
     config, plan = job.config, job.plan
     tell: Post = post if rank() == 0 else lambda event: None
@@ -57,28 +67,51 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
     learner = build_learner(config, device, warn=lambda text: tell(Event("warning", 0, text=text)))
     progress = saved.restore(job, learner, splits, share, post)
     readers = Readers(config, device, plan.loader_workers)
-    batches = TrainingLoader(splits.train, config, rank=rank(), world_size=world_size(), device=device, readers=readers)
+    batches = TrainingLoader(
+        splits.train, config, rank=rank(), world_size=world_size(), device=device, readers=readers
+    )
     features = FeaturePass(splits, config, device, readers)
     between = Between(attempt, learner, features, progress, config, plan, e_step, tell)
     watch = WaitingForData(config, plan, device, plan.epochs - progress.epoch)
     tell(Event("start", progress.epoch, progress.epoch * plan.steps_per_epoch))
 
     if job.look and progress.epoch == 0 and rank() == 0:
-        _show(tell, lambda: Event("exhibit", exhibit=first_exhibit(features, learner, splits.train.labels, config, plan)))
+        _show(
+            tell,
+            lambda: Event(
+                "exhibit", exhibit=first_exhibit(features, learner, splits.train.labels, config, plan)
+            ),
+        )
         _show(tell, partial(_views_event, batches, -1, 0, splits, config))
     start = time.perf_counter()  # an E-step before the first epoch counts to it
     if progress.e_step.owed:
         _make_up(between, progress, plan, tell)
     elif progress.e_step.anew:
         between.begin(progress.epoch, evaluate=False, anew=True)
-    # Without warm-up, where a run that ended in its warm-up is made longer, and with overlap, the first epoch's clusters are still to be made.
-    elif progress.epoch < plan.epochs and plan.clusters_before(progress.epoch) and progress.e_step.concluded != progress.epoch:
-        between.begin(progress.epoch, evaluate=config.e_step.overlap and plan.evaluates_after(progress.epoch - 1))
+    # Without warm-up, where a run that ended in its warm-up is made longer, and with overlap, the first
+    # epoch's clusters are still to be made.
+    elif (
+        progress.epoch < plan.epochs
+        and plan.clusters_before(progress.epoch)
+        and progress.e_step.concluded != progress.epoch
+    ):
+        between.begin(
+            progress.epoch, evaluate=config.e_step.overlap and plan.evaluates_after(progress.epoch - 1)
+        )
     first = progress.epoch
     for epoch in range(first, plan.epochs):
         current = progress.clusters if epoch >= plan.warmup_epochs and progress.e_step.usable else None
         steps = _telling(batches.epoch(epoch), epoch, plan, tell)
-        trained = run_epoch(learner, steps, current, config, plan, epoch, on_progress=_step_events(epoch, plan, tell), switch=between.switch)
+        trained = run_epoch(
+            learner,
+            steps,
+            current,
+            config,
+            plan,
+            epoch,
+            on_progress=_step_events(epoch, plan, tell),
+            switch=between.switch,
+        )
         between.finish()
         average_buffers(learner.pair)
         metrics = _training_metrics(trained, epoch, plan)
@@ -86,7 +119,9 @@ def epochs(job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep,
         progress.history.append({"epoch": epoch, "step": trained.last_step, "metrics": metrics})
         if job.leave_warmup is not None and progress.epoch == plan.warmup_epochs:
             metrics["perf/epoch_seconds"] = time.perf_counter() - start
-            saved.save(job, learner, replace(progress, e_step=EStepState(owed=True)), share, Path(job.leave_warmup))
+            saved.save(
+                job, learner, replace(progress, e_step=EStepState(owed=True)), share, Path(job.leave_warmup)
+            )
         between.begin(epoch + 1, plan.evaluates_after(epoch))
         metrics |= between.figures()
         metrics["perf/epoch_seconds"] = time.perf_counter() - start
@@ -109,11 +144,20 @@ def _show(tell: Post, make: Callable[[], Event]) -> None:
     try:
         tell(make())
     except Exception as error:
-        tell(Event("warning", text=f"something could not be shown ({type(error).__name__}: {error}); training goes on"))
+        tell(
+            Event(
+                "warning",
+                text=f"something could not be shown ({type(error).__name__}: {error}); training goes on",
+            )
+        )
 
 
-def _views_event(batches: TrainingLoader, epoch: int, step: int, splits: DataSplits, config: RunConfig) -> Event:
-    """Both views of a few images in this epoch (−1: in the first, before it), as the network sees them but for the normalisation."""
+def _views_event(
+    batches: TrainingLoader, epoch: int, step: int, splits: DataSplits, config: RunConfig
+) -> Event:
+    """Both views of a few images in this epoch (−1: in the first, before it), as the network sees them but
+    for the normalisation.
+    """
     (batch,) = batches.views(max(epoch, 0), [rows_of_views(len(splits.train))])
     both = torch.stack([batch.query_views, batch.key_views], dim=1).float().cpu()
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.augment.mean, config.augment.std))
@@ -122,7 +166,9 @@ def _views_event(batches: TrainingLoader, epoch: int, step: int, splits: DataSpl
 
 
 def _make_up(between: Between, progress: Progress, plan: RunPlan, tell: Post) -> None:
-    """The E-step and the evaluation that the state of another run's warm-up still owes; the figures belong to its last epoch."""
+    """The E-step and the evaluation that the state of another run's warm-up still owes; the figures belong to
+    its last epoch.
+    """
     last = progress.history[-1]
     begun = time.perf_counter()
     between.begin(progress.epoch, plan.evaluates_after(progress.epoch - 1))
@@ -153,7 +199,9 @@ def _step_events(epoch: int, plan: RunPlan, tell: Post) -> Callable[[int, dict[s
         if (step + 1) % plan.steps_per_epoch == 0:
             return  # a step has one point: that of the last is the mean of the epoch, which follows
         rate = (step + 1 - first) * plan.global_batch / (time.perf_counter() - start)
-        tell(Event("step", epoch, step, means | {"perf/images_per_second": rate, "train/lr": plan.lr_at(step)}))
+        tell(
+            Event("step", epoch, step, means | {"perf/images_per_second": rate, "train/lr": plan.lr_at(step)})
+        )
 
     return on_progress
 

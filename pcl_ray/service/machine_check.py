@@ -1,4 +1,6 @@
-"""Whether this machine can train: what is installed, what it has, and whom it reaches. Nothing is left running, and nothing may take long."""
+"""Whether this machine can train: what is installed, what it has, and whom it reaches. Nothing is left
+running, and nothing may take long.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _LIMIT_S = 12.0  # for all questions together; those to others are asked at the 
 
 
 def check() -> list[Check]:
-    """Everything that can be asked without training; takes up to a dozen seconds, most of them for imports."""
+    """Everything that can be asked without training; takes up to a dozen seconds, most of them for
+    imports.
+    """
     asked = {
         "packages": questions.packages,
         "Ray": questions.ray_cluster,
@@ -30,7 +34,9 @@ def check() -> list[Check]:
     }
     end = time.monotonic() + _LIMIT_S
     elsewhere = {name: _begin(name, asked[name]) for name in ("Ray", "tracking")}
-    return [_answer(name, elsewhere.get(name) or _begin(name, question), end) for name, question in asked.items()]
+    return [
+        _answer(name, elsewhere.get(name) or _begin(name, question), end) for name, question in asked.items()
+    ]
 
 
 def as_text(checks: list[Check], width: int = 100) -> str:
@@ -41,15 +47,30 @@ def as_text(checks: list[Check], width: int = 100) -> str:
         lines.append(_wrapped(f"{marks[one.ok]}  {one.name}: {one.said}", width))
         lines += [_wrapped(f"         → {one.advice}", width)] if one.advice else []
     failed, warned = (sum(one.ok == level for one in checks) for level in ("failed", "warning"))
-    return "\n".join([*lines, "", f"{failed} failed, {warned} warning{'s' * (warned != 1)}" if failed or warned else "all is well"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{failed} failed, {warned} warning{'s' * (warned != 1)}" if failed or warned else "all is well",
+        ]
+    )
 
 
 def _wrapped(text: str, width: int) -> str:
-    return textwrap.fill(text, width, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+    return textwrap.fill(
+        text,
+        width,
+        subsequent_indent=" " * 11,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
 
 
 def _begin(name: str, question: Callable[[], Check]) -> tuple[threading.Thread, list[Check]]:
-    """In a thread, which the process does not wait for at its end: a driver or a file system may hang for good."""
+    """In a thread, which the process does not wait for at its end: a driver or a file system may hang for
+    good.
+    """
     found: list[Check] = []
 
     def ask() -> None:
@@ -66,4 +87,13 @@ def _begin(name: str, question: Callable[[], Check]) -> tuple[threading.Thread, 
 def _answer(name: str, begun: tuple[threading.Thread, list[Check]], end: float) -> Check:
     thread, found = begun
     thread.join(max(end - time.monotonic(), 0.5))
-    return found[0] if found else Check(name, "failed", "gave no answer in time", "something hangs: a driver, a file system or a server that does not answer")
+    return (
+        found[0]
+        if found
+        else Check(
+            name,
+            "failed",
+            "gave no answer in time",
+            "something hangs: a driver, a file system or a server that does not answer",
+        )
+    )

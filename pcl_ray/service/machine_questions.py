@@ -55,23 +55,46 @@ def packages() -> Check:
             elif not requirement.specifier.contains(has, prereleases=True):
                 wrong.append(f"{requirement.name} {has} is not {requirement.specifier}")
     has = {name: found for name in _SHOWN if (found := version(name))}
-    said = f"Python {platform.python_version()}, " + ", ".join(f"{name} {found}" for name, found in has.items())
+    said = f"Python {platform.python_version()}, " + ", ".join(
+        f"{name} {found}" for name, found in has.items()
+    )
     if wrong:
-        return Check("packages", "failed", f"{'; '.join(wrong)} ({said})", "pip install -U pcl_ray, in an environment of its own")
+        return Check(
+            "packages",
+            "failed",
+            f"{'; '.join(wrong)} ({said})",
+            "pip install -U pcl_ray, in an environment of its own",
+        )
     if pair := torch_pair(has.get("torch", ""), has.get("torchvision", "")):
-        return Check("packages", "failed", f"{said}: {pair}", "install torch and torchvision together, from the same place")
+        return Check(
+            "packages",
+            "failed",
+            f"{said}: {pair}",
+            "install torch and torchvision together, from the same place",
+        )
     if {"faiss-gpu", "faiss-cpu"} <= has.keys():
-        return Check("packages", "warning", f"{said}: faiss-gpu and faiss-cpu overwrite each other's files", "uninstall both, then install one")
+        return Check(
+            "packages",
+            "warning",
+            f"{said}: faiss-gpu and faiss-cpu overwrite each other's files",
+            "uninstall both, then install one",
+        )
     return Check("packages", "ok", said)
 
 
 def torch_pair(torch: str, torchvision: str) -> str:
     """What is wrong with the two versions together; "" if nothing is, or it is not known."""
     try:
-        (major, minor), (_, second) = ([int(part) for part in text.split("+")[0].split(".")[:2]] for text in (torch, torchvision))
+        (major, minor), (_, second) = (
+            [int(part) for part in text.split("+")[0].split(".")[:2]] for text in (torch, torchvision)
+        )
     except ValueError:
         return ""
-    return f"torchvision {torchvision} is made for torch 2.{second - _AFTER_TORCH_2}" if major == 2 and second != minor + _AFTER_TORCH_2 else ""
+    return (
+        f"torchvision {torchvision} is made for torch 2.{second - _AFTER_TORCH_2}"
+        if major == 2 and second != minor + _AFTER_TORCH_2
+        else ""
+    )
 
 
 def version(name: str) -> str | None:
@@ -88,7 +111,10 @@ def ray_cluster() -> Check:
     address = os.environ.get("RAY_ADDRESS", "")
     if not address or address == "local":
         return Check(
-            "Ray", "ok", f"RAY_ADDRESS is not set: each run with workers starts a Ray of its own, with {os.cpu_count()} CPUs and {gpus_here()} GPUs here"
+            "Ray",
+            "ok",
+            f"RAY_ADDRESS is not set: each run with workers starts a Ray of its own, with {os.cpu_count()}"
+            f" CPUs and {gpus_here()} GPUs here",
         )
     place = address.rpartition("://")[2]
     host, colon, port = place.rpartition(":")
@@ -100,7 +126,10 @@ def ray_cluster() -> Check:
         return Check("Ray", "failed", f"RAY_ADDRESS = {address}: nothing answers there ({error})", advice)
     if address.startswith("ray://"):
         return Check(
-            "Ray", "warning", f"RAY_ADDRESS = {address} is for Ray's client, which no training goes through", "give the cluster's own address, host:6379"
+            "Ray",
+            "warning",
+            f"RAY_ADDRESS = {address} is for Ray's client, which no training goes through",
+            "give the cluster's own address, host:6379",
         )
     return _asked_ray(address, advice)
 
@@ -109,18 +138,37 @@ def _asked_ray(address: str, advice: str) -> Check:
     """In a process of its own: Ray's client tries for a minute, and cannot be told otherwise."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_RAY_S, stdin=subprocess.DEVNULL, check=False)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=_RAY_S, stdin=subprocess.DEVNULL, check=False
+        )
     except subprocess.TimeoutExpired:
-        said = f"RAY_ADDRESS = {address}: something listens there, but does not answer as a Ray cluster within {_RAY_S:g} s"
-        return Check("Ray", "failed", said, f"is it the cluster's own port (6379 by default), and is the token right? Else {advice}")
+        said = (
+            f"RAY_ADDRESS = {address}: something listens there, but does not answer as a Ray cluster within"
+            f" {_RAY_S:g} s"
+        )
+        return Check(
+            "Ray",
+            "failed",
+            said,
+            f"is it the cluster's own port (6379 by default), and is the token right? Else {advice}",
+        )
     if answer.returncode == 0:
-        return Check("Ray", "ok", f"RAY_ADDRESS = {address}: the cluster answers, with the Ray version of this machine")
+        return Check(
+            "Ray", "ok", f"RAY_ADDRESS = {address}: the cluster answers, with the Ray version of this machine"
+        )
     told = answer.stdout + answer.stderr
     if "auth" in told.lower() and "token" in told.lower():
         said = f"RAY_ADDRESS = {address}: the cluster asks for a token, and ours is missing or wrong"
-        return Check("Ray", "failed", said, "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=/file/with/the/cluster's/token")
+        return Check(
+            "Ray",
+            "failed",
+            said,
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=/file/with/the/cluster's/token",
+        )
     lines = [line.strip()[:200] for line in told.splitlines() if line.strip()]
-    return Check("Ray", "failed", f"RAY_ADDRESS = {address}: {lines[-1] if lines else 'no cluster answers'}", advice)
+    return Check(
+        "Ray", "failed", f"RAY_ADDRESS = {address}: {lines[-1] if lines else 'no cluster answers'}", advice
+    )
 
 
 def ray_token() -> Check:
@@ -129,20 +177,47 @@ def ray_token() -> Check:
     source, wrong = _token_source()
     if mode == "disabled":
         said = "RAY_AUTH_MODE = disabled: whoever reaches Ray's ports can run code as you"
-        return Check("Ray's token", "warning", said, "RAY_AUTH_MODE=token, or only on a machine and a network that nobody else uses")
+        return Check(
+            "Ray's token",
+            "warning",
+            said,
+            "RAY_AUTH_MODE=token, or only on a machine and a network that nobody else uses",
+        )
     if wrong:
-        return Check("Ray's token", "failed" if "cannot" in wrong else "warning", wrong, "chmod 600 it, and let RAY_AUTH_TOKEN_PATH name a file of yours")
+        return Check(
+            "Ray's token",
+            "failed" if "cannot" in wrong else "warning",
+            wrong,
+            "chmod 600 it, and let RAY_AUTH_TOKEN_PATH name a file of yours",
+        )
     if not cluster and not mode:
         return Check(
-            "Ray's token", "ok", "a Ray of our own gets a token in memory" + (f" (here {source})" if source == "RAY_AUTH_TOKEN" else ", new for each run")
+            "Ray's token",
+            "ok",
+            "a Ray of our own gets a token in memory"
+            + (f" (here {source})" if source == "RAY_AUTH_TOKEN" else ", new for each run"),
         )
     if not cluster:
-        return Check("Ray's token", "ok", f"RAY_AUTH_MODE = {mode}: a Ray of our own takes {source or '~/.ray/auth_token, which it makes'}")
+        return Check(
+            "Ray's token",
+            "ok",
+            f"RAY_AUTH_MODE = {mode}: a Ray of our own takes {source or '~/.ray/auth_token, which it makes'}",
+        )
     if mode != "token":
-        said = "RAY_ADDRESS is set and RAY_AUTH_MODE is not: whether a token is asked for differs from command to command"
-        return Check("Ray's token", "warning", said, "set RAY_AUTH_MODE to what the cluster has: token or disabled")
+        said = (
+            "RAY_ADDRESS is set and RAY_AUTH_MODE is not: whether a token is asked for differs from command"
+            " to command"
+        )
+        return Check(
+            "Ray's token", "warning", said, "set RAY_AUTH_MODE to what the cluster has: token or disabled"
+        )
     if not source:
-        return Check("Ray's token", "failed", "RAY_AUTH_MODE = token, but there is no token", "RAY_AUTH_TOKEN_PATH=/file/with/the/cluster's/token, chmod 600")
+        return Check(
+            "Ray's token",
+            "failed",
+            "RAY_AUTH_MODE = token, but there is no token",
+            "RAY_AUTH_TOKEN_PATH=/file/with/the/cluster's/token, chmod 600",
+        )
     return Check("Ray's token", "ok", f"the cluster is given {source}")
 
 
@@ -153,7 +228,9 @@ def _token_source() -> tuple[str, str]:
     given = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
     path = Path(given or "~/.ray/auth_token").expanduser()
     if not os.access(path, os.R_OK):
-        return "", f"RAY_AUTH_TOKEN_PATH = {given} cannot be read, and Ray does not start then" if given else ""
+        return "", (
+            f"RAY_AUTH_TOKEN_PATH = {given} cannot be read, and Ray does not start then" if given else ""
+        )
     open_to_others = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
     return str(path), f"{path} can be read by others of this machine" if open_to_others else ""
 
@@ -172,15 +249,27 @@ def gpus() -> Check:
                 if torch.version.cuda
                 else f"torch {torch.__version__} is built without CUDA"
             )
-            advice = "nvidia-smi says which CUDA the driver takes; install a torch for that, or a newer driver"
-            return Check("GPUs", "failed", f"there are {files} device files, but torch sees no GPU: {built}", advice)
+            advice = (
+                "nvidia-smi says which CUDA the driver takes; install a torch for that, or a newer driver"
+            )
+            return Check(
+                "GPUs", "failed", f"there are {files} device files, but torch sees no GPU: {built}", advice
+            )
         return Check("GPUs", "ok", "none: training is on the CPU, resources.gpus_per_worker=0")
     said = []
     for number in range(torch.cuda.device_count()):
         known = torch.cuda.get_device_properties(number)
-        said.append(f"{known.name} ({known.total_memory / 1e9:.0f} GB, {'bf16' if known.major >= 8 else 'no bf16: fp32'})")
+        said.append(
+            f"{known.name} ({known.total_memory / 1e9:.0f} GB,"
+            f" {'bf16' if known.major >= 8 else 'no bf16: fp32'})"
+        )
     level: Level = "warning" if len(said) < files and not os.environ.get("CUDA_VISIBLE_DEVICES") else "ok"
-    advice = f"{files} device files, {len(said)} of them seen: is CUDA_VISIBLE_DEVICES or the container's setting what you mean?" if level == "warning" else ""
+    advice = (
+        f"{files} device files, {len(said)} of them seen: is CUDA_VISIBLE_DEVICES or the container's setting"
+        " what you mean?"
+        if level == "warning"
+        else ""
+    )
     return Check("GPUs", level, ", ".join(said), advice)
 
 
@@ -190,7 +279,12 @@ def faiss() -> Check:
     try:
         return Check("faiss", "ok", faiss_state())
     except ImportError as error:
-        return Check("faiss", "failed", f"cannot be imported ({error})", "pip install --force-reinstall faiss-gpu, or e_step.backend=torch")
+        return Check(
+            "faiss",
+            "failed",
+            f"cannot be imported ({error})",
+            "pip install --force-reinstall faiss-gpu, or e_step.backend=torch",
+        )
 
 
 def shared_memory() -> Check:
@@ -200,8 +294,16 @@ def shared_memory() -> Check:
     space = shutil.disk_usage(place)
     said = f"{space.free / 1e9:.1f} of {space.total / 1e9:.1f} GB free in /dev/shm"
     if space.free < _SHARED_GB * 1e9:
-        advice = "docker run --shm-size=4gb (shm_size in a compose file), or delete what lies there; resources.workers=0 needs none"
-        return Check("shared memory", "warning", f"{said}: too little for Ray's objects, which then go through the disk", advice)
+        advice = (
+            "docker run --shm-size=4gb (shm_size in a compose file), or delete what lies there;"
+            " resources.workers=0 needs none"
+        )
+        return Check(
+            "shared memory",
+            "warning",
+            f"{said}: too little for Ray's objects, which then go through the disk",
+            advice,
+        )
     return Check("shared memory", "ok", said)
 
 
@@ -209,10 +311,18 @@ def memory() -> Check:
     total, free = _machine_memory()
     limit = _limit("memory.max", "memory/memory.limit_in_bytes")
     limited = limit is not None and limit < total
-    said = f"{min(limit, total) / 1e9:.1f} GB, the container's limit of {total / 1e9:.1f} GB" if limited and limit else f"{total / 1e9:.1f} GB"
+    said = (
+        f"{min(limit, total) / 1e9:.1f} GB, the container's limit of {total / 1e9:.1f} GB"
+        if limited and limit
+        else f"{total / 1e9:.1f} GB"
+    )
     said += f", {free / 1e9:.1f} GB of the machine's free"
     short = min(free, limit) if limited and limit else free
-    advice = "close other programs or raise the container's limit; a worker takes about 1 GB before any image" if short < _MEMORY_GB * 1e9 else ""
+    advice = (
+        "close other programs or raise the container's limit; a worker takes about 1 GB before any image"
+        if short < _MEMORY_GB * 1e9
+        else ""
+    )
     return Check("memory", "warning" if advice else "ok", said, advice)
 
 
@@ -227,7 +337,10 @@ def cores() -> Check:
     said = f"{usable} of {os.cpu_count()} usable by this process"
     if quota is not None and quota < usable:
         said += f", of which the container gives the time of {quota:g}"
-        advice = f"resources.cpus_per_worker × resources.workers below {max(quota, 1):g}: more threads than that wait for each other"
+        advice = (
+            f"resources.cpus_per_worker × resources.workers below {max(quota, 1):g}: more threads than that"
+            " wait for each other"
+        )
         return Check("cores", "warning", said, advice)
     return Check("cores", "ok", said)
 
@@ -237,7 +350,9 @@ def _cpu_quota() -> float | None:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (int(Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        quota, period = (
+            int(Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+        )
         return quota / period if quota > 0 else None
     return None
 
@@ -256,7 +371,9 @@ def home_folder() -> Check:
         return Check("PCL_RAY_HOME", "failed", str(error))
     place = folder.home()
     free = shutil.disk_usage(place).free / 1e9
-    said = f"{place}, {free:.1f} GB free" + (f", on a network file system ({kind})" if (kind := network_file_system(place)) else "")
+    said = f"{place}, {free:.1f} GB free" + (
+        f", on a network file system ({kind})" if (kind := network_file_system(place)) else ""
+    )
     if free < _DISK_GB:
         advice = "free some space, set PCL_RAY_HOME to another disk, or train.keep_checkpoints=1"
         return Check("PCL_RAY_HOME", "failed" if free < _FULL_GB else "warning", said, advice)
@@ -267,6 +384,10 @@ def tracking_store() -> Check:
     config = TrackingConfig()
     uri = tracking.tracking_uri(config, folder.home())
     if problems := tracking.check_uri(config, folder.home()):
-        return Check("tracking", "failed", "; ".join(f"{problem.value}: {problem.message}" for problem in problems))
+        return Check(
+            "tracking", "failed", "; ".join(f"{problem.value}: {problem.message}" for problem in problems)
+        )
     level, said, advice = reachable(uri)
-    return Check("tracking", level, said if uri.startswith("sqlite") else f"{tracking.public_uri(uri)}: {said}", advice)
+    return Check(
+        "tracking", level, said if uri.startswith("sqlite") else f"{tracking.public_uri(uri)}: {said}", advice
+    )

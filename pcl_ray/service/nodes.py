@@ -1,4 +1,6 @@
-"""Whether every node of a cluster sees what a run needs of the disk, asked before anything trains: a worker that does not would fail hours later."""
+"""Whether every node of a cluster sees what a run needs of the disk, asked before anything trains: a worker
+that does not would fail hours later.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _LIMIT_S = 120.0  # a node that has run nothing yet starts a process and imports
 
 @dataclass(frozen=True)
 class Needs:
-    """What has to be seen: what the driver has just written, in the run's folder or in its storage, and some of the images with their sizes in bytes."""
+    """What has to be seen: what the driver has just written, in the run's folder or in its storage, and some
+    of the images with their sizes in bytes.
+    """
 
     probe: str  # a file, or an object below the run's place in the storage
     content: str
@@ -46,10 +50,14 @@ class Answer:
 def check(run_dir: Path, splits: DataSplits, data_path: str | None, storage_uri: str | None = None) -> None:
     """Asks every node that may get a worker. One node that is this machine is not asked.
 
-    Checkpoints lie in the storage, or without one in `run_dir`, which all have to share then. Raises ConfigError where a node cannot use that place,
-    DataError where images are missing.
+    Checkpoints lie in the storage, or without one in `run_dir`, which all have to share then. Raises
+    ConfigError where a node cannot use that place, DataError where images are missing.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))]
+    nodes = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
+    ]
     if not nodes or [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]:
         return
     files = _sample(splits.train) + (_sample(splits.holdout) if splits.holdout is not None else ())
@@ -103,7 +111,9 @@ def _unseen(needs: Needs) -> str:
 
 
 def _unusable(needs: Needs, uri: str) -> str:
-    """Reads before it writes: in a folder that is not mounted here, writing would make a folder of this node's own, and seem to work."""
+    """Reads before it writes: in a folder that is not mounted here, writing would make a folder of this
+    node's own, and seem to work.
+    """
     place = storage.of_run(uri, needs.run)
     try:
         if place.read(needs.probe) != needs.content.encode():
@@ -132,7 +142,10 @@ def _ask(nodes: Sequence[dict[str, Any]], needs: Needs) -> list[tuple[str, Answe
         there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         asked.append(look.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(needs))
     ray.wait(asked, num_returns=len(asked), timeout=_LIMIT_S)
-    return [(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})", _answer(reference)) for node, reference in zip(nodes, asked, strict=True)]
+    return [
+        (f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})", _answer(reference))
+        for node, reference in zip(nodes, asked, strict=True)
+    ]
 
 
 def _answer(reference: Any) -> Answer | None:
@@ -142,25 +155,51 @@ def _answer(reference: Any) -> Answer | None:
         return None
 
 
-def _judge(answers: Sequence[tuple[str, Answer | None]], needs: Needs, run_dir: Path, data_path: str | None) -> None:
+def _judge(
+    answers: Sequence[tuple[str, Answer | None]], needs: Needs, run_dir: Path, data_path: str | None
+) -> None:
     silent = [name for name, answer in answers if answer is None]
     if silent:
-        raise ConfigError(f"{_listed(silent)} did not answer within {_LIMIT_S:g} s, or has no pcl_ray of this version installed; mend or remove it")
+        raise ConfigError(
+            f"{_listed(silent)} did not answer within {_LIMIT_S:g} s, or has no pcl_ray of this version"
+            " installed; mend or remove it"
+        )
     if blind := [(name, answer.place) for name, answer in answers if answer is not None and answer.place]:
         raise _blind(_listed([name for name, _ in blind]), blind[0][1], needs.storage_uri, run_dir)
     if lacking := [(name, answer.image) for name, answer in answers if answer is not None and answer.image]:
         where, what = _listed([name for name, _ in lacking]), lacking[0][1]
-        raise DataError(str(Problem("data.path", data_path, f"{where} does not have these images ({what}); put them at the same path on every node")))
+        raise DataError(
+            str(
+                Problem(
+                    "data.path",
+                    data_path,
+                    f"{where} does not have these images ({what}); put them at the same path on every node",
+                )
+            )
+        )
 
 
 def _blind(where: str, why: str, uri: str | None, run_dir: Path) -> ConfigError:
     if uri is None:
-        way_out = "set PCL_RAY_HOME to a folder on storage that all nodes share, or resources.storage to such a place"
+        way_out = (
+            "set PCL_RAY_HOME to a folder on storage that all nodes share, or resources.storage to such a"
+            " place"
+        )
         return ConfigError(f"{where} does not see {run_dir} ({why}): {way_out}")
     local = "://" not in uri or uri.startswith("file:")
-    mend = "mount it there at the same path" if local else "every node needs a way to it and its credentials in the environment"
-    other = "or name a storage that all nodes reach (s3://bucket/path)" if local else "or name a storage that all nodes reach"
-    return ConfigError([Problem("resources.storage", storage.shown(uri), f"{where} cannot use it ({why}); {mend}, {other}")])
+    mend = (
+        "mount it there at the same path"
+        if local
+        else "every node needs a way to it and its credentials in the environment"
+    )
+    other = (
+        "or name a storage that all nodes reach (s3://bucket/path)"
+        if local
+        else "or name a storage that all nodes reach"
+    )
+    return ConfigError(
+        [Problem("resources.storage", storage.shown(uri), f"{where} cannot use it ({why}); {mend}, {other}")]
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,6 @@
-"""What a run leaves and is known by: its result, its history, its MLflow run. Shared by single runs and the trials of a sweep."""
+"""What a run leaves and is known by: its result, its history, its MLflow run. Shared by single runs and the
+trials of a sweep.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from pcl_ray.service.folder import RunFolder, State, home
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `checkpoint` is a path that `model.weights.load_encoder` takes; `metrics` are the last epoch's, with totals."""
+    """How a run ended. `checkpoint` is a path that `model.weights.load_encoder` takes; `metrics` are the last
+    epoch's, with totals.
+    """
 
     run_name: str
     mlflow_run_id: str | None
@@ -31,7 +35,9 @@ class RunResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def write(self, file: Path | None) -> None:
-        """As JSON, where a file was asked for. It could be written when the run began; if not now, that is a warning: the run itself is safe."""
+        """As JSON, where a file was asked for. It could be written when the run began; if not now, that is a
+        warning: the run itself is safe.
+        """
         write_result(self, file)
 
 
@@ -65,10 +71,13 @@ def open_tracker(
     sweep: tracking.Sweep | None = None,
     keep: Iterable[str] = (),
 ) -> tracking.MlflowRun | tracking.NullRun:
-    """The MLflow run of this folder; `title` is the name shown there, else the folder's; `without`: knobs that are not recorded; `keep`: figures that are
-    charted in any case; `sweep`: what its saved view is made from."""
+    """The MLflow run of this folder; `title` is the name shown there, else the folder's; `without`: knobs
+    that are not recorded; `keep`: figures that are charted in any case; `sweep`: what its saved view is made
+    from.
+    """
     public = tracking.public_config(config)
-    params = {name: value for name, value in public.flatten().items() if name not in set(without)}  # and without the password that a URI may hold
+    # and without the password that a URI may hold
+    params = {name: value for name, value in public.flatten().items() if name not in set(without)}
     if known is not None:
         params |= plan_params(known.plan)
     return tracking.open_run(
@@ -78,7 +87,10 @@ def open_tracker(
         title=title,
         run_dir=folder.path,
         params=params,
-        tags=tracking.run_tags() | submission.tags() | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint} | dict(tags or {}),
+        tags=tracking.run_tags()
+        | submission.tags()
+        | {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint}
+        | dict(tags or {}),
         config_yaml=public.to_yaml(),
         run_id=folder.read_state().get("mlflow_run_id"),
         dataset=dataset_of(config, fingerprint, known) if known is not None else None,
@@ -109,8 +121,19 @@ def plan_params(plan: RunPlan) -> dict[str, Any]:
 
 def dataset_of(config: RunConfig, fingerprint: str, known: Known) -> tracking.DataSet:
     path = config.data.path or ""
-    name = Path(path).name or config.data.source if config.data.source in ("folder", "arrays", "imagenet") else config.data.source
-    return tracking.DataSet(name, fingerprint, path or config.data.source, known.plan.num_images, known.plan.num_holdout, known.classes)
+    name = (
+        Path(path).name or config.data.source
+        if config.data.source in ("folder", "arrays", "imagenet")
+        else config.data.source
+    )
+    return tracking.DataSet(
+        name,
+        fingerprint,
+        path or config.data.source,
+        known.plan.num_images,
+        known.plan.num_holdout,
+        known.classes,
+    )
 
 
 def newest_checkpoint(folder: RunFolder) -> Path | None:
@@ -129,9 +152,13 @@ def history(folder: RunFolder) -> list[dict[str, Any]]:
         return []  # the worker that resumes says so
 
 
-def result(folder: RunFolder, state: State, mlflow_run_id: str | None, entries: list[dict[str, Any]]) -> RunResult:
+def result(
+    folder: RunFolder, state: State, mlflow_run_id: str | None, entries: list[dict[str, Any]]
+) -> RunResult:
     path = newest_checkpoint(folder)
     metrics = dict(entries[-1]["metrics"]) if entries else {}
     for name in ("perf/e_step_seconds", "perf/m_step_seconds", "perf/epoch_seconds"):
         metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in entries)
-    return RunResult(folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics)
+    return RunResult(
+        folder.name, mlflow_run_id, state, str(folder.path), str(path) if path else None, metrics
+    )

@@ -1,4 +1,6 @@
-"""What is under way: the cluster, its jobs, the runs of this PCL_RAY_HOME and of MLflow, and what each of them waits for."""
+"""What is under way: the cluster, its jobs, the runs of this PCL_RAY_HOME and of MLflow, and what each of
+them waits for.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Row:
 
 
 def local_runs() -> list[Row]:
-    """The runs of this PCL_RAY_HOME that are under way, from their folders: also where MLflow does not answer. Those whose process was killed are marked."""
+    """The runs of this PCL_RAY_HOME that are under way, from their folders: also where MLflow does not
+    answer. Those whose process was killed are marked.
+    """
     rows, reached = [], True
     for path in sorted((home() / "runs").glob("*/state.json")):
         folder, state = path.parent, read_state_at(path.parent)
@@ -76,7 +80,9 @@ def _local_row(name: str, state: dict[str, Any]) -> Row:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Nobody of this machine holds its lock; locks of others are not seen on every storage. Where locks are not to be had, it is not known."""
+    """Nobody of this machine holds its lock; locks of others are not seen on every storage. Where locks are
+    not to be had, it is not known.
+    """
     try:
         with (folder / "lock").open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -86,7 +92,9 @@ def _abandoned(folder: Path) -> bool:
 
 
 def _mark(folder: Path, state: dict[str, Any]) -> bool:
-    """Stopped, here and in MLflow, where it would read RUNNING for ever. False where MLflow does not answer: then it is left for the next time."""
+    """Stopped, here and in MLflow, where it would read RUNNING for ever. False where MLflow does not answer:
+    then it is left for the next time.
+    """
     write_state_at(folder, state="stopped", error=KILLED)
     if run_id := state.get("mlflow_run_id"):
         try:
@@ -98,7 +106,9 @@ def _mark(folder: Path, state: dict[str, Any]) -> bool:
 
 
 def uri() -> str:
-    """Where runs are recorded: as for a run that begins here, or the server of `pcl-ray up` on the same store, which has links."""
+    """Where runs are recorded: as for a run that begins here, or the server of `pcl-ray up` on the same
+    store, which has links.
+    """
     ours = head.recorded()
     if not os.environ.get("MLFLOW_TRACKING_URI") and ours and ours.mlflow and ours.mlflow.process():
         return ours.mlflow_uri
@@ -135,8 +145,13 @@ def under_way(experiment: str) -> tuple[list[Row], str]:
 def cluster_lines(cluster: Cluster) -> list[str]:
     """The cluster and its jobs. Raises RunFailed or ConfigError where it does not answer."""
     usage, nodes, jobs = cluster.usage(), cluster.nodes(), cluster.jobs()
-    totals = {kind: sum(node.get("resources_total", {}).get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    parts = [f"{usage.get(kind, (0.0,))[0]:g} of {has:g} {kind}s in use" if has else f"no {kind}s" for kind, has in totals.items()]
+    totals = {
+        kind: sum(node.get("resources_total", {}).get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")
+    }
+    parts = [
+        f"{usage.get(kind, (0.0,))[0]:g} of {has:g} {kind}s in use" if has else f"no {kind}s"
+        for kind, has in totals.items()
+    ]
     lines = [f"cluster     {cluster.address}: {len(nodes)} node{'s' * (len(nodes) != 1)}, {', '.join(parts)}"]
     for job in jobs:
         if job["status"] in ("PENDING", "RUNNING"):
@@ -153,15 +168,29 @@ def table(rows: Sequence[Row], say: Callable[[Any], None], *, dated: bool = Fals
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    columns = [("run", "name"), ("state", "state"), ("epoch", "epoch"), ("left", "left"), ("figure", "figure"), ("waits for", "waits_for"), ("job", "job")]
-    filled = [(title, name) for title, name in columns if any(getattr(row, name) not in ("", "–") for row in rows) or name in ("name", "state")]
+    columns = [
+        ("run", "name"),
+        ("state", "state"),
+        ("epoch", "epoch"),
+        ("left", "left"),
+        ("figure", "figure"),
+        ("waits for", "waits_for"),
+        ("job", "job"),
+    ]
+    filled = [
+        (title, name)
+        for title, name in columns
+        if any(getattr(row, name) not in ("", "–") for row in rows) or name in ("name", "state")
+    ]
     for title, name in filled:
         shown.add_column(title, overflow="fold", no_wrap=name in ("state", "epoch", "left"))
     if dated:
         shown.add_column("began", no_wrap=True)
     for row in rows:
         cells = [Text(str(getattr(row, name))) for _, name in filled]  # brackets in a name are no markup
-        shown.add_row(*cells, *([datetime.fromtimestamp(row.began).strftime("%Y-%m-%d %H:%M")] if dated else []))
+        shown.add_row(
+            *cells, *([datetime.fromtimestamp(row.began).strftime("%Y-%m-%d %H:%M")] if dated else [])
+        )
     say(shown)
 
 

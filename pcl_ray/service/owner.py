@@ -14,12 +14,14 @@ FRESH_S = 150.0  # since it was written last: then its driver is gone
 
 
 def check_free(name: str, content: bytes, age_s: float) -> None:
-    """Raises Busy where the `owner.json` of this content and age says that another driver trains run `name`."""
+    """Raises Busy where the `owner.json` of this content and age says that another driver trains run
+    `name`.
+    """
     owner = read(content)
     if age_s < FRESH_S and not is_gone(owner):
         raise Busy(
-            f"run {name!r} is being trained by process {owner.get('pid')} on {owner.get('host')}; stop it first, "
-            f"or, where it is gone for good, try again in {FRESH_S - age_s:.0f} s"
+            f"run {name!r} is being trained by process {owner.get('pid')} on {owner.get('host')}; stop it"
+            f" first, or, where it is gone for good, try again in {FRESH_S - age_s:.0f} s"
         )
 
 
@@ -40,7 +42,11 @@ def this_process() -> dict[str, Any]:
 def is_gone(owner: dict[str, Any]) -> bool:
     """Whether it was a process of this machine that is no more."""
     here = this_process()
-    if not here["machine"] or owner.get("machine") != here["machine"] or not isinstance(owner.get("pid"), int):
+    if (
+        not here["machine"]
+        or owner.get("machine") != here["machine"]
+        or not isinstance(owner.get("pid"), int)
+    ):
         return False
     try:
         os.kill(owner["pid"], 0)

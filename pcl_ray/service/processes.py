@@ -44,17 +44,27 @@ class Known:
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> Known:
-    """In a session of its own, so that Ctrl-C at this terminal does not reach it. What it says goes to `log`, which only its owner may read."""
+    """In a session of its own, so that Ctrl-C at this terminal does not reach it. What it says goes to `log`,
+    which only its owner may read.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
         process = subprocess.Popen(
-            command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=dict(environment),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     return Known(process.pid, psutil.Process(process.pid).create_time())
 
 
 def end(known: Known, limit_s: float = _END_S) -> bool:
-    """Politely, then not; with everything that it started, also where it has ended before them. False where nothing was left."""
+    """Politely, then not; with everything that it started, also where it has ended before them. False where
+    nothing was left.
+    """
     process, family = known.process(), _session(known)
     if process is not None:
         with suppress(psutil.Error):
@@ -71,15 +81,20 @@ def end(known: Known, limit_s: float = _END_S) -> bool:
 
 
 def _session(known: Known) -> list[psutil.Process]:
-    """Those that it started and that have not left its session: each process that `start` begins has one of its own. Its number is given to no other
-    process as long as one of them lives."""
+    """Those that it started and that have not left its session: each process that `start` begins has one of
+    its own. Its number is given to no other process as long as one of them lives.
+    """
     found = []
     with suppress(psutil.Error):
         if not known.same(psutil.Process(known.pid)):
             return []
     for one in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if os.getsid(one.pid) == known.pid and one.create_time() >= known.created - _SAME_S and one.pid != os.getpid():
+            if (
+                os.getsid(one.pid) == known.pid
+                and one.create_time() >= known.created - _SAME_S
+                and one.pid != os.getpid()
+            ):
                 found.append(one)
     return found
 

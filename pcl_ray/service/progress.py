@@ -1,4 +1,6 @@
-"""What the user sees while a run goes on: a live bar in a terminal, a line every `train.log_every_steps` steps elsewhere."""
+"""What the user sees while a run goes on: a live bar in a terminal, a line every `train.log_every_steps`
+steps elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,14 @@ import sys
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from pcl_ray.plan import RunPlan
 from pcl_ray.service.events import Event
@@ -69,7 +78,11 @@ class Display:
         task = bar.task_ids[0]
         epoch = f"epoch {min(event.epoch + 1, self._plan.epochs)}/{self._plan.epochs}"
         if event.kind == "phase":
-            bar.update(task, description=f"epoch {event.epoch}/{self._plan.epochs} {event.text}", figures=_figures(self._latest))
+            bar.update(
+                task,
+                description=f"epoch {event.epoch}/{self._plan.epochs} {event.text}",
+                figures=_figures(self._latest),
+            )
         elif event.kind == "epoch":
             bar.update(task, completed=event.step + 1, figures=_figures(self._latest))
         else:
@@ -83,7 +96,9 @@ class Display:
         elif event.kind == "step":
             self.say(f"{epoch}  step {event.step + 1}/{self._plan.total_steps}  {_figures(event.metrics)}")
         elif event.kind == "epoch":
-            self.say(f"{epoch} done in {event.metrics['perf/epoch_seconds']:.1f} s  {_figures(event.metrics)}")
+            self.say(
+                f"{epoch} done in {event.metrics['perf/epoch_seconds']:.1f} s  {_figures(event.metrics)}"
+            )
 
 
 def _figures(metrics: dict[str, float]) -> str:
@@ -95,4 +110,6 @@ def _figures(metrics: dict[str, float]) -> str:
         ("images/s", "perf/images_per_second", "{:.0f}"),
         ("E-step s", "perf/e_step_seconds", "{:.2f}"),
     )
-    return "  ".join(f"{title} {form.format(metrics[name])}" for title, name, form in shown if name in metrics)
+    return "  ".join(
+        f"{title} {form.format(metrics[name])}" for title, name, form in shown if name in metrics
+    )

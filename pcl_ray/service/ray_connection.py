@@ -1,4 +1,6 @@
-"""The connection to Ray, and the data in its store. Without torch: the driver of a sweep has neither model nor tensors."""
+"""The connection to Ray, and the data in its store. Without torch: the driver of a sweep has neither model
+nor tensors.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,18 @@ class SharedData:
 
 
 def share(splits: DataSplits) -> SharedData:
-    """Puts the data into Ray's store, where all workers of a node read one copy of the arrays; one call serves any number of runs."""
+    """Puts the data into Ray's store, where all workers of a node read one copy of the arrays; one call
+    serves any number of runs.
+    """
     holdout_labels = splits.holdout.labels if splits.holdout is not None else None
     return SharedData(ray.put(splits), ray.put(splits.train.labels), ray.put(holdout_labels))
 
 
 @contextmanager
 def connected(cpus: float) -> Iterator[bool]:
-    """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of our own, of at least so many CPUs, that ends
-    with the run. Yields whether others may use it too."""
+    """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of
+    our own, of at least so many CPUs, that ends with the run. Yields whether others may use it too.
+    """
     if ray.is_initialized():
         yield True
         return
@@ -49,7 +54,9 @@ def connected(cpus: float) -> Iterator[bool]:
             else:
                 _own_ray(cpus, quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
-        raise RunFailed(f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}") from error
+        raise RunFailed(
+            f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}"
+        ) from error
     try:
         yield others
     finally:
@@ -58,7 +65,9 @@ def connected(cpus: float) -> Iterator[bool]:
 
 @contextmanager
 def _our_signals() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of SIGTERM's, which ends the process where it stands: a run that is told to stop would count as failed."""
+    """Ray puts a handler of its own in the place of SIGTERM's, which ends the process where it stands: a run
+    that is told to stop would count as failed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -71,5 +80,6 @@ def _our_signals() -> Iterator[None]:
 
 
 def _own_ray(cpus: float, quiet: dict[str, Any]) -> None:
-    # More than the cores where need be: on a laptop two workers and the actor take turns rather than being refused.
+    # More than the cores where need be: on a laptop two workers and the actor take turns rather than being
+    # refused.
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)), **quiet)

@@ -1,6 +1,8 @@
-"""The figures of a run as metrics of its Ray cluster: what Prometheus scrapes at every node, and the Grafana dashboard in `docker/` shows.
+"""The figures of a run as metrics of its Ray cluster: what Prometheus scrapes at every node, and the Grafana
+dashboard in `docker/` shows.
 
-They are set by the driver from the events that it follows anyway. Ray exports each as `ray_NAME`, with the run's name as label `run`.
+They are set by the driver from the events that it follows anyway. Ray exports each as `ray_NAME`, with the
+run's name as label `run`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ GAUGES = {
     "pcl_loss": ("train/loss", "ProtoNCE, mean of the last steps or epoch."),
     "pcl_images_per_second": ("perf/images_per_second", "Images a second in the M-step, over all workers."),
     "pcl_step_seconds_median": ("perf/step_seconds_median", "Median seconds of a step in the last epoch."),
-    "pcl_step_seconds_p95": ("perf/step_seconds_p95", "95th percentile of the seconds of a step in the last epoch."),
+    "pcl_step_seconds_p95": (
+        "perf/step_seconds_p95",
+        "95th percentile of the seconds of a step in the last epoch.",
+    ),
     "pcl_data_wait_share": ("perf/data_share", "Share of the M-step spent waiting for images."),
     "pcl_e_step_seconds": ("perf/e_step_seconds", "Seconds that training waited for the last E-step."),
     "pcl_prototype_age_steps": ("", "Steps since the features of the prototypes in use were made."),
@@ -60,9 +65,14 @@ class RayMetrics:
         if self._gauges is None:
             from ray.util.metrics import Counter, Gauge
 
-            self._gauges = {name: Gauge(name, description=sentence, tag_keys=("run",)) for name, (_, sentence) in GAUGES.items()}
+            self._gauges = {
+                name: Gauge(name, description=sentence, tag_keys=("run",))
+                for name, (_, sentence) in GAUGES.items()
+            }
             # Ray adds the ending that Prometheus wants of a counter
-            self._counter = Counter(DROPPED.removesuffix("_total"), description=_DROPPED_SAYS, tag_keys=("run",))
+            self._counter = Counter(
+                DROPPED.removesuffix("_total"), description=_DROPPED_SAYS, tag_keys=("run",)
+            )
             self._set("pcl_epochs", self._epochs)
         return True
 

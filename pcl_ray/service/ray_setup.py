@@ -1,4 +1,5 @@
-"""Everything of a run that Ray holds: the actors, the trainer. Its parts are plain classes; here they are wrapped.
+"""Everything of a run that Ray holds: the actors, the trainer. Its parts are plain classes; here they are
+wrapped.
 
 driver ── Board actor  ← events of rank 0
        ├─ EStepActor   ← features of every worker, → ClusterSet
@@ -35,15 +36,20 @@ from pcl_ray.service.shards import EStepShard
 from pcl_ray.service.worker import WorkerTask, run_worker
 
 _POLL_S = 0.5
-_ANYWHERE = "DEFAULT"  # not in the placement group of the trial that may have started us, which has room for itself alone
+# not in the placement group of the trial that may have started us, which has room for itself alone
+_ANYWHERE = "DEFAULT"
 _SLACK = 1e-6
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
 
 
 def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) -> None:
-    """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and ConfigError where the cluster can never fit the run."""
+    """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and
+    ConfigError where the cluster can never fit the run.
+    """
     resources = job.config.resources
-    with connected(resources.workers * resources.cpus_per_worker + (1 + job.plan.e_step_shards) * resources.e_step_cpus) as others:
+    with connected(
+        resources.workers * resources.cpus_per_worker + (1 + job.plan.e_step_shards) * resources.e_step_cpus
+    ) as others:
 
         def look() -> None:
             nodes.check(Path(job.run_dir), splits, job.config.data.path, resources.storage)
@@ -51,13 +57,23 @@ def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) 
         if others and not resources.autoscaling:
             look()
         # nodes that are added for the run can only be asked when they are there
-        train_shared(job, share(splits), handle, queue=others, ready=look if others and resources.autoscaling else None)
+        train_shared(
+            job, share(splits), handle, queue=others, ready=look if others and resources.autoscaling else None
+        )
 
 
-def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None], *, queue: bool = True, ready: Callable[[], None] | None = None) -> None:
+def train_shared(
+    job: Job,
+    data: SharedData,
+    handle: Callable[[Event], None],
+    *,
+    queue: bool = True,
+    ready: Callable[[], None] | None = None,
+) -> None:
     """`train_on_ray` where Ray is connected and the data are in its store.
 
-    queue: others may use the cluster too, and all start one after the other. ready: is called when there is room, and may still refuse.
+    queue: others may use the cluster too, and all start one after the other. ready: is called when there is
+    room, and may still refuse.
     """
     config = job.config
     bundles = _bundles(config.resources, job.plan.e_step_shards)
@@ -67,7 +83,12 @@ def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None], *,
     if not queue:
         _train(job, data, handle)
         return
-    turn = room.take(Path(job.run_dir).name, bundles, config.resources.queue_timeout_s, lambda text: handle(Event("waiting", text=text)))
+    turn = room.take(
+        Path(job.run_dir).name,
+        bundles,
+        config.resources.queue_timeout_s,
+        lambda text: handle(Event("waiting", text=text)),
+    )
 
     def started(event: Event) -> None:
         if event.kind == "start":
@@ -85,8 +106,12 @@ def train_shared(job: Job, data: SharedData, handle: Callable[[Event], None], *,
 def _train(job: Job, data: SharedData, handle: Callable[[Event], None]) -> None:
     config = job.config
     actor = _e_step_actor(config)
-    shards = tuple(_shard_actor(config, number, job.plan.e_step_shards) for number in range(job.plan.e_step_shards))
-    board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
+    shards = tuple(
+        _shard_actor(config, number, job.plan.e_step_shards) for number in range(job.plan.e_step_shards)
+    )
+    board: Any = (
+        ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
+    )
     try:
         for part in (actor, *shards):
             _wait_until_up(part, config.resources)
@@ -111,12 +136,22 @@ def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
     has = ray.cluster_resources()
     for kind, name, each, actor in (
         ("GPU", "resources.gpus_per_worker", resources.gpus_per_worker, resources.e_step_gpus),
-        ("CPU", "resources.cpus_per_worker", resources.cpus_per_worker, (1 + e_step_shards) * resources.e_step_cpus),
+        (
+            "CPU",
+            "resources.cpus_per_worker",
+            resources.cpus_per_worker,
+            (1 + e_step_shards) * resources.e_step_cpus,
+        ),
     ):
         needed = resources.workers * each + actor
         if needed > has.get(kind, 0) + _SLACK:
-            message = f"the workers and the E-step actor need {needed:g} {kind}s together, the cluster has {has.get(kind, 0):g}"
-            message += "; ask for less, or set resources.autoscaling=true where the cluster adds nodes by itself"
+            message = (
+                f"the workers and the E-step actor need {needed:g} {kind}s together, the cluster has"
+                f" {has.get(kind, 0):g}"
+            )
+            message += (
+                "; ask for less, or set resources.autoscaling=true where the cluster adds nodes by itself"
+            )
             raise ConfigError([Problem(name, each, message)])
 
 
@@ -124,16 +159,27 @@ def _check_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
     """Raises ConfigError where a part of the run fits on no node, however free it is."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for part in bundles:
-        if not any(all(node.get(kind, 0) + _SLACK >= amount for kind, amount in part.items()) for node in nodes):
+        if not any(
+            all(node.get(kind, 0) + _SLACK >= amount for kind, amount in part.items()) for node in nodes
+        ):
             largest = max((node.get("CPU", 0) for node in nodes), default=0)
-            message = f"no node has the {room.needed([part])} that one part of the run needs together; the largest has {largest:g} CPUs"
+            message = (
+                f"no node has the {room.needed([part])} that one part of the run needs together; the largest"
+                f" has {largest:g} CPUs"
+            )
             raise ConfigError([Problem("resources.cpus_per_worker", part.get("CPU", 0), message)])
 
 
 def _e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
     resources = config.resources
     # Never a silent second try on an empty instance (max_task_retries): the workers push again.
-    options: Any = {"num_cpus": resources.e_step_cpus, "num_gpus": resources.e_step_gpus, "max_restarts": -1, "max_task_retries": 0, "max_concurrency": 8}
+    options: Any = {
+        "num_cpus": resources.e_step_cpus,
+        "num_gpus": resources.e_step_gpus,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 8,
+    }
     return ray.remote(EStepActor).options(**options, scheduling_strategy=_ANYWHERE).remote(config)
 
 
@@ -154,8 +200,8 @@ def _wait_until_up(actor: Any, resources: ResourcesConfig) -> None:
         ray.get(actor.ping.remote(), timeout=resources.start_timeout_s)
     except GetTimeoutError:
         raise RunFailed(
-            f"the E-step actor did not start within resources.start_timeout_s = {resources.start_timeout_s:g} s: "
-            f"no node has {resources.e_step_cpus:g} CPUs and {resources.e_step_gpus:g} GPUs free"
+            f"the E-step actor did not start within resources.start_timeout_s = {resources.start_timeout_s:g}"
+            f" s: no node has {resources.e_step_cpus:g} CPUs and {resources.e_step_gpus:g} GPUs free"
         ) from None
     except RayActorError as error:
         raise RunFailed(f"the E-step actor could not start: {_last_line(error)}") from error
@@ -169,14 +215,26 @@ def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": longest_wait(job.config),
     }.items():
         os.environ.setdefault(name, str(value))
-    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
-    # Any: Ray picks the classes of one of its two Train versions at run time, which a type checker does not follow.
+    per_worker = {"CPU": resources.cpus_per_worker} | (
+        {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    )
+    # Any: Ray picks the classes of one of its two Train versions at run time, which a type checker does not
+    # follow.
     limits: Any = {"max_failures": resources.max_failures, "controller_failure_limit": _START_TRIES}
     failures: Any = FailureConfig(**limits)
     settings: Any = {
-        "scaling_config": ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker),
-        # Ray Train resumes by name from its own checkpoints; ours are in run_dir, so each attempt has a fresh name.
-        "run_config": RunConfig(name=f"attempt-{uuid.uuid4().hex[:8]}", storage_path=os.path.join(job.run_dir, "ray"), failure_config=failures),
+        "scaling_config": ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
+        ),
+        # Ray Train resumes by name from its own checkpoints; ours are in run_dir, so each attempt has a fresh
+        # name.
+        "run_config": RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=os.path.join(job.run_dir, "ray"),
+            failure_config=failures,
+        ),
     }
     loop: Any = run_worker  # gives back a str; Ray declares None
     return TorchTrainer(
@@ -188,7 +246,9 @@ def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
 
 
 def _fit(trainer: TorchTrainer, job: Job, board: Any, handle: Callable[[Event], None]) -> None:
-    """Runs the trainer in a thread, so that this one can show events, take signals, and notice when nothing happens any more."""
+    """Runs the trainer in a thread, so that this one can show events, take signals, and notice when nothing
+    happens any more.
+    """
     outcome: list[Any] = []
 
     def fit() -> None:
@@ -206,7 +266,10 @@ def _fit(trainer: TorchTrainer, job: Job, board: Any, handle: Callable[[Event], 
             seen = time.monotonic()
         limit = longest_silence(job.config)
         if time.monotonic() - seen > limit:
-            raise RunFailed(f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and e_step.timeout_s")
+            raise RunFailed(
+                f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and"
+                " e_step.timeout_s"
+            )
     _hand_over(board, handle)
     result = outcome[0]
     if isinstance(result, BaseException):
@@ -222,7 +285,8 @@ def _hand_over(board: Any, handle: Callable[[Event], None]) -> bool:
         return False  # the board is back soon; figures of an epoch are in its checkpoint as well
     for event in events:
         handle(event)
-    return any(event.kind != "system" for event in events)  # a node is looked at also where nothing trains any more
+    # a node is looked at also where nothing trains any more
+    return any(event.kind != "system" for event in events)
 
 
 def _explanation(error: BaseException) -> str:

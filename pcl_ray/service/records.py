@@ -18,7 +18,8 @@ from pcl_ray.tracking_secrets import scrubbed
 
 
 def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRecord:
-    """name: of a run, or the path of its folder. history: where it is known already, which spares reading a checkpoint.
+    """name: of a run, or the path of its folder. history: where it is known already, which spares reading a
+    checkpoint.
 
     Raises ConfigError where there is no such run.
     """
@@ -48,7 +49,11 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
 def folder_of(name: str) -> Path:
     """Of a run by its name, or by the path of its folder. Raises ConfigError where there is none."""
     path = Path(os.path.abspath(name))  # the name of `runs/one/..` is no folder's
-    return path if "/" in name and (path / "config.yaml").is_file() else RunFolder.existing(name.rstrip("/").rpartition("/")[2])
+    return (
+        path
+        if "/" in name and (path / "config.yaml").is_file()
+        else RunFolder.existing(name.rstrip("/").rpartition("/")[2])
+    )
 
 
 def _history(path: Path) -> list[dict]:

@@ -1,4 +1,6 @@
-"""What was asked for, checked before anything starts: torch and Ray are not imported here, so a mistake shows within a second or two."""
+"""What was asked for, checked before anything starts: torch and Ray are not imported here, so a mistake shows
+within a second or two.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,17 @@ class Request:
 
 
 def check(recipe_or_path: str, overrides: Iterable[str] = ()) -> Request:
-    """The request, or ConfigError / DataError with all its mistakes: the configuration's and those that only show with data and machine."""
+    """The request, or ConfigError / DataError with all its mistakes: the configuration's and those that only
+    show with data and machine.
+    """
     config, problems = configs.load_leniently(recipe_or_path, overrides)
     return _checked(with_storage(config), problems)
 
 
 def check_config(config: RunConfig, *, on_ray: bool = False, stored: bool = False) -> Request:
-    """As `check`, for a configuration that is itself all right. on_ray: it is trained there, also where it has no workers of its own. stored: it is that of
-    a run that goes on, and may hold what is refused today."""
+    """As `check`, for a configuration that is itself all right. on_ray: it is trained there, also where it
+    has no workers of its own. stored: it is that of a run that goes on, and may hold what is refused today.
+    """
     return _checked(config, [], on_ray, stored)
 
 
@@ -68,21 +73,40 @@ def check_stored(name: str, overrides: Iterable[str]) -> Request:
 
 
 def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
-    """A stored configuration with knobs changed for going on. Raises ConfigError for knobs that must stay as they are."""
+    """A stored configuration with knobs changed for going on. Raises ConfigError for knobs that must stay as
+    they are.
+    """
     new = configs.with_overrides(config, overrides)
     before, after = config.flatten(), new.flatten()
-    if secrets := [problem for problem in tracking.secret_knobs(new) if after[problem.name] != before[problem.name]]:
+    if secrets := [
+        problem for problem in tracking.secret_knobs(new) if after[problem.name] != before[problem.name]
+    ]:
         raise ConfigError(secrets)
     fixed = [name for name in after if after[name] != before[name] and not name.startswith(CHANGEABLE)]
     if fixed:
-        raise ConfigError([Problem(name, after[name], f"cannot change when a run goes on; it is {before[name]!r} there. Start a new run") for name in fixed])
+        raise ConfigError(
+            [
+                Problem(
+                    name,
+                    after[name],
+                    f"cannot change when a run goes on; it is {before[name]!r} there. Start a new run",
+                )
+                for name in fixed
+            ]
+        )
     return with_storage(new)
 
 
 def with_storage(config: RunConfig) -> RunConfig:
-    """With the storage that the environment names where the configuration has none: workers on other nodes, and whoever resumes, know it from there."""
+    """With the storage that the environment names where the configuration has none: workers on other nodes,
+    and whoever resumes, know it from there.
+    """
     uri = os.environ.get(storage.VARIABLE)
-    return configs.with_overrides(config, {"resources.storage": uri}) if uri and not config.resources.storage else config
+    return (
+        configs.with_overrides(config, {"resources.storage": uri})
+        if uri and not config.resources.storage
+        else config
+    )
 
 
 def gpus_here() -> int:
@@ -98,15 +122,26 @@ def _unreachable(address: str) -> str | None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except (OSError, ValueError, OverflowError) as error:
-        return f"no Ray cluster answers there ({error}); unset it to start a Ray on this machine, or `ray start --head` first"
+        return (
+            f"no Ray cluster answers there ({error}); unset it to start a Ray on this machine, or `ray start"
+            " --head` first"
+        )
     return None
 
 
-def _checked(config: RunConfig, problems: list[Problem], on_ray: bool = False, stored: bool = False) -> Request:
+def _checked(
+    config: RunConfig, problems: list[Problem], on_ray: bool = False, stored: bool = False
+) -> Request:
     wrong = {problem.name for problem in problems}
-    problems = problems + [problem for problem in tracking.check_uri(config.tracking, folder.home(), stored=stored) if problem.name not in wrong]
+    problems = problems + [
+        problem
+        for problem in tracking.check_uri(config.tracking, folder.home(), stored=stored)
+        if problem.name not in wrong
+    ]
     told = {problem.name for problem in problems}
-    problems += [] if stored else [problem for problem in tracking.secret_knobs(config) if problem.name not in told]
+    problems += (
+        [] if stored else [problem for problem in tracking.secret_knobs(config) if problem.name not in told]
+    )
     missing, num_images, num_holdout = "", 0, 0
     try:
         num_images, num_holdout = datasets.sizes(config.data)
@@ -119,19 +154,32 @@ def _checked(config: RunConfig, problems: list[Problem], on_ray: bool = False, s
     if elsewhere and (unreachable := _unreachable(address)):
         problems.append(Problem("RAY_ADDRESS", address, unreachable))
     said = {problem.name for problem in problems}
-    if config.resources.storage and "resources.storage" not in said and (refused := kept.refused(config.resources.storage)):
+    if (
+        config.resources.storage
+        and "resources.storage" not in said
+        and (refused := kept.refused(config.resources.storage))
+    ):
         problems.append(refused)
     gpus = None if elsewhere else gpus_here()
-    crossed, notes = (plans.check_alone(config, gpus=gpus), []) if missing else plans.check(config, num_images, num_holdout, gpus=gpus)
+    crossed, notes = (
+        (plans.check_alone(config, gpus=gpus), [])
+        if missing
+        else plans.check(config, num_images, num_holdout, gpus=gpus)
+    )
     problems += [problem for problem in crossed if problem.name not in wrong]
-    if config.encoder.backbone.startswith("timm:") and not any(problem.name == "encoder.backbone" for problem in problems):
-        from pcl_ray.model.encoder import timm_problem  # torch and timm take seconds to import, and only they know timm's models
+    if config.encoder.backbone.startswith("timm:") and not any(
+        problem.name == "encoder.backbone" for problem in problems
+    ):
+        # torch and timm take seconds to import, and only they know timm's models
+        from pcl_ray.model.encoder import timm_problem
 
         problems += [problem] if (problem := timm_problem(config.encoder.backbone)) else []
     if missing and not problems:
         raise DataError(missing)
     if missing:
-        problems.append(Problem("data.path", config.data.path, missing.removeprefix(f"data.path = {config.data.path!r} ")))
+        problems.append(
+            Problem("data.path", config.data.path, missing.removeprefix(f"data.path = {config.data.path!r} "))
+        )
     if problems:
         raise ConfigError(problems)
     return Request(config, plans.make(config, num_images, num_holdout), tuple(notes))

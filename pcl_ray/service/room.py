@@ -3,8 +3,9 @@
 wait for the turn ─→ wait for room ─→ (actors, workers start) ─→ the turn goes on to the next
    named actor          placement group of everything at once
 
-Runs start one after the other, so that no two of them hold a part each of what both need. The one whose turn it is reserves all it needs as one placement
-group: Ray then finds the nodes, and an autoscaler sees what is missing. It is given back just before actors and workers take its place.
+Runs start one after the other, so that no two of them hold a part each of what both need. The one whose turn
+it is reserves all it needs as one placement group: Ray then finds the nodes, and an autoscaler sees what is
+missing. It is given back just before actors and workers take its place.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Turn:
 
 
 def take(run: str, bundles: Sequence[dict[str, float]], timeout_s: float, say: Say) -> Turn:
-    """The turn, with room for all the bundles on the cluster at this moment. `say` hears for what is waited, and for how long it has been, once a minute.
+    """The turn, with room for all the bundles on the cluster at this moment. `say` hears for what is waited,
+    and for how long it has been, once a minute.
 
     Raises RunFailed after `timeout_s` seconds.
     """
@@ -89,7 +91,10 @@ def take(run: str, bundles: Sequence[dict[str, float]], timeout_s: float, say: S
 def needed(bundles: Sequence[Mapping[str, float]]) -> str:
     """`4 GPUs and 9 CPUs`."""
     totals = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in ("GPU", "CPU")}
-    return " and ".join(f"{total:g} {kind}{'s' * (total != 1)}" for kind, total in totals.items() if total) or "nothing"
+    return (
+        " and ".join(f"{total:g} {kind}{'s' * (total != 1)}" for kind, total in totals.items() if total)
+        or "nothing"
+    )
 
 
 class _Patience:
@@ -101,11 +106,15 @@ class _Patience:
         self._what = ""
 
     def wait(self, reason: str, what: str) -> None:
-        """Says the reason where `what` is new, and once a minute. Raises RunFailed where it has been too long."""
+        """Says the reason where `what` is new, and once a minute. Raises RunFailed where it has been too
+        long.
+        """
         now = time.monotonic()
         waited = now - self._begun
         if waited > self._timeout_s:
-            raise RunFailed(f"gave up after {span(waited)} (resources.queue_timeout_s = {self._timeout_s:g}) of {reason}")
+            raise RunFailed(
+                f"gave up after {span(waited)} (resources.queue_timeout_s = {self._timeout_s:g}) of {reason}"
+            )
         if what != self._what or now - self._told >= _SAY_EVERY_S:
             self._say(reason if not self._what else f"{reason}; {span(waited)} so far")
             self._what, self._told = what, now
@@ -129,13 +138,19 @@ def _turn(mine: Holder, patience: _Patience) -> Turn:
 def _made(mine: Holder) -> Turn | None:
     """None where somebody has the turn already."""
     try:
-        return Turn(ray.remote(TurnActor).options(name=_TURN, namespace=NAMESPACE, num_cpus=0, scheduling_strategy="DEFAULT").remote(mine))
+        return Turn(
+            ray.remote(TurnActor)
+            .options(name=_TURN, namespace=NAMESPACE, num_cpus=0, scheduling_strategy="DEFAULT")
+            .remote(mine)
+        )
     except ValueError:
         return None
 
 
 def _is_up(turn: Turn, patience: _Patience) -> bool:
-    """Waits until it answers: on a node that has run nothing yet, a process takes a while. False where it died; then it is free again."""
+    """Waits until it answers: on a node that has run nothing yet, a process takes a while. False where it
+    died; then it is free again.
+    """
     try:
         while True:
             try:
@@ -145,7 +160,9 @@ def _is_up(turn: Turn, patience: _Patience) -> bool:
                 patience.wait("waiting for the cluster to start a process", what="process")
     except (RuntimeEnvSetupError, ActorUnschedulableError) as error:
         turn.release()
-        raise RunFailed(f"the cluster cannot start a process for the run: {str(error).strip().splitlines()[-1]}") from error
+        raise RunFailed(
+            f"the cluster cannot start a process for the run: {str(error).strip().splitlines()[-1]}"
+        ) from error
     except RayError:
         turn.release()
         return False
@@ -164,7 +181,9 @@ def _holder() -> Holder | None:
 
 
 def _wait_for_room(bundles: Sequence[dict[str, float]], needs: str, patience: _Patience) -> None:
-    reserved = placement_group([bundle for bundle in bundles if any(bundle.values())] or [{"CPU": 0.001}], strategy="PACK")
+    reserved = placement_group(
+        [bundle for bundle in bundles if any(bundle.values())] or [{"CPU": 0.001}], strategy="PACK"
+    )
     try:
         while not reserved.wait(timeout_seconds=_POLL_S):
             patience.wait(f"waiting for {needs}: {_free()}", what="room")
@@ -178,7 +197,9 @@ def _wait_until_gone(reserved: Any) -> None:
     from ray.util import placement_group_table
 
     deadline = time.monotonic() + _ASK_S
-    while placement_group_table(reserved).get("state") not in ("REMOVED", None) and time.monotonic() < deadline:
+    while (
+        placement_group_table(reserved).get("state") not in ("REMOVED", None) and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
 
 

@@ -33,7 +33,8 @@ from pcl_ray.service.stopping import Stopped as Stopped
 from pcl_ray.service.stopping import stopped_by_signals
 from pcl_ray.service.system import SystemWatch
 
-# How long the end of a run may wait for what is drawn and sent; one that is told to stop may be killed half a minute later.
+# How long the end of a run may wait for what is drawn and sent; one that is told to stop may be killed half a
+# minute later.
 _PICTURES_S, _MODEL_S, _HURRY_S, _STOPPED_S = 180.0, 180.0, 30.0, 2.0
 
 
@@ -60,7 +61,8 @@ def start(
     display: Display | None = None,
     result_file: Path | None = None,
 ) -> RunResult:
-    """Trains a new run to its end. Raises ConfigError or DataError before anything has started, RunFailed after, Stopped on a signal.
+    """Trains a new run to its end. Raises ConfigError or DataError before anything has started, RunFailed
+    after, Stopped on a signal.
 
     command: what was typed, for the record. origin: where it begins, instead of with random weights.
     result_file: gets the RunResult as JSON however the run ends, once it has started.
@@ -75,7 +77,9 @@ def start(
         raise DataError(f"the images are not those of run {origin.run!r}; a fork goes on with the same ones")
     _say(asked, splits, plan, display)
     with (
-        RunFolder.create(name or RunFolder.free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config) as folder,
+        RunFolder.create(
+            name or RunFolder.free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config
+        ) as folder,
         Keeper(folder, asked.config.resources.storage, display.warn, new=True) as keeper,
     ):
         folder.write_state(fingerprint=splits.train.fingerprint, began_at=time.time(), command=command)
@@ -97,12 +101,19 @@ def _begin_with(origin: Origin, folder: RunFolder, keeper: Keeper, display: Disp
     display.say(f"fork       {origin.text}")
 
 
-def resume(name: str, overrides: list[str], *, display: Display | None = None, result_file: Path | None = None) -> RunResult:
-    """Goes on with a run from its last checkpoint; of a finished one it gives back the result. Raises as `start` does."""
+def resume(
+    name: str, overrides: list[str], *, display: Display | None = None, result_file: Path | None = None
+) -> RunResult:
+    """Goes on with a run from its last checkpoint; of a finished one it gives back the result. Raises as
+    `start` does.
+    """
     display = display or Display()
     before_anything()
     kept.fetch(name, overrides)
-    with RunFolder.open(name) as folder, Keeper.resuming(folder, request.changed(folder.read_config(), overrides), display.warn) as keeper:
+    with (
+        RunFolder.open(name) as folder,
+        Keeper.resuming(folder, request.changed(folder.read_config(), overrides), display.warn) as keeper,
+    ):
         config = request.changed(folder.read_config(), overrides)
         newest = outcome.newest_checkpoint(folder)
         done = checkpoint_files.epochs_done(newest) if newest else 0
@@ -124,7 +135,10 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None, r
         splits, plan = load(config, display)
         known = state.get("fingerprint")
         if known and known != splits.train.fingerprint:
-            raise DataError(f"the images of run {name!r} have changed since it began (others, or in another order); start a new run")
+            raise DataError(
+                f"the images of run {name!r} have changed since it began (others, or in another order); start"
+                " a new run"
+            )
         folder.write_config(config)
         _say(asked, splits, plan, display)
         return _run(folder, config, plan, splits, display, result_file, keeper)
@@ -132,7 +146,8 @@ def resume(name: str, overrides: list[str], *, display: Display | None = None, r
 
 def before_anything() -> None:
     """Of a run or a sweep. Raises ConfigError where nothing can be written."""
-    # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want the cores. Read when torch is loaded.
+    # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want
+    # the cores. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     submission.without_gpus()
     check_writable()
@@ -147,7 +162,9 @@ def load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
     try:
         splits = datasets.load(config.data, cache_dir=home() / "checked_images", progress=progress)
     except OSError as error:  # a folder that may be listed but not read, a disk that fails
-        raise DataError(f"{error.filename or config.data.path} cannot be read: {error.strerror or error}") from error
+        raise DataError(
+            f"{error.filename or config.data.path} cannot be read: {error.strerror or error}"
+        ) from error
     if splits.bad:
         listed = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
         display.warn(f"{len(splits.bad)} images cannot be read and are left out:\n{listed}")
@@ -155,32 +172,55 @@ def load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
     if plan.in_memory and config.data.source in plans.FILE_SOURCES:
         from pcl_ray.data.memory import in_memory
 
-        splits = in_memory(splits, plan.memory_side, lambda done, total: display.say(f"decoding images: {done} of {total}"))
+        splits = in_memory(
+            splits, plan.memory_side, lambda done, total: display.say(f"decoding images: {done} of {total}")
+        )
     return splits, plan
 
 
 def _say(asked: Request, splits: DataSplits, plan: RunPlan, display: Display) -> None:
-    classes = f", {len(splits.train.class_names)} classes" if splits.train.labels is not None else ", no labels"
-    display.say(f"data       {asked.config.data.source}: {plan.num_images} images to train on, {plan.num_holdout} held out{classes}")
-    display.say(f"plan       {plan.epochs} epochs × {plan.steps_per_epoch} steps of {plan.global_batch} images; K = {', '.join(map(str, plan.num_clusters))}")
+    classes = (
+        f", {len(splits.train.class_names)} classes" if splits.train.labels is not None else ", no labels"
+    )
+    display.say(
+        f"data       {asked.config.data.source}: {plan.num_images} images to train on, {plan.num_holdout}"
+        f" held out{classes}"
+    )
+    display.say(
+        f"plan       {plan.epochs} epochs × {plan.steps_per_epoch} steps of {plan.global_batch} images; K ="
+        f" {', '.join(map(str, plan.num_clusters))}"
+    )
     for note in asked.notes:
         display.say(f"note       {note}")
 
 
-def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, display: Display, result_file: Path | None, keeper: Keeper) -> RunResult:
+def _run(
+    folder: RunFolder,
+    config: RunConfig,
+    plan: RunPlan,
+    splits: DataSplits,
+    display: Display,
+    result_file: Path | None,
+    keeper: Keeper,
+) -> RunResult:
     stored, names = folder.read_state(), splits.train.class_names
     classes = len(names) if splits.train.labels is not None else 0
     command = tracking_secrets.scrubbed(stored.get("command", ""))  # that of an earlier version may hold one
     forked = {"pcl_ray.forked_from": stored["forked_from"]} if stored.get("forked_from") else {}
-    told = forked | {tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, "running", {})}
-    tracker = outcome.open_tracker(folder, config, splits.train.fingerprint, display.warn, tags=told, known=outcome.Known(plan, classes))
+    told = forked | {
+        tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, "running", {})
+    }
+    tracker = outcome.open_tracker(
+        folder, config, splits.train.fingerprint, display.warn, tags=told, known=outcome.Known(plan, classes)
+    )
     display.say(f"run        {folder.name} in {folder.path}")
     job = submission.current()
     here = {"submission_id": job.id if job else None, "waits_for": "", "machine": machine.identity()}
     folder.write_state(state="running", error=None, **here, **aftermath.facts(plan, names, command))
     if job is not None:
         display.say(f"job        {job.id}")
-    for entry in outcome.history(folder):  # an epoch whose figures were lost with a killed driver; known points are skipped
+    # an epoch whose figures were lost with a killed driver; known points are skipped
+    for entry in outcome.history(folder):
         tracker.log(entry["metrics"], entry["step"])
     gallery = Gallery(folder.path, lambda: splits.train, tracker, display.warn)
     follow = Follow(tracker, display, folder, plan, gallery)
@@ -207,7 +247,8 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
         display.end()
         # What others wait for first: a server that does not answer may hold `finish` until we are killed.
         folder.write_state(state=state, mlflow_run_id=tracker.run_id)
-        with stopped_by_signals(folder.name):  # a second Ctrl-C, or one after the training: what waits is kept, nothing is waited for
+        # a second Ctrl-C, or one after the training: what waits is kept, nothing is waited for
+        with stopped_by_signals(folder.name):
             try:
                 keeper.bring(config, hurried=state != "finished")
                 history = outcome.history(folder)
@@ -219,7 +260,13 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
                     display.say("recording  pictures, report and model")
                 gallery.close({"finished": _PICTURES_S, "failed": _HURRY_S}.get(state, _STOPPED_S))
                 aftermath.leave(folder, config, state, history, tracker, display.warn)
-                tracker.tag({tracking.NOTE: aftermath.note(folder.name, command, config, plan, classes, state, result.metrics)})
+                tracker.tag(
+                    {
+                        tracking.NOTE: aftermath.note(
+                            folder.name, command, config, plan, classes, state, result.metrics
+                        )
+                    }
+                )
             finally:
                 tracker.finish(state, _MODEL_S if state == "finished" and config.tracking.model else _HURRY_S)
         if tracker.run_id != result.mlflow_run_id:
@@ -229,7 +276,9 @@ def _run(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits
     return result
 
 
-def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]) -> None:
+def _train(
+    folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]
+) -> None:
     from pcl_ray.service.between import LocalEStep  # torch takes seconds to import: after the checks
     from pcl_ray.service.loop import Job, train
 
@@ -246,10 +295,20 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
     import torch
 
     watch = SystemWatch(config.tracking.system_metrics_s if config.tracking.enabled else 0, handle)
-    device, threads = torch.device("cuda" if config.resources.gpus_per_worker else "cpu"), torch.get_num_threads()
+    device, threads = (
+        torch.device("cuda" if config.resources.gpus_per_worker else "cpu"),
+        torch.get_num_threads(),
+    )
     torch.set_num_threads(min(threads, plan.threads))
     try:
-        train(job, splits, device=device, e_step=LocalEStep(config, splits), share=lambda value: value, post=handle)
+        train(
+            job,
+            splits,
+            device=device,
+            e_step=LocalEStep(config, splits),
+            share=lambda value: value,
+            post=handle,
+        )
     finally:
         watch.stop()
         torch.set_num_threads(threads)
@@ -258,7 +317,10 @@ def _train(folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSpli
 def _what_is_kept(folder: RunFolder, keeper: Keeper) -> str:
     path = outcome.newest_checkpoint(folder)
     if path is None and keeper.where:
-        return f"Checkpoints, where there are any, are in {keeper.where}; go on with: pcl-ray train --resume {folder.name}"
+        return (
+            f"Checkpoints, where there are any, are in {keeper.where}; go on with: pcl-ray train --resume"
+            f" {folder.name}"
+        )
     if path is None:
         return f"No checkpoint was written; the run's folder is {folder.path}"
     return f"The last good checkpoint is {path}; go on with: pcl-ray train --resume {folder.name}"

@@ -1,4 +1,6 @@
-"""A worker's checkpoints: all go on from the same one, rank 0 writes them, and puts them into the storage of the run where it has one."""
+"""A worker's checkpoints: all go on from the same one, rank 0 writes them, and puts them into the storage of
+the run where it has one.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Share(Protocol):
 
 def restore(job: Job, learner: Learner, splits: DataSplits, share: Share, post: Post) -> Progress:
     """The newest checkpoint's state, or that of a fresh run. Rank 0 chooses the file for all."""
-    torch.manual_seed(job.config.seed + 7919 * (rank() + 1))  # dropout and the like: another stream on each worker
+    # dropout and the like: another stream on each worker
+    torch.manual_seed(job.config.seed + 7919 * (rank() + 1))
     place = _place(job)
     name = _chosen(job, place, share)
     if place is not None:
@@ -47,7 +50,9 @@ def restore(job: Job, learner: Learner, splits: DataSplits, share: Share, post: 
         if rank():
             post(Event("warning", text=problem))
     if any_worker(state is None, learner.device) or state is None:
-        raise RunFailed(problem or f"another worker could not read the checkpoint {name}; its warning says why")
+        raise RunFailed(
+            problem or f"another worker could not read the checkpoint {name}; its warning says why"
+        )
     learner.load_state_dict(state.learner)
     if len(state.random_states) == world_size():
         _set_random_state(state.random_states[rank()], learner.device)
@@ -64,7 +69,9 @@ def _place(job: Job) -> Storage | None:
 
 
 def _chosen(job: Job, place: Storage | None, share: Share) -> str | None:
-    """The name of the checkpoint that all go on from: the newest of the storage where there is one, else of rank 0's folder."""
+    """The name of the checkpoint that all go on from: the newest of the storage where there is one, else of
+    rank 0's folder.
+    """
     name, problem = None, ""
     if rank() == 0:
         try:
@@ -83,8 +90,8 @@ def _loaded(job: Job, place: Storage | None, name: str) -> RunState:
         path = job.checkpoints / name
         if not path.is_file():
             raise RunFailed(
-                f"worker {rank()} does not see {path}: PCL_RAY_HOME must lie on storage that all nodes share, "
-                "or resources.storage name one that all can reach (s3://bucket/path)"
+                f"worker {rank()} does not see {path}: PCL_RAY_HOME must lie on storage that all nodes share,"
+                " or resources.storage name one that all can reach (s3://bucket/path)"
             )
         return checkpoint.load(path)
     path = checkpoint_storage.fetch(place, name, job.checkpoints, job.config.train.keep_checkpoints)
@@ -102,7 +109,16 @@ def save(job: Job, learner: Learner, progress: Progress, share: Share, folder: P
     if rank() == 0:
         encoder, channels = job.config.encoder, job.config.data.channels
         e_step = replace(progress.e_step, bank=bank)
-        state = RunState(progress.epoch, learner.state_dict(), progress.clusters, states, progress.history, encoder, channels, e_step)
+        state = RunState(
+            progress.epoch,
+            learner.state_dict(),
+            progress.clusters,
+            states,
+            progress.history,
+            encoder,
+            channels,
+            e_step,
+        )
         keep, before = job.config.train.keep_checkpoints, checkpoint.latest(folder)
         try:
             path = checkpoint.save(state, folder, keep)

@@ -1,8 +1,9 @@
-"""One process' part of an E-step as it travels through Ray, and the actor that holds a part where one machine cannot hold all.
+"""One process' part of an E-step as it travels through Ray, and the actor that holds a part where one machine
+cannot hold all.
 
                 ┌ single: the E-step actor is the only process, it holds all features
-cluster_shard ──┤ distributed: every train worker, on the features it made, over the group that Ray Train set up
-                └ sharded: several EStepShard actors, each with a range of the images, over a gloo group of their own
+cluster_shard ──┤ distributed: every train worker, on the features it made, over Ray Train's process group
+                └ sharded: several EStepShard actors, each with a range of the images, over a gloo group
        └→ ShardAnswer of each process → merged: one ClusterSet
 """
 
@@ -22,7 +23,15 @@ from torch import Tensor
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.config import RunConfig
-from pcl_ray.e_step import Collapsed, EStepRefused, Rejected, ShardClustering, ShardResult, When, cluster_shard
+from pcl_ray.e_step import (
+    Collapsed,
+    EStepRefused,
+    Rejected,
+    ShardClustering,
+    ShardResult,
+    When,
+    cluster_shard,
+)
 from pcl_ray.features import FeatureShard, Gathering
 
 Outcome = Literal["clustered", "collapsed", "rejected", "refused"]
@@ -50,13 +59,20 @@ class ShardAnswer:
     reason: str = ""
     ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # [n]
     labels: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))  # [M, n]
-    common: tuple[tuple[np.ndarray, np.ndarray, np.ndarray, float, dict[str, float]], ...] = ()  # of rank 0: centroids, φ, valid, objective, figures
+    # of rank 0: centroids, φ, valid, objective, figures
+    common: tuple[tuple[np.ndarray, np.ndarray, np.ndarray, float, dict[str, float]], ...] = ()
     figures: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
 def attempt(
-    rows: Tensor, ids: Tensor | None, request: EStepRequest, config: RunConfig, previous: ClusterSet | None, group: Group | None = None, gpu: bool = False
+    rows: Tensor,
+    ids: Tensor | None,
+    request: EStepRequest,
+    config: RunConfig,
+    previous: ClusterSet | None,
+    group: Group | None = None,
+    gpu: bool = False,
 ) -> ShardAnswer:
     """`cluster_shard`, with what it refuses as an answer: all processes of the group come to the same one."""
     try:
@@ -79,9 +95,20 @@ def attempt(
     except EStepRefused as reason:
         return ShardAnswer("refused", str(reason), figures=reason.figures)
     first = group is None or group.rank == 0
-    found = ((c.centroids.cpu().numpy(), c.concentration.numpy(), c.valid.cpu().numpy(), c.objective, c.figures) for c in result.clusterings)
+    found = (
+        (c.centroids.cpu().numpy(), c.concentration.numpy(), c.valid.cpu().numpy(), c.objective, c.figures)
+        for c in result.clusterings
+    )
     common = tuple(found) if first else ()
-    return ShardAnswer("clustered", "", result.ids.numpy(), result.stacked_labels(), common, result.figures, tuple(result.warnings))
+    return ShardAnswer(
+        "clustered",
+        "",
+        result.ids.numpy(),
+        result.stacked_labels(),
+        common,
+        result.figures,
+        tuple(result.warnings),
+    )
 
 
 def merged(answers: list[ShardAnswer], request: EStepRequest) -> ClusterSet:
@@ -91,15 +118,27 @@ def merged(answers: list[ShardAnswer], request: EStepRequest) -> ClusterSet:
     if arrived != request.num_images:
         raise ValueError(f"assignments of {arrived} images arrived, there are {request.num_images}")
     clusterings = [
-        ShardClustering(torch.empty(0), torch.tensor(centroids), torch.tensor(phi), torch.tensor(valid), objective, figures)
+        ShardClustering(
+            torch.empty(0),
+            torch.tensor(centroids),
+            torch.tensor(phi),
+            torch.tensor(valid),
+            objective,
+            figures,
+        )
         for centroids, phi, valid, objective, figures in leader.common
     ]
     whole = ShardResult(torch.empty(0), clusterings, {})
-    return whole.cluster_set(request.epoch, whole.assignments(request.num_images, ((answer.ids, answer.labels) for answer in answers)))
+    return whole.cluster_set(
+        request.epoch,
+        whole.assignments(request.num_images, ((answer.ids, answer.labels) for answer in answers)),
+    )
 
 
 class EStepShard:
-    """Holds a range of the images and clusters it with its peers. A plain class; `service.ray_setup` wraps it."""
+    """Holds a range of the images and clusters it with its peers. A plain class; `service.ray_setup` wraps
+    it.
+    """
 
     def __init__(self, config: RunConfig, number: int, count: int):
         self._config, self._number, self._count = config, number, count
@@ -112,7 +151,8 @@ class EStepShard:
 
     def address(self) -> str:
         """Where the group of this actor can meet."""
-        import ray  # not at the top: one process trains without Ray, and its token must be set before it is imported
+        # not at the top: one process trains without Ray, and its token must be set before it is imported
+        import ray
 
         with socket.socket() as probe:
             probe.bind(("", 0))
@@ -124,7 +164,9 @@ class EStepShard:
         if dist.is_initialized():
             dist.destroy_process_group()
         limit = timedelta(seconds=min(self._config.e_step.timeout_s, 86400))
-        dist.init_process_group("gloo", init_method=address, rank=self._number, world_size=self._count, timeout=limit)
+        dist.init_process_group(
+            "gloo", init_method=address, rank=self._number, world_size=self._count, timeout=limit
+        )
 
     def push(self, key: str, num_images: int, indices: np.ndarray, features: np.ndarray) -> None:
         """Features of images of this actor's range; under a new key, what came before is dropped."""
@@ -141,7 +183,14 @@ class EStepShard:
         if gathering is None:
             raise ValueError("the actor was restarted")
         first, last = range_of(self._number, self._count, request.num_images)
-        return attempt(torch.from_numpy(gathering.whole()), torch.arange(first, last), request, self._config, previous, TorchGroup())
+        return attempt(
+            torch.from_numpy(gathering.whole()),
+            torch.arange(first, last),
+            request,
+            self._config,
+            previous,
+            TorchGroup(),
+        )
 
 
 def range_of(number: int, count: int, num_images: int) -> tuple[int, int]:

@@ -1,4 +1,6 @@
-"""Being told to stop: Ctrl-C at a terminal, SIGTERM from `ray job stop` and from whoever shuts a machine down."""
+"""Being told to stop: Ctrl-C at a terminal, SIGTERM from `ray job stop` and from whoever shuts a machine
+down.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class Stopped(Exception):
 
 @contextmanager
 def stopped_by_signals(name: str, told: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block with Stopped (only the main thread may listen for signals); `told` hears of it first."""
+    """Ctrl-C and SIGTERM end the block with Stopped (only the main thread may listen for signals); `told`
+    hears of it first.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,7 @@
 """`pcl-ray submit`: the `ray job submit` line of an experiment, and what it needs to be run here.
 
-The run's name is fixed before the job exists, so that each knows the other: the job's metadata name the run, the run's tags the job.
+The run's name is fixed before the job exists, so that each knows the other: the job's metadata name the run,
+the run's tags the job.
 """
 
 from __future__ import annotations
@@ -38,20 +39,31 @@ class Line:
 
     def __str__(self) -> str:
         return " ".join(
-            [*(f"{name}={shlex.quote(value)}" for name, value in self.environment.items()), shlex.join([machine.as_typed(self.command[0]), *self.command[1:]])]
+            [
+                *(f"{name}={shlex.quote(value)}" for name, value in self.environment.items()),
+                shlex.join([machine.as_typed(self.command[0]), *self.command[1:]]),
+            ]
         )
 
 
 def cluster(address: str | None) -> Cluster:
-    """The named one; else that of RAY_API_SERVER_ADDRESS, of `pcl-ray up`, or Ray's default. Raises ConfigError."""
+    """The named one; else that of RAY_API_SERVER_ADDRESS, of `pcl-ray up`, or Ray's default. Raises
+    ConfigError.
+    """
     ours = _our_head()
-    wanted = address or os.environ.get("RAY_API_SERVER_ADDRESS") or (ours.cluster.address if ours else DEFAULT_ADDRESS)
+    wanted = (
+        address
+        or os.environ.get("RAY_API_SERVER_ADDRESS")
+        or (ours.cluster.address if ours else DEFAULT_ADDRESS)
+    )
     place = checked_address(wanted)
     return ours.cluster if ours and ours.cluster.address == place else Cluster(place, token_here())
 
 
 def environment(to: Cluster) -> dict[str, str]:
-    """What Ray's commands need beside the user's own environment: the mode is always said, and where our own head keeps its token."""
+    """What Ray's commands need beside the user's own environment: the mode is always said, and where our own
+    head keeps its token.
+    """
     ours = _our_head()
     if ours and ours.cluster.address == to.address:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file())}
@@ -65,14 +77,40 @@ def _our_head() -> head.Up | None:
     return ours if ours and ours.ray and ours.ray.process() and not named else None
 
 
-def line(to: Cluster, verb: str, words: Sequence[str], run: str, *, memory_gb: float, wait: bool, folder: Path | None) -> Line:
-    """verb: train or sweep. words: as after `pcl-ray train`, with the run's name. memory_gb: that the driver reserves. folder: what is uploaded; None where the
-    cluster has all that is needed."""
+def line(
+    to: Cluster,
+    verb: str,
+    words: Sequence[str],
+    run: str,
+    *,
+    memory_gb: float,
+    wait: bool,
+    folder: Path | None,
+) -> Line:
+    """verb: train or sweep. words: as after `pcl-ray train`, with the run's name. memory_gb: that the driver
+    reserves. folder: what is uploaded; None where the cluster has all that is needed.
+    """
     number = f"pcl-{run}-{secrets.token_hex(3)}"
     metadata = json.dumps({submission.RUN_KEY: run})
     runtime = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_WAIT_S}})
-    script = ["python", f"jobs/{verb}.py"] if folder is not None and (folder / "jobs" / f"{verb}.py").is_file() else ["python", "-m", "pcl_ray.cli", verb]
-    command = ["ray", "job", "submit", "--address", to.address, "--submission-id", number, "--metadata-json", metadata, "--runtime-env-json", runtime]
+    script = (
+        ["python", f"jobs/{verb}.py"]
+        if folder is not None and (folder / "jobs" / f"{verb}.py").is_file()
+        else ["python", "-m", "pcl_ray.cli", verb]
+    )
+    command = [
+        "ray",
+        "job",
+        "submit",
+        "--address",
+        to.address,
+        "--submission-id",
+        number,
+        "--metadata-json",
+        metadata,
+        "--runtime-env-json",
+        runtime,
+    ]
     command += _driver(memory_gb)
     command += [] if wait else ["--no-wait"]
     command += ["--working-dir", str(folder)] if folder is not None else []
@@ -82,26 +120,44 @@ def line(to: Cluster, verb: str, words: Sequence[str], run: str, *, memory_gb: f
 def example(to: Cluster, folder: Path | None, words: Sequence[str]) -> Line:
     """The shortest line that does: without what the run and its job know of each other."""
     script = ["python", "jobs/train.py"] if folder is not None else ["python", "-m", "pcl_ray.cli", "train"]
-    command = ["ray", "job", "submit", "--address", to.address, *_driver(DRIVER_GB), *(["--working-dir", "."] if folder is not None else [])]
+    command = [
+        "ray",
+        "job",
+        "submit",
+        "--address",
+        to.address,
+        *_driver(DRIVER_GB),
+        *(["--working-dir", "."] if folder is not None else []),
+    ]
     return Line((*command, "--", *script, *words), environment(to))
 
 
 def _driver(memory_gb: float) -> list[str]:
-    """What a driver reserves: with anything of its own it may run on any node, and sees no GPU. No CPU: those of drivers that wait for a place would be
-    missing to the one whose turn it is."""
+    """What a driver reserves: with anything of its own it may run on any node, and sees no GPU. No CPU: those
+    of drivers that wait for a place would be missing to the one whose turn it is.
+    """
     return ["--entrypoint-memory", str(int(memory_gb * 1e9))]
 
 
 def uploaded(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The folder that goes along, and the words as they are right in it. Raises ConfigError for a file that cannot go along.
+    """The folder that goes along, and the words as they are right in it. Raises ConfigError for a file that
+    cannot go along.
 
-    In a checkout that is the checkout (without what .rayignore and .gitignore name); elsewhere a folder of its own with the recipe or space file alone, kept
-    so that a printed line can be typed later; None where the words name no file.
+    In a checkout that is the checkout (without what .rayignore and .gitignore name); elsewhere a folder of
+    its own with the recipe or space file alone, kept so that a printed line can be typed later; None where
+    the words name no file.
     """
     if Path("jobs", "train.py").is_file() and Path("pcl_ray", "__init__.py").is_file():
-        outside = [word for word in words if _is_file(word) and not Path(word).resolve().is_relative_to(Path.cwd().resolve())]
+        outside = [
+            word
+            for word in words
+            if _is_file(word) and not Path(word).resolve().is_relative_to(Path.cwd().resolve())
+        ]
         if outside:
-            raise ConfigError(f"{outside[0]} is outside this checkout, which is all that the job gets; copy it here, or submit from another folder")
+            raise ConfigError(
+                f"{outside[0]} is outside this checkout, which is all that the job gets; copy it here, or"
+                " submit from another folder"
+            )
         return Path("."), [_inside(word) for word in words]
     files = [word for word in words if _is_file(word)]
     if not files:
@@ -123,10 +179,18 @@ def _inside(word: str) -> str:
 
 
 def run(what: Line, to: Cluster) -> int:
-    """Runs it to its end, and gives back the exit code of the experiment where that is known. Ctrl-C leaves the job running."""
+    """Runs it to its end, and gives back the exit code of the experiment where that is known. Ctrl-C leaves
+    the job running.
+    """
     program = Path(sys.executable).parent / "ray"
-    ours = {**os.environ, **what.environment, "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0")}
-    process = subprocess.Popen([str(program) if program.exists() else "ray", *what.command[1:]], env=ours, stdin=subprocess.DEVNULL)
+    ours = {
+        **os.environ,
+        **what.environment,
+        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+    }
+    process = subprocess.Popen(
+        [str(program) if program.exists() else "ray", *what.command[1:]], env=ours, stdin=subprocess.DEVNULL
+    )
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -139,7 +203,8 @@ def run(what: Line, to: Cluster) -> int:
         return 0
     try:
         ended = to.job(what.submission_id).get("driver_exit_code")
-    except Exception:  # it was never accepted, or the cluster has gone: then the code of `ray job submit` is all there is
+    # it was never accepted, or the cluster has gone: then the code of `ray job submit` is all there is
+    except Exception:
         return code
     return int(ended) if ended else code
 

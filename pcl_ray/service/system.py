@@ -1,4 +1,6 @@
-"""How busy a node is, measured by one of the run's processes on it. Names are MLflow's, so that its dashboard draws a line for each node."""
+"""How busy a node is, measured by one of the run's processes on it. Names are MLflow's, so that its dashboard
+draws a line for each node.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ _MB = 1e6
 
 
 class SystemWatch:
-    """Posts an event every `interval_s` seconds from a thread of its own, until `stop`. Two that watch the same node are told apart by `text`.
+    """Posts an event every `interval_s` seconds from a thread of its own, until `stop`. Two that watch the
+    same node are told apart by `text`.
 
-    process: measure this process too, under this name: the E-step actor's own load, which a node's figures mix with the workers'.
+    process: measure this process too, under this name: the E-step actor's own load, which a node's figures
+    mix with the workers'.
     """
 
     def __init__(self, interval_s: float, post: Callable[[Event], Any], *, process: str = ""):
@@ -48,7 +52,9 @@ class SystemWatch:
 
 
 def node_figures(node: str) -> dict[str, float]:
-    """system/NODE/…: CPU and memory, network since the node was started, and for each GPU its load and memory."""
+    """system/NODE/…: CPU and memory, network since the node was started, and for each GPU its load and
+    memory.
+    """
     import psutil
 
     memory, network = psutil.virtual_memory(), psutil.net_io_counters()
@@ -58,7 +64,10 @@ def node_figures(node: str) -> dict[str, float]:
         "system_memory_usage_percentage": memory.percent,
     }
     if network is not None:
-        figures |= {"network_receive_megabytes": network.bytes_recv / _MB, "network_transmit_megabytes": network.bytes_sent / _MB}
+        figures |= {
+            "network_receive_megabytes": network.bytes_recv / _MB,
+            "network_transmit_megabytes": network.bytes_sent / _MB,
+        }
     return {f"system/{node}/{name}": float(value) for name, value in (figures | _gpu_figures()).items()}
 
 
@@ -71,14 +80,18 @@ def _gpu_figures() -> dict[str, float]:
         for number in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(number)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            figures[f"gpu_{number}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            figures[f"gpu_{number}_utilization_percentage"] = float(
+                pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+            )
             figures[f"gpu_{number}_memory_usage_percentage"] = 100 * float(memory.used) / float(memory.total)
             figures[f"gpu_{number}_memory_usage_megabytes"] = float(memory.used) / _MB
     return figures
 
 
 class SystemLog:
-    """On the driver: from each node the figures of one process alone, on one axis (seconds since the run began), with the phase that the run is in."""
+    """On the driver: from each node the figures of one process alone, on one axis (seconds since the run
+    began), with the phase that the run is in.
+    """
 
     def __init__(self, log: Callable[[dict[str, float], int], None], began: float):
         self._log, self._began = log, began
@@ -95,7 +108,10 @@ class SystemLog:
         elif event.kind == "system":
             node = event.text.partition(":")[0]
             figures = dict(event.metrics)
-            if self._sources.setdefault(node, event.text) != event.text:  # the node's figures come from another process already
-                figures = {name: value for name, value in figures.items() if not name.startswith(f"system/{node}/")}
+            # the node's figures come from another process already
+            if self._sources.setdefault(node, event.text) != event.text:
+                figures = {
+                    name: value for name, value in figures.items() if not name.startswith(f"system/{node}/")
+                }
             if figures:
                 self._log(figures | {"system/phase": self._phase}, max(0, int(now - self._began)))

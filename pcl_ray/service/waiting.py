@@ -11,7 +11,9 @@ _TOLERATED = 0.1  # of the time of an M-step
 
 
 class WaitingForData:
-    """Speaks once in a run. The first epoch, in which loader processes start, counts only where it is the only one."""
+    """Speaks once in a run. The first epoch, in which loader processes start, counts only where it is the
+    only one.
+    """
 
     def __init__(self, config: RunConfig, plan: RunPlan, device: torch.device, epochs: int):
         """epochs: that are to be trained now."""
@@ -19,7 +21,9 @@ class WaitingForData:
         self._silent = False
 
     def said_after(self, number: int, share: float) -> str:
-        """What to tell the user after epoch `number` (0: the first since the run began or went on), in which `share` of the time was waiting; or ""."""
+        """What to tell the user after epoch `number` (0: the first since the run began or went on), in which
+        `share` of the time was waiting; or "".
+        """
         if share <= _TOLERATED or self._silent or (number == 0 and self._epochs > 1):
             return ""
         self._silent = True
@@ -30,18 +34,29 @@ class WaitingForData:
         """The knob that helps; "" where none does."""
         plan, resources = self._plan, self._config.resources
         # Without Ray all cores are taken anyway.
-        cpus = f" and resources.cpus_per_worker (now {resources.cpus_per_worker:g})" if resources.workers else ""
+        cpus = (
+            f" and resources.cpus_per_worker (now {resources.cpus_per_worker:g})" if resources.workers else ""
+        )
         if self._config.augment.engine == "torchvision":
             return "augment.engine=batch makes the views many times faster"
         if not plan.in_memory:
             gigabytes = decoded_bytes(self._config, plan.num_images + plan.num_holdout) / 1e9
             more = f"raise data.loader_workers (now {plan.loader_workers} a worker){cpus}"
-            return f"{more}, or keep the decoded images in memory with data.in_memory=true, which takes {gigabytes:.1f} GB"
+            return (
+                f"{more}, or keep the decoded images in memory with data.in_memory=true, which takes"
+                f" {gigabytes:.1f} GB"
+            )
         if self._device.type == "cuda":
             return f"raise data.prefetch (now {batches_ahead(self._config)}){cpus}"
-        # Here nothing waits: the views are made in between. Only where some of that can be left out is it worth a word.
+        # Here nothing waits: the views are made in between. Only where some of that can be left out is it
+        # worth a word.
         costly = [f"{name}=0" for name in self._costly()]
-        return f"making the views is a large part of the work for an encoder this small; {' and '.join(costly)} would save most of it" if costly else ""
+        return (
+            f"making the views is a large part of the work for an encoder this small; {' and '.join(costly)}"
+            " would save most of it"
+            if costly
+            else ""
+        )
 
     def _costly(self) -> list[str]:
         augment = self._config.augment

@@ -1,7 +1,8 @@
 """A Ray Train worker: the loop of `service.loop` with Ray's parts put in.
 
-A failure that all workers share (a loss that is not finite, say) is *returned*: an exception would make Ray start the workers again, only to fail
-the same way. A lost process does raise in the others, and Ray starts all again; the loop then goes on from the newest checkpoint.
+A failure that all workers share (a loss that is not finite, say) is *returned*: an exception would make Ray
+start the workers again, only to fail the same way. A lost process does raise in the others, and Ray starts
+all again; the loop then goes on from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -56,11 +57,22 @@ def run_worker(config: dict[str, WorkerTask]) -> str:
     job = task.job
     torch.set_num_threads(_threads(job))
     splits = ray.get(task.data.splits, timeout=job.config.resources.start_timeout_s)
-    interval = job.config.tracking.system_metrics_s if job.config.tracking.enabled and get_context().get_local_rank() == 0 else 0
+    interval = (
+        job.config.tracking.system_metrics_s
+        if job.config.tracking.enabled and get_context().get_local_rank() == 0
+        else 0
+    )
     watch = SystemWatch(interval, task.board.post.remote)
     try:
         device = get_device()
-        loop.train(job, splits, device=device, e_step=ActorEStep(task, device), share=broadcast_from_rank_zero, post=task.board.post.remote)
+        loop.train(
+            job,
+            splits,
+            device=device,
+            e_step=ActorEStep(task, device),
+            share=broadcast_from_rank_zero,
+            post=task.board.post.remote,
+        )
     except (RunFailed, ConfigError) as failure:
         return str(failure)
     finally:
@@ -69,30 +81,43 @@ def run_worker(config: dict[str, WorkerTask]) -> str:
 
 
 def _threads(job: Job) -> int:
-    """As planned, and never more than this node's cores for all its workers: a laptop's Ray promises more CPUs than there are."""
+    """As planned, and never more than this node's cores for all its workers: a laptop's Ray promises more
+    CPUs than there are.
+    """
     return max(1, min(job.plan.threads, cores() // get_context().get_local_world_size()))
 
 
 class ActorEStep:
-    """`between.EStep` through the actor: the workers push, rank 0 asks, all read the answer. What died is filled again, a few times."""
+    """`between.EStep` through the actor: the workers push, rank 0 asks, all read the answer. What died is
+    filled again, a few times.
+    """
 
     def __init__(self, task: WorkerTask, device: torch.device):
         self.task, self.device = task, device
         self.limit_s = task.job.config.e_step.timeout_s
         self._joined = False
 
-    def begin(self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None) -> Asked:
+    def begin(
+        self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
+    ) -> Asked:
         return Asked(self, key, request, shards, previous)
 
-    def hand_over(self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None) -> None:
-        """Sends what the actor needs of this worker: its features; where clustering is the workers' or the shards', their answers and a sample."""
+    def hand_over(
+        self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
+    ) -> None:
+        """Sends what the actor needs of this worker: its features; where clustering is the workers' or the
+        shards', their answers and a sample.
+        """
         match self.task.job.plan.e_step_mode:
             case "single":
                 self._push(key, request, shards)
             case "distributed":
                 if request.cluster:
                     mine = shards["train"]
-                    rows, ids = torch.from_numpy(mine.features).to(self.device), torch.from_numpy(mine.indices)
+                    rows, ids = (
+                        torch.from_numpy(mine.features).to(self.device),
+                        torch.from_numpy(mine.indices),
+                    )
                     group = TorchGroup(device=self.device) if world_size() > 1 else None
                     answer = attempt(rows, ids, request, self.task.job.config, previous, group)
                     self._get([self.task.actor.push_result.remote(key, answer)])
@@ -111,18 +136,31 @@ class ActorEStep:
         if request.cluster and mode == "sharded":
             self._join()
             answers = [shard.run.remote(key, request, shared) for shard in task.shards]
-            return task.actor.run.remote(key, request, shared, task.data.labels, task.data.holdout_labels, len(answers), *answers)
+            return task.actor.run.remote(
+                key, request, shared, task.data.labels, task.data.holdout_labels, len(answers), *answers
+            )
         if request.cluster and mode == "distributed":
             results = world_size()
-        return task.actor.run.remote(key, request, shared, task.data.labels, task.data.holdout_labels, results)
+        return task.actor.run.remote(
+            key, request, shared, task.data.labels, task.data.holdout_labels, results
+        )
 
     def resolve(self, answer: ray.ObjectRef, request: EStepRequest) -> tuple[bool, str, bool]:
-        """On rank 0, waiting: whether the answer is there; else why not, and whether another try is useless."""
+        """On rank 0, waiting: whether the answer is there; else why not, and whether another try is
+        useless.
+        """
         try:
             missing = ray.get(answer, timeout=self.limit_s).missing
         except GetTimeoutError:
             # The first clustering still runs; a second one beside it would only slow both down.
-            return False, f"no answer within e_step.timeout_s = {self.limit_s:g} s; raise it, or lower e_step.num_clusters or e_step.restarts", True
+            return (
+                False,
+                (
+                    f"no answer within e_step.timeout_s = {self.limit_s:g} s; raise it, or lower"
+                    " e_step.num_clusters or e_step.restarts"
+                ),
+                True,
+            )
         except _ACTOR_GONE as error:
             missing = f"the actor ({type(error).__name__})"
         except RayTaskError as error:
@@ -131,7 +169,13 @@ class ActorEStep:
             missing = f"a shard ({str(error).strip().splitlines()[-1]})"
         if not missing:
             return True, "", False
-        self.task.board.post.remote(Event("warning", request.epoch, text=f"the E-step actor was restarted; sending the features again (lost: {missing})"))
+        self.task.board.post.remote(
+            Event(
+                "warning",
+                request.epoch,
+                text=f"the E-step actor was restarted; sending the features again (lost: {missing})",
+            )
+        )
         self._joined = False
         for part in (self.task.actor, *self.task.shards):
             self._wait_for(part)
@@ -145,7 +189,11 @@ class ActorEStep:
             if part == "train" and self.task.job.plan.e_step_mode != "single":
                 total = -(-total // evaluation_stride(total))
             pieces = max(1, -(-len(shard.indices) // _PIECE))
-            for number, (ids, rows) in enumerate(zip(np.array_split(shard.indices, pieces), np.array_split(shard.features, pieces), strict=True)):
+            for number, (ids, rows) in enumerate(
+                zip(
+                    np.array_split(shard.indices, pieces), np.array_split(shard.features, pieces), strict=True
+                )
+            ):
                 pushes.append(self.task.actor.push.remote(key, part, ids, rows, total, number == pieces - 1))
                 if len(pushes) > _AHEAD:
                     self._get([pushes.pop(0)])
@@ -155,7 +203,8 @@ class ActorEStep:
         pushes = []
         for number, actor in enumerate(self.task.shards):
             first, last = range_of(number, len(self.task.shards), num_images)
-            start, end = np.searchsorted(shard.indices, [first, last])  # a worker's images are neighbours, rising
+            # a worker's images are neighbours, rising
+            start, end = np.searchsorted(shard.indices, [first, last])
             for at in range(start, end, _PIECE):
                 piece = slice(at, min(at + _PIECE, end))
                 pushes.append(actor.push.remote(key, num_images, shard.indices[piece], shard.features[piece]))
@@ -172,9 +221,13 @@ class ActorEStep:
     def _join(self) -> None:
         if self._joined or not self.task.shards:
             return
-        with suppress(*_ACTOR_GONE, GetTimeoutError, RayTaskError):  # then their run fails, and all is tried again
+        # then their run fails, and all is tried again
+        with suppress(*_ACTOR_GONE, GetTimeoutError, RayTaskError):
             address = ray.get(self.task.shards[0].address.remote(), timeout=60)
-            ray.get([shard.join.remote(address) for shard in self.task.shards], timeout=self.task.job.config.resources.start_timeout_s)
+            ray.get(
+                [shard.join.remote(address) for shard in self.task.shards],
+                timeout=self.task.job.config.resources.start_timeout_s,
+            )
             self._joined = True
 
     def _wait_for(self, part: Any) -> None:
@@ -188,10 +241,25 @@ class ActorEStep:
 
 
 class Asked:
-    """An E-step under way. The features are kept until the answer is there, for the case that an actor dies."""
+    """An E-step under way. The features are kept until the answer is there, for the case that an actor
+    dies.
+    """
 
-    def __init__(self, e_step: ActorEStep, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None):
-        self._e_step, self._key, self._request, self._shards, self._previous = e_step, key, request, shards, previous
+    def __init__(
+        self,
+        e_step: ActorEStep,
+        key: str,
+        request: EStepRequest,
+        shards: dict[str, FeatureShard],
+        previous: ClusterSet | None,
+    ):
+        self._e_step, self._key, self._request, self._shards, self._previous = (
+            e_step,
+            key,
+            request,
+            shards,
+            previous,
+        )
         self._answer = self._ask(0)
 
     def _ask(self, attempt_number: int) -> ray.ObjectRef | None:
@@ -210,17 +278,26 @@ class Asked:
         for number in range(_TRIES):
             if number:
                 self._answer = self._ask(number)
-            verdict = (self._answer, *self._e_step.resolve(self._answer, self._request)) if self._answer is not None else None
+            verdict = (
+                (self._answer, *self._e_step.resolve(self._answer, self._request))
+                if self._answer is not None
+                else None
+            )
             answer, there, reason, useless = broadcast_from_rank_zero(verdict)
             if there:
                 return ray.get(answer, timeout=self._e_step.limit_s)
             if useless:
                 raise RunFailed(f"the E-step before epoch {self._request.epoch + 1}: {reason}")
-        raise RunFailed(f"the E-step before epoch {self._request.epoch + 1} failed {_TRIES} times; the last time: {reason}")
+        raise RunFailed(
+            f"the E-step before epoch {self._request.epoch + 1} failed {_TRIES} times; the last time:"
+            f" {reason}"
+        )
 
 
 def _sample(shards: dict[str, FeatureShard], request: EStepRequest) -> dict[str, FeatureShard]:
-    """What is evaluated where features stay with the workers: every so many training images, renumbered, and the held-out part."""
+    """What is evaluated where features stay with the workers: every so many training images, renumbered, and
+    the held-out part.
+    """
     if not request.evaluate:
         return {}
     stride = evaluation_stride(request.num_images)

@@ -12,8 +12,12 @@ import pytest
 
 
 def chromium() -> str:
-    """Where the browser is. Skips the test where there is none, but fails it where CI is set: there it has to be."""
-    found = os.environ.get("PCL_RAY_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    """Where the browser is. Skips the test where there is none, but fails it where CI is set: there it has to
+    be.
+    """
+    found = (
+        os.environ.get("PCL_RAY_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    )
     if found:
         return found
     message = "no Chromium: install one, or set PCL_RAY_TEST_CHROMIUM"
@@ -26,7 +30,8 @@ def chromium() -> str:
 def page(width: int, height: int, **options: Any) -> Iterator[Any]:
     """A Playwright page of that size. `options` are those of a browser context, e.g. color_scheme="dark".
 
-    `view.problems` lists errors of the console and of scripts, `view.asked` the addresses that were asked for.
+    `view.problems` lists errors of the console and of scripts, `view.asked` the addresses that were asked
+    for.
     """
     from playwright.sync_api import sync_playwright
 
@@ -35,7 +40,12 @@ def page(width: int, height: int, **options: Any) -> Iterator[Any]:
         try:
             view: Any = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
             view.problems, view.asked = [], []
-            view.on("console", lambda message: view.problems.append(message.text) if message.type in ("error", "warning") else None)
+            view.on(
+                "console",
+                lambda message: (
+                    view.problems.append(message.text) if message.type in ("error", "warning") else None
+                ),
+            )
             view.on("pageerror", lambda error: view.problems.append(str(error)))
             view.on("request", lambda request: view.asked.append(request.url))
             yield view

@@ -1,4 +1,6 @@
-"""A real MLflow server with real runs on it: two single runs and a sweep of four trials on the digits, as a user would start them."""
+"""A real MLflow server with real runs on it: two single runs and a sweep of four trials on the digits, as a
+user would start them.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,19 @@ from pcl_ray.tracking_views import Sweep
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before any test imports mlflow
 
-SMALL = [word for word in DIGITS_RUN if word != "tracking.enabled=false"] + ["resources.workers=0", "tracking.model=false"]
+SMALL = [word for word in DIGITS_RUN if word != "tracking.enabled=false"] + [
+    "resources.workers=0",
+    "tracking.model=false",
+]
 SPACE = """base: digits
 space:
   loss.temperature: {type: choice, values: [0.1, 0.3]}
   e_step.alpha: {type: choice, values: [1, 10]}
 """
 STEPS = 16  # of a run: 4 epochs of 4
-SWEEP = Sweep("tau_alpha", "eval/knn_top1", "max", {"loss.temperature": True, "e_step.alpha": True}, STEPS - 1)
+SWEEP = Sweep(
+    "tau_alpha", "eval/knn_top1", "max", {"loss.temperature": True, "e_step.alpha": True}, STEPS - 1
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,21 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def dashboard(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Dashboard]:
     folder = tmp_path_factory.mktemp("dashboard")
-    with tracking_server.serving(f"sqlite:///{folder}/mlflow.db", folder / "artifacts", host="127.0.0.1", port=free_port()) as (uri, _):
+    with tracking_server.serving(
+        f"sqlite:///{folder}/mlflow.db", folder / "artifacts", host="127.0.0.1", port=free_port()
+    ) as (uri, _):
         home = folder / "home"
         for number, temperature in enumerate((0.2, 0.1)):
-            pcl_ray(home, uri, "train", "digits", *SMALL, f"loss.temperature={temperature}", "--name", f"digits-{number}")
+            pcl_ray(
+                home,
+                uri,
+                "train",
+                "digits",
+                *SMALL,
+                f"loss.temperature={temperature}",
+                "--name",
+                f"digits-{number}",
+            )
         space = folder / "tau_alpha.yaml"
         space.write_text(SPACE)
         pcl_ray(home, uri, "sweep", str(space), *SMALL, "--search", "grid", "--name", SWEEP.name)
@@ -60,11 +78,26 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterat
 
         experiment = MlflowClient(uri).get_experiment_by_name("pcl_ray")
         assert experiment is not None
-        ids = [json.loads((home / f"runs/digits-{number}/state.json").read_text())["mlflow_run_id"] for number in range(2)]
+        ids = [
+            json.loads((home / f"runs/digits-{number}/state.json").read_text())["mlflow_run_id"]
+            for number in range(2)
+        ]
         yield Dashboard(uri, experiment.experiment_id, ids, SWEEP, home)
 
 
 def pcl_ray(home: Path, uri: str, *words: str) -> None:
-    environment = {**os.environ, "PCL_RAY_HOME": str(home), "MLFLOW_TRACKING_URI": uri, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-m", "pcl_ray.cli", *words], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    environment = {
+        **os.environ,
+        "PCL_RAY_HOME": str(home),
+        "MLFLOW_TRACKING_URI": uri,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pcl_ray.cli", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -26,8 +26,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    others = [digits_record(f"run {n}", {"loss.temperature": 0.1 + n / 100}, history=history(6, better=n / 100)) for n in range(9)]
-    return comparison.write([digits_record(LONG), *others], tmp_path_factory.mktemp("compared") / "comparison.html")
+    others = [
+        digits_record(f"run {n}", {"loss.temperature": 0.1 + n / 100}, history=history(6, better=n / 100))
+        for n in range(9)
+    ]
+    return comparison.write(
+        [digits_record(LONG), *others], tmp_path_factory.mktemp("compared") / "comparison.html"
+    )
 
 
 @pytest.fixture
@@ -39,7 +44,9 @@ def shots(tmp_path: Path) -> Path:
 
 @contextmanager
 def opened(path: Path, size: tuple[int, int], **options: Any) -> Iterator[Any]:
-    """The page; afterwards nothing may have gone wrong, been asked for outside, or be wider than the window."""
+    """The page; afterwards nothing may have gone wrong, been asked for outside, or be wider than the
+    window.
+    """
     with page(*size, **options) as view:
         view.goto(path.as_uri())
         yield view
@@ -95,7 +102,9 @@ def test_the_keyboard_opens_and_goes_on(report: Path) -> None:
 
 
 def test_pictures_are_those_of_the_images(report: Path, shots: Path) -> None:
-    """The pixels on the screen, in a card (drawn by Python) and in the panel (drawn by the script), are the thumbnail's."""
+    """The pixels on the screen, in a card (drawn by Python) and in the panel (drawn by the script), are the
+    thumbnail's.
+    """
     import numpy as np
     from PIL import Image
 
@@ -126,7 +135,10 @@ def test_sorting(report: Path) -> None:
 
 def test_the_map_changes_its_colours_and_tells_points(report: Path) -> None:
     strokes = "[...view.querySelectorAll('path')].map(path => path.getAttribute('stroke')).join()"
-    colours = f"[...document.querySelectorAll('.map-view')].filter(view => view.offsetParent).map(view => {strokes})"
+    colours = (
+        "[...document.querySelectorAll('.map-view')].filter(view => view.offsetParent).map(view =>"
+        f" {strokes})"
+    )
     with opened(report, PHONE) as view:
         (first,) = view.evaluate(colours)
         view.get_by_role("button", name="labels", exact=True).click()
@@ -172,7 +184,10 @@ def test_dark(report: Path, shots: Path) -> None:
 
 
 def brightness(view: Any) -> float:
-    return view.evaluate("getComputedStyle(document.querySelector('.tile')).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0) / 3")
+    return view.evaluate(
+        "getComputedStyle(document.querySelector('.tile')).backgroundColor.match(/\\d+/g).slice(0,"
+        " 3).reduce((a, b) => a + Number(b), 0) / 3"
+    )
 
 
 def test_on_paper(report: Path, shots: Path) -> None:
@@ -206,7 +221,12 @@ def test_comparison(compared: Path, shots: Path, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"exhibit": None, "thumbnails": None, "history": []}, {"error": LONG * 3, "state": "failed", "history": history(1)}], ids=["bare", "failed"]
+    "changes",
+    [
+        {"exhibit": None, "thumbnails": None, "history": []},
+        {"error": LONG * 3, "state": "failed", "history": history(1)},
+    ],
+    ids=["bare", "failed"],
 )
 def test_odd_runs_fit_a_phone(tmp_path: Path, shots: Path, changes: dict[str, Any]) -> None:
     path = report_page.write(digits_record(LONG, **changes), tmp_path / "odd.html")

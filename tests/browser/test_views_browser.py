@@ -42,7 +42,9 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 def opened(page: Page, address: str) -> None:
-    """Opens it and closes the assistant, which takes a quarter of the page on the first visit of a local server."""
+    """Opens it and closes the assistant, which takes a quarter of the page on the first visit of a local
+    server.
+    """
     page.goto(address)
     page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]').click()
 
@@ -52,11 +54,16 @@ def cards(page: Page) -> Locator:
 
 
 def headers(page: Page) -> list[str]:
-    """The columns as they are seen, from left to right; those of metrics come once the runs are loaded, in their places a moment later."""
+    """The columns as they are seen, from left to right; those of metrics come once the runs are loaded, in
+    their places a moment later.
+    """
     page.locator(".ag-header-cell[col-id^='metrics.']").first.wait_for()
     page.wait_for_timeout(1000)
     places = "cell => [cell.getBoundingClientRect().left, cell.getAttribute('col-id')]"
-    return [name for _, name in sorted(page.locator(".ag-header-cell").evaluate_all(f"cells => cells.map({places})"))]
+    return [
+        name
+        for _, name in sorted(page.locator(".ag-header-cell").evaluate_all(f"cells => cells.map({places})"))
+    ]
 
 
 def sections(page: Page) -> list[str]:
@@ -67,7 +74,9 @@ def sections(page: Page) -> list[str]:
 
 def section(page: Page, name: str) -> None:
     """Goes to a section: what is not in sight has no cards."""
-    page.get_by_test_id("experiment-view-compare-runs-section-header").filter(has_text=name).first.evaluate("header => header.scrollIntoView()")
+    page.get_by_test_id("experiment-view-compare-runs-section-header").filter(has_text=name).first.evaluate(
+        "header => header.scrollIntoView()"
+    )
 
 
 def card(page: Page, title: str) -> Locator:
@@ -91,7 +100,8 @@ def wait_until_seen(images: Locator, number: int) -> list[str]:
 def lines(page: Page, *metrics: str) -> None:
     """Checks that a chart draws these metrics together, for every single run."""
     chart = card(page, " vs ".join(metrics))
-    expect(chart.locator(".scatterlayer .js-line").first).to_be_attached()  # a level line has no height, which counts as hidden
+    # a level line has no height, which counts as hidden
+    expect(chart.locator(".scatterlayer .js-line").first).to_be_attached()
     for metric in metrics:
         for run in ("digits-0", "digits-1"):
             expect(chart).to_contain_text(f"{run} ({metric})")
@@ -99,7 +109,10 @@ def lines(page: Page, *metrics: str) -> None:
 
 def test_the_table_of_runs(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.RUNS))
-    metrics = [f"metrics.`{name}`" for name in ("eval/knn_top1", "cluster/0/ami", "eval/rankme", "train/loss", "perf/device_minutes")]
+    metrics = [
+        f"metrics.`{name}`"
+        for name in ("eval/knn_top1", "cluster/0/ami", "eval/rankme", "train/loss", "perf/device_minutes")
+    ]
     params = [f"params.`{name}`" for name in ("loss.temperature", "e_step.alpha", "e_step.num_clusters")]
     shown = headers(page)
     assert [name for name in shown if name.startswith(("metrics.", "params."))] == [*metrics, *params]
@@ -113,7 +126,14 @@ def test_the_table_of_runs(page: Page, dashboard: Any) -> None:
 
 def test_the_charts_of_runs(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.RUNS, charts=True))
-    ours = ["Losses (3)", "Accuracy of both heads (3)", "Evaluation (3)", "Concentration φ of the prototypes (2)", "Cluster health (6)", "Training health (3)"]
+    ours = [
+        "Losses (3)",
+        "Accuracy of both heads (3)",
+        "Evaluation (3)",
+        "Concentration φ of the prototypes (2)",
+        "Cluster health (6)",
+        "Training health (3)",
+    ]
     assert sections(page)[:8] == [*ours, "Throughput (3)", "Pictures through training (6)"]
     lines(page, "train/loss_prototype")
     lines(page, "train/accuracy_prototype_1")
@@ -123,7 +143,13 @@ def test_the_charts_of_runs(page: Page, dashboard: Any) -> None:
     for name in ("largest_share", "empty", "nmi_previous", "drift", "collisions"):
         lines(page, f"cluster/0/{name}", f"cluster/1/{name}")
     section(page, "Training health")
-    for name in ("train/gradient_norm", "train/feature_std", "train/lr", "perf/images_per_second", "perf/data_share"):
+    for name in (
+        "train/gradient_norm",
+        "train/feature_std",
+        "train/lr",
+        "perf/images_per_second",
+        "perf/data_share",
+    ):
         lines(page, name)
     lines(page, "perf/m_step_seconds", "perf/e_step_seconds")
 
@@ -140,13 +166,22 @@ def test_pictures_change_with_the_slider(page: Page, dashboard: Any) -> None:
     expect(pictures(page, "prototypes/0").first).to_have_attribute("src", re.compile("step%2B3%2B"))
     after = wait_until_seen(pictures(page, "prototypes/0"), 2)
     assert not set(before) & set(after)
-    assert all("step%2B0%2B" in address for address in wait_until_seen(pictures(page, "clusters/phi"), 2)), "each card has a slider of its own"
+    assert all("step%2B0%2B" in address for address in wait_until_seen(pictures(page, "clusters/phi"), 2)), (
+        "each card has a slider of its own"
+    )
 
 
 def test_the_table_of_a_sweep(page: Page, dashboard: Any) -> None:
-    opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.sweep_key(dashboard.sweep.name)))
+    opened(
+        page,
+        link(dashboard.uri, dashboard.experiment_id, view=tracking_views.sweep_key(dashboard.sweep.name)),
+    )
     shown = headers(page)
-    assert shown.index(f"metrics.`{dashboard.sweep.objective}`") < shown.index("params.`loss.temperature`") < shown.index("tags.`trial.status`")
+    assert (
+        shown.index(f"metrics.`{dashboard.sweep.objective}`")
+        < shown.index("params.`loss.temperature`")
+        < shown.index("tags.`trial.status`")
+    )
     assert {f"params.`{name}`" for name in dashboard.sweep.knobs} <= set(shown)
     values = page.locator(f".ag-cell[col-id='metrics.`{dashboard.sweep.objective}`']")
     expect(values).to_have_count(4)
@@ -155,15 +190,29 @@ def test_the_table_of_a_sweep(page: Page, dashboard: Any) -> None:
 
 
 def test_the_charts_of_a_sweep(page: Page, dashboard: Any) -> None:
-    opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.sweep_key(dashboard.sweep.name), charts=True))
-    compared = ["Knobs and objective, a line for each trial (1)", "Knobs and objective, a point for each trial (5)", "Differences (1)"]
+    opened(
+        page,
+        link(
+            dashboard.uri,
+            dashboard.experiment_id,
+            view=tracking_views.sweep_key(dashboard.sweep.name),
+            charts=True,
+        ),
+    )
+    compared = [
+        "Knobs and objective, a line for each trial (1)",
+        "Knobs and objective, a point for each trial (5)",
+        "Differences (1)",
+    ]
     assert sections(page)[:5] == [*compared, "Pictures of the trials (2)", "Losses (3)"]
     for axis in ("loss.temperature", "e_step.alpha", "eval/rankme", "eval/knn_top1"):
         expect(card(page, "Parallel Coordinates")).to_contain_text(axis)
     expect(card(page, "eval/knn_top1").locator(".barlayer .point")).to_have_count(4)
     for axis in ("loss.temperature", "e_step.alpha", "eval/rankme"):
         expect(card(page, f"{axis} vs. eval/knn_top1").locator(".scatterlayer .point")).to_have_count(4)
-    expect(card(page, "loss.temperature vs. e_step.alpha vs. eval/knn_top1").locator(".contourlayer path").first).to_be_attached()
+    expect(
+        card(page, "loss.temperature vs. e_step.alpha vs. eval/knn_top1").locator(".contourlayer path").first
+    ).to_be_attached()
     section(page, "Pictures")
     for key in ("prototypes/0", "prototypes/1"):  # at once, although trials have none at step 0
         assert all("step%2B15%2B" in address for address in wait_until_seen(pictures(page, key), 4))
@@ -187,4 +236,6 @@ def test_every_view_is_in_the_menu(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id))
     page.get_by_test_id("saved-views-trigger").click()
     for name in ("PCL runs", "PCL runs and trials", f"Sweep {dashboard.sweep.name}"):
-        expect(page.get_by_role("menuitem", name=name, exact=True).or_(page.get_by_text(name, exact=True)).first).to_be_visible()
+        expect(
+            page.get_by_role("menuitem", name=name, exact=True).or_(page.get_by_text(name, exact=True)).first
+        ).to_be_visible()

@@ -1,6 +1,8 @@
-"""One E-step over three processes against one process: the same numbers, bit by bit, and the same refusals on all of them.
+"""One E-step over three processes against one process: the same numbers, bit by bit, and the same refusals on
+all of them.
 
-The processes start once and write what they found to files. Each of them makes all features and takes its own part.
+The processes start once and write what they found to files. Each of them makes all features and takes its own
+part.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def mixture(n: int = 3000, dim: int = 12, groups: int = 60, seed: int = 0) -> Te
 
 
 def drifted(data: Tensor) -> Tensor:
-    return F.normalize(data + 0.05 * torch.randn(data.shape, generator=torch.Generator().manual_seed(9)), dim=1)
+    return F.normalize(
+        data + 0.05 * torch.randn(data.shape, generator=torch.Generator().manual_seed(9)), dim=1
+    )
 
 
 def with_nan(data: Tensor, *ids: int) -> Tensor:
@@ -57,7 +61,9 @@ def with_nan(data: Tensor, *ids: int) -> Tensor:
 
 
 def with_twins(base: int, twins: int) -> Tensor:
-    """Twenty copies of each of `base` points; of some, one copy differs in the last place of one number: too little for k-means to tell them apart."""
+    """Twenty copies of each of `base` points; of some, one copy differs in the last place of one number: too
+    little for k-means to tell them apart.
+    """
     data = mixture(base)[torch.arange(20 * base) % base]
     at = data[:twins].abs().argmin(dim=1)
     data[torch.arange(twins), at] = torch.nextafter(data[torch.arange(twins), at], torch.tensor(9.0))
@@ -65,14 +71,18 @@ def with_twins(base: int, twins: int) -> Tensor:
 
 
 def settings(*num_clusters: int, **knobs: Any) -> EStepConfig:
-    return EStepConfig(num_clusters=num_clusters, **{"restarts": 2, "threads": 1, "cold_iterations": 6, "shortlist_from": 0, **knobs})
+    return EStepConfig(
+        num_clusters=num_clusters,
+        **{"restarts": 2, "threads": 1, "cold_iterations": 6, "shortlist_from": 0, **knobs},
+    )
 
 
 def last(data: Tensor, config: EStepConfig) -> ClusterSet:
     return cluster(data, config, epoch=3, temperature=0.2, seed=0)
 
 
-# name: the features, the settings, and whether there are clusters of the E-step before (made of the features before they drifted)
+# name: the features, the settings, and whether there are clusters of the E-step before (made of the features
+# before they drifted)
 CASES: dict[str, tuple[Callable[[], Tensor], EStepConfig, bool]] = {
     "cold": (mixture, settings(40, 7), False),
     "torch backend": (mixture, settings(40, 7, backend="torch"), False),
@@ -87,21 +97,55 @@ CASES: dict[str, tuple[Callable[[], Tensor], EStepConfig, bool]] = {
     "nested warm": (mixture, settings(60, 20, 5, nested=True), True),
     "strict": (mixture, settings(60, 20, 5, nested=True, nested_passes=0), True),
     "half": (lambda: mixture().half(), settings(40, 7), True),
-    # float32 cannot tell which of these centroids are nearer, and faiss computes 1,000 rows of 128 numbers in another way than 3,000
-    "a narrow cone": (lambda: F.normalize(mixture(dim=128) + 60 * torch.eye(128)[0], dim=1), settings(200, collapse_cone=0.9999), False),
-    "on a grid": (lambda: F.normalize(torch.cat([(3 * mixture(2994)).round(), torch.eye(12)[:6]]) + 2 * torch.eye(12)[0], dim=1), settings(40), False),
-    "a few rows that are not finite": (lambda: with_nan(mixture(30000, dim=6), 5, 29000), settings(20, restarts=1, cold_iterations=3), False),
-    "a few rows that are not finite, warm": (lambda: with_nan(mixture(30000, dim=6), 5, 29000), settings(20, restarts=1, cold_iterations=3), True),
-    "copies": (lambda: torch.cat([mixture(1500), mixture(1).expand(1500, -1)]), settings(300, restarts=1), False),
+    # float32 cannot tell which of these centroids are nearer, and faiss computes 1,000 rows of 128 numbers in
+    # another way than 3,000
+    "a narrow cone": (
+        lambda: F.normalize(mixture(dim=128) + 60 * torch.eye(128)[0], dim=1),
+        settings(200, collapse_cone=0.9999),
+        False,
+    ),
+    "on a grid": (
+        lambda: F.normalize(
+            torch.cat([(3 * mixture(2994)).round(), torch.eye(12)[:6]]) + 2 * torch.eye(12)[0], dim=1
+        ),
+        settings(40),
+        False,
+    ),
+    "a few rows that are not finite": (
+        lambda: with_nan(mixture(30000, dim=6), 5, 29000),
+        settings(20, restarts=1, cold_iterations=3),
+        False,
+    ),
+    "a few rows that are not finite, warm": (
+        lambda: with_nan(mixture(30000, dim=6), 5, 29000),
+        settings(20, restarts=1, cold_iterations=3),
+        True,
+    ),
+    "copies": (
+        lambda: torch.cat([mixture(1500), mixture(1).expand(1500, -1)]),
+        settings(300, restarts=1),
+        False,
+    ),
     "an empty cluster": (lambda: with_twins(200, 1), settings(201), False),
     "labels that say nothing": (lambda: mixture(seed=4), settings(40), True),
 }
 LAYOUTS: dict[str, Parts] = {"uneven": uneven, "one has none": one_has_none, "interleaved": interleaved}
-IN_ALL_LAYOUTS = ("cold", "warm by labels", "shortlist warm", "balanced", "a few rows that are not finite, warm")
-RUNS = [(case, "uneven") for case in CASES] + [(case, layout) for case in IN_ALL_LAYOUTS for layout in ("one has none", "interleaved")]
+IN_ALL_LAYOUTS = (
+    "cold",
+    "warm by labels",
+    "shortlist warm",
+    "balanced",
+    "a few rows that are not finite, warm",
+)
+RUNS = [(case, "uneven") for case in CASES] + [
+    (case, layout) for case in IN_ALL_LAYOUTS for layout in ("one has none", "interleaved")
+]
 
 REFUSALS: dict[str, tuple[Callable[[], Tensor], EStepConfig]] = {
-    "not finite on one process": (lambda: with_nan(mixture(), 2500, 2000, 2999, 2001, 2002, 2003, 2004), settings(10)),
+    "not finite on one process": (
+        lambda: with_nan(mixture(), 2500, 2000, 2999, 2001, 2002, 2003, 2004),
+        settings(10),
+    ),
     "not finite on all": (lambda: with_nan(mixture(), 2900, 3, 1001, 400), settings(10)),
     "zero vectors": (lambda: mixture().index_fill(0, torch.tensor([2, 700, 2800]), 0.0), settings(10)),
     "a cone": (lambda: F.normalize(mixture() + 80 * torch.eye(12)[0], dim=1), settings(10)),
@@ -111,12 +155,22 @@ REFUSALS: dict[str, tuple[Callable[[], Tensor], EStepConfig]] = {
 }
 
 
-def found(rows: Tensor, ids: Tensor, total: int, config: EStepConfig, group: Group, previous: ClusterSet | None) -> dict[str, Any]:
-    result = cluster_shard(rows, ids, config, When(4, 77), total=total, temperature=0.2, seed=0, previous=previous, group=group)
+def found(
+    rows: Tensor, ids: Tensor, total: int, config: EStepConfig, group: Group, previous: ClusterSet | None
+) -> dict[str, Any]:
+    result = cluster_shard(
+        rows, ids, config, When(4, 77), total=total, temperature=0.2, seed=0, previous=previous, group=group
+    )
     return {
         "ids": result.ids,
         "labels": [c.labels for c in result.clusterings],
-        "common": [{name: getattr(c, name) for name in ("centroids", "concentration", "valid", "objective", "figures")} for c in result.clusterings],
+        "common": [
+            {
+                name: getattr(c, name)
+                for name in ("centroids", "concentration", "valid", "objective", "figures")
+            }
+            for c in result.clusterings
+        ],
         "figures": result.figures,
         "warnings": result.warnings,
     }
@@ -158,14 +212,27 @@ KMEANS: dict[str, dict[str, Any]] = {
 def one_kmeans(case: str, ids: Callable[[int], Tensor], group: Group) -> dict[str, Any]:
     data = mixture() * 7
     mine = ids(len(data))
-    result = kmeans(data[mine], 25, seed=3, iterations=5, threads=1, group=group, ids=mine, total=len(data), **KMEANS[case])
+    result = kmeans(
+        data[mine],
+        25,
+        seed=3,
+        iterations=5,
+        threads=1,
+        group=group,
+        ids=mine,
+        total=len(data),
+        **KMEANS[case],
+    )
     names = ("centroids", "assignments", "distances", "objective")
     return {"ids": mine} | {name: getattr(result, name) for name in names}
 
 
 def exchange(group: Group) -> dict[str, Any]:
     number = group.rank
-    counts, sums = torch.tensor([1, 2**40 + number]), torch.tensor([0.5, 2.0**-40 * (number + 1)], dtype=torch.float64)
+    counts, sums = (
+        torch.tensor([1, 2**40 + number]),
+        torch.tensor([0.5, 2.0**-40 * (number + 1)], dtype=torch.float64),
+    )
     group.sum(counts, sums)
     return {
         "rank": (group.rank, group.size),
@@ -186,7 +253,9 @@ def missing(group: Group) -> list[str]:
 
 
 def shrunk(group: Group) -> dict[str, Any]:
-    """The last clusters are those of fewer images: only some of the processes hold images that they know nothing of."""
+    """The last clusters are those of fewer images: only some of the processes hold images that they know
+    nothing of.
+    """
     data = mixture()
     before = last(data[:1500], settings(40))
     mine = uneven(3000)[group.rank]
@@ -212,7 +281,13 @@ def everything(group: Group) -> dict[str, Any]:
 
 def worker(number: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=WORLD, timeout=timedelta(seconds=200))
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=number,
+        world_size=WORLD,
+        timeout=timedelta(seconds=200),
+    )
     try:
         torch.save(everything(TorchGroup()), f"{folder}/worker_{number}.pt")
     finally:
@@ -222,7 +297,10 @@ def worker(number: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("shards")
-    joined(mp.start_processes(worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"), seconds=300)
+    joined(
+        mp.start_processes(worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"),
+        seconds=300,
+    )
     return [torch.load(folder / f"worker_{number}.pt", weights_only=True) for number in range(WORLD)]
 
 
@@ -261,7 +339,9 @@ def assert_equal(parts: list[dict[str, Any]], expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("case", "layout"), RUNS)
-def test_three_processes_find_what_one_finds(three: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str, layout: str) -> None:
+def test_three_processes_find_what_one_finds(
+    three: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str, layout: str
+) -> None:
     assert_equal([results["cases"][f"{case}, {layout}"] for results in three], one(case))
 
 
@@ -271,18 +351,26 @@ def test_the_cases_are_what_they_are_called(one: Callable[[str], dict[str, Any]]
         return one(case)["common"][0]["figures"]
 
     assert all(figures(case)["cold"] == 0 for case in CASES if "warm" in case or case in ("strict", "half"))
-    assert all(figures(case)["cold"] == 1 for case in ("cold", "shortlist", "copies", "labels that say nothing"))
+    assert all(
+        figures(case)["cold"] == 1 for case in ("cold", "shortlist", "copies", "labels that say nothing")
+    )
     for case in ("shortlist", "shortlist warm", "balanced warm shortlist"):
         assert figures(case)["shortlist_fallbacks"] < figures(case)["passes"] - 1
     balanced = one("balanced")
-    assert torch.bincount(balanced["labels"][0]).max() <= math.ceil(1.2 * 3000 / 40) < torch.bincount(one("cold")["labels"][0]).max()
+    assert (
+        torch.bincount(balanced["labels"][0]).max()
+        <= math.ceil(1.2 * 3000 / 40)
+        < torch.bincount(one("cold")["labels"][0]).max()
+    )
     assert len(one("copies")["warnings"]) == 1
     assert one("a few rows that are not finite")["labels"][0][[5, 29000]].tolist() == [-1, -1]
     assert (one("a few rows that are not finite, warm")["labels"][0] >= 0).all()
     assert "[5, 29000]" in one("a few rows that are not finite")["warnings"][0]
     assert int((~one("an empty cluster")["common"][0]["valid"]).sum()) == 1
     assert not torch.equal(one("cold")["labels"][0], one("warm by labels")["labels"][0])
-    assert not torch.equal(one("warm by centroids")["common"][0]["centroids"], one("warm by labels")["common"][0]["centroids"])
+    assert not torch.equal(
+        one("warm by centroids")["common"][0]["centroids"], one("warm by labels")["common"][0]["centroids"]
+    )
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -295,7 +383,10 @@ def test_refusals_are_the_same_on_all_processes(three: list[dict[str, Any]], cas
 
 def test_refusals_name_the_first_rows_of_all_processes(three: list[dict[str, Any]]) -> None:
     assert "[3, 400, 1001, 2900]" in three[0]["refusals"]["not finite on all"][1]
-    assert "7 of 3000 images are not finite, the first at index [2000, 2001, 2002, 2003, 2004]" in three[0]["refusals"]["not finite on one process"][1]
+    assert (
+        "7 of 3000 images are not finite, the first at index [2000, 2001, 2002, 2003, 2004]"
+        in three[0]["refusals"]["not finite on one process"][1]
+    )
 
 
 def test_an_image_that_no_process_holds_is_noticed(three: list[dict[str, Any]]) -> None:

@@ -1,7 +1,8 @@
 """Two processes on one global batch against one process: the same loss, gradients, weights and queue.
 
-The processes start once and write what they saw to files; the tests compare those. Batch norm couples the images of a worker's batch, so the
-encoders here normalise by groups within each image instead: then two workers must equal one, up to the order of float sums.
+The processes start once and write what they saw to files; the tests compare those. Batch norm couples the
+images of a worker's batch, so the encoders here normalise by groups within each image instead: then two
+workers must equal one, up to the order of float sums.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ from pcl_ray.errors import RunFailed
 from pcl_ray.evaluation.augmented import AugmentedViews
 from pcl_ray.m_step import run_epoch
 from pcl_ray.model import encoder
-from pcl_ray.model.gather import all_gather, average_buffers, encode_shuffled, mean_over_workers, rank, world_size
+from pcl_ray.model.gather import (
+    all_gather,
+    average_buffers,
+    encode_shuffled,
+    mean_over_workers,
+    rank,
+    world_size,
+)
 
 WORLD, BATCH, STEPS, N = 2, 8, 3, 24
 CPU = torch.device("cpu")
@@ -57,11 +65,25 @@ CASES: dict[str, dict[str, Any]] = {
     "unmasked": {"loss.negative_prototypes": 3, "loss.mask_duplicates": False},
     "shuffled": {"loss.negative_prototypes": 3, "encoder.batch_norm": "shuffle"},
     "accumulated": {"loss.negative_prototypes": 3, "train.micro_batch": 2},
-    "accumulated unevenly": {"loss.negative_prototypes": 3, "train.micro_batch": 3, "encoder.batch_norm": "shuffle"},  # 8 images as 3 + 3 + 2, 4 as 2 + 2
-    "accumulated, unmasked": {"loss.negative_prototypes": 3, "train.micro_batch": 2, "loss.mask_duplicates": False},
+    # 8 images as 3 + 3 + 2, 4 as 2 + 2
+    "accumulated unevenly": {
+        "loss.negative_prototypes": 3,
+        "train.micro_batch": 3,
+        "encoder.batch_norm": "shuffle",
+    },
+    "accumulated, unmasked": {
+        "loss.negative_prototypes": 3,
+        "train.micro_batch": 2,
+        "loss.mask_duplicates": False,
+    },
     "accumulated, all": {"loss.negative_prototypes": "all", "train.micro_batch": 2},
 }
-SAME_AS = {"accumulated": "sampled", "accumulated unevenly": "sampled", "accumulated, unmasked": "unmasked", "accumulated, all": "all"}
+SAME_AS = {
+    "accumulated": "sampled",
+    "accumulated unevenly": "sampled",
+    "accumulated, unmasked": "unmasked",
+    "accumulated, all": "all",
+}
 
 
 @dataclass
@@ -109,23 +131,31 @@ def clusters() -> ClusterSet:
 
     def one(k: int) -> Clustering:
         phi = 0.1 + 0.2 * torch.rand(k, generator=draw)
-        return Clustering(F.normalize(torch.randn(k, 6, generator=draw), dim=1), torch.randint(k, (N,), generator=draw), phi)
+        return Clustering(
+            F.normalize(torch.randn(k, 6, generator=draw), dim=1), torch.randint(k, (N,), generator=draw), phi
+        )
 
     return ClusterSet(0, (one(5), one(12)))
 
 
 def train(knobs: dict[str, Any]) -> dict[str, Any]:
-    """Three steps of the real M-step: metrics of each, gradients of the first, and what is left at the end."""
+    """Three steps of the real M-step: metrics of each, gradients of the first, and what is left at the
+    end.
+    """
     config = configs.with_overrides(configs.RunConfig(), KNOBS | {"train.epochs": 4} | knobs)
     plan = plans.make(config, N)
     with group_normalised():
         learner = m_step.build_learner(config, CPU)
     gradients: list[dict[str, Tensor]] = []
     learner.optimizer.register_step_pre_hook(
-        lambda *arguments: gradients.append({name: parameter.grad.clone() for name, parameter in learner.pair.query.named_parameters()})
+        lambda *arguments: gradients.append(
+            {name: parameter.grad.clone() for name, parameter in learner.pair.query.named_parameters()}
+        )
     )
     metrics: list[dict[str, float]] = []
-    result = run_epoch(learner, my_batches(), clusters(), config, plan, 0, lambda step, means: metrics.append(means))
+    result = run_epoch(
+        learner, my_batches(), clusters(), config, plan, 0, lambda step, means: metrics.append(means)
+    )
     return {
         "metrics": metrics,
         "gradients": gradients[0],
@@ -190,16 +220,24 @@ def buffers_after_batch_norm() -> dict[str, Any]:
     before = learner.pair.query.backbone.stem[1].running_mean.clone()
     average_buffers(learner.pair)
     probe = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    return {"before": before, "after": learner.pair.query.backbone.stem[1].running_mean, "features": learner.pair.eval().query(probe).detach()}
+    return {
+        "before": before,
+        "after": learner.pair.query.backbone.stem[1].running_mean,
+        "features": learner.pair.eval().query(probe).detach(),
+    }
 
 
 def exchanges_of_gradients(knobs: dict[str, Any]) -> int:
     """How often the workers average their gradients, all of which fit in one message, in three steps."""
-    config = configs.with_overrides(configs.RunConfig(), KNOBS | {"train.epochs": 4, "resources.workers": world_size()} | knobs)
+    config = configs.with_overrides(
+        configs.RunConfig(), KNOBS | {"train.epochs": 4, "resources.workers": world_size()} | knobs
+    )
     learner = m_step.build_learner(config, CPU)
     sent: list[int] = []
     assert isinstance(learner.query, DistributedDataParallel)
-    learner.query.register_comm_hook(None, lambda group, bucket: sent.append(bucket.index()) or allreduce_hook(group, bucket))
+    learner.query.register_comm_hook(
+        None, lambda group, bucket: sent.append(bucket.index()) or allreduce_hook(group, bucket)
+    )
     run_epoch(learner, my_batches(), None, config, plans.make(config, N), 0)
     return len(sent)
 
@@ -226,7 +264,13 @@ def everything() -> dict[str, Any]:
 
 def worker(number: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=WORLD, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=number,
+        world_size=WORLD,
+        timeout=timedelta(seconds=60),
+    )
     try:
         torch.save(everything(), f"{folder}/worker_{number}.pt")
     finally:
@@ -236,7 +280,10 @@ def worker(number: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("gloo")
-    joined(mp.start_processes(worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"), seconds=180)
+    joined(
+        mp.start_processes(worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"),
+        seconds=180,
+    )
     return [torch.load(folder / f"worker_{number}.pt", weights_only=True) for number in range(WORLD)]
 
 
@@ -257,7 +304,9 @@ close = partial(torch.allclose, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_loss_and_metrics_equal_one_process(two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str) -> None:
+def test_loss_and_metrics_equal_one_process(
+    two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str
+) -> None:
     expected = one(case)["metrics"]
     assert len(expected) == STEPS
     for results in two:
@@ -268,7 +317,9 @@ def test_loss_and_metrics_equal_one_process(two: list[dict[str, Any]], one: Call
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_equal_one_process(two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str) -> None:
+def test_gradients_equal_one_process(
+    two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str
+) -> None:
     expected = one(case)["gradients"]
     for results in two:
         assert results[case]["parallel"]
@@ -279,7 +330,9 @@ def test_gradients_equal_one_process(two: list[dict[str, Any]], one: Callable[[s
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_and_queue_after_three_steps_equal_one_process(two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str) -> None:
+def test_weights_and_queue_after_three_steps_equal_one_process(
+    two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str
+) -> None:
     expected = one(case)
     for results in two:
         found = results[case]
@@ -287,7 +340,11 @@ def test_weights_and_queue_after_three_steps_equal_one_process(two: list[dict[st
         for name, value in found["weights"].items():
             assert close(value, expected["weights"][name]), name
         assert close(found["queue"], expected["queue"])
-        assert (found["pointer"], found["images"]) == (expected["pointer"], expected["images"]) == (BATCH * STEPS % 20, N)
+        assert (
+            (found["pointer"], found["images"])
+            == (expected["pointer"], expected["images"])
+            == (BATCH * STEPS % 20, N)
+        )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -301,12 +358,18 @@ def test_the_cases_differ(one: Callable[[str], dict[str, Any]]) -> None:
     # Else a knob that is ignored in both ways of running would pass everything above.
     losses = {case: one(case)["metrics"][0]["train/loss"] for case in CASES}
     assert len({round(losses[case], 4) for case in ("instance", "all", "sampled", "unmasked")}) == 4
-    assert losses["shuffled"] == pytest.approx(losses["sampled"], rel=1e-6)  # one process has nobody to shuffle with
+    # one process has nobody to shuffle with
+    assert losses["shuffled"] == pytest.approx(losses["sampled"], rel=1e-6)
 
 
 @pytest.mark.parametrize("case", SAME_AS)
-def test_accumulated_gradients_are_those_of_one_pass(two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str) -> None:
-    for found, expected in [(one(case), one(SAME_AS[case])), *((results[case], results[SAME_AS[case]]) for results in two)]:
+def test_accumulated_gradients_are_those_of_one_pass(
+    two: list[dict[str, Any]], one: Callable[[str], dict[str, Any]], case: str
+) -> None:
+    for found, expected in [
+        (one(case), one(SAME_AS[case])),
+        *((results[case], results[SAME_AS[case]]) for results in two),
+    ]:
         for step in range(STEPS):
             assert found["metrics"][step] == pytest.approx(expected["metrics"][step], rel=1e-4, abs=1e-5)
         for part in ("gradients", "weights"):
@@ -341,9 +404,11 @@ def test_shuffled_features_come_back_in_the_callers_order(two: list[dict[str, An
 
 def test_shuffling_mixes_the_batches_of_the_workers(two: list[dict[str, Any]]) -> None:
     rounds = list(zip(*(results["exchange"]["encoded"] for results in two), strict=True))
-    assert all(sorted(torch.cat(parts).flatten().tolist()) == [10, 11, 12, 20, 21, 22] for parts in rounds)  # each image is encoded once
+    # each image is encoded once
+    assert all(sorted(torch.cat(parts).flatten().tolist()) == [10, 11, 12, 20, 21, 22] for parts in rounds)
     assert any(set(mine.flatten().tolist()) & {20, 21, 22} for mine, _ in rounds)
-    assert len({tuple(mine.flatten().tolist()) for mine, _ in rounds}) > 1  # another permutation for another seed
+    # another permutation for another seed
+    assert len({tuple(mine.flatten().tolist()) for mine, _ in rounds}) > 1
 
 
 def test_average_buffers(two: list[dict[str, Any]]) -> None:

@@ -25,8 +25,12 @@ def sphere(count: int, dim: int, seed: int) -> Tensor:
 def check(rows: Tensor, centroids: Tensor, *, half: bool) -> Tensor:
     """Distances against float64 within rounding, sums exact, and the same bits a second time."""
     largest = float(rows.abs().max())
-    labels, sizes, sums = fused.nearest_and_sums(rows, centroids, total=len(rows), largest=largest, half=half, backend="triton")
-    again = fused.nearest_and_sums(rows, centroids, total=len(rows), largest=largest, half=half, backend="triton")
+    labels, sizes, sums = fused.nearest_and_sums(
+        rows, centroids, total=len(rows), largest=largest, half=half, backend="triton"
+    )
+    again = fused.nearest_and_sums(
+        rows, centroids, total=len(rows), largest=largest, half=half, backend="triton"
+    )
     assert all(torch.equal(one, other) for one, other in zip((labels, sizes, sums), again, strict=True))
     assert torch.equal(labels, fused.nearest(rows, centroids, half=half, largest=largest, backend="triton"))
     assert torch.equal(sums, torch.zeros_like(sums).index_add_(0, labels, on_grid(rows, len(rows), largest)))
@@ -43,7 +47,17 @@ def check(rows: Tensor, centroids: Tensor, *, half: bool) -> Tensor:
     return labels
 
 
-SHAPES = [(1, 1, 3), (1, 7, 128), (130, 1, 100), (5000, 3000, 128), (5000, 777, 64), (3000, 500, 200), (3000, 500, 256), (2000, 515, 300), (1000, 650, 1024)]
+SHAPES = [
+    (1, 1, 3),
+    (1, 7, 128),
+    (130, 1, 100),
+    (5000, 3000, 128),
+    (5000, 777, 64),
+    (3000, 500, 200),
+    (3000, 500, 256),
+    (2000, 515, 300),
+    (1000, 650, 1024),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -75,14 +89,18 @@ def test_of_equal_centroids_the_lowest_id(half: bool, backend: str) -> None:
     different = sphere(400, 128, 9)
     which = torch.randint(400, (3000,), generator=torch.Generator().manual_seed(10)).cuda()
     nearest = torch.arange(20_000, device="cuda") % 400
-    labels = fused.nearest(different[nearest] + 0.01 * sphere(20_000, 128, 11), different[which], half=half, backend=backend)
+    labels = fused.nearest(
+        different[nearest] + 0.01 * sphere(20_000, 128, 11), different[which], half=half, backend=backend
+    )
     first = torch.stack([(which == number).nonzero()[0, 0] for number in range(400)])
     assert torch.equal(labels, first[nearest])
 
 
 def test_half_precision_holds_in_a_narrow_cone() -> None:
     draws = torch.Generator().manual_seed(12)
-    rows, centroids = (0.99 + 0.01 * torch.randn(count, 128, generator=draws).cuda() for count in (10_000, 500))
+    rows, centroids = (
+        0.99 + 0.01 * torch.randn(count, 128, generator=draws).cuda() for count in (10_000, 500)
+    )
     true = torch.cdist(rows.double(), centroids.double()).argmin(dim=1)
     assert (check(rows, centroids, half=True) == true).double().mean() >= 0.98
 

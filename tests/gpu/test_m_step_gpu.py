@@ -23,9 +23,22 @@ N = 64
 
 
 def config_of(channels: int = 3, **knobs: object) -> RunConfig:
-    base = GREY_ENCODER | {"data.channels": channels, "augment.mean": [0.5] * channels, "augment.std": [0.25] * channels}
-    fixed = {"augment.image_size": 24, "encoder.dim": 8, "loss.queue_size": 32, "e_step.num_clusters": [20, 40], "train.epochs": 5, "train.batch_size": 16}
-    return configs.with_overrides(RunConfig(), base | fixed | {"resources.gpus_per_worker": 1.0, "train.log_every_steps": 4} | knobs)
+    base = GREY_ENCODER | {
+        "data.channels": channels,
+        "augment.mean": [0.5] * channels,
+        "augment.std": [0.25] * channels,
+    }
+    fixed = {
+        "augment.image_size": 24,
+        "encoder.dim": 8,
+        "loss.queue_size": 32,
+        "e_step.num_clusters": [20, 40],
+        "train.epochs": 5,
+        "train.batch_size": 16,
+    }
+    return configs.with_overrides(
+        RunConfig(), base | fixed | {"resources.gpus_per_worker": 1.0, "train.log_every_steps": 4} | knobs
+    )
 
 
 def images(channels: int = 3) -> ArrayImages:
@@ -37,7 +50,11 @@ def clusters(plan: plans.RunPlan) -> ClusterSet:
     return ClusterSet(
         0,
         tuple(
-            Clustering(F.normalize(torch.randn(k, 8, generator=draw), dim=1), torch.randint(k, (N,), generator=draw), torch.full((k,), 0.2))
+            Clustering(
+                F.normalize(torch.randn(k, 8, generator=draw), dim=1),
+                torch.randint(k, (N,), generator=draw),
+                torch.full((k,), 0.2),
+            )
             for k in plan.num_clusters
         ),
     )
@@ -48,7 +65,10 @@ def clusters(plan: plans.RunPlan) -> ClusterSet:
 def test_views_are_those_of_the_cpu(version: str, channels: int) -> None:
     config = config_of(channels, **{"augment.version": version, "augment.hue": 0.3})
     pixels, indices = torch.from_numpy(images(channels).pixels), torch.arange(N)
-    for here, there in zip(*(Views(config, device).of_images(pixels, 3, indices) for device in (torch.device("cpu"), GPU)), strict=True):
+    for here, there in zip(
+        *(Views(config, device).of_images(pixels, 3, indices) for device in (torch.device("cpu"), GPU)),
+        strict=True,
+    ):
         assert there.device.type == "cuda"
         assert torch.allclose(here, there.cpu(), atol=1e-3)
 
@@ -56,10 +76,17 @@ def test_views_are_those_of_the_cpu(version: str, channels: int) -> None:
 @pytest.mark.parametrize("negatives", ["all", 5])
 @pytest.mark.parametrize("micro_batch", [None, 6])
 def test_no_step_waits_for_the_device(negatives: str | int, micro_batch: int | None) -> None:
-    config = config_of(**{"loss.negative_prototypes": negatives, "train.micro_batch": micro_batch, "train.log_every_steps": 100})
+    config = config_of(
+        **{
+            "loss.negative_prototypes": negatives,
+            "train.micro_batch": micro_batch,
+            "train.log_every_steps": 100,
+        }
+    )
     plan, learner = plans.make(config, N), build_learner(config, GPU)
     found = clusters(plan)
-    run_epoch(learner, TrainingLoader(images(), config, device=GPU).epoch(0), found, config, plan, 0)  # the first pass chooses kernels
+    # the first pass chooses kernels
+    run_epoch(learner, TrainingLoader(images(), config, device=GPU).epoch(0), found, config, plan, 0)
     batches = list(TrainingLoader(images(), config, device=GPU).epoch(1))
     read = 0
 
@@ -80,7 +107,11 @@ def test_no_step_waits_for_the_device(negatives: str | int, micro_batch: int | N
 
 def test_the_views_of_a_step_are_made_without_waiting() -> None:
     config = config_of()
-    pixels, indices, views = torch.from_numpy(images().pixels).pin_memory(), torch.arange(N), Views(config, GPU)
+    pixels, indices, views = (
+        torch.from_numpy(images().pixels).pin_memory(),
+        torch.arange(N),
+        Views(config, GPU),
+    )
     views.of_images(pixels, 0, indices)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -106,5 +137,8 @@ def test_training_in_bf16_falls_as_in_fp32() -> None:
         config = config_of(**{"train.precision": precision, "optimizer.schedule": "constant"})
         plan, learner = plans.make(config, N), build_learner(config, GPU)
         loader = TrainingLoader(images(), config, device=GPU)
-        losses[precision] = [run_epoch(learner, loader.epoch(epoch), clusters(plan), config, plan, epoch).values["train/loss"] for epoch in range(5)]
+        losses[precision] = [
+            run_epoch(learner, loader.epoch(epoch), clusters(plan), config, plan, epoch).values["train/loss"]
+            for epoch in range(5)
+        ]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)

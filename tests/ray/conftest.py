@@ -1,4 +1,6 @@
-"""Real Ray, through the command a user types. Each run starts a Ray of its own in its own process, and ends it."""
+"""Real Ray, through the command a user types. Each run starts a Ray of its own in its own process, and ends
+it.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,11 @@ def pcl_ray(tmp_path: Path) -> Callable[..., Ended]:
         result = tmp_path / "result.json"
         command = [sys.executable, "-m", "pcl_ray.cli", "train", *words, "--result", str(result)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=tmp_path)
-        return Ended(done.returncode, done.stdout, done.stderr, json.loads(result.read_text()) if result.exists() else {})
+        return Ended(
+            done.returncode,
+            done.stdout,
+            done.stderr,
+            json.loads(result.read_text()) if result.exists() else {},
+        )
 
     return run

@@ -19,7 +19,13 @@ from pcl_ray import checkpoint
 
 FASHION_MNIST = Path(os.environ.get("PCL_RAY_TEST_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 SMALL = ("resources.workers=2", *DIGITS_RUN)
-FEW_STEPS = ("train.epochs=4", "train.batch_size=64", "loss.queue_size=512", "e_step.warmup_epochs=1", "e_step.num_clusters=30,60")
+FEW_STEPS = (
+    "train.epochs=4",
+    "train.batch_size=64",
+    "loss.queue_size=512",
+    "e_step.warmup_epochs=1",
+    "e_step.num_clusters=30,60",
+)
 
 
 def runs() -> Path:
@@ -53,12 +59,19 @@ def assert_recorded(result: dict[str, Any]) -> None:
     epochs = [point.step for point in client.get_metric_history(result["mlflow_run_id"], "eval/knn_top1")]
     assert len(epochs) == int(found[0].data.params["train.epochs"])
     assert len(set(epochs)) == len(epochs)
-    assert [entry.path for entry in client.list_artifacts(result["mlflow_run_id"])] == ["config.yaml", "figures.csv", "images", "report.html"]
+    assert [entry.path for entry in client.list_artifacts(result["mlflow_run_id"])] == [
+        "config.yaml",
+        "figures.csv",
+        "images",
+        "report.html",
+    ]
 
 
 def test_fashion_mnist(pcl_ray: Callable[..., Any]) -> None:
     if not FASHION_MNIST.is_dir() and "CI" not in os.environ:
-        pytest.skip(f"no Fashion-MNIST in {FASHION_MNIST}; Debian's package dataset-fashion-mnist installs it")
+        pytest.skip(
+            f"no Fashion-MNIST in {FASHION_MNIST}; Debian's package dataset-fashion-mnist installs it"
+        )
     ended = pcl_ray("fashion_mnist", f"data.path={FASHION_MNIST}", "data.limit=3000", *FEW_STEPS)
     assert ended.code == 0, ended.err
     # An untrained encoder has a kNN accuracy of 0.57 and an AMI of 0.26 on these images.
@@ -68,8 +81,22 @@ def test_fashion_mnist(pcl_ray: Callable[..., Any]) -> None:
 
 
 def start_long_run(name: str, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "pcl_ray.cli", "train", "digits", *SMALL, "train.epochs=60", "train.keep_checkpoints=100", *more, "--name", name]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True)
+    words = [
+        sys.executable,
+        "-m",
+        "pcl_ray.cli",
+        "train",
+        "digits",
+        *SMALL,
+        "train.epochs=60",
+        "train.keep_checkpoints=100",
+        *more,
+        "--name",
+        name,
+    ]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
+    )
 
 
 def wait_for_epochs(process: subprocess.Popen[str], name: str, count: int) -> None:
@@ -79,7 +106,10 @@ def wait_for_epochs(process: subprocess.Popen[str], name: str, count: int) -> No
         if newest and checkpoint.epochs_done(newest) >= count:
             return
         time.sleep(0.1)
-    pytest.fail(f"{count} epochs were not reached: {process.stderr.read() if process.poll() is not None and process.stderr else 'still running'}")
+    pytest.fail(
+        f"{count} epochs were not reached:"
+        f" {process.stderr.read() if process.poll() is not None and process.stderr else 'still running'}"
+    )
 
 
 def children_of(process: subprocess.Popen[str], title: str) -> list[int]:
@@ -97,7 +127,9 @@ def children_of(process: subprocess.Popen[str], title: str) -> list[int]:
 
 
 def said_after_losing(title: str, tmp_path: Path, *more: str) -> str:
-    """Kills one such process in the middle of the run `disturbed`, which must end well all the same; what it said on stderr."""
+    """Kills one such process in the middle of the run `disturbed`, which must end well all the same; what it
+    said on stderr.
+    """
     with start_long_run("disturbed", tmp_path, *more) as process:
         try:
             wait_for_epochs(process, "disturbed", 5)
@@ -113,17 +145,26 @@ def said_after_losing(title: str, tmp_path: Path, *more: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["RayTrainWorker", "EStepActor"])
-def test_a_killed_process_is_replaced_and_the_outcome_is_the_same(role: str, pcl_ray: Callable[..., Any], tmp_path: Path) -> None:
-    undisturbed = pcl_ray("digits", *SMALL, "train.epochs=60", "train.keep_checkpoints=100", "--name", "undisturbed")
+def test_a_killed_process_is_replaced_and_the_outcome_is_the_same(
+    role: str, pcl_ray: Callable[..., Any], tmp_path: Path
+) -> None:
+    undisturbed = pcl_ray(
+        "digits", *SMALL, "train.epochs=60", "train.keep_checkpoints=100", "--name", "undisturbed"
+    )
     assert undisturbed.code == 0, undisturbed.err
     said = said_after_losing(role, tmp_path)
     assert "replaced" in said if role == "RayTrainWorker" else "actor was restarted" in said
-    first, second = (checkpoint.load(runs() / name / "checkpoints/epoch_00060.pt").learner["model"] for name in ("undisturbed", "disturbed"))
+    first, second = (
+        checkpoint.load(runs() / name / "checkpoints/epoch_00060.pt").learner["model"]
+        for name in ("undisturbed", "disturbed")
+    )
     assert all(torch.equal(first[key], second[key]) for key in first if isinstance(first[key], torch.Tensor))
 
 
 @pytest.mark.slow
-def test_a_killed_driver_leaves_nothing_behind_and_its_run_goes_on(pcl_ray: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_killed_driver_leaves_nothing_behind_and_its_run_goes_on(
+    pcl_ray: Callable[..., Any], tmp_path: Path
+) -> None:
     with start_long_run("killed", tmp_path) as process:
         try:
             wait_for_epochs(process, "killed", 3)
@@ -139,7 +180,14 @@ def test_a_killed_driver_leaves_nothing_behind_and_its_run_goes_on(pcl_ray: Call
 
 
 def test_a_loss_that_is_not_finite_is_one_message_and_not_tried_again(pcl_ray: Callable[..., Any]) -> None:
-    ended = pcl_ray("digits", *SMALL, "optimizer.lr=100", "optimizer.momentum=0.99", "optimizer.weight_decay=1", "train.epochs=40")
+    ended = pcl_ray(
+        "digits",
+        *SMALL,
+        "optimizer.lr=100",
+        "optimizer.momentum=0.99",
+        "optimizer.weight_decay=1",
+        "train.epochs=40",
+    )
     assert ended.code == 1
     assert "optimizer.lr" in ended.err
     assert "Traceback" not in ended.err
@@ -148,7 +196,9 @@ def test_a_loss_that_is_not_finite_is_one_message_and_not_tried_again(pcl_ray: C
 
 @pytest.mark.slow
 def test_where_the_clustering_runs_makes_no_difference(pcl_ray: Callable[..., Any]) -> None:
-    """In the actor, in the workers, in three actors: the same weights, prototypes and assignments, bit by bit."""
+    """In the actor, in the workers, in three actors: the same weights, prototypes and assignments, bit by
+    bit.
+    """
     found = {}
     for mode, words in {"single": (), "distributed": (), "sharded": ("e_step.shards=3",)}.items():
         ended = pcl_ray("digits", *SMALL, f"e_step.mode={mode}", *words, "--name", mode)
@@ -158,13 +208,19 @@ def test_where_the_clustering_runs_makes_no_difference(pcl_ray: Callable[..., An
         assert found[mode].clusters.epoch == 4
     for mode in ("distributed", "sharded"):
         assert_equal_states(found["single"], found[mode])
-        names = {name: value for name, value in found["single"].history[-1]["metrics"].items() if name.startswith(("cluster/", "eval/"))}
+        names = {
+            name: value
+            for name, value in found["single"].history[-1]["metrics"].items()
+            if name.startswith(("cluster/", "eval/"))
+        }
         assert {name: found[mode].history[-1]["metrics"][name] for name in names} == pytest.approx(names)
 
 
 def assert_equal_states(first: Any, second: Any) -> None:
     weights, others = first.learner["model"], second.learner["model"]
-    assert all(torch.equal(weights[key], others[key]) for key in weights if isinstance(weights[key], torch.Tensor))
+    assert all(
+        torch.equal(weights[key], others[key]) for key in weights if isinstance(weights[key], torch.Tensor)
+    )
     for one, other in zip(first.clusters.clusterings, second.clusters.clusterings, strict=True):
         assert one.objective == other.objective
         for name in ("prototypes", "assignments", "concentration", "valid"):
@@ -173,8 +229,10 @@ def assert_equal_states(first: Any, second: Any) -> None:
 
 @pytest.mark.slow
 def test_overlap_with_workers_changes_over_at_the_same_step_on_all(pcl_ray: Callable[..., Any]) -> None:
-    """The same as in one process would be asking too much (batch norm sees half the images): twice the same is asked, which a step too early on one
-    worker would break, as it would the weights that the workers share."""
+    """The same as in one process would be asking too much (batch norm sees half the images): twice the same
+    is asked, which a step too early on one worker would break, as it would the weights that the workers
+    share.
+    """
     words = ("e_step.overlap=true", "e_step.switch_step=2", "e_step.features=bank", "train.epochs=5")
     states = []
     for name in ("once", "twice"):
@@ -186,10 +244,17 @@ def test_overlap_with_workers_changes_over_at_the_same_step_on_all(pcl_ray: Call
 
 
 @pytest.mark.slow
-def test_a_killed_shard_is_replaced_and_the_outcome_is_the_same(pcl_ray: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_killed_shard_is_replaced_and_the_outcome_is_the_same(
+    pcl_ray: Callable[..., Any], tmp_path: Path
+) -> None:
     words = ("train.epochs=60", "train.keep_checkpoints=100", "e_step.mode=sharded", "e_step.shards=2")
     undisturbed = pcl_ray("digits", *SMALL, *words, "--name", "undisturbed")
     assert undisturbed.code == 0, undisturbed.err
     said = said_after_losing("EStepShard", tmp_path, *words)
     assert "sending the features again" in said
-    assert_equal_states(*(checkpoint.load(runs() / name / "checkpoints/epoch_00060.pt") for name in ("undisturbed", "disturbed")))
+    assert_equal_states(
+        *(
+            checkpoint.load(runs() / name / "checkpoints/epoch_00060.pt")
+            for name in ("undisturbed", "disturbed")
+        )
+    )

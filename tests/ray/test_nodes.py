@@ -1,4 +1,6 @@
-"""Two nodes on one host: the second sees another folder where the first has PCL_RAY_HOME, as a machine without the shared storage would."""
+"""Two nodes on one host: the second sees another folder where the first has PCL_RAY_HOME, as a machine
+without the shared storage would.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ LIMIT_S = 300
 TOKEN = "t" * 32
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare, to hide a folder from the second node"),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not shutil.which("unshare"),
+        reason="needs root and unshare, to hide a folder from the second node",
+    ),
 ]
 
 
@@ -51,16 +56,62 @@ class Nodes:
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
-        head = ["start", "--head", "--block", "--num-cpus", "1", "--port", str(self.ports[0]), "--dashboard-port", str(self.ports[1])]
-        self.started = [self._start([sys.executable, "-m", "ray.scripts.scripts", *head, "--metrics-export-port", str(self.ports[2])], "head")]
+        head = [
+            "start",
+            "--head",
+            "--block",
+            "--num-cpus",
+            "1",
+            "--port",
+            str(self.ports[0]),
+            "--dashboard-port",
+            str(self.ports[1]),
+        ]
+        self.started = [
+            self._start(
+                [
+                    sys.executable,
+                    "-m",
+                    "ray.scripts.scripts",
+                    *head,
+                    "--metrics-export-port",
+                    str(self.ports[2]),
+                ],
+                "head",
+            )
+        ]
         self._wait(1)
         (place / "temp").mkdir()
         # In one folder of sessions the second node would remove what the first has unpacked.
-        second = ["start", "--block", "--temp-dir", str(place / "temp"), "--num-cpus", "2", "--address", f"127.0.0.1:{self.ports[0]}"]
-        options = ("--metrics-export-port", "--dashboard-agent-listen-port", "--node-manager-port", "--object-manager-port", "--runtime-env-agent-port")
-        second += [word for option, port in zip(options, self.ports[3:], strict=False) for word in (option, str(port))]
+        second = [
+            "start",
+            "--block",
+            "--temp-dir",
+            str(place / "temp"),
+            "--num-cpus",
+            "2",
+            "--address",
+            f"127.0.0.1:{self.ports[0]}",
+        ]
+        options = (
+            "--metrics-export-port",
+            "--dashboard-agent-listen-port",
+            "--node-manager-port",
+            "--object-manager-port",
+            "--runtime-env-agent-port",
+        )
+        second += [
+            word
+            for option, port in zip(options, self.ports[3:], strict=False)
+            for word in (option, str(port))
+        ]
         ray = " ".join([sys.executable, "-m", "ray.scripts.scripts", *second])
-        self.started.append(self._start(["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {self.hidden} && exec {ray}"], "second"))
+        self.started.append(
+            self._start(
+                ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {self.hidden} && exec {ray}"],
+                "second",
+            )
+        )
         self._wait(2)
 
     def _start(self, command: list[str], name: str) -> processes.Known:
@@ -77,7 +128,10 @@ class Nodes:
     def train(self, *words: str, home: Path) -> subprocess.CompletedProcess[str]:
         """From the first node."""
         command = [sys.executable, "-m", "pcl_ray.cli", "train", *words]
-        environment = self.environment | {"RAY_ADDRESS": f"127.0.0.1:{self.ports[0]}", "PCL_RAY_HOME": str(home)}
+        environment = self.environment | {
+            "RAY_ADDRESS": f"127.0.0.1:{self.ports[0]}",
+            "PCL_RAY_HOME": str(home),
+        }
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
 
     def end(self) -> None:
@@ -95,7 +149,12 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         both.end()
 
 
-RUN = ("resources.workers=2", "resources.e_step_cpus=0", "train.epochs=2", *(word for word in DIGITS_RUN if not word.startswith("train.epochs")))
+RUN = (
+    "resources.workers=2",
+    "resources.e_step_cpus=0",
+    "train.epochs=2",
+    *(word for word in DIGITS_RUN if not word.startswith("train.epochs")),
+)
 
 
 def test_a_node_without_the_storage_ends_the_request(nodes: Nodes) -> None:
@@ -113,7 +172,9 @@ def test_with_storage_that_both_see_two_nodes_train_together(nodes: Nodes, tmp_p
 
 
 def test_checkpoints_on_a_storage_need_no_shared_home(nodes: Nodes, tmp_path: Path) -> None:
-    """Each node keeps its own copy; what counts is the storage. The run is stopped by its length and made longer, so that all restore."""
+    """Each node keeps its own copy; what counts is the storage. The run is stopped by its length and made
+    longer, so that all restore.
+    """
     words = (*RUN, f"resources.storage=file://{tmp_path}/kept")
     ended = nodes.train("digits", *words, "--name", "kept", home=nodes.hidden / "home")
     assert ended.returncode == 0, ended.stderr
@@ -124,19 +185,29 @@ def test_checkpoints_on_a_storage_need_no_shared_home(nodes: Nodes, tmp_path: Pa
 
 
 @pytest.mark.parametrize("as_uri", [False, True])
-def test_a_node_where_the_storage_is_not_mounted_ends_the_request(nodes: Nodes, tmp_path: Path, as_uri: bool) -> None:
-    """The second node can write under that path as well, into a folder of its own: it has to be asked for what the driver wrote."""
+def test_a_node_where_the_storage_is_not_mounted_ends_the_request(
+    nodes: Nodes, tmp_path: Path, as_uri: bool
+) -> None:
+    """The second node can write under that path as well, into a folder of its own: it has to be asked for
+    what the driver wrote.
+    """
     shared = nodes.hidden / f"storage{as_uri:d}"
     uri = f"file://{shared}" if as_uri else str(shared)
-    ended = nodes.train("digits", *RUN, f"resources.storage={uri}", "--name", "adrift", home=tmp_path / "home")
+    ended = nodes.train(
+        "digits", *RUN, f"resources.storage={uri}", "--name", "adrift", home=tmp_path / "home"
+    )
     assert ended.returncode == 2, ended.stdout + ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if "resources.storage" in line]
     one = r"node \S+ \([\d.]+\) cannot use it \(what the driver has just written is not there\)"
     said = rf"resources.storage = {re.escape(repr(uri)[:77])}\S*: {one}"
     assert re.search(said, line), line
-    assert "mount it there at the same path, or name a storage that all nodes reach (s3://bucket/path)" in line
+    assert (
+        "mount it there at the same path, or name a storage that all nodes reach (s3://bucket/path)" in line
+    )
     assert "Traceback" not in ended.stderr
-    assert [path.name for path in (shared / "runs/adrift").iterdir() if path.name.startswith((".seen", "owner"))] == []
+    assert [
+        path.name for path in (shared / "runs/adrift").iterdir() if path.name.startswith((".seen", "owner"))
+    ] == []
 
 
 def test_a_node_that_may_read_the_storage_but_not_write_it(tmp_path: Path) -> None:
@@ -146,8 +217,13 @@ def test_a_node_that_may_read_the_storage_but_not_write_it(tmp_path: Path) -> No
     needs = check.Needs("probe", "content", storage_uri=str(tmp_path), run="one")
     assert check.missing(needs) == check.Answer("", "")
     assert [path.name for path in (tmp_path / "runs/one").iterdir()] == ["probe"]
-    script = f"mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec {sys.executable} -c '{_ASK}' {tmp_path}"
-    asked = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=LIMIT_S)
+    script = (
+        f"mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec {sys.executable}"
+        f" -c '{_ASK}' {tmp_path}"
+    )
+    asked = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=LIMIT_S
+    )
     assert "Read-only file system" in asked.stdout, asked.stderr
 
 
@@ -158,11 +234,30 @@ def test_a_node_without_the_images_ends_the_request(nodes: Nodes, tmp_path: Path
         file = pictures / "a" / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(file)
-    few = tuple(word for word in RUN if not word.startswith(("data.limit", "e_step.num_clusters", "train.batch_size", "loss.queue_size")))
-    words = ("folder", f"data.path={pictures}", "data.in_memory=false", *few, "e_step.num_clusters=3", "train.batch_size=8", "loss.queue_size=16")
+    few = tuple(
+        word
+        for word in RUN
+        if not word.startswith(("data.limit", "e_step.num_clusters", "train.batch_size", "loss.queue_size"))
+    )
+    words = (
+        "folder",
+        f"data.path={pictures}",
+        "data.in_memory=false",
+        *few,
+        "e_step.num_clusters=3",
+        "train.batch_size=8",
+        "loss.queue_size=16",
+    )
     ended = nodes.train(*words, "encoder.backbone=small_resnet", "--name", "lacking", home=tmp_path / "home")
     assert ended.returncode == 2, ended.stderr
     assert "does not have these images" in ended.stderr
     assert "data.path" in ended.stderr
-    in_memory = nodes.train(*words, "encoder.backbone=small_resnet", "data.in_memory=true", "--name", "carried", home=tmp_path / "home")
+    in_memory = nodes.train(
+        *words,
+        "encoder.backbone=small_resnet",
+        "data.in_memory=true",
+        "--name",
+        "carried",
+        home=tmp_path / "home",
+    )
     assert in_memory.returncode == 0, in_memory.stderr

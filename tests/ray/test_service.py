@@ -1,4 +1,6 @@
-"""Jobs on a real cluster: a Ray head with a token and an MLflow server, as `pcl-ray up` starts them, and `ray job submit` as a user types it."""
+"""Jobs on a real cluster: a Ray head with a token and an MLflow server, as `pcl-ray up` starts them, and `ray
+job submit` as a user types it.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,17 @@ from pcl_ray.service.dashboard import Cluster
 LIMIT_S = 420  # guards against hanging
 ROOT = Path(__file__).parents[2]
 SMALL = tuple(word for word in DIGITS_RUN if not word.startswith("tracking."))
-PLANTED = {"AWS_SECRET_ACCESS_KEY": "planted-4711", "MLFLOW_TRACKING_PASSWORD": "planted-0815", "MLFLOW_TRACKING_USERNAME": "somebody"}
-QUIET = ("tracking.pictures=0", "tracking.report=false", "tracking.model=false", "tracking.system_metrics_s=0")
+PLANTED = {
+    "AWS_SECRET_ACCESS_KEY": "planted-4711",
+    "MLFLOW_TRACKING_PASSWORD": "planted-0815",
+    "MLFLOW_TRACKING_USERNAME": "somebody",
+}
+QUIET = (
+    "tracking.pictures=0",
+    "tracking.report=false",
+    "tracking.model=false",
+    "tracking.system_metrics_s=0",
+)
 LONG = ("train.epochs=3000", "train.keep_checkpoints=2")
 
 
@@ -52,7 +63,16 @@ class Service:
     def ray_job(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`ray job WORDS`, with the environment that `pcl-ray up` says."""
         verb, *rest = words
-        return self.typed("-m", "ray.scripts.scripts", "job", verb, "--address", self.address, *rest, **(self.token | environment))
+        return self.typed(
+            "-m",
+            "ray.scripts.scripts",
+            "job",
+            verb,
+            "--address",
+            self.address,
+            *rest,
+            **(self.token | environment),
+        )
 
     @property
     def token(self) -> dict[str, str]:
@@ -60,7 +80,14 @@ class Service:
 
     def typed(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=ROOT, env=self.environment | environment)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            cwd=ROOT,
+            env=self.environment | environment,
+        )
 
     def state(self, run: str) -> dict[str, Any]:
         try:
@@ -86,7 +113,10 @@ class Service:
         pytest.fail(f"{said}: not within {LIMIT_S} s")
 
     def wait_for_job(self, number: str) -> dict[str, Any]:
-        return self.wait_until(lambda: (job := self.cluster.job(number))["status"] in ("SUCCEEDED", "FAILED", "STOPPED") and job, f"job {number} to end")
+        return self.wait_until(
+            lambda: (job := self.cluster.job(number))["status"] in ("SUCCEEDED", "FAILED", "STOPPED") and job,
+            f"job {number} to end",
+        )
 
     def free_cpus(self) -> bool:
         """Everything that was taken is given back."""
@@ -99,7 +129,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     home = tmp_path_factory.mktemp("service")
     ports = [free_port() for _ in range(4)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
-    environment = kept | {"PCL_RAY_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"} | PLANTED
+    environment = (
+        kept
+        | {"PCL_RAY_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        | PLANTED
+    )
     it = Service(home, ports, environment, "")
     started = it.pcl_ray("up", *up_words(ports), "--num-cpus", "4")
     assert started.returncode == 0, started.stderr
@@ -110,7 +144,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         # jobs' drivers, workers and actors too: all of them came from these two
         known = json.loads((home / "service" / "up.json").read_text())
         family = [one for name in ("ray", "mlflow") for one in family_of(known[name]["pid"])]
-        open_ports = {one.laddr.port for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.pid in {one.pid for one in family}}
+        open_ports = {
+            one.laddr.port
+            for one in psutil.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN and one.pid in {one.pid for one in family}
+        }
         ended = it.pcl_ray("down")
     assert ended.returncode == 0, ended.stderr
     assert len(family) > 8
@@ -150,8 +188,17 @@ def test_a_small_job_from_up_to_down(service: Service) -> None:
     assert (service.home / "service" / "up.json").read_text() == before
     assert (service.home / "service" / "ray_token").stat().st_mode & 0o777 == 0o600
 
-    script = ("--submission-id", "by-hand", "--metadata-json", '{"sweep": "s1", "api_token": "no"}', "--working-dir", ".")
-    done = service.ray_job("submit", *script, "--", "python", "jobs/train.py", "digits", *SMALL, *QUIET, "--name", "first")
+    script = (
+        "--submission-id",
+        "by-hand",
+        "--metadata-json",
+        '{"sweep": "s1", "api_token": "no"}',
+        "--working-dir",
+        ".",
+    )
+    done = service.ray_job(
+        "submit", *script, "--", "python", "jobs/train.py", "digits", *SMALL, *QUIET, "--name", "first"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "epoch 4/4 done" in done.stdout
     assert service.state("first")["state"] == "finished"
@@ -173,7 +220,11 @@ def test_a_small_job_from_up_to_down(service: Service) -> None:
 def test_everything_listens_at_this_machine_alone(service: Service) -> None:
     known = json.loads((service.home / "service" / "up.json").read_text())
     pids = {one.pid for name in ("ray", "mlflow") for one in family_of(known[name]["pid"])}
-    places = {one.laddr.ip for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.pid in pids}
+    places = {
+        one.laddr.ip
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.pid in pids
+    }
     assert places <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert places
 
@@ -182,8 +233,14 @@ def test_everything_listens_at_this_machine_alone(service: Service) -> None:
 def test_a_stopped_job_ends_in_good_order_and_goes_on(service: Service) -> None:
     sent = service.pcl_ray("submit", "digits", *SMALL, *QUIET, *LONG, "--name", "halted", "--no-wait")
     assert sent.returncode == 0, sent.stderr
-    number = next(job["submission_id"] for job in service.cluster.jobs() if job["metadata"].get("pcl_ray.run") == "halted")
-    service.wait_until(lambda: (service.state("halted").get("progress") or {}).get("epoch", 0) >= 3, "three epochs")
+    number = next(
+        job["submission_id"]
+        for job in service.cluster.jobs()
+        if job["metadata"].get("pcl_ray.run") == "halted"
+    )
+    service.wait_until(
+        lambda: (service.state("halted").get("progress") or {}).get("epoch", 0) >= 3, "three epochs"
+    )
     said = service.pcl_ray("status").stdout
     assert "halted" in said
     assert "/3000" in said
@@ -208,11 +265,19 @@ def test_a_stopped_job_ends_in_good_order_and_goes_on(service: Service) -> None:
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_a_run_that_goes_on(service: Service) -> None:
-    """Ray kills it where it does not end in time; and `pcl-ray runs` says so instead of showing it as running for ever."""
+    """Ray kills it where it does not end in time; and `pcl-ray runs` says so instead of showing it as running
+    for ever.
+    """
     service.pcl_ray("submit", "digits", *SMALL, *QUIET, *LONG, "--name", "shot", "--no-wait")
-    service.wait_until(lambda: (service.state("shot").get("progress") or {}).get("epoch", 0) >= 2, "two epochs")
+    service.wait_until(
+        lambda: (service.state("shot").get("progress") or {}).get("epoch", 0) >= 2, "two epochs"
+    )
     service.wait_until(lambda: service.state("shot").get("mlflow_run_id"), "its MLflow run")
-    drivers = [one for one in psutil.process_iter() if one.name().startswith("python") and "shot" in one.cmdline() and "jobs/train.py" in one.cmdline()]
+    drivers = [
+        one
+        for one in psutil.process_iter()
+        if one.name().startswith("python") and "shot" in one.cmdline() and "jobs/train.py" in one.cmdline()
+    ]
     assert len(drivers) == 1
     drivers[0].send_signal(signal.SIGKILL)
     service.wait_until(service.free_cpus, "the workers to be gone")
@@ -224,13 +289,29 @@ def test_a_driver_that_is_killed_leaves_a_run_that_goes_on(service: Service) -> 
 
 @pytest.mark.slow
 def test_the_second_of_two_waits_and_says_for_what(service: Service) -> None:
-    """Each takes two workers and an actor: three of the four CPUs. They are sent at once, and so is a third; only one of them trains at a time."""
+    """Each takes two workers and an actor: three of the four CPUs. They are sent at once, and so is a third;
+    only one of them trains at a time.
+    """
     names = ("early", "late", "last")
     for name in names:
-        service.pcl_ray("submit", "digits", *SMALL, *QUIET, *(LONG if name == "early" else ()), "--name", name, "--no-wait")
+        service.pcl_ray(
+            "submit",
+            "digits",
+            *SMALL,
+            *QUIET,
+            *(LONG if name == "early" else ()),
+            "--name",
+            name,
+            "--no-wait",
+        )
         if name == "early":
-            service.wait_until(lambda: (service.state("early").get("progress") or {}).get("epoch", 0) >= 1, "the first to train")
-    service.wait_until(lambda: all(service.state(name).get("waits_for") for name in names[1:]), "the others to wait")
+            service.wait_until(
+                lambda: (service.state("early").get("progress") or {}).get("epoch", 0) >= 1,
+                "the first to train",
+            )
+    service.wait_until(
+        lambda: all(service.state(name).get("waits_for") for name in names[1:]), "the others to wait"
+    )
     waits = [service.state(name)["waits_for"] for name in names[1:]]
     assert sum("waiting for 3 CPUs: the cluster has 1 of 4 CPUs free" in text for text in waits) == 1
     assert sum("waiting for the turn to start: before us is run" in text for text in waits) == 1
@@ -263,11 +344,17 @@ def test_two_run_side_by_side_where_there_is_room(service: Service) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("token", "said"), [("", "asks for a token"), ("wrong" * 8, "does not take this token")])
-def test_without_the_right_token_nothing_is_accepted(service: Service, tmp_path: Path, token: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("token", "said"), [("", "asks for a token"), ("wrong" * 8, "does not take this token")]
+)
+def test_without_the_right_token_nothing_is_accepted(
+    service: Service, tmp_path: Path, token: str, said: str
+) -> None:
     file = tmp_path / "token"
     file.write_text(token or "\n")
-    stranger = {"PCL_RAY_HOME": str(tmp_path / "other"), "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"} | ({"RAY_AUTH_TOKEN": token} if token else {})
+    stranger = {"PCL_RAY_HOME": str(tmp_path / "other"), "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"} | (
+        {"RAY_AUTH_TOKEN": token} if token else {}
+    )
     before = len(service.cluster.jobs())
     refused = service.pcl_ray("submit", "digits", "--address", service.address, **stranger)
     assert refused.returncode == 2
@@ -282,15 +369,27 @@ def test_without_the_right_token_nothing_is_accepted(service: Service, tmp_path:
 @pytest.mark.slow
 def test_exit_codes_reach_ray(service: Service) -> None:
     script = ("--working-dir", ".", "--submission-id")
-    wrong = service.ray_job("submit", *script, "code-2", "--", "python", "jobs/train.py", "digits", "loss.temprature=0.1")
+    wrong = service.ray_job(
+        "submit", *script, "code-2", "--", "python", "jobs/train.py", "digits", "loss.temprature=0.1"
+    )
     assert wrong.returncode == 1  # Ray's own, for a job that failed
     assert service.cluster.job("code-2")["driver_exit_code"] == 2
     assert "exit code 2" in service.ray_job("status", "code-2").stdout
-    failed = service.pcl_ray("submit", "digits", *SMALL, *QUIET, "optimizer.lr=100", "loss.temperature=0.0001", "--name", "diverges")
+    failed = service.pcl_ray(
+        "submit",
+        "digits",
+        *SMALL,
+        *QUIET,
+        "optimizer.lr=100",
+        "loss.temperature=0.0001",
+        "--name",
+        "diverges",
+    )
     assert failed.returncode == 1, failed.stdout
     assert service.state("diverges")["state"] == "failed"
     assert service.mlflow_run("diverges").info.status == "FAILED"
-    assert service.pcl_ray("submit", "digits", "loss.temprature=0.1").returncode == 2  # before anything is sent
+    # before anything is sent
+    assert service.pcl_ray("submit", "digits", "loss.temprature=0.1").returncode == 2
     service.wait_until(service.free_cpus, "the workers to be gone")
 
 
@@ -301,17 +400,32 @@ def test_mlflow_down_at_submit_costs_a_warning(service: Service) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cannot be reached" in done.stdout
     assert (service.home / "runs" / "unseen" / "mlflow_pending.jsonl").exists()
-    again = service.pcl_ray("submit", "--resume", "unseen", f"tracking.uri=http://127.0.0.1:{service.ports[3]}")
+    again = service.pcl_ray(
+        "submit", "--resume", "unseen", f"tracking.uri=http://127.0.0.1:{service.ports[3]}"
+    )
     assert again.returncode == 0, again.stdout
     assert service.mlflow_run("unseen").info.status == "FINISHED"
 
 
 @pytest.mark.slow
 def test_a_run_without_the_server_is_recorded_whole_in_its_store(service: Service) -> None:
-    """The experiment was made through the server; a plain run writes to the same database and the same folder."""
-    done = service.pcl_ray("submit", "digits", *SMALL, "tracking.pictures=0", "tracking.model=false", "--name", "served")
+    """The experiment was made through the server; a plain run writes to the same database and the same
+    folder.
+    """
+    done = service.pcl_ray(
+        "submit", "digits", *SMALL, "tracking.pictures=0", "tracking.model=false", "--name", "served"
+    )
     assert done.returncode == 0, done.stdout
-    plain = service.pcl_ray("train", "digits", *SMALL, "resources.workers=0", "tracking.pictures=0", "tracking.model=false", "--name", "plain")
+    plain = service.pcl_ray(
+        "train",
+        "digits",
+        *SMALL,
+        "resources.workers=0",
+        "tracking.pictures=0",
+        "tracking.model=false",
+        "--name",
+        "plain",
+    )
     assert (plain.returncode, plain.stderr) == (0, "")
     assert not (service.home / "runs" / "plain" / "mlflow_pending.jsonl").exists()
     for name in ("served", "plain"):
@@ -353,7 +467,11 @@ def test_no_secret_is_in_what_the_cluster_tells_of_jobs(service: Service) -> Non
     again = service.pcl_ray("submit", "digits", *SMALL, *QUIET, "--name", "discreet")
     assert again.returncode == 0, again.stdout
     numbers = [job["submission_id"] for job in service.cluster.jobs()]
-    told = json.dumps(service.cluster.jobs()) + again.stdout + "".join(service.ray_job("logs", number).stdout for number in numbers)
+    told = (
+        json.dumps(service.cluster.jobs())
+        + again.stdout
+        + "".join(service.ray_job("logs", number).stdout for number in numbers)
+    )
     assert "discreet" in told
     own = service.home / "service" / "ray_token"
     for file in service.home.rglob("*"):
@@ -361,7 +479,12 @@ def test_no_secret_is_in_what_the_cluster_tells_of_jobs(service: Service) -> Non
             told += file.read_bytes().decode(errors="replace")
     assert "pcl_ray.run_name" in told  # the database of MLflow is among them
     assert [
-        secret for secret in (service.cluster.token, *(value for name, value in PLANTED.items() if name != "MLFLOW_TRACKING_USERNAME")) if secret in told
+        secret
+        for secret in (
+            service.cluster.token,
+            *(value for name, value in PLANTED.items() if name != "MLFLOW_TRACKING_USERNAME"),
+        )
+        if secret in told
     ] == []
 
 
@@ -375,8 +498,19 @@ def test_metrics_of_a_run_reach_prometheus(service: Service) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{service.ports[2]}/metrics", timeout=10) as answer:
             return answer.read().decode()
 
-    wanted = ("pcl_epoch", "pcl_epochs", "pcl_loss", "pcl_images_per_second", "pcl_step_seconds_median", "pcl_data_wait_share", "pcl_e_step_seconds")
-    service.wait_until(lambda: all(f"ray_{name}{{" in scraped() for name in (*wanted, "pcl_prototype_age_steps")), "the metrics")
+    wanted = (
+        "pcl_epoch",
+        "pcl_epochs",
+        "pcl_loss",
+        "pcl_images_per_second",
+        "pcl_step_seconds_median",
+        "pcl_data_wait_share",
+        "pcl_e_step_seconds",
+    )
+    service.wait_until(
+        lambda: all(f"ray_{name}{{" in scraped() for name in (*wanted, "pcl_prototype_age_steps")),
+        "the metrics",
+    )
     line = next(line for line in scraped().splitlines() if line.startswith("ray_pcl_epochs{"))
     assert 'run="measured"' in line
     assert line.endswith(" 3000.0")

@@ -21,7 +21,8 @@ from pcl_ray.service.loop import Job
 
 def look(shared):
     def private():
-        return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")).split()[1]) / 1024
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
     ray.get(ray.put(0))
     before = private()
     pixels = ray.get(shared.splits).train.pixels
@@ -48,9 +49,24 @@ print("shared")
 """
 
 
-def test_one_copy_serves_the_workers_of_several_runs(run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    words = ("augment.image_size=8", "encoder.width=4", "encoder.blocks=1", "encoder.dim=8", "loss.queue_size=512", "train.batch_size=2048", "train.epochs=1")
-    e_step = ("e_step.warmup_epochs=1", "optimizer.warmup_epochs=0", "resources.workers=2", "tracking.enabled=false")
+def test_one_copy_serves_the_workers_of_several_runs(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    words = (
+        "augment.image_size=8",
+        "encoder.width=4",
+        "encoder.blocks=1",
+        "encoder.dim=8",
+        "loss.queue_size=512",
+        "train.batch_size=2048",
+        "train.epochs=1",
+    )
+    e_step = (
+        "e_step.warmup_epochs=1",
+        "optimizer.warmup_epochs=0",
+        "resources.workers=2",
+        "tracking.enabled=false",
+    )
     done = run_python(SCRIPT, str(tmp_path), *words, *e_step)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "shared" in done.stdout

@@ -20,19 +20,33 @@ from small import DIGITS_RUN
 from pcl_ray.service.folder import home
 
 LIMIT_S = 300  # a guard against hanging, not a measurement
-SMALL = (*[word for word in DIGITS_RUN if not word.startswith(("tracking", "e_step.num_clusters"))], "train.epochs=6", "e_step.warmup_epochs=2")
+SMALL = (
+    *[word for word in DIGITS_RUN if not word.startswith(("tracking", "e_step.num_clusters"))],
+    "train.epochs=6",
+    "e_step.warmup_epochs=2",
+)
 
 Sweep = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., list[str]]:
-    return lambda *words: [sys.executable, "-m", "pcl_ray.cli", "sweep", *words, "--result", str(tmp_path / "result.json")]
+    return lambda *words: [
+        sys.executable,
+        "-m",
+        "pcl_ray.cli",
+        "sweep",
+        *words,
+        "--result",
+        str(tmp_path / "result.json"),
+    ]
 
 
 @pytest.fixture
 def sweep(tmp_path: Path, command: Callable[..., list[str]]) -> Sweep:
-    return lambda *words: subprocess.run(command(*words), capture_output=True, text=True, timeout=LIMIT_S, cwd=tmp_path)
+    return lambda *words: subprocess.run(
+        command(*words), capture_output=True, text=True, timeout=LIMIT_S, cwd=tmp_path
+    )
 
 
 def space(tmp_path: Path, text: str) -> str:
@@ -54,7 +68,9 @@ def recorded(sweep_name: str) -> tuple[Any, dict[str, Any]]:
     experiment = client.get_experiment_by_name("pcl_ray")
     assert experiment is not None
     (parent,) = client.search_runs([experiment.experiment_id], f"tags.`pcl_ray.run_name` = '{sweep_name}'")
-    children = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    children = client.search_runs(
+        [experiment.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    )
     for child in children:
         steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "train/loss")]
         assert len(steps) == len(set(steps))
@@ -71,7 +87,9 @@ space:
 """
 
 
-def test_a_sweep_killed_in_the_middle_goes_on_and_ends_as_one_that_was_not(tmp_path: Path, sweep: Sweep, command: Callable[..., list[str]]) -> None:
+def test_a_sweep_killed_in_the_middle_goes_on_and_ends_as_one_that_was_not(
+    tmp_path: Path, sweep: Sweep, command: Callable[..., list[str]]
+) -> None:
     whole = sweep(space(tmp_path, GRID), *SMALL, "tracking.enabled=false", "--name", "whole")
     assert whole.returncode == 0, whole.stderr
     assert whole.stderr == ""
@@ -80,7 +98,12 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_ends_as_one_that_was_not(tmp_p
     assert expected["metrics"]["sweep/trials_on_shared_warmup"] == 6  # of 8 trials, 2 temperatures
     assert 0 <= expected["metrics"]["eval/test_knn_top1"] <= 1
 
-    process = subprocess.Popen(command(space(tmp_path, GRID), *SMALL, "--name", "cut"), stdout=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True)
+    process = subprocess.Popen(
+        command(space(tmp_path, GRID), *SMALL, "--name", "cut"),
+        stdout=subprocess.DEVNULL,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + LIMIT_S
     while sum(state.get("state") == "finished" for state in _states("cut")) < 2:
         assert process.poll() is None
@@ -89,7 +112,9 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_ends_as_one_that_was_not(tmp_p
     os.kill(process.pid, signal.SIGKILL)
     process.wait(30)
     _wait_until_nothing_trains("cut")
-    finished = {title: _checkpoints(state) for title, state in runs_of("cut").items() if state["state"] == "finished"}
+    finished = {
+        title: _checkpoints(state) for title, state in runs_of("cut").items() if state["state"] == "finished"
+    }
     resumed = sweep("--resume", "cut")
     assert resumed.returncode == 0, resumed.stderr
     result = json.loads((tmp_path / "result.json").read_text())
@@ -98,16 +123,24 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_ends_as_one_that_was_not(tmp_p
     for title, state in runs_of("cut").items():
         assert state["state"] == "finished"
         assert state["trial"]["objective"] == runs_of("whole")[title]["trial"]["objective"]
-        assert finished.get(title, _checkpoints(state)) == _checkpoints(state)  # nothing that was finished has been trained again
+        # nothing that was finished has been trained again
+        assert finished.get(title, _checkpoints(state)) == _checkpoints(state)
     parent, children = recorded("cut")
     assert parent.info.status == "FINISHED"
     assert {child.info.status for child in children.values()} == {"FINISHED"}
     assert children.keys() == runs_of("whole").keys()
-    artifacts = {artifact.path for artifact in MlflowClient(f"sqlite:///{home()}/mlflow/mlflow.db").list_artifacts(parent.info.run_id)}
+    artifacts = {
+        artifact.path
+        for artifact in MlflowClient(f"sqlite:///{home()}/mlflow/mlflow.db").list_artifacts(
+            parent.info.run_id
+        )
+    }
     assert {"best.yaml", "leaderboard.csv", "leaderboard.md", "figures"} <= artifacts
     again = sweep("--resume", "cut")
     assert again.returncode == 0, again.stderr
-    assert {title: _checkpoints(state) for title, state in runs_of("cut").items() if title in finished} == finished
+    assert {
+        title: _checkpoints(state) for title, state in runs_of("cut").items() if title in finished
+    } == finished
 
 
 def _states(sweep_name: str) -> list[dict[str, Any]]:
@@ -121,7 +154,11 @@ def _states(sweep_name: str) -> list[dict[str, Any]]:
 
 
 def _checkpoints(state: dict[str, Any]) -> list[tuple[str, int]]:
-    (path,) = [path.parent for path in (home() / "runs").glob("*/state.json") if path.parent.name.startswith("cut.") and state["title"] in path.read_text()]
+    (path,) = [
+        path.parent
+        for path in (home() / "runs").glob("*/state.json")
+        if path.parent.name.startswith("cut.") and state["title"] in path.read_text()
+    ]
     return sorted((file.name, file.stat().st_mtime_ns) for file in (path / "checkpoints").glob("*.pt"))
 
 
@@ -141,12 +178,24 @@ def _wait_until_nothing_trains(sweep_name: str) -> None:
 
 
 def test_weak_trials_are_stopped_after_the_warmup_and_two_e_steps(sweep: Sweep) -> None:
-    done = sweep("all_three", *SMALL, "train.epochs=12", "--samples", "6", "--scheduler", "asha", "--name", "pruned", "sweep.reduction_factor=2")
+    done = sweep(
+        "all_three",
+        *SMALL,
+        "train.epochs=12",
+        "--samples",
+        "6",
+        "--scheduler",
+        "asha",
+        "--name",
+        "pruned",
+        "sweep.reduction_factor=2",
+    )
     assert done.returncode == 0, done.stderr
     states = runs_of("pruned")
     stopped = {title: state for title, state in states.items() if state["state"] == "stopped early"}
     assert stopped
-    assert all(4 <= state["epochs"] < 12 for state in stopped.values())  # two epochs of warm-up and two E-steps
+    # two epochs of warm-up and two E-steps
+    assert all(4 <= state["epochs"] < 12 for state in stopped.values())
     assert all(state["epochs"] == 12 for title, state in states.items() if title not in stopped)
     parent, children = recorded("pruned")
     assert parent.info.status == "FINISHED"
@@ -180,9 +229,20 @@ def test_a_failing_trial_is_kept_with_its_reason_and_ends_nothing(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_many_that_fail_end_the_sweep_with_the_common_cause_and_it_can_go_on(tmp_path: Path, sweep: Sweep) -> None:
+def test_many_that_fail_end_the_sweep_with_the_common_cause_and_it_can_go_on(
+    tmp_path: Path, sweep: Sweep
+) -> None:
     text = FAILING.replace("[0.9999, 1.0e-4]", "[1.0e-4, 2.0e-4]").replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]")
-    done = sweep(space(tmp_path, text), *SMALL, "tracking.enabled=false", "--name", "all-fail", "--concurrency", "1", "sweep.failures=2")
+    done = sweep(
+        space(tmp_path, text),
+        *SMALL,
+        "tracking.enabled=false",
+        "--name",
+        "all-fail",
+        "--concurrency",
+        "1",
+        "sweep.failures=2",
+    )
     assert done.returncode == 1
     assert "2 trials failed one after the other. 2 of them: the E-step before epoch 3" in done.stderr
     assert "pcl-ray sweep --resume all-fail" in done.stderr
@@ -199,8 +259,22 @@ def test_without_labels_trials_are_compared_by_their_rank(tmp_path: Path, sweep:
     images = np.random.default_rng(0).integers(0, 255, (300, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     text = GRID.replace("space:", "space:\n  data.source: arrays")
-    words = [f"data.path={tmp_path / 'images.npy'}", *[word for word in SMALL if not word.startswith("data.")], "tracking.enabled=false"]
-    done = sweep(space(tmp_path, text), *words, "--name", "bare", "--search", "random", "--samples", "3", "sweep.min_rank=1")
+    words = [
+        f"data.path={tmp_path / 'images.npy'}",
+        *[word for word in SMALL if not word.startswith("data.")],
+        "tracking.enabled=false",
+    ]
+    done = sweep(
+        space(tmp_path, text),
+        *words,
+        "--name",
+        "bare",
+        "--search",
+        "random",
+        "--samples",
+        "3",
+        "sweep.min_rank=1",
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["objective"] == "eval/rankme"
@@ -215,7 +289,13 @@ def test_without_labels_trials_are_compared_by_their_rank(tmp_path: Path, sweep:
 @pytest.mark.slow
 def test_members_of_a_population_really_take_over_from_others(tmp_path: Path, sweep: Sweep) -> None:
     text = GRID.replace("{type: choice, values: [0.1, 0.3]}", "{type: loguniform, low: 0.05, high: 1.0}")
-    words = (*SMALL, "train.epochs=10", "sweep.perturb_epochs=2", "sweep.quantile=0.5", "tracking.enabled=false")
+    words = (
+        *SMALL,
+        "train.epochs=10",
+        "sweep.perturb_epochs=2",
+        "sweep.quantile=0.5",
+        "tracking.enabled=false",
+    )
     done = sweep(space(tmp_path, text), *words, "--samples", "4", "--scheduler", "pbt", "--name", "people")
     assert done.returncode == 0, done.stderr
     states = [json.loads(path.read_text()) for path in (home() / "runs").glob("people.*/state.json")]
@@ -232,20 +312,35 @@ def test_members_of_a_population_really_take_over_from_others(tmp_path: Path, sw
 
 @pytest.mark.slow
 def test_a_population_goes_on_without_a_member_that_failed(tmp_path: Path, sweep: Sweep) -> None:
-    text = "base: digits\nspace:\n  optimizer.lr: {type: choice, values: [0.03, 0.04, 0.05, 100.0]}\n  e_step.num_clusters: '6,12'\n  e_step.patience: 1\n"
-    words = (*SMALL, "train.epochs=8", "sweep.perturb_epochs=2", "sweep.quantile=0.25", "tracking.enabled=false", "e_step.collapse_cone=0.9999")
+    text = (
+        "base: digits\nspace:\n  optimizer.lr: {type: choice, values: [0.03, 0.04, 0.05, 100.0]}\n "
+        " e_step.num_clusters: '6,12'\n  e_step.patience: 1\n"
+    )
+    words = (
+        *SMALL,
+        "train.epochs=8",
+        "sweep.perturb_epochs=2",
+        "sweep.quantile=0.25",
+        "tracking.enabled=false",
+        "e_step.collapse_cone=0.9999",
+    )
     done = sweep(space(tmp_path, text), *words, "--samples", "30", "--scheduler", "pbt", "--name", "fewer")
     assert done.returncode == 0, done.stderr
     states = [json.loads(path.read_text())["state"] for path in (home() / "runs").glob("fewer.*/state.json")]
-    # Exploring may give another member the value that makes it fail; what counts is that the others come to their end.
+    # Exploring may give another member the value that makes it fail; what counts is that the others come to
+    # their end.
     assert len(states) == 4
     assert {"failed", "finished"} == set(states)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_sweep_so_that_it_can_go_on(tmp_path: Path, sweep: Sweep, command: Callable[..., list[str]]) -> None:
+def test_ctrl_c_ends_a_sweep_so_that_it_can_go_on(
+    tmp_path: Path, sweep: Sweep, command: Callable[..., list[str]]
+) -> None:
     words = (space(tmp_path, GRID), *SMALL, "tracking.enabled=false", "--name", "asked")
-    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
     deadline = time.monotonic() + LIMIT_S
     while not any(state.get("state") == "finished" for state in _states("asked")):
         assert process.poll() is None
@@ -274,15 +369,32 @@ def test_trials_with_workers_of_their_own(tmp_path: Path, sweep: Sweep) -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: Path, command: Callable[..., list[str]]) -> None:
-    words = (space(tmp_path, GRID), *SMALL, "train.epochs=40", "tracking.enabled=false", "--name", "lost", "--concurrency", "1")
-    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
+    tmp_path: Path, command: Callable[..., list[str]]
+) -> None:
+    words = (
+        space(tmp_path, GRID),
+        *SMALL,
+        "train.epochs=40",
+        "tracking.enabled=false",
+        "--name",
+        "lost",
+        "--concurrency",
+        "1",
+    )
+    process = subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
     deadline = time.monotonic() + LIMIT_S
     while not any(6 <= state.get("epochs", 0) < 30 for state in _states("lost")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    trials = [pid for pid in _descendants(process.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::ResourceTrainable")]
+    trials = [
+        pid
+        for pid in _descendants(process.pid)
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::ResourceTrainable")
+    ]
     assert trials
     for pid in trials:
         os.kill(pid, signal.SIGKILL)

@@ -46,7 +46,9 @@ def filled(key: str = "1/2", parts: list[tuple[str, np.ndarray, np.ndarray]] | N
     return actor
 
 
-def ask(actor: EStepActor, request: EStepRequest = REQUEST, key: str = "1/2", previous: ClusterSet | None = None) -> EStepAnswer:
+def ask(
+    actor: EStepActor, request: EStepRequest = REQUEST, key: str = "1/2", previous: ClusterSet | None = None
+) -> EStepAnswer:
     return actor.run(key, request, previous, OF, OF[:Q])
 
 
@@ -54,7 +56,11 @@ def same(a: ClusterSet | None, b: ClusterSet | None) -> bool:
     assert a is not None
     assert b is not None
     names = ("prototypes", "assignments", "concentration")
-    return all(torch.equal(getattr(x, n), getattr(y, n)) for x, y in zip(a.clusterings, b.clusterings, strict=True) for n in names)
+    return all(
+        torch.equal(getattr(x, n), getattr(y, n))
+        for x, y in zip(a.clusterings, b.clusterings, strict=True)
+        for n in names
+    )
 
 
 def figures(answer: EStepAnswer) -> dict[str, float]:
@@ -66,12 +72,21 @@ def test_an_answer_holds_the_clusters_and_the_figures() -> None:
     actor.ping()
     answer = ask(actor)
     assert (answer.refused, answer.missing) == ("", "")
-    expected = cluster(features(N), CONFIG.e_step, epoch=2, temperature=CONFIG.loss.temperature, seed=CONFIG.seed)
+    expected = cluster(
+        features(N), CONFIG.e_step, epoch=2, temperature=CONFIG.loss.temperature, seed=CONFIG.seed
+    )
     assert same(answer.clusters, expected)
     assert answer.clusters is not None
     assert answer.clusters.epoch == 2
     assert [answer.metrics[f"cluster/{m}/k"] for m in (0, 1)] == [3.0, 7.0]
-    assert {"eval/rankme", "eval/knn_top1", "cluster/0/ami", "cluster/1/purity", "cluster/1/phi_mean", "cluster/0/empty"} <= set(answer.metrics)
+    assert {
+        "eval/rankme",
+        "eval/knn_top1",
+        "cluster/0/ami",
+        "cluster/1/purity",
+        "cluster/1/phi_mean",
+        "cluster/0/empty",
+    } <= set(answer.metrics)
     assert all(isinstance(value, float) and np.isfinite(value) for value in answer.metrics.values())
 
 
@@ -79,14 +94,17 @@ def test_an_answer_holds_the_clusters_and_the_figures() -> None:
 def test_the_order_in_which_shards_arrive_does_not_matter(order: list[int], repeats: int) -> None:
     parts = shards() + shards("holdout")
     mixed = [parts[i] for i in order]
-    reversed_rows = [(part, rows[::-1], values[::-1]) for part, rows, values in mixed] if repeats == 2 else mixed
+    reversed_rows = (
+        [(part, rows[::-1], values[::-1]) for part, rows, values in mixed] if repeats == 2 else mixed
+    )
     answer, expected = ask(filled(parts=reversed_rows)), ask(filled())
     assert same(answer.clusters, expected.clusters)
     assert figures(answer) == figures(expected)
 
 
 def test_workers_push_at_the_same_time() -> None:
-    actor, parts = EStepActor(CONFIG), shards(count=20) + shards("holdout", 20)  # 12 images over 20 workers: some push empty shards
+    # 12 images over 20 workers: some push empty shards
+    actor, parts = EStepActor(CONFIG), shards(count=20) + shards("holdout", 20)
     threads = [threading.Thread(target=actor.push, args=("1/2", *part)) for part in parts]
     for thread in threads:
         thread.start()
@@ -111,7 +129,8 @@ def test_missing_shards_are_said_and_sent_again(arrived: int) -> None:
 def test_missing_held_out_shards_are_said_too(arrived: int) -> None:
     parts = shards() + shards("holdout")[:arrived]
     assert ask(filled(parts=parts)).missing == f"{3 - arrived} of 3 shards of holdout features"
-    assert ask(filled(parts=parts), replace(REQUEST, evaluate=False)).missing == ""  # nor are they pushed then
+    # nor are they pushed then
+    assert ask(filled(parts=parts), replace(REQUEST, evaluate=False)).missing == ""
 
 
 def test_another_key_drops_the_old_shards() -> None:
@@ -142,7 +161,9 @@ def test_shards_are_used_once() -> None:
     ],
 )
 def test_features_that_cannot_be_clustered_are_refused_and_not_raised(rows: np.ndarray, said: str) -> None:
-    actor = filled(parts=[("train", ids, rows[ids]) for ids in np.array_split(np.arange(N), 3)] + shards("holdout"))
+    actor = filled(
+        parts=[("train", ids, rows[ids]) for ids in np.array_split(np.arange(N), 3)] + shards("holdout")
+    )
     answer = ask(actor)
     assert answer.clusters is None
     assert answer.missing == ""
@@ -151,7 +172,9 @@ def test_features_that_cannot_be_clustered_are_refused_and_not_raised(rows: np.n
 
 
 def test_a_diverged_encoder_during_warm_up_is_no_exception() -> None:
-    broken = [(part, rows, np.full_like(values, np.nan)) for part, rows, values in shards() + shards("holdout")]
+    broken = [
+        (part, rows, np.full_like(values, np.nan)) for part, rows, values in shards() + shards("holdout")
+    ]
     answer = ask(filled(parts=broken), replace(REQUEST, cluster=False))
     assert (answer.refused, answer.missing, answer.clusters) == ("", "", None)
     assert "eval/rankme" not in answer.metrics
@@ -160,7 +183,13 @@ def test_a_diverged_encoder_during_warm_up_is_no_exception() -> None:
 def test_measuring_without_clustering() -> None:
     answer = ask(filled(), replace(REQUEST, cluster=False))
     assert answer.clusters is None
-    assert set(answer.metrics) == {"eval/rankme", "eval/areq", "eval/uniformity", "eval/knn_top1", "perf/evaluation_seconds"}
+    assert set(answer.metrics) == {
+        "eval/rankme",
+        "eval/areq",
+        "eval/uniformity",
+        "eval/knn_top1",
+        "perf/evaluation_seconds",
+    }
 
 
 def test_clustering_without_measuring() -> None:
@@ -192,7 +221,8 @@ def test_clusters_are_compared_with_the_previous_ones() -> None:
     assert "cluster/0/nmi_previous" not in first.metrics
     again = ask(filled(), previous=first.clusters)
     assert again.metrics["cluster/0/nmi_previous"] == pytest.approx(1.0)
-    later = ask(filled(), replace(REQUEST, epoch=3), previous=first.clusters)  # a warm start: the same features keep their clusters
+    # a warm start: the same features keep their clusters
+    later = ask(filled(), replace(REQUEST, epoch=3), previous=first.clusters)
     assert later.metrics["cluster/1/nmi_previous"] == pytest.approx(1.0)
     assert later.metrics["cluster/1/cold"] == 0
     anew = EStepActor(config_of(warm_start="none"))

@@ -1,4 +1,6 @@
-"""What a run leaves behind, read again by those who look at it: report, figures, note, record; and the commands that show them."""
+"""What a run leaves behind, read again by those who look at it: report, figures, note, record; and the
+commands that show them.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,18 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setenv("PCL_RAY_HOME", str(folder))
         patched.delenv("MLFLOW_TRACKING_URI", raising=False)
         asked = request.check(
-            "digits", [*WITH_MLFLOW, "resources.workers=0", "tracking.pictures=3", "tracking.system_metrics_s=0.2", "tracking.register_as=enc"]
+            "digits",
+            [
+                *WITH_MLFLOW,
+                "resources.workers=0",
+                "tracking.pictures=3",
+                "tracking.system_metrics_s=0.2",
+                "tracking.register_as=enc",
+            ],
         )
-        run.start(asked, name="one", command="pcl-ray train digits --name one", display=Display(io.StringIO()))
+        run.start(
+            asked, name="one", command="pcl-ray train digits --name one", display=Display(io.StringIO())
+        )
     return folder
 
 
@@ -56,7 +67,12 @@ def recorded(there: Path) -> Any:
 
 def test_a_record_has_everything_that_reports_need(there: Path) -> None:
     record = records.read("one")
-    assert (record.state, record.epochs, record.num_images, record.num_clusters) == ("finished", 4, 300, (6, 12))
+    assert (record.state, record.epochs, record.num_images, record.num_clusters) == (
+        "finished",
+        4,
+        300,
+        (6, 12),
+    )
     assert record.command == "pcl-ray train digits --name one"
     assert record.class_names == tuple(map(str, range(10)))
     assert record.exhibit is not None
@@ -77,14 +93,25 @@ def test_all_figures_of_all_epochs_are_in_the_table(there: Path) -> None:
 def test_the_dashboard_has_about_25_figures_and_counts_clusterings_by_index(recorded: Any) -> None:
     _, found = recorded
     names = {name for name in found.data.metrics if not name.startswith("system/")}
-    assert {"train/gradient_norm", "train/feature_std", "cluster/0/collisions", "cluster/1/phi_p90", "perf/device_minutes", "epoch"} <= names
+    assert {
+        "train/gradient_norm",
+        "train/feature_std",
+        "cluster/0/collisions",
+        "cluster/1/phi_p90",
+        "perf/device_minutes",
+        "epoch",
+    } <= names
     assert not {"cluster/0/purity", "perf/step_seconds_p95"} & names
     assert len({name.replace("/1/", "/0/").replace("prototype_1", "prototype_0") for name in names}) <= 32
 
 
 def test_params_are_numbers_where_they_can_be(recorded: Any) -> None:
     params = recorded[1].data.params
-    assert (params["plan.num_clusters_0"], params["plan.num_clusters_1"], params["plan.num_clusters_total"]) == ("6", "12", "18")
+    assert (
+        params["plan.num_clusters_0"],
+        params["plan.num_clusters_1"],
+        params["plan.num_clusters_total"],
+    ) == ("6", "12", "18")
     assert float(params["loss.temperature"]) == 0.2
     assert params["plan.num_images"] == "300"
 
@@ -98,7 +125,13 @@ def test_the_data_set_is_an_input(recorded: Any) -> None:
 
 def test_the_note_tells_command_recipe_data_and_result(recorded: Any) -> None:
     note = recorded[1].data.tags[tracking.NOTE]
-    for part in ("**one**: finished", "`pcl-ray train digits --name one`", "300 images", "K = 6, 12", "| kNN accuracy"):
+    for part in (
+        "**one**: finished",
+        "`pcl-ray train digits --name one`",
+        "300 images",
+        "K = 6, 12",
+        "| kNN accuracy",
+    ):
         assert part in note
 
 
@@ -106,7 +139,11 @@ def test_pictures_are_on_the_slider_from_step_0_to_the_last(recorded: Any, there
     client, found = recorded
     files = [entry.path for entry in client.list_artifacts(found.info.run_id, "images")]
     for key in ("prototypes~0", "prototypes~1", "clusters~phi", "clusters~sizes", "map", "views"):
-        steps = {int(path.split("+step+")[1].split("+")[0]) for path in files if path.startswith(f"images/{key}+") and path.endswith(".png")}
+        steps = {
+            int(path.split("+step+")[1].split("+")[0])
+            for path in files
+            if path.startswith(f"images/{key}+") and path.endswith(".png")
+        }
         assert {0, 15} <= steps, key
     assert list((there / "runs/one/pictures").iterdir()) == []  # the server has them
 
@@ -114,14 +151,20 @@ def test_pictures_are_on_the_slider_from_step_0_to_the_last(recorded: Any, there
 def test_the_model_is_registered_with_its_aliases(recorded: Any) -> None:
     client, found = recorded
     assert str(client.get_model_version_by_alias("enc", "best").version) == "1"
-    assert [str(version.version) for version in client.search_model_versions("name = 'enc'")] == ["1"]  # MLflow itself reads @latest as the newest
+    # MLflow itself reads @latest as the newest
+    assert [str(version.version) for version in client.search_model_versions("name = 'enc'")] == ["1"]
     assert len(found.outputs.model_outputs) == 2
 
 
 def test_saved_views_and_artifacts_are_there(recorded: Any) -> None:
     client, found = recorded
     assert "mlflow.sharedViewState.pcl" in client.get_experiment(found.info.experiment_id).tags
-    assert {entry.path for entry in client.list_artifacts(found.info.run_id)} >= {"report.html", "figures.csv", "config.yaml", "images"}
+    assert {entry.path for entry in client.list_artifacts(found.info.run_id)} >= {
+        "report.html",
+        "figures.csv",
+        "config.yaml",
+        "images",
+    }
 
 
 def test_system_figures_have_the_phase_beside_them(recorded: Any) -> None:
@@ -166,13 +209,17 @@ def test_a_watch_ends_when_it_is_told_to() -> None:
 
 
 @pytest.mark.parametrize("words", [["report", "one"], ["doctor", "one"]])
-def test_commands_that_look_at_a_run(words: list[str], there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_that_look_at_a_run(
+    words: list[str], there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(words) == 0
     assert capsys.readouterr().out.strip()
     assert (there / "runs/one/report.html").stat().st_size > 10_000
 
 
-def test_compare_takes_two_runs_or_more(there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_takes_two_runs_or_more(
+    there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(there / "runs/one", there / "runs/two", dirs_exist_ok=True)
     target = tmp_path / "both.html"
     assert cli.main(["compare", "one", "two", "--out", str(target)]) == 0
@@ -191,7 +238,9 @@ def test_compare_takes_two_runs_or_more(there: Path, tmp_path: Path, capsys: pyt
         (["ui", "--port", "99999999"], "a port is a number"),
     ],
 )
-def test_mistakes_are_one_sentence_and_exit_code_2(words: list[str], said: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_sentence_and_exit_code_2(
+    words: list[str], said: str, there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert said in error
@@ -199,7 +248,11 @@ def test_mistakes_are_one_sentence_and_exit_code_2(words: list[str], said: str, 
 
 
 def test_a_run_without_tracking_has_its_report_too() -> None:
-    run.start(request.check("digits", [*DIGITS_RUN, "resources.workers=0"]), name="plain", display=Display(io.StringIO()))
+    run.start(
+        request.check("digits", [*DIGITS_RUN, "resources.workers=0"]),
+        name="plain",
+        display=Display(io.StringIO()),
+    )
     folder = home() / "runs" / "plain"
     assert (folder / "report.html").is_file()
     assert records.read("plain").exhibit is not None  # drawn at the end alone
@@ -210,14 +263,22 @@ def test_a_run_without_tracking_has_its_report_too() -> None:
 def test_a_server_that_is_killed_in_the_middle_gets_everything_when_it_is_back(tmp_path: Path) -> None:
     port = free_port()
     store, artifacts = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts"
-    words = [*WITH_MLFLOW, "resources.workers=0", "train.epochs=40", "tracking.flush_s=0.2", f"tracking.uri=http://127.0.0.1:{port}"]
+    words = [
+        *WITH_MLFLOW,
+        "resources.workers=0",
+        "train.epochs=40",
+        "tracking.flush_s=0.2",
+        f"tracking.uri=http://127.0.0.1:{port}",
+    ]
     command = [sys.executable, "-m", "pcl_ray.cli", "train", "digits", *words, "--name", "hit"]
     errors, environment = tmp_path / "stderr", {**os.environ, "OMP_NUM_THREADS": "1"}
     lines = []
     with (
         tracking_server.serving(store, artifacts, host="127.0.0.1", port=port) as (_, server),
         errors.open("w") as error,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=error, text=True, env=environment) as training,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=error, text=True, env=environment
+        ) as training,
     ):
         assert training.stdout is not None
         for line in training.stdout:
@@ -238,13 +299,20 @@ def test_a_server_that_is_killed_in_the_middle_gets_everything_when_it_is_back(t
         client = MlflowClient(address)
         found = client.get_run(json.loads((home() / "runs/hit/state.json").read_text())["mlflow_run_id"])
         assert found.info.status == "FINISHED"
-        assert sorted({point.step for point in client.get_metric_history(found.info.run_id, "eval/knn_top1")}) == [4 * epoch + 3 for epoch in range(40)]
+        assert sorted(
+            {point.step for point in client.get_metric_history(found.info.run_id, "eval/knn_top1")}
+        ) == [4 * epoch + 3 for epoch in range(40)]
         pictures = {
-            entry.path.split("+step+")[1].split("+")[0] for entry in client.list_artifacts(found.info.run_id, "images") if "/prototypes~0+" in entry.path
+            entry.path.split("+step+")[1].split("+")[0]
+            for entry in client.list_artifacts(found.info.run_id, "images")
+            if "/prototypes~0+" in entry.path
         }
         assert {"0", "159"} <= pictures
         assert len(found.outputs.model_outputs) == 2
-        assert {entry.path for entry in client.list_artifacts(found.info.run_id)} >= {"report.html", "figures.csv"}
+        assert {entry.path for entry in client.list_artifacts(found.info.run_id)} >= {
+            "report.html",
+            "figures.csv",
+        }
     assert not pending.exists()
 
 

@@ -15,7 +15,9 @@ def config(size: int = 8, **knobs: object) -> AugmentConfig:
 
 
 def image(channels: int = 3, height: int = 12, width: int = 16, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, (channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def views(settings: AugmentConfig, picture: Tensor, count: int = 40) -> list[Tensor]:
@@ -61,7 +63,9 @@ def test_with_everything_off_a_view_is_the_image(version: str, channels: int) ->
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize(("flip", "lowest", "highest"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])
-def test_flips_are_left_to_right_and_as_frequent_as_asked(version: str, flip: float, lowest: int, highest: int) -> None:
+def test_flips_are_left_to_right_and_as_frequent_as_asked(
+    version: str, flip: float, lowest: int, highest: int
+) -> None:
     picture = image(1, 8, 8)
     seen = views(config(8, **{**OFF, "version": version, "flip": flip}), picture, 200)
     flipped = sum(torch.equal(view, picture.flip(2)) for view in seen)
@@ -101,8 +105,14 @@ def test_hue_alone_turns_the_colours_but_not_grey_images() -> None:
 def test_crops_keep_at_least_the_configured_share() -> None:
     """On a ramp the span of the values in a view tells how wide the crop was."""
     ramp = torch.arange(0, 256, dtype=torch.uint8).expand(1, 256, 256).contiguous()
-    wide = [float(view.max()) - float(view.min()) for view in views(config(64, **{**OFF, "min_crop": 0.8}), ramp, 100)]
-    narrow = [float(view.max()) - float(view.min()) for view in views(config(64, **{**OFF, "min_crop": 0.05}), ramp, 100)]
+    wide = [
+        float(view.max()) - float(view.min())
+        for view in views(config(64, **{**OFF, "min_crop": 0.8}), ramp, 100)
+    ]
+    narrow = [
+        float(view.max()) - float(view.min())
+        for view in views(config(64, **{**OFF, "min_crop": 0.05}), ramp, 100)
+    ]
     assert min(wide) > 255 * (0.8 * 3 / 4) ** 0.5 - 8
     assert min(narrow) < 255 * 0.5 < max(narrow)
 

@@ -1,4 +1,6 @@
-"""LiDAR's views: which images and which views of them, on how many workers, and that a run trains as it would without."""
+"""LiDAR's views: which images and which views of them, on how many workers, and that a run trains as it would
+without.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,16 @@ N, DIM = 150, 6
 
 
 def config_of(**knobs: object) -> RunConfig:
-    small = {"augment.image_size": 8, "encoder.dim": DIM, "train.batch_size": 16, "evaluation.lidar_images": 100, "evaluation.lidar_views": 6}
-    return configs.with_overrides(RunConfig(), GREY_ENCODER | small | {name.replace("__", "."): value for name, value in knobs.items()})
+    small = {
+        "augment.image_size": 8,
+        "encoder.dim": DIM,
+        "train.batch_size": 16,
+        "evaluation.lidar_images": 100,
+        "evaluation.lidar_views": 6,
+    }
+    return configs.with_overrides(
+        RunConfig(), GREY_ENCODER | small | {name.replace("__", "."): value for name, value in knobs.items()}
+    )
 
 
 def images() -> ArrayImages:
@@ -56,7 +66,9 @@ def learner_of(config: RunConfig) -> Learner:
     learner.pair.train()
     with torch.no_grad():
         for _ in range(5):
-            learner.pair.key(torch.randn(32, config.data.channels, 8, 8, generator=torch.Generator().manual_seed(0)))
+            learner.pair.key(
+                torch.randn(32, config.data.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+            )
     return learner
 
 
@@ -91,19 +103,26 @@ def test_each_image_has_as_many_different_views() -> None:
     for rows in found:
         assert len({row.numpy().tobytes() for row in rows}) == 6
     trained = TrainingLoader(images(), config).views(0, [sampled(N, 100)])
-    assert not torch.equal(next(trained).query_views, next(TrainingLoader(images(), config).views(2**31 - 1, [sampled(N, 100)])).query_views)
+    assert not torch.equal(
+        next(trained).query_views,
+        next(TrainingLoader(images(), config).views(2**31 - 1, [sampled(N, 100)])).query_views,
+    )
 
 
 def test_fewer_views_are_the_first_of_many_and_odd_numbers_are_rounded_up() -> None:
     learner = learner_of(config_of())
-    many, few = (augmented_views(config_of(evaluation__lidar_views=count)).features(learner) for count in (10, 3))
+    many, few = (
+        augmented_views(config_of(evaluation__lidar_views=count)).features(learner) for count in (10, 3)
+    )
     assert few.shape == (100, 4, DIM)
     assert torch.equal(many[:, :4], few)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 @pytest.mark.parametrize("count", [100, 5])
-def test_the_workers_parts_together_are_those_of_one(world_size: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_workers_parts_together_are_those_of_one(
+    world_size: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of five images, two of seven workers have none."""
     config = config_of(evaluation__lidar_images=count)
     learner = learner_of(config)
@@ -113,7 +132,9 @@ def test_the_workers_parts_together_are_those_of_one(world_size: int, count: int
         monkeypatch.setattr(augmented, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(augmented, "world_size", lambda: world_size)
         parts.append(augmented_views(config).features(learner))
-    assert [len(part) for part in parts] == [len(part) for part in np.array_split(np.arange(count), world_size)]
+    assert [len(part) for part in parts] == [
+        len(part) for part in np.array_split(np.arange(count), world_size)
+    ]
     assert torch.allclose(torch.cat(parts), whole, atol=1e-5)
 
 
@@ -127,7 +148,9 @@ def test_figures_and_what_is_left_as_it_was() -> None:
     assert all(torch.equal(value, learner.pair.state_dict()[name]) for name, value in before[1].items())
     assert learner.pair.key.training
     assert figures.keys() == {"eval/lidar", "perf/lidar_seconds"}
-    assert figures["eval/lidar"] == lidar(measured.features(learner)) == measured.figures(learner)["eval/lidar"]
+    assert (
+        figures["eval/lidar"] == lidar(measured.features(learner)) == measured.figures(learner)["eval/lidar"]
+    )
     assert 1 <= figures["eval/lidar"] <= DIM
     with torch.no_grad():
         next(learner.pair.key.parameters()).fill_(float("nan"))
@@ -138,14 +161,23 @@ def pictures(folder: Path, count: int = 40) -> Images:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
-        Image.fromarray(rng.integers(0, 255, (10 + i % 3, 12, 3), dtype=np.uint8)).save(folder / f"{i:03d}.png")
+        Image.fromarray(rng.integers(0, 255, (10 + i % 3, 12, 3), dtype=np.uint8)).save(
+            folder / f"{i:03d}.png"
+        )
     return folders.find_images(folder, 3)
 
 
 @pytest.mark.parametrize("engine", ["batch", "torchvision"])
 def test_views_of_files(tmp_path: Path, engine: str) -> None:
-    colour = {"data__channels": 3, "augment__mean": (0.5,) * 3, "augment__std": (0.5,) * 3, "data__loader_workers": 0}
-    config = config_of(augment__engine=engine, evaluation__lidar_images=25, evaluation__lidar_views=4, **colour)
+    colour = {
+        "data__channels": 3,
+        "augment__mean": (0.5,) * 3,
+        "augment__std": (0.5,) * 3,
+        "data__loader_workers": 0,
+    }
+    config = config_of(
+        augment__engine=engine, evaluation__lidar_images=25, evaluation__lidar_views=4, **colour
+    )
     data, learner = pictures(tmp_path / "data"), learner_of(config)
     state = torch.get_rng_state()
     found = augmented_views(config, data).features(learner)
@@ -168,7 +200,9 @@ def test_views_are_made_in_full_precision_where_the_encoder_has_less(monkeypatch
 
     original = augmented.views_for
     monkeypatch.setattr(augmented, "precision", halved)
-    monkeypatch.setattr(augmented, "views_for", lambda learner, views: seen.append(views.dtype) or original(learner, views))
+    monkeypatch.setattr(
+        augmented, "views_for", lambda learner, views: seen.append(views.dtype) or original(learner, views)
+    )
     found = augmented_views(config).features(learner)
     assert set(seen) == {torch.float32}
     assert not torch.equal(found, exact)
@@ -186,7 +220,9 @@ def train(*words: str) -> int:
 
 
 def state_of(name: str, epoch: int) -> checkpoint.RunState:
-    return checkpoint.load(Path(os.environ["PCL_RAY_HOME"], "runs", name, "checkpoints", f"epoch_{epoch:05d}.pt"))
+    return checkpoint.load(
+        Path(os.environ["PCL_RAY_HOME"], "runs", name, "checkpoints", f"epoch_{epoch:05d}.pt")
+    )
 
 
 def figures_of(name: str, epoch: int) -> list[float | None]:
@@ -203,7 +239,11 @@ def numbers(name: str, epoch: int) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("words", [(), ("augment.engine=torchvision", "data.loader_workers=0", "train.epochs=2")], ids=["batch", "torchvision"])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("augment.engine=torchvision", "data.loader_workers=0", "train.epochs=2")],
+    ids=["batch", "torchvision"],
+)
 def test_a_run_trains_as_it_would_without(words: tuple[str, ...]) -> None:
     for name, more in (("with", LIDAR), ("without", ())):
         assert train("--name", name, *words, *more) == 0
@@ -245,12 +285,18 @@ class StopsIn(Display):
 
 
 def test_a_run_that_goes_on_has_the_figures_at_the_same_epochs() -> None:
-    """With overlap the E-step after epoch 2 is begun again: its figures are not those of epoch 3, also where LiDAR is asked for only now."""
+    """With overlap the E-step after epoch 2 is begun again: its figures are not those of epoch 3, also where
+    LiDAR is asked for only now.
+    """
     words = ("e_step.overlap=true", "e_step.switch_step=2")
     assert train("--name", "whole", *words, *LIDAR) == 0
     for first, seen in ((LIDAR, [True] * 4), ((), [False, True, True, True])):
         with pytest.raises(run.Stopped):
-            run.start(request.check("digits", [*TINY, *words, *first]), name=f"cut{len(first)}", display=StopsIn(2))
+            run.start(
+                request.check("digits", [*TINY, *words, *first]), name=f"cut{len(first)}", display=StopsIn(2)
+            )
         assert cli.main(["train", "--resume", f"cut{len(first)}", *LIDAR]) == 0
-        expected = [figure if there else None for figure, there in zip(figures_of("whole", 4), seen, strict=True)]
+        expected = [
+            figure if there else None for figure, there in zip(figures_of("whole", 4), seen, strict=True)
+        ]
         assert figures_of(f"cut{len(first)}", 4) == expected

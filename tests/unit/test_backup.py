@@ -39,7 +39,12 @@ def test_a_lost_store_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     uri, port = f"sqlite:///{store}/mlflow.db", free_port()
     with tracking_server.serving(uri, store / "artifacts", host="127.0.0.1", port=port) as (address, _):
         assert cli.main([*words, f"tracking.uri={address}", "--name", "before"]) == 0
-        subprocess.run(["sh", "-ec", lines_of_the_manual(backup)], check=True, timeout=60, env={**os.environ, "PCL_RAY_HOME": str(home())})
+        subprocess.run(
+            ["sh", "-ec", lines_of_the_manual(backup)],
+            check=True,
+            timeout=60,
+            env={**os.environ, "PCL_RAY_HOME": str(home())},
+        )
         assert cli.main([*words, f"tracking.uri={address}", "--name", "after"]) == 0
     shutil.rmtree(store)
     store.mkdir()
@@ -52,6 +57,9 @@ def test_a_lost_store_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (run,) = client.search_runs([experiment.experiment_id])
         assert run.data.tags["pcl_ray.run_name"] == "before"
         assert run.info.status == "FINISHED"
-        assert "num_clusters" in Path(client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))).read_text()
+        assert (
+            "num_clusters"
+            in Path(client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))).read_text()
+        )
         assert cli.main(["train", "--resume", "before", "train.epochs=6"]) == 0  # and it is written to
         assert client.get_run(run.info.run_id).data.metrics["epoch"] == 5

@@ -26,7 +26,9 @@ def assigned(rows: Tensor, centroids: Tensor, limit: int, ids: Tensor | None = N
 
 
 def reference(rows: list[list[int]], centroids: list[list[int]], limit: int) -> list[int]:
-    """Full clusters close, keep their nearest (of equal ones the lowest id), and send the others to the nearest that is open (of equal ones the lowest id)."""
+    """Full clusters close, keep their nearest (of equal ones the lowest id), and send the others to the
+    nearest that is open (of equal ones the lowest id).
+    """
 
     def distance(i: int, j: int) -> int:
         return sum((a - b) ** 2 for a, b in zip(rows[i], centroids[j], strict=True))
@@ -38,15 +40,26 @@ def reference(rows: list[list[int]], centroids: list[list[int]], limit: int) -> 
         is_open -= {j for j in everywhere if labels.count(j) >= limit}
         sent = []
         for j in everywhere:
-            members = sorted((i for i in range(len(rows)) if labels[i] == j), key=lambda i: (distance(i, j), i))
+            members = sorted(
+                (i for i in range(len(rows)) if labels[i] == j), key=lambda i: (distance(i, j), i)
+            )
             sent += members[limit:]
         for i in sent:
             labels[i] = min(is_open, key=lambda j: (distance(i, j), j))
     return labels
 
 
-@given(n=st.integers(1, 40), k=st.integers(1, 8), slack=st.integers(0, 4), size=st.integers(0, 3), dim=st.integers(1, 3), seed=st.integers(0, 1000))
-def test_equals_the_reference_and_never_exceeds_the_cap(n: int, k: int, slack: int, size: int, dim: int, seed: int) -> None:
+@given(
+    n=st.integers(1, 40),
+    k=st.integers(1, 8),
+    slack=st.integers(0, 4),
+    size=st.integers(0, 3),
+    dim=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+def test_equals_the_reference_and_never_exceeds_the_cap(
+    n: int, k: int, slack: int, size: int, dim: int, seed: int
+) -> None:
     draw = torch.Generator().manual_seed(seed)
     rows, centroids = (torch.randint(-size, size + 1, (m, dim), generator=draw) for m in (n, k))
     limit = math.ceil(n / k) + slack
@@ -57,7 +70,8 @@ def test_equals_the_reference_and_never_exceeds_the_cap(n: int, k: int, slack: i
 
 def test_the_nearest_stay_and_the_others_go_to_the_next() -> None:
     rows = torch.tensor([[0.0], [0.1], [0.2], [0.3], [3.0]])
-    assert assigned(rows, torch.tensor([[0.0], [1.0], [9.0]]), 2) == [0, 0, 1, 1, 2]  # 3.0 is nearer to 1.0, which 0.2 and 0.3 fill
+    # 3.0 is nearer to 1.0, which 0.2 and 0.3 fill
+    assert assigned(rows, torch.tensor([[0.0], [1.0], [9.0]]), 2) == [0, 0, 1, 1, 2]
 
 
 def test_equally_near_points_stay_by_their_ids_and_not_by_their_order() -> None:
@@ -71,7 +85,10 @@ def test_a_full_cluster_takes_no_one_in_also_not_somebody_nearer() -> None:
 
 
 def test_nothing_changes_where_all_have_room() -> None:
-    rows, centroids = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    rows, centroids = (
+        torch.randn(50, 3, generator=torch.Generator().manual_seed(0)),
+        torch.randn(5, 3, generator=torch.Generator().manual_seed(1)),
+    )
     assert assigned(rows, centroids, 50) == FAISS(Points.of(rows), centroids).tolist()
 
 
@@ -97,9 +114,23 @@ def lopsided(n: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("shortlist_from", [0, 2])
 def test_no_cluster_of_an_e_step_exceeds_the_cap(balance: float, shortlist_from: int) -> None:
     data = lopsided(600)
-    config = EStepConfig(num_clusters=(7, 20), restarts=1, threads=1, cold_iterations=8, balance=balance, shortlist_from=shortlist_from)
+    config = EStepConfig(
+        num_clusters=(7, 20),
+        restarts=1,
+        threads=1,
+        cold_iterations=8,
+        balance=balance,
+        shortlist_from=shortlist_from,
+    )
     cold = cluster(data, config, epoch=3, temperature=0.2, seed=0)
-    warm = cluster(F.normalize(data + 0.05 * lopsided(600, 1), dim=1), config, epoch=4, temperature=0.2, seed=0, previous=cold)
+    warm = cluster(
+        F.normalize(data + 0.05 * lopsided(600, 1), dim=1),
+        config,
+        epoch=4,
+        temperature=0.2,
+        seed=0,
+        previous=cold,
+    )
     for found in (cold, warm):
         for k, clustering in zip((7, 20), found.clusterings, strict=True):
             assert clustering.sizes.max() <= math.ceil(balance * 600 / k)
@@ -107,4 +138,5 @@ def test_no_cluster_of_an_e_step_exceeds_the_cap(balance: float, shortlist_from:
             assert torch.isfinite(clustering.concentration).all()
     free = cluster(data, config.model_copy(update={"balance": None}), epoch=3, temperature=0.2, seed=0)
     if balance < 2:
-        assert free.clusterings[1].sizes.max() > math.ceil(balance * 600 / 20)  # there was something to hold back
+        # there was something to hold back
+        assert free.clusterings[1].sizes.max() > math.ceil(balance * 600 / 20)

@@ -50,7 +50,9 @@ def clusters() -> ClusterSet:
 def state(epoch: int = 2, made: Learner | None = None, with_clusters: bool = True) -> RunState:
     history = [{"epoch": 0, "step": 9, "metrics": {"train/loss": 1.25, "train/lr": 0.1}}]
     current = (made or learner()).state_dict()
-    return RunState(epoch, current, clusters() if with_clusters else None, [torch.get_rng_state()], history, ENCODER, 1)
+    return RunState(
+        epoch, current, clusters() if with_clusters else None, [torch.get_rng_state()], history, ENCODER, 1
+    )
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -127,12 +129,15 @@ def test_there_is_no_latest_in_an_empty_or_missing_folder(tmp_path: Path) -> Non
 def test_a_cut_file_is_refused(tmp_path: Path, share: float) -> None:
     path = checkpoint.save(state(4), tmp_path, keep=1)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(RunFailed, match=r"epoch_00004\.pt cannot be read .*remove it to go on from the one before"):
+    with pytest.raises(
+        RunFailed, match=r"epoch_00004\.pt cannot be read .*remove it to go on from the one before"
+    ):
         checkpoint.load(path)
 
 
 def test_a_file_of_zeros_of_the_right_length_is_refused(tmp_path: Path) -> None:
-    path = checkpoint.save(state(4), tmp_path, keep=1)  # what a file system may leave behind after a power cut
+    # what a file system may leave behind after a power cut
+    path = checkpoint.save(state(4), tmp_path, keep=1)
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(RunFailed, match="cannot be read"):
         checkpoint.load(path)
@@ -175,7 +180,9 @@ for epoch in epochs:
 
 
 @pytest.mark.parametrize("limit", [4096, 1_150_000])
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]], limit: int) -> None:
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]], limit: int
+) -> None:
     folder = tmp_path / "checkpoints"
     done = run_python(FULL_DISK, str(limit), str(folder), "6", "7")
     assert done.returncode == 0, done.stderr
@@ -187,7 +194,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, run_python: C
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_write_that_fails_late_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+def test_a_write_that_fails_late_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

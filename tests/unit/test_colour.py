@@ -16,7 +16,12 @@ from pcl_ray.data.colour import blur, jitter, to_grey
 from pcl_ray.data.draws import ORDERS, ViewDraws, view_draws
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-STEPS = [images_of.adjust_brightness, images_of.adjust_contrast, images_of.adjust_saturation, images_of.adjust_hue]
+STEPS = [
+    images_of.adjust_brightness,
+    images_of.adjust_contrast,
+    images_of.adjust_saturation,
+    images_of.adjust_hue,
+]
 
 
 def pictures(count: int, channels: int = 3, side: int = 12, seed: int = 0) -> Tensor:
@@ -55,7 +60,9 @@ def test_each_step_is_torchvisions_with_a_factor_of_its_own(kind: int, channels:
     factors[:, kind] = np.linspace(0, 2, 21)
     changed = jitter(images.clone(), draws(21, factors=factors))
     for i in range(21):
-        expected = images[i] if channels == 1 and kind == SATURATION else STEPS[kind](images[i], factors[i, kind])
+        expected = (
+            images[i] if channels == 1 and kind == SATURATION else STEPS[kind](images[i], factors[i, kind])
+        )
         assert same(changed[i], expected)
 
 
@@ -69,7 +76,9 @@ def test_hues_turn_as_with_torchvision() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize(("strength", "hue"), [(0.4, 0.1), (1.0, 0.5)])
-def test_every_image_is_changed_in_its_own_order(channels: int, version: str, strength: float, hue: float) -> None:
+def test_every_image_is_changed_in_its_own_order(
+    channels: int, version: str, strength: float, hue: float
+) -> None:
     settings, count = AugmentConfig(image_size=12, version=version, jitter=strength, hue=hue), 120
     drawn = view_draws(settings, channels, 0, 0, np.arange(count), 0, np.full((count, 2), 12))
     assert len(np.unique(drawn.orders, axis=0)) == 24
@@ -86,13 +95,21 @@ def test_the_order_matters(channels: int) -> None:
     changed = jitter(image.clone(), drawn)
     assert all(same(changed[i], by_torchvision(image[i], drawn, i)) for i in range(24))
     alike = sum(same(a, b) for a, b in itertools.combinations(changed, 2))
-    assert alike == (132 if channels == 1 else 0)  # of grey ones: 12 orders with brightness before contrast, and 12 with it after
+    # of grey ones: 12 orders with brightness before contrast, and 12 with it after
+    assert alike == (132 if channels == 1 else 0)
 
 
 @given(
-    st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([1, 3]), st.integers(4, 9), st.sampled_from([0.0, 0.4, 1.0]), st.sampled_from([0.0, 0.1, 0.5])
+    st.integers(0, 10**6),
+    st.integers(1, 12),
+    st.sampled_from([1, 3]),
+    st.integers(4, 9),
+    st.sampled_from([0.0, 0.4, 1.0]),
+    st.sampled_from([0.0, 0.1, 0.5]),
 )
-def test_any_batch_is_changed_as_by_torchvision(first: int, count: int, channels: int, side: int, strength: float, hue: float) -> None:
+def test_any_batch_is_changed_as_by_torchvision(
+    first: int, count: int, channels: int, side: int, strength: float, hue: float
+) -> None:
     settings = AugmentConfig(image_size=side, jitter=strength, hue=hue)
     drawn = view_draws(settings, channels, 0, 0, first + np.arange(count), 0, np.full((count, 2), side))
     images = pictures(count, channels, side, first)
@@ -105,8 +122,21 @@ def test_images_that_nothing_is_drawn_for_keep_every_bit(channels: int) -> None:
     left = np.arange(20) % 2 == 0
     images = pictures(20, channels)
     images[0, :, 0, :4] = torch.tensor([0.0, 1.0, 1e-30, 1 - 2**-24])
-    drawn = view_draws(AugmentConfig(image_size=12, version="v1", jitter=0.8, hue=0.3), channels, 0, 0, np.arange(20), 0, np.full((20, 2), 12))
-    drawn = draws(20, factors=np.where(left[:, None], 1.0, drawn.factors), hue=np.where(left, 0.0, drawn.hue), orders=drawn.orders)
+    drawn = view_draws(
+        AugmentConfig(image_size=12, version="v1", jitter=0.8, hue=0.3),
+        channels,
+        0,
+        0,
+        np.arange(20),
+        0,
+        np.full((20, 2), 12),
+    )
+    drawn = draws(
+        20,
+        factors=np.where(left[:, None], 1.0, drawn.factors),
+        hue=np.where(left, 0.0, drawn.hue),
+        orders=drawn.orders,
+    )
     changed = jitter(images.clone(), drawn)
     assert torch.equal(changed[left], images[left])
     assert all(not torch.equal(changed[i], images[i]) for i in np.flatnonzero(~left))
@@ -125,7 +155,15 @@ def test_an_image_is_changed_the_same_in_any_batch(channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_colours_stay_within_their_range(channels: int) -> None:
-    drawn = view_draws(AugmentConfig(image_size=12, version="v1", jitter=1.0, hue=0.5), channels, 0, 0, np.arange(200), 0, np.full((200, 2), 12))
+    drawn = view_draws(
+        AugmentConfig(image_size=12, version="v1", jitter=1.0, hue=0.5),
+        channels,
+        0,
+        0,
+        np.arange(200),
+        0,
+        np.full((200, 2), 12),
+    )
     changed = jitter(pictures(200, channels), drawn)
     assert changed.min() >= 0
     assert changed.max() <= 1 + 1e-6
@@ -133,8 +171,14 @@ def test_colours_stay_within_their_range(channels: int) -> None:
 
 
 def palette() -> Tensor:
-    """[1, 3, 9, 14]: every mixture of 0, a little, half, nearly all and all of red, green and blue: greys, primary colours, ties."""
-    return torch.tensor([*itertools.product([0.0, 1 / 255, 0.5, 254 / 255, 1.0], repeat=3), (0.3, 0.3, 0.3)]).T.reshape(1, 3, 9, 14).contiguous()
+    """[1, 3, 9, 14]: every mixture of 0, a little, half, nearly all and all of red, green and blue: greys,
+    primary colours, ties.
+    """
+    return (
+        torch.tensor([*itertools.product([0.0, 1 / 255, 0.5, 254 / 255, 1.0], repeat=3), (0.3, 0.3, 0.3)])
+        .T.reshape(1, 3, 9, 14)
+        .contiguous()
+    )
 
 
 @pytest.mark.parametrize("turn", [-0.5, -1 / 3, -0.1, 1e-4, 1 / 6, 0.25, 1 / 3, 0.5])
@@ -184,8 +228,15 @@ def test_blurs_are_torchvisions_with_a_width_of_their_own(channels: int, size: i
         assert same(changed[i], images_of.gaussian_blur(images[i], [kernel, kernel], [float(sigmas[i])] * 2))
 
 
-@given(st.integers(4, 30), st.integers(1, 14), st.lists(st.one_of(st.just(0.0), st.floats(0.1, 2.0)), min_size=1, max_size=8), st.sampled_from([1, 3]))
-def test_blurs_of_any_kernel_leave_the_others_alone(side: int, half: int, sigmas: list[float], channels: int) -> None:
+@given(
+    st.integers(4, 30),
+    st.integers(1, 14),
+    st.lists(st.one_of(st.just(0.0), st.floats(0.1, 2.0)), min_size=1, max_size=8),
+    st.sampled_from([1, 3]),
+)
+def test_blurs_of_any_kernel_leave_the_others_alone(
+    side: int, half: int, sigmas: list[float], channels: int
+) -> None:
     kernel = 2 * min(half, side - 1) + 1
     images = pictures(len(sigmas), channels, side)
     changed = blur(images.clone(), np.array(sigmas), kernel)
@@ -197,7 +248,11 @@ def test_blurs_of_any_kernel_leave_the_others_alone(side: int, half: int, sigmas
 
 
 def test_a_blurred_image_of_one_colour_stays_so() -> None:
-    assert same(blur(torch.full((3, 3, 20, 20), 0.7), np.array([0.1, 1.0, 2.0]), 5), torch.full((3, 3, 20, 20), 0.7), 1e-6)
+    assert same(
+        blur(torch.full((3, 3, 20, 20), 0.7), np.array([0.1, 1.0, 2.0]), 5),
+        torch.full((3, 3, 20, 20), 0.7),
+        1e-6,
+    )
 
 
 def test_a_blurred_point_is_symmetric_and_keeps_its_mass() -> None:

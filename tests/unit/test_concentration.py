@@ -1,4 +1,6 @@
-"""φ against a slow reference: equation 12 with loops over Python numbers, then percentiles, then the scale."""
+"""φ against a slow reference: equation 12 with loops over Python numbers, then percentiles, then the
+scale.
+"""
 
 from __future__ import annotations
 
@@ -53,25 +55,51 @@ def random_case(n: int, k: int, seed: int = 0) -> tuple[list[float], list[int]]:
 
 def found(distances: list[float], assignments: list[int], k: int, **options: object) -> list[float]:
     # float64 in: the reference does not round its distances either
-    return concentration(torch.tensor(distances, dtype=torch.float64), torch.tensor(assignments), k, **options).tolist()
+    return concentration(
+        torch.tensor(distances, dtype=torch.float64), torch.tensor(assignments), k, **options
+    ).tolist()
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"alpha": 1.0}, {"alpha": 0.0}, {"temperature": 0.07}, {"clip": (0.0, 100.0)}, {"clip": (25.0, 50.0)}, {"normalise": False}]
+    "options",
+    [
+        {},
+        {"alpha": 1.0},
+        {"alpha": 0.0},
+        {"temperature": 0.07},
+        {"clip": (0.0, 100.0)},
+        {"clip": (25.0, 50.0)},
+        {"normalise": False},
+    ],
 )
 @pytest.mark.parametrize(("n", "k"), [(200, 7), (60, 25), (3, 2)])
 def test_equals_the_reference(n: int, k: int, options: dict[str, object]) -> None:
     distances, assignments = random_case(n, k)
-    assert found(distances, assignments, k, **options) == pytest.approx(reference(distances, assignments, k, **options), rel=1e-6)
+    assert found(distances, assignments, k, **options) == pytest.approx(
+        reference(distances, assignments, k, **options), rel=1e-6
+    )
 
 
-@given(n=st.integers(1, 30), k=st.integers(1, 12), seed=st.integers(0, 10**6), zeros=st.booleans(), normalise=st.booleans(), alpha=st.floats(0, 100))
-def test_any_clustering_gives_the_reference_finite_and_positive(n: int, k: int, seed: int, zeros: bool, normalise: bool, alpha: float) -> None:
+@given(
+    n=st.integers(1, 30),
+    k=st.integers(1, 12),
+    seed=st.integers(0, 10**6),
+    zeros=st.booleans(),
+    normalise=st.booleans(),
+    alpha=st.floats(0, 100),
+)
+def test_any_clustering_gives_the_reference_finite_and_positive(
+    n: int, k: int, seed: int, zeros: bool, normalise: bool, alpha: float
+) -> None:
     distances, assignments = random_case(n, k, seed)
     if zeros:  # some clusters lie on one point
-        distances = [0.0 if cluster % 2 else distance for distance, cluster in zip(distances, assignments, strict=True)]
+        distances = [
+            0.0 if cluster % 2 else distance for distance, cluster in zip(distances, assignments, strict=True)
+        ]
     phi = found(distances, assignments, k, alpha=alpha, normalise=normalise)
-    assert phi == pytest.approx(reference(distances, assignments, k, alpha=alpha, normalise=normalise), rel=1e-5)
+    assert phi == pytest.approx(
+        reference(distances, assignments, k, alpha=alpha, normalise=normalise), rel=1e-5
+    )
     assert all(math.isfinite(value) and value > 0 for value in phi)
 
 
@@ -100,7 +128,8 @@ def test_clip_bounds_the_spread() -> None:
     assignments = [j for j in range(11) for _ in range(2)]
     clipped, free = found(distances, assignments, 11), found(distances, assignments, 11, clip=(0.0, 100.0))
     assert max(free) / min(free) > 1000
-    assert max(clipped) / min(clipped) < 1.001  # both ends are single clusters out of eleven: 10 % cuts them off
+    # both ends are single clusters out of eleven: 10 % cuts them off
+    assert max(clipped) / min(clipped) < 1.001
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
@@ -112,7 +141,9 @@ def test_mean_is_the_temperature(temperature: float) -> None:
 
 def test_without_normalising_the_temperature_plays_no_part() -> None:
     case = random_case(100, 5)
-    assert found(*case, 5, temperature=0.1, normalise=False) == found(*case, 5, temperature=0.9, normalise=False)
+    assert found(*case, 5, temperature=0.1, normalise=False) == found(
+        *case, 5, temperature=0.9, normalise=False
+    )
 
 
 def test_all_images_on_their_centroids_gives_the_temperature_everywhere() -> None:

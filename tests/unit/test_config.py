@@ -117,7 +117,9 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     path = written(tmp_path, "loss: {temperature: -1, temprature: 3}\ntrain: {epochs: x}\nextra: {}\n")
     error = refused(["seed=x", "optimizer.lr=0", "nonsense"], path)
     names = [problem.name for problem in error.problems]
-    assert sorted(names) == sorted(["loss.temperature", "loss.temprature", "train.epochs", "extra", "seed", "optimizer.lr", "nonsense"])
+    assert sorted(names) == sorted(
+        ["loss.temperature", "loss.temprature", "train.epochs", "extra", "seed", "optimizer.lr", "nonsense"]
+    )
     assert len(str(error).splitlines()) == 7
 
 
@@ -143,7 +145,9 @@ def test_with_overrides_leaves_the_original() -> None:
 
 
 def test_load_leniently_reports_and_keeps_the_rest() -> None:
-    config, problems = configs.load_leniently("digits", ["train.epochs=0", "loss.temperature=0.4", "nonsense", "loss.tau=1"])
+    config, problems = configs.load_leniently(
+        "digits", ["train.epochs=0", "loss.temperature=0.4", "nonsense", "loss.tau=1"]
+    )
     assert sorted(problem.name for problem in problems) == ["loss.tau", "nonsense", "train.epochs"]
     assert config.loss.temperature == 0.4
     assert config.train.epochs == RunConfig().train.epochs
@@ -164,12 +168,22 @@ def test_load_leniently_reports_and_keeps_the_rest() -> None:
 def test_counts_and_shares(text: str, expected: tuple[int | float, ...]) -> None:
     found = configs.load("digits", [f"e_step.num_clusters={text}"]).e_step.num_clusters
     assert found == expected
-    assert [type(k) for k in found] == [type(k) for k in expected]  # a count is an int and a share a float: the plan tells them apart so
+    # a count is an int and a share a float: the plan tells them apart so
+    assert [type(k) for k in found] == [type(k) for k in expected]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("true", True), ("false", False), ("True", True), ("yes", True), ("off", False), ("auto", "auto"), ("'auto'", "auto"), ("'true'", True)],
+    [
+        ("true", True),
+        ("false", False),
+        ("True", True),
+        ("yes", True),
+        ("off", False),
+        ("auto", "auto"),
+        ("'auto'", "auto"),
+        ("'true'", True),
+    ],
 )
 def test_in_memory_is_yes_no_or_auto(text: str, expected: bool | str) -> None:
     found = configs.load("digits", [f"data.in_memory={text}"]).data.in_memory
@@ -215,7 +229,9 @@ def test_flatten_has_every_knob_under_its_dotted_name() -> None:
 def test_describe_has_a_sentence_for_every_knob() -> None:
     knobs = configs.describe()
     sections = [name for name, field in RunConfig.model_fields.items() if name != "seed"]
-    expected = {f"{section}.{leaf}" for section in sections for leaf in getattr(RunConfig(), section).model_dump()} | {"seed"}
+    expected = {
+        f"{section}.{leaf}" for section in sections for leaf in getattr(RunConfig(), section).model_dump()
+    } | {"seed"}
     assert {knob.name for knob in knobs} == expected
     assert len(knobs) == len(expected)
     for knob in knobs:
@@ -226,7 +242,11 @@ def test_describe_has_a_sentence_for_every_knob() -> None:
         assert "typing" not in knob.type + knob.allowed
         assert "class" not in knob.type + knob.allowed
     temperature = next(knob for knob in knobs if knob.name == "loss.temperature")
-    assert (temperature.type, temperature.default, temperature.allowed) == ("number", 0.2, "number > 0 and ≤ 10")
+    assert (temperature.type, temperature.default, temperature.allowed) == (
+        "number",
+        0.2,
+        "number > 0 and ≤ 10",
+    )
 
 
 OVERRIDES = st.fixed_dictionaries(
@@ -239,11 +259,15 @@ OVERRIDES = st.fixed_dictionaries(
         "train.micro_batch": st.one_of(st.none(), st.integers(2, 10**6)),
         "train.memory_format": st.sampled_from(["channels_last", "contiguous"]),
         "optimizer.fused": st.booleans(),
-        "e_step.num_clusters": st.lists(st.one_of(st.integers(2, 10**6), st.floats(1e-6, 0.999)), min_size=1, max_size=4),
+        "e_step.num_clusters": st.lists(
+            st.one_of(st.integers(2, 10**6), st.floats(1e-6, 0.999)), min_size=1, max_size=4
+        ),
         "optimizer.lr": st.floats(1e-12, 100),
         "optimizer.milestones": st.lists(st.integers(0, 500), max_size=3),
         "encoder.blocks": st.lists(st.integers(1, 32), min_size=1, max_size=4),
-        "data.path": st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)),
+        "data.path": st.one_of(
+            st.none(), st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
+        ),
         "data.limit": st.one_of(st.none(), st.integers(2, 10**9)),
         "loss.mask_duplicates": st.booleans(),
         "seed": st.integers(0, 2**31 - 1),
@@ -252,14 +276,19 @@ OVERRIDES = st.fixed_dictionaries(
 
 
 @given(overrides=OVERRIDES)
-def test_to_yaml_is_a_recipe_of_the_same_configuration(tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any]) -> None:
+def test_to_yaml_is_a_recipe_of_the_same_configuration(
+    tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any]
+) -> None:
     config = configs.with_overrides(RunConfig(), overrides)
     path = tmp_path_factory.mktemp("roundtrip") / "recipe.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
     assert configs.load(path) == config
 
 
-@given(name=st.sampled_from(sorted(RunConfig().flatten()) + ["nothing", "loss", "loss.x.y", "."]), value=st.text(max_size=12))
+@given(
+    name=st.sampled_from(sorted(RunConfig().flatten()) + ["nothing", "loss", "loss.x.y", "."]),
+    value=st.text(max_size=12),
+)
 def test_no_override_ends_in_anything_but_a_configuration_or_a_config_error(name: str, value: str) -> None:
     # Any other exception would reach the user as a traceback.
     with suppress(ConfigError):
@@ -327,7 +356,9 @@ def test_a_recipe_file_wins_over_no_shipped_name(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("module", ["pcl_ray.config", "pcl_ray.plan"])
-def test_import_pulls_in_nothing_heavy(run_python: Callable[..., subprocess.CompletedProcess[str]], module: str) -> None:
+def test_import_pulls_in_nothing_heavy(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], module: str
+) -> None:
     heavy = ["torch", "numpy", "ray", "mlflow", "torchvision", "sklearn", "faiss"]
     done = run_python(f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])")
     assert done.returncode == 0, done.stderr

@@ -58,7 +58,10 @@ def test_digits_are_those_of_scikit_learn() -> None:
     bunch = load_digits()
     train = load("digits", channels=1, holdout=0).train
     assert np.array_equal(train.labels, bunch.target)
-    assert np.abs(np.stack([train.read(i)[:, :, 0] for i in range(1797)]) / (255 / 16) - bunch.images).max() < 0.05
+    assert (
+        np.abs(np.stack([train.read(i)[:, :, 0] for i in range(1797)]) / (255 / 16) - bunch.images).max()
+        < 0.05
+    )
     assert max(train.read(i).max() for i in range(1797)) == 255
 
 
@@ -66,7 +69,9 @@ def test_the_parts_are_disjoint_and_together_the_whole() -> None:
     whole, splits = load("digits", channels=1, holdout=0), load("digits", channels=1)
     assert whole.holdout is None
     assert whole.num_holdout == 0
-    everything = sorted(part.read(i).tobytes() for part in (splits.train, splits.holdout) for i in range(len(part)))
+    everything = sorted(
+        part.read(i).tobytes() for part in (splits.train, splits.holdout) for i in range(len(part))
+    )
     assert everything == sorted(whole.train.read(i).tobytes() for i in range(1797))
 
 
@@ -77,7 +82,8 @@ def test_the_choice_is_fixed_and_nested() -> None:
     few, some = (load("digits", channels=1, limit=limit).train for limit in (50, 200))
     inside = [part.read(i).tobytes() for part in (few, some) for i in range(len(part))]
     assert set(inside[:50]) < set(inside[50:])
-    assert few.labels.tolist() != load("digits", channels=1).train.labels[:50].tolist()  # a random choice, not the first ones
+    # a random choice, not the first ones
+    assert few.labels.tolist() != load("digits", channels=1).train.labels[:50].tolist()
     assert load("digits", channels=1, limit=5000).train.fingerprint == splits.train.fingerprint
 
 
@@ -92,7 +98,12 @@ def test_limited_images_keep_their_labels() -> None:
 
 
 def idx(values: np.ndarray) -> bytes:
-    return b"\0\0\x08" + bytes([values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape) + values.astype(np.uint8).tobytes()
+    return (
+        b"\0\0\x08"
+        + bytes([values.ndim])
+        + b"".join(size.to_bytes(4, "big") for size in values.shape)
+        + values.astype(np.uint8).tobytes()
+    )
 
 
 def idx_folder(folder: Path, *, zipped: bool = False, **parts: np.ndarray | bytes) -> Path:
@@ -100,7 +111,11 @@ def idx_folder(folder: Path, *, zipped: bool = False, **parts: np.ndarray | byte
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in parts.items():
         raw = content if isinstance(content, bytes) else idx(content)
-        file = folder / (name.replace("_", "-") + ("-idx3-ubyte" if "images" in name else "-idx1-ubyte") + (".gz" if zipped else ""))
+        file = folder / (
+            name.replace("_", "-")
+            + ("-idx3-ubyte" if "images" in name else "-idx1-ubyte")
+            + (".gz" if zipped else "")
+        )
         file.write_bytes(gzip.compress(raw) if zipped and not isinstance(content, bytes) else raw)
     return folder
 
@@ -109,10 +124,20 @@ def idx_folder(folder: Path, *, zipped: bool = False, **parts: np.ndarray | byte
 @pytest.mark.parametrize("channels", [1, 3])
 def test_idx_files(tmp_path: Path, zipped: bool, channels: int) -> None:
     labels = np.array([1, 0, 2, 1, 0])
-    folder = idx_folder(tmp_path / "mnist", zipped=zipped, train_images=pixels(5), train_labels=labels, t10k_images=pixels(3), t10k_labels=labels[:3])
+    folder = idx_folder(
+        tmp_path / "mnist",
+        zipped=zipped,
+        train_images=pixels(5),
+        train_labels=labels,
+        t10k_images=pixels(3),
+        t10k_labels=labels[:3],
+    )
     splits = load("idx", folder, channels=channels)
     assert (len(splits.train), splits.num_holdout) == (5, 3)
-    assert all(np.array_equal(splits.train.read(i), np.repeat(pixels(5)[i][:, :, None], channels, axis=2)) for i in range(5))
+    assert all(
+        np.array_equal(splits.train.read(i), np.repeat(pixels(5)[i][:, :, None], channels, axis=2))
+        for i in range(5)
+    )
     assert splits.train.labels.tolist() == labels.tolist()
     assert splits.holdout.labels.tolist() == [1, 0, 2]
     assert splits.train.class_names == ("0", "1", "2")
@@ -160,11 +185,17 @@ def test_damaged_idx_files_are_named(tmp_path: Path, damage: str) -> None:
 
 
 @given(st.data())
-def test_damaged_gz_files_are_errors_or_read_the_same(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_damaged_gz_files_are_errors_or_read_the_same(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     raw = bytearray(gzip.compress(idx(pixels(5))))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    folder = idx_folder(tmp_path_factory.mktemp("mnist"), zipped=True, train_images=bytes(raw[: data.draw(st.integers(1, len(raw)))]))
+    folder = idx_folder(
+        tmp_path_factory.mktemp("mnist"),
+        zipped=True,
+        train_images=bytes(raw[: data.draw(st.integers(1, len(raw)))]),
+    )
     config = DataConfig(source="idx", path=str(folder), holdout=0)
     found, announced = "", ""
     try:
@@ -175,7 +206,8 @@ def test_damaged_gz_files_are_errors_or_read_the_same(tmp_path_factory: pytest.T
         announced = str(datasets.sizes(config))
     except DataError as error:
         announced = str(error)
-    assert found == "[0, 1, 2, 3, 4]" or "train-images-idx3-ubyte.gz" in found  # some bytes of gzip's header do not matter
+    # some bytes of gzip's header do not matter
+    assert found == "[0, 1, 2, 3, 4]" or "train-images-idx3-ubyte.gz" in found
     assert "(" in announced or "train-images-idx3-ubyte.gz" in announced
 
 
@@ -219,7 +251,8 @@ def test_npy_alone_and_with_labels_beside_it(tmp_path: Path) -> None:
 def test_npz_under_its_usual_names(tmp_path: Path, keys: tuple[str, ...], save: object) -> None:
     content = (pixels(5), np.array([0, 1, 0, 1, 1]), pixels(3), np.array([1, 0, 1]))
     save(tmp_path / "a.npz", other=np.arange(3), **dict(zip(keys, content, strict=True)))  # type: ignore[operator]
-    splits = load("arrays", tmp_path / "a.npz", holdout=0.5)  # the share is for sources without a held-out part
+    # the share is for sources without a held-out part
+    splits = load("arrays", tmp_path / "a.npz", holdout=0.5)
     assert numbers(splits.train) == [0, 1, 2, 3, 4]
     assert splits.train.labels.tolist() == [0, 1, 0, 1, 1]
     assert numbers(splits.holdout) == [0, 1, 2]
@@ -269,7 +302,13 @@ def test_labels_of_any_kind_become_class_numbers(tmp_path: Path, kind: str) -> N
 
 
 def test_both_parts_share_their_class_numbers(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", x=pixels(3), y=np.array(["b", "d", "b"]), x_test=pixels(3), y_test=np.array(["d", "a", "b"]))
+    np.savez(
+        tmp_path / "a.npz",
+        x=pixels(3),
+        y=np.array(["b", "d", "b"]),
+        x_test=pixels(3),
+        y_test=np.array(["d", "a", "b"]),
+    )
     splits = load("arrays", tmp_path / "a.npz")
     assert splits.train.class_names == splits.holdout.class_names == ("a", "b", "d")
     assert splits.train.labels.tolist() == [1, 2, 1]
@@ -297,21 +336,35 @@ def test_labels_without_their_images_do_no_harm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"images": np.zeros((4, 4, 4), np.float32)}, r"images in .*a\.npz is float32 of shape \(4, 4, 4\); uint8"),
+        (
+            {"images": np.zeros((4, 4, 4), np.float32)},
+            r"images in .*a\.npz is float32 of shape \(4, 4, 4\); uint8",
+        ),
         ({"images": np.zeros((4, 4), np.uint8)}, r"uint8 of shape \(4, 4\)"),
         ({"images": np.zeros((4, 3, 4, 4), np.uint8)}, r"shape \(4, 3, 4, 4\)"),
         ({"images": np.zeros((0, 4, 4), np.uint8)}, r"shape \(0, 4, 4\)"),
         ({"images": np.uint8(3)}, r"shape \(\)"),
         ({"images": pixels(4), "test_images": np.zeros((2, 4, 4))}, r"test_images in .* is float64"),
-        ({"images": pixels(4), "labels": np.arange(5)}, r"labels in .*a\.npz has shape \(5,\), but there are 4 images"),
+        (
+            {"images": pixels(4), "labels": np.arange(5)},
+            r"labels in .*a\.npz has shape \(5,\), but there are 4 images",
+        ),
         ({"images": pixels(4), "labels": np.zeros((4, 1))}, r"has shape \(4, 1\)"),
         ({"images": pixels(4), "labels": np.int64(3)}, r"has shape \(\)"),
-        ({"images": pixels(4), "test_images": pixels(2), "test_labels": np.arange(4)}, r"test_labels in .* \(4,\), but there are 2"),
-        ({"labels": np.arange(5), "pictures": pixels(3)}, "has the arrays labels, pictures; 'images' is needed"),
+        (
+            {"images": pixels(4), "test_images": pixels(2), "test_labels": np.arange(4)},
+            r"test_labels in .* \(4,\), but there are 2",
+        ),
+        (
+            {"labels": np.arange(5), "pictures": pixels(3)},
+            "has the arrays labels, pictures; 'images' is needed",
+        ),
         ({}, "has the arrays none; 'images' is needed"),
     ],
 )
-def test_arrays_that_do_not_fit_are_explained(tmp_path: Path, content: dict[str, np.ndarray], said: str) -> None:
+def test_arrays_that_do_not_fit_are_explained(
+    tmp_path: Path, content: dict[str, np.ndarray], said: str
+) -> None:
     np.savez(tmp_path / "a.npz", **content)
     for ask in (datasets.sizes, lambda config: datasets.load(config, cache_dir=tmp_path)):
         with pytest.raises(DataError, match=said):
@@ -341,7 +394,17 @@ def damaged_arrays(folder: Path) -> dict[str, bytes]:
     }
 
 
-ARRAY_DAMAGE = ["empty.npy", "empty.npz", "cut.npy", "header.npy", "cut.npz", "scrambled.npz", "table.csv", "object.npy", "text.npz"]
+ARRAY_DAMAGE = [
+    "empty.npy",
+    "empty.npz",
+    "cut.npy",
+    "header.npy",
+    "cut.npz",
+    "scrambled.npz",
+    "table.csv",
+    "object.npy",
+    "text.npz",
+]
 
 
 @pytest.mark.parametrize("name", ARRAY_DAMAGE)
@@ -359,7 +422,10 @@ def test_a_broken_label_file_is_named_and_not_the_images(tmp_path: Path) -> None
         load("arrays", tmp_path / "a.npy")
 
 
-@pytest.mark.parametrize(("path", "said"), [(None, r"needs data\.path: a \.npy or \.npz"), ("nowhere.npz", "is not a file"), (".", "is not a file")])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [(None, r"needs data\.path: a \.npy or \.npz"), ("nowhere.npz", "is not a file"), (".", "is not a file")],
+)
 def test_arrays_need_a_file(path: str | None, said: str) -> None:
     with pytest.raises(DataError, match=said):
         datasets.sizes(DataConfig(source="arrays", path=path))
@@ -369,7 +435,9 @@ def test_arrays_need_a_file(path: str | None, said: str) -> None:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, source: str) -> list[tuple[object, ...]]:
-    """torchvision's class replaced by one with as many images, of 2 × 2 pixels; gives back the calls it got."""
+    """torchvision's class replaced by one with as many images, of 2 × 2 pixels; gives back the calls it
+    got.
+    """
     asked: list[tuple[object, ...]] = []
     sizes = {"train": 5_000, "train+unlabeled": 105_000, "test": 8_000}
 
@@ -383,7 +451,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, source: str) -> list[tuple[object,
         asked.append((root, split))
         count = sizes[split]
         data = np.broadcast_to(np.array([[7, 7], [8, 8]], dtype=np.uint8), (count, 3, 2, 2))
-        labels = np.where(np.arange(count) < 5_000, np.arange(count) % 10, -1) if split != "test" else np.arange(count) % 10
+        labels = (
+            np.where(np.arange(count) < 5_000, np.arange(count) % 10, -1)
+            if split != "test"
+            else np.arange(count) % 10
+        )
         return SimpleNamespace(data=data, labels=labels)  # without class_names.txt it has no classes
 
     monkeypatch.setattr(torchvision.datasets, source.upper(), stl10 if source == "stl10" else cifar)
@@ -395,7 +467,11 @@ def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> 
     asked = stand_in(monkeypatch, source)
     splits = load(source, tmp_path, channels=1)
     assert asked == [(str(tmp_path), True), (str(tmp_path), False)]
-    assert (len(splits.train), splits.num_holdout) == (50_000, 10_000) == datasets.sizes(DataConfig(source=source, path=str(tmp_path)))
+    assert (
+        (len(splits.train), splits.num_holdout)
+        == (50_000, 10_000)
+        == datasets.sizes(DataConfig(source=source, path=str(tmp_path)))
+    )
     assert splits.train.read(3)[:, :, 0].tolist() == [[7, 7], [8, 8]]
     assert splits.train.labels[:12].tolist() == [*range(10), 0, 1]
     assert splits.train.class_names == tuple("abcdefghij")
@@ -406,9 +482,13 @@ def test_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlabelled: bool
     stand_in(monkeypatch, "stl10")
     splits = load("stl10", tmp_path, unlabelled=unlabelled)
     assert (len(splits.train), splits.num_holdout) == (count, 8_000)
-    assert datasets.sizes(DataConfig(source="stl10", path=str(tmp_path), unlabelled=unlabelled)) == (count, 8_000)
+    assert datasets.sizes(DataConfig(source="stl10", path=str(tmp_path), unlabelled=unlabelled)) == (
+        count,
+        8_000,
+    )
     assert (splits.train.labels == NO_LABEL).sum() == count - 5_000
-    assert splits.train.read(0)[:, :, 0].tolist() == [[7, 7], [8, 8]]  # torchvision keeps STL-10 as [N, 3, H, W]
+    # torchvision keeps STL-10 as [N, 3, H, W]
+    assert splits.train.read(0)[:, :, 0].tolist() == [[7, 7], [8, 8]]
 
 
 @pytest.mark.parametrize("source", ["cifar10", "cifar100", "stl10", "idx", "folder", "imagenet"])
@@ -436,10 +516,16 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def some_source(root: Path, kind: str, count: int, own_holdout: int) -> tuple[str, str]:
-    """A data set of `count` images, with a held-out part of its own where `own_holdout` is not 0: its source and path."""
+    """A data set of `count` images, with a held-out part of its own where `own_holdout` is not 0: its source
+    and path.
+    """
     match kind:
         case "idx":
-            idx_folder(root, train_images=pixels(count), **({"t10k_images": pixels(own_holdout)} if own_holdout else {}))
+            idx_folder(
+                root,
+                train_images=pixels(count),
+                **({"t10k_images": pixels(own_holdout)} if own_holdout else {}),
+            )
             return "idx", str(root)
         case "folder":
             write_images(root / "train" if own_holdout else root, count)
@@ -447,7 +533,9 @@ def some_source(root: Path, kind: str, count: int, own_holdout: int) -> tuple[st
                 write_images(root / "val", own_holdout)
             return "folder", str(root)
         case _:
-            content = {"images": pixels(count)} | ({"test_images": pixels(own_holdout)} if own_holdout else {})
+            content = {"images": pixels(count)} | (
+                {"test_images": pixels(own_holdout)} if own_holdout else {}
+            )
             np.savez(root.with_suffix(".npz"), **content)
             return "arrays", str(root.with_suffix(".npz"))
 
@@ -460,7 +548,12 @@ def some_source(root: Path, kind: str, count: int, own_holdout: int) -> tuple[st
     st.none() | st.integers(2, 15),
 )
 def test_sizes_announces_what_load_gives(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, count: int, own_holdout: int, share: float, limit: int | None
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    count: int,
+    own_holdout: int,
+    share: float,
+    limit: int | None,
 ) -> None:
     source, path = some_source(tmp_path_factory.mktemp("data") / "set", kind, count, own_holdout)
     config = DataConfig(source=source, path=path, holdout=share, limit=limit)
@@ -497,6 +590,9 @@ def test_every_source_gives_the_same_images_again_and_survives_pickling(tmp_path
 
 
 def test_sizes_reads_no_torch(run_python: object) -> None:
-    script = "import sys; from pcl_ray.data import datasets; print(datasets.sizes(datasets.DataConfig()), 'torch' in sys.modules)"
+    script = (
+        "import sys; from pcl_ray.data import datasets; print(datasets.sizes(datasets.DataConfig()), 'torch'"
+        " in sys.modules)"
+    )
     done = run_python(script)  # type: ignore[operator]
     assert done.stdout.strip() == "(1438, 359) False", done.stderr

@@ -1,4 +1,6 @@
-"""`docker/`: every file against the schema or the linter of its kind, and what its services must have in common. No container engine is needed."""
+"""`docker/`: every file against the schema or the linter of its kind, and what its services must have in
+common. No container engine is needed.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ import pcl_ray
 from pcl_ray.service.ray_metrics import DROPPED, GAUGES
 
 PROGRAMS = Path(sys.executable).parent
-LOCK = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE))
+LOCK = dict(
+    re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+)
 DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "mlflow.Dockerfile"]
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 RAY_SERVICES = [name for name in SERVICES if name.startswith("ray-")]
@@ -46,12 +50,25 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 def test_linters_and_schemas(tmp_path: Path) -> None:
     assert_passes("hadolint", *DOCKERFILES)
-    assert_passes("yamllint", "--strict", "-d", "{extends: default, rules: {line-length: {max: 160}, document-start: disable}}", *YAML_FILES)
+    assert_passes(
+        "yamllint",
+        "--strict",
+        "-d",
+        "{extends: default, rules: {line-length: {max: 160}, document-start: disable}}",
+        *YAML_FILES,
+    )
     assert_passes("check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / "compose.yaml")
-    assert_passes("check-jsonschema", "--schemafile", Path(ray.__file__).parent / "autoscaler" / "ray-schema.json", DOCKER / "cluster.yaml")
+    assert_passes(
+        "check-jsonschema",
+        "--schemafile",
+        Path(ray.__file__).parent / "autoscaler" / "ray-schema.json",
+        DOCKER / "cluster.yaml",
+    )
     broken = tmp_path / "compose.yaml"
     broken.write_text((DOCKER / "compose.yaml").read_text().replace("shm_size:", "shmsize:"))
-    assert run(PROGRAMS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", broken).returncode != 0
+    assert (
+        run(PROGRAMS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", broken).returncode != 0
+    )
 
 
 def test_every_published_port_is_on_loopback() -> None:
@@ -107,9 +124,15 @@ def test_scaled_workers_have_nothing_that_only_one_can_have() -> None:
 
 def test_mlflow_answers_under_the_names_that_it_is_asked_by() -> None:
     mlflow = compose(PCL_RAY_MLFLOW_PORT="5055")["services"]["mlflow"]
-    (hosts,) = [word.partition("=")[2].split(",") for word in mlflow["command"] if word.startswith("--allowed-hosts=")]
+    (hosts,) = [
+        word.partition("=")[2].split(",") for word in mlflow["command"] if word.startswith("--allowed-hosts=")
+    ]
     assert set(hosts) == {"mlflow:5000", "localhost:5055", "127.0.0.1:5055"}
-    (origins,) = [word.partition("=")[2].split(",") for word in mlflow["command"] if word.startswith("--cors-allowed-origins=")]
+    (origins,) = [
+        word.partition("=")[2].split(",")
+        for word in mlflow["command"]
+        if word.startswith("--cors-allowed-origins=")
+    ]
     assert set(origins) == {"http://localhost:5055", "http://127.0.0.1:5055"}
     assert mlflow["ports"] == ["127.0.0.1:5055:5000"]
     assert SERVICES["postgres"]["networks"] == ["database"]
@@ -131,7 +154,9 @@ def test_no_secret_is_written_down() -> None:
 
 
 def test_secrets_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(DOCKER, tmp_path / "docker", ignore=shutil.ignore_patterns("secrets", "data", ".env")))
+    folder = Path(
+        shutil.copytree(DOCKER, tmp_path / "docker", ignore=shutil.ignore_patterns("secrets", "data", ".env"))
+    )
     assert run(folder / "make_secrets.sh").returncode == 0
     made = {path.name: path for path in (folder / "secrets").iterdir()}
     assert made.keys() >= {Path(secret["file"]).name for secret in compose()["secrets"].values()}
@@ -151,21 +176,36 @@ def test_one_version_of_ray_and_of_mlflow_everywhere() -> None:
     assert LOCK["ray"] == ray.__version__
     assert documents("raycluster")[0]["spec"]["rayVersion"] == LOCK["ray"]
     assert documents("rayjob")[0]["spec"]["rayClusterSpec"]["rayVersion"] == LOCK["ray"]
-    beyond = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (DOCKER / "requirements-mlflow.txt").read_text(), flags=re.MULTILINE))
+    beyond = dict(
+        re.findall(
+            r"^([\w.-]+)==([^\s;]+)", (DOCKER / "requirements-mlflow.txt").read_text(), flags=re.MULTILINE
+        )
+    )
     assert beyond["mlflow"] == LOCK["mlflow"]
-    assert {name: version for name, version in beyond.items() if name in LOCK} == {name: LOCK[name] for name in beyond if name in LOCK}
+    assert {name: version for name, version in beyond.items() if name in LOCK} == {
+        name: LOCK[name] for name in beyond if name in LOCK
+    }
     for path in [*YAML_FILES, *DOCKERFILES, DOCKER / "README.md"]:
         assert not re.findall(
-            rf"\b(?:ray|mlflow)(?:==|:v?)(?!{re.escape(LOCK['ray'])}|{re.escape(LOCK['mlflow'])}|{re.escape(pcl_ray.__version__)})\d+\.\d+", path.read_text()
+            rf"\b(?:ray|mlflow)(?:==|:v?)(?!{re.escape(LOCK['ray'])}|{re.escape(LOCK['mlflow'])}|{re.escape(pcl_ray.__version__)})\d+\.\d+",
+            path.read_text(),
         ), path
-    images = {word for path in YAML_FILES for word in re.findall(r"pcl-ray(?:-mlflow)?:([\d.]+\d)", path.read_text())}
+    images = {
+        word
+        for path in YAML_FILES
+        for word in re.findall(r"pcl-ray(?:-mlflow)?:([\d.]+\d)", path.read_text())
+    }
     assert images == {pcl_ray.__version__}
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_dockerfiles(path: Path) -> None:
     text = path.read_text()
-    copied = [word for line in re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+)$", text, flags=re.MULTILINE) for word in line.split()[:-1]]
+    copied = [
+        word
+        for line in re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+)$", text, flags=re.MULTILINE)
+        for word in line.split()[:-1]
+    ]
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied
     for name in copied:
@@ -174,7 +214,11 @@ def test_dockerfiles(path: Path) -> None:
     assert set(re.findall(r"^FROM (\S+)", text, flags=re.MULTILINE)) <= {"${PYTHON_IMAGE}", "build", "base"}
     assert re.search(r"^ARG PYTHON_IMAGE=python:\d+\.\d+\.\d+-slim-bookworm$", text, flags=re.MULTILINE)
     final = re.split(r"^FROM ", text, flags=re.MULTILINE)
-    for stage in [stage for stage in final if " AS cpu" in stage or " AS gpu" in stage or "ENTRYPOINT" in stage and "mlflow" in stage]:
+    for stage in [
+        stage
+        for stage in final
+        if " AS cpu" in stage or " AS gpu" in stage or "ENTRYPOINT" in stage and "mlflow" in stage
+    ]:
         assert re.findall(r"^USER (.+)$", stage, flags=re.MULTILINE) == ["${APP_UID}:${APP_GID}"]
     assert "HEALTHCHECK" in text
     assert "--editable" not in text
@@ -183,12 +227,20 @@ def test_dockerfiles(path: Path) -> None:
 
 def test_images_hold_what_the_lock_says() -> None:
     def wanted(target: str) -> list[str]:
-        done = subprocess.run([sys.executable, DOCKER / "dependencies.py", target], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, DOCKER / "dependencies.py", target],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         return done.stdout.splitlines() if done.returncode == 0 else [done.stderr]
 
     gpu, cpu = wanted("gpu"), wanted("cpu")
     assert f"ray[default,train,tune]=={LOCK['ray']}" in gpu
-    assert {line.split(";")[0] for line in gpu} - {line.split(";")[0] for line in cpu} == {f"faiss-gpu=={LOCK['faiss-gpu']}"}
+    assert {line.split(";")[0] for line in gpu} - {line.split(";")[0] for line in cpu} == {
+        f"faiss-gpu=={LOCK['faiss-gpu']}"
+    }
     assert f"faiss-cpu=={LOCK['faiss-cpu']}" in cpu  # without a condition
     assert all(re.search(r"==\d", line) for line in [*gpu, *cpu])
     assert "usage" in wanted("tpu")[0]
@@ -232,12 +284,22 @@ def test_healthcheck_says_what_does_not_answer() -> None:
 
 
 def test_kuberay() -> None:
-    cluster, job = kuberay.RayCluster.model_validate(documents("raycluster")[0]), kuberay.RayJob.model_validate(documents("rayjob")[0])
+    cluster, job = (
+        kuberay.RayCluster.model_validate(documents("raycluster")[0]),
+        kuberay.RayJob.model_validate(documents("rayjob")[0]),
+    )
     assert cluster.spec.gcsFaultToleranceOptions is not None
-    assert job.spec.rayClusterSpec.model_dump() == {**cluster.spec.model_dump(), "gcsFaultToleranceOptions": None}
-    assert job.spec.entrypointNumCpus == 0.01  # a driver that waits for its turn keeps no CPU from the run whose turn it is
+    assert job.spec.rayClusterSpec.model_dump() == {
+        **cluster.spec.model_dump(),
+        "gcsFaultToleranceOptions": None,
+    }
+    # a driver that waits for its turn keeps no CPU from the run whose turn it is
+    assert job.spec.entrypointNumCpus == 0.01
     (name,) = re.findall(r" --name (\S+)", job.spec.entrypoint)
-    assert f"#   python /opt/pcl_ray/jobs/train.py --resume {name}\n" in (DOCKER / "kuberay" / "rayjob.yaml").read_text()
+    assert (
+        f"#   python /opt/pcl_ray/jobs/train.py --resume {name}\n"
+        in (DOCKER / "kuberay" / "rayjob.yaml").read_text()
+    )
     assert cluster.spec.headGroupSpec.rayStartParams["num-cpus"] == "0"
     pods = [group.template.spec for group in (cluster.spec.headGroupSpec, *cluster.spec.workerGroupSpecs)]
     for pod in pods:
@@ -245,12 +307,16 @@ def test_kuberay() -> None:
         assert {mount.name for mount in container.volumeMounts} == volumes.keys()
         assert volumes["shm"].emptyDir == kuberay.EmptyDir(medium="Memory", sizeLimit="8Gi")
         assert {mount.mountPath for mount in container.volumeMounts} >= {"/var/lib/pcl_ray", "/dev/shm"}
-        assert {variable.name: variable.value for variable in container.env}["PCL_RAY_HOME"] == "/var/lib/pcl_ray"
+        assert {variable.name: variable.value for variable in container.env}[
+            "PCL_RAY_HOME"
+        ] == "/var/lib/pcl_ray"
         assert container.image.endswith(f"/pcl-ray:{pcl_ray.__version__}-gpu")
         assert container.livenessProbe.httpGet == kuberay.HttpGet(path="/api/healthz", port=52365)
     assert any("nvidia.com/gpu" in pod.containers[0].resources.limits for pod in pods)
     broken = documents("raycluster")[0]
-    broken["spec"]["autoscalerOptions"]["idleTimeoutSecond"] = broken["spec"]["autoscalerOptions"].pop("idleTimeoutSeconds")
+    broken["spec"]["autoscalerOptions"]["idleTimeoutSecond"] = broken["spec"]["autoscalerOptions"].pop(
+        "idleTimeoutSeconds"
+    )
     with pytest.raises(ValidationError, match="idleTimeoutSecond"):
         kuberay.RayCluster.model_validate(broken)
 
@@ -267,10 +333,14 @@ def test_what_kuberay_stands_on() -> None:
     cluster = kuberay.RayCluster.model_validate(documents("raycluster")[0]).spec
     assert cluster.gcsFaultToleranceOptions is not None
     assert cluster.gcsFaultToleranceOptions.redisAddress == "redis:6379"
-    assert redis.spec.containers[0].env[0].valueFrom == cluster.gcsFaultToleranceOptions.redisPassword.valueFrom
-    assert {volume.persistentVolumeClaim.claimName for volume in cluster.headGroupSpec.template.spec.volumes if volume.persistentVolumeClaim} == {
-        "pcl-ray-home"
-    }
+    assert (
+        redis.spec.containers[0].env[0].valueFrom == cluster.gcsFaultToleranceOptions.redisPassword.valueFrom
+    )
+    assert {
+        volume.persistentVolumeClaim.claimName
+        for volume in cluster.headGroupSpec.template.spec.volumes
+        if volume.persistentVolumeClaim
+    } == {"pcl-ray-home"}
     assert found["NetworkPolicy", "pcl-ray-nodes"].spec["policyTypes"] == ["Ingress"]
 
 
@@ -281,9 +351,16 @@ def test_cluster_launcher() -> None:
     validate_config(prepare_config(said))
     assert said["file_mounts"]["~/.ray/auth_token"] == "docker/secrets/ray_token.txt"
     assert "RAY_AUTH_MODE=token" in " ".join(said["setup_commands"])
-    starts = [command for kind in ("head", "worker") for command in said[f"{kind}_start_ray_commands"] if "ray start" in command]
+    starts = [
+        command
+        for kind in ("head", "worker")
+        for command in said[f"{kind}_start_ray_commands"]
+        if "ray start" in command
+    ]
     assert len(starts) == 2
-    assert all("pcl_ray_environment" in command and "--metrics-export-port=8080" in command for command in starts)
+    assert all(
+        "pcl_ray_environment" in command and "--metrics-export-port=8080" in command for command in starts
+    )
     assert "--dashboard-host=127.0.0.1" in starts[0]
     (uri,) = re.findall(r"MLFLOW_TRACKING_URI=http://(\S+)", " ".join(said["setup_commands"]))
     (server,) = [command for command in said["head_start_ray_commands"] if "mlflow server" in command]
@@ -302,7 +379,10 @@ def test_the_servers_of_the_cluster_launcher_outlive_the_connection(tmp_path: Pa
     stand_in.chmod(0o755)
     log = tmp_path / "pcl_ray_mlflow" / "mlflow.log"
     shell = ["bash", "--login", "-c", f"true && ({server})"]  # as the launcher has it
-    done = subprocess.run(shell, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60)  # waits for all that write there
+    # waits for all that write there
+    done = subprocess.run(
+        shell, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     try:
         deadline = time.monotonic() + 60
@@ -317,18 +397,26 @@ def test_the_servers_of_the_cluster_launcher_outlive_the_connection(tmp_path: Pa
 
 def test_the_dashboard_shows_our_metrics_and_no_others() -> None:
     board = json.loads((DOCKER / "grafana/dashboards/pcl_ray.json").read_text())
-    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]] + [entry["definition"] for entry in board["templating"]["list"]]
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]] + [
+        entry["definition"] for entry in board["templating"]["list"]
+    ]
     shown = {name for expression in asked for name in re.findall(r"\bray_\w+", expression)}
     assert shown == {f"ray_{name}" for name in (*GAUGES, DROPPED)}
-    (source,) = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"]
-    assert {target["datasource"]["uid"] for panel in board["panels"] for target in panel["targets"]} == {source["uid"]}
-    (provider,) = yaml.safe_load((DOCKER / "grafana/provisioning/dashboards/pcl_ray.yaml").read_text())["providers"]
+    (source,) = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    assert {target["datasource"]["uid"] for panel in board["panels"] for target in panel["targets"]} == {
+        source["uid"]
+    }
+    (provider,) = yaml.safe_load((DOCKER / "grafana/provisioning/dashboards/pcl_ray.yaml").read_text())[
+        "providers"
+    ]
     assert f"./grafana/dashboards:{provider['options']['path']}:ro" in SERVICES["grafana"]["volumes"]
     assert all(panel["description"] for panel in board["panels"])
 
 
 def test_prometheus_finds_every_ray_service() -> None:
-    (ray_job, _) = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
+    ray_job, _ = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
     (found,) = ray_job["dns_sd_configs"]
     assert sorted(found["names"]) == sorted(RAY_SERVICES)
     assert f"--metrics-export-port={found['port']}" in SERVICES["ray-head"]["command"]
@@ -342,4 +430,6 @@ def test_the_readme_names_what_there_is() -> None:
     for port in {entry.split(":")[1] for service in SERVICES.values() for entry in service.get("ports", [])}:
         assert f"127.0.0.1:{port}" in text, port
     variables = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text())) | {"PCL_RAY_STORAGE"}
-    assert variables == set(re.findall(r"^#?([A-Z]\w+)=", (DOCKER / ".env.example").read_text(), flags=re.MULTILINE))
+    assert variables == set(
+        re.findall(r"^#?([A-Z]\w+)=", (DOCKER / ".env.example").read_text(), flags=re.MULTILINE)
+    )

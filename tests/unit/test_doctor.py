@@ -1,4 +1,6 @@
-"""The doctor: every rule on a run that was made to show it, and on one that just does not. Runs are real where that takes seconds."""
+"""The doctor: every rule on a run that was made to show it, and on one that just does not. Runs are real
+where that takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ def _trained(home: Path, words: tuple[str, ...]) -> RunRecord:
 
 
 def with_curve(record: RunRecord, **curves: Any) -> RunRecord:
-    """The record with figures replaced: a number for every epoch, or one for each of the last epochs. Names with __ for /; None takes a figure away."""
+    """The record with figures replaced: a number for every epoch, or one for each of the last epochs. Names
+    with __ for /; None takes a figure away.
+    """
     history = [{**entry, "metrics": dict(entry["metrics"])} for entry in record.history]
     for name, values in curves.items():
         key = name.replace("__", "/")
@@ -116,7 +120,11 @@ def with_knobs(record: RunRecord, *words: str) -> RunRecord:
 
 
 def rules_of(record: RunRecord, *severities: str) -> set[str]:
-    return {finding.rule for finding in doctor.findings(record) if finding.severity in (severities or ("problem", "warning", "note"))}
+    return {
+        finding.rule
+        for finding in doctor.findings(record)
+        if finding.severity in (severities or ("problem", "warning", "note"))
+    }
 
 
 def the(record: RunRecord, rule: str) -> Finding:
@@ -130,7 +138,8 @@ def good(made: Callable[..., RunRecord]) -> RunRecord:
     return made()
 
 
-# --- runs that are all right -------------------------------------------------------------------------------------------------------------
+# --- runs that are all right
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_healthy_run_is_told_what_is_good_about_it(good: RunRecord) -> None:
@@ -158,7 +167,11 @@ def test_an_older_run_lacks_newer_figures(good: RunRecord) -> None:
     newer = (
         "train__gradient_norm",
         "train__feature_std",
-        *(f"cluster__{m}__{name}" for m in (0, 1) for name in ("collisions", "phi_p10", "phi_p50", "phi_p90")),
+        *(
+            f"cluster__{m}__{name}"
+            for m in (0, 1)
+            for name in ("collisions", "phi_p10", "phi_p50", "phi_p90")
+        ),
     )
     older = with_curve(good, **dict.fromkeys(newer))
     assert rules_of(older) == set()
@@ -166,7 +179,9 @@ def test_an_older_run_lacks_newer_figures(good: RunRecord) -> None:
 
 
 def test_a_run_without_an_epoch(good: RunRecord) -> None:
-    empty = replace(good, history=[], state="running", num_images=0, num_holdout=0, num_clusters=(), steps_per_epoch=0)
+    empty = replace(
+        good, history=[], state="running", num_images=0, num_holdout=0, num_clusters=(), steps_per_epoch=0
+    )
     assert rules_of(empty) == {"too_early"}
     assert "0 of 12 epochs" in doctor.as_text(empty, [])
 
@@ -174,12 +189,15 @@ def test_a_run_without_an_epoch(good: RunRecord) -> None:
 def test_text_has_problems_first_and_keeps_to_the_width(made: Callable[..., RunRecord]) -> None:
     record = made("optimizer.lr=1e-8")
     text = doctor.as_text(record, list(reversed(doctor.findings(record))), width=70)
-    assert text.index("PROBLEM") == min(text.index(mark) for mark in ("PROBLEM", "warning:", "note:") if mark in text)
+    assert text.index("PROBLEM") == min(
+        text.index(mark) for mark in ("PROBLEM", "warning:", "note:") if mark in text
+    )
     assert max(map(len, text.splitlines())) <= 75
     assert "optimizer.lr" in text
 
 
-# --- losses and features -----------------------------------------------------------------------------------------------------------------
+# --- losses and features
+# ------------------------------------------------------------------------------------------
 
 
 def test_instance_stuck(made: Callable[..., RunRecord], good: RunRecord) -> None:
@@ -191,9 +209,24 @@ def test_instance_stuck(made: Callable[..., RunRecord], good: RunRecord) -> None
     assert rules_of(replace(made("optimizer.lr=1e-8"), num_holdout=0)) == {"instance_stuck"}
     # 12 % of the way: slow, not stuck; 8 % is. At 15 % accuracy the loss is not what tells.
     top, way = math.log(257), math.log(257) - math.log(1 + 256 * math.exp(-5))
-    assert doctor_curves.instance_stuck(with_curve(good, train__loss_instance=top - 0.12 * way, train__accuracy_instance=0.01)) is None
-    assert doctor_curves.instance_stuck(with_curve(good, train__loss_instance=top - 0.08 * way, train__accuracy_instance=0.01)) is not None
-    assert doctor_curves.instance_stuck(with_curve(good, train__loss_instance=top, train__accuracy_instance=0.15)) is None
+    assert (
+        doctor_curves.instance_stuck(
+            with_curve(good, train__loss_instance=top - 0.12 * way, train__accuracy_instance=0.01)
+        )
+        is None
+    )
+    assert (
+        doctor_curves.instance_stuck(
+            with_curve(good, train__loss_instance=top - 0.08 * way, train__accuracy_instance=0.01)
+        )
+        is not None
+    )
+    assert (
+        doctor_curves.instance_stuck(
+            with_curve(good, train__loss_instance=top, train__accuracy_instance=0.15)
+        )
+        is None
+    )
 
 
 def test_a_temperature_at_which_nothing_can_be_learned(made: Callable[..., RunRecord]) -> None:
@@ -208,15 +241,24 @@ def test_prototype_stuck(made: Callable[..., RunRecord], good: RunRecord) -> Non
     assert f"{level:.3f}" in found.meaning
     assert doctor_curves.prototype_stuck(good) is None
     chance = {"train__accuracy_prototype_0": [1 / 12] * 9, "train__accuracy_prototype_1": [1 / 24] * 9}
-    assert doctor_curves.prototype_stuck(with_curve(good, train__loss_prototype=[level] * 9, **chance)) is not None
-    assert doctor_curves.prototype_stuck(with_curve(good, train__loss_prototype=[0.85 * level] * 9, **chance)) is None
-    assert doctor_curves.prototype_stuck(with_curve(good, train__loss_prototype=[level] * 9)) is None  # accuracy is well above chance
+    assert (
+        doctor_curves.prototype_stuck(with_curve(good, train__loss_prototype=[level] * 9, **chance))
+        is not None
+    )
+    assert (
+        doctor_curves.prototype_stuck(with_curve(good, train__loss_prototype=[0.85 * level] * 9, **chance))
+        is None
+    )
+    # accuracy is well above chance
+    assert doctor_curves.prototype_stuck(with_curve(good, train__loss_prototype=[level] * 9)) is None
 
 
 def test_prototype_stuck_counts_the_columns_that_are_drawn(good: RunRecord) -> None:
     drawn = with_knobs(good, "loss.negative_prototypes=8", "loss.mask_duplicates=false")
     assert doctor_parts.columns_of(drawn, 12) == 64 + 8
-    assert doctor_parts.columns_of(with_knobs(drawn, "loss.mask_duplicates=true"), 12) == pytest.approx(1 + 63 * 11 / 12 + 8)
+    assert doctor_parts.columns_of(with_knobs(drawn, "loss.mask_duplicates=true"), 12) == pytest.approx(
+        1 + 63 * 11 / 12 + 8
+    )
     assert doctor_parts.columns_of(good, 12) == 12
 
 
@@ -272,7 +314,8 @@ def test_diverged(made: Callable[..., RunRecord], good: RunRecord) -> None:
 
 def test_training_that_gets_worse(good: RunRecord) -> None:
     lowest = min(value for _, value in good.series("train/loss_instance"))
-    assert "rose" in the(with_curve(good, train__loss_instance=[lowest + 0.7] * 3), "diverged").meaning  # a tenth of ln 257 is 0.55
+    # a tenth of ln 257 is 0.55
+    assert "rose" in the(with_curve(good, train__loss_instance=[lowest + 0.7] * 3), "diverged").meaning
     assert "diverged" not in rules_of(with_curve(good, train__loss_instance=[lowest + 0.4] * 3))
     assert "train/gradient_norm" in the(with_curve(good, train__gradient_norm=[50.0]), "diverged").meaning
     assert "diverged" not in rules_of(with_curve(good, train__gradient_norm=[15.0]))
@@ -284,8 +327,17 @@ def test_a_run_that_failed_for_another_reason(good: RunRecord) -> None:
     assert "failed" not in rules_of(replace(good, state="stopped"))
 
 
-def test_knn_falling_where_views_hide_what_classes_differ_by(made: Callable[..., RunRecord], good: RunRecord) -> None:
-    words = ("train.epochs=16", "e_step.warmup_epochs=1", "data.limit=1000", "evaluation.knn_neighbours=10", "augment.flip=0.5", "augment.min_crop=0.7")
+def test_knn_falling_where_views_hide_what_classes_differ_by(
+    made: Callable[..., RunRecord], good: RunRecord
+) -> None:
+    words = (
+        "train.epochs=16",
+        "e_step.warmup_epochs=1",
+        "data.limit=1000",
+        "evaluation.knn_neighbours=10",
+        "augment.flip=0.5",
+        "augment.min_crop=0.7",
+    )
     record = made(*words, "data.holdout=0.3", pictures="mirrored")
     found = the(record, "knn_falling")
     best = max(record.series("eval/knn_top1"), key=lambda point: point[1])
@@ -298,7 +350,13 @@ def test_knn_falling_where_views_hide_what_classes_differ_by(made: Callable[...,
 
 
 def test_knn_that_stays_low_while_images_are_told_apart_is_a_shortcut(made: Callable[..., RunRecord]) -> None:
-    words = ("augment.image_size=12", "augment.min_crop=1", "augment.jitter=0", "data.limit=700", "e_step.warmup_epochs=1")
+    words = (
+        "augment.image_size=12",
+        "augment.min_crop=1",
+        "augment.jitter=0",
+        "data.limit=700",
+        "e_step.warmup_epochs=1",
+    )
     record = made(*words, pictures="framed")
     found = the(record, "knn_falling")
     assert "shortcut" in found.title
@@ -307,7 +365,8 @@ def test_knn_that_stays_low_while_images_are_told_apart_is_a_shortcut(made: Call
     assert "knn_falling" not in rules_of(with_curve(record, train__accuracy_instance=0.8))
 
 
-# --- E-steps and clusters ----------------------------------------------------------------------------------------------------------------
+# --- E-steps and clusters
+# ------------------------------------------------------------------------------------------
 
 
 def test_phi_of_repeated_pictures(made: Callable[..., RunRecord], good: RunRecord) -> None:
@@ -318,11 +377,17 @@ def test_phi_of_repeated_pictures(made: Callable[..., RunRecord], good: RunRecor
 
 
 def test_phi_that_are_stand_ins_or_all_alike(made: Callable[..., RunRecord], good: RunRecord) -> None:
-    assert "one image or none" in the(made("e_step.num_clusters=450", "train.epochs=6"), "phi_collapse").meaning
+    assert (
+        "one image or none" in the(made("e_step.num_clusters=450", "train.epochs=6"), "phi_collapse").meaning
+    )
     clipped = the(made("e_step.clip=49,50", "train.epochs=6"), "phi_collapse")
     assert "alike" in clipped.meaning
     assert "e_step.clip=10,90" in clipped.advice[0]
-    wide = {f"cluster__{m}__{name}": value for m in (0, 1) for name, value in (("phi_p10", 0.197), ("phi_p90", 0.203))}
+    wide = {
+        f"cluster__{m}__{name}": value
+        for m in (0, 1)
+        for name, value in (("phi_p10", 0.197), ("phi_p90", 0.203))
+    }
     assert "phi_collapse" not in rules_of(with_curve(good, **wide))
     assert "phi_collapse" not in rules_of(with_curve(good, cluster__0__phi_imputed=6))
     assert "phi_collapse" in rules_of(with_curve(good, cluster__0__phi_imputed=7))
@@ -347,20 +412,31 @@ def test_empty_clusters(good: RunRecord) -> None:
 
 
 def test_never_settles(made: Callable[..., RunRecord], good: RunRecord) -> None:
-    words = ("optimizer.schedule=constant", "e_step.warm_start=none", "e_step.restarts=1", "optimizer.lr=0.003")
+    words = (
+        "optimizer.schedule=constant",
+        "e_step.warm_start=none",
+        "e_step.restarts=1",
+        "optimizer.lr=0.003",
+    )
     found = the(made(*words, pictures="noise"), "never_settles")
     assert "NMI" in found.meaning
     assert "optimizer.schedule=cosine (now constant)" in found.advice
-    assert "never_settles" not in rules_of(made(pictures="noise"))  # noise settles too once the rate goes down
+    # noise settles too once the rate goes down
+    assert "never_settles" not in rules_of(made(pictures="noise"))
     unsteady = {f"cluster__{m}__nmi_previous": [0.6] * 8 for m in (0, 1)}
     assert "never_settles" in rules_of(with_curve(good, **unsteady))
-    assert "never_settles" not in rules_of(with_curve(good, **{name: [0.5 + 0.02 * i for i in range(8)] for name in unsteady}))  # rising
+    # rising
+    assert "never_settles" not in rules_of(
+        with_curve(good, **{name: [0.5 + 0.02 * i for i in range(8)] for name in unsteady})
+    )
     assert "never_settles" not in rules_of(with_curve(good, **{name: [0.72] * 8 for name in unsteady}))
     assert "move" in the(with_curve(good, cluster__0__drift=[0.12] * 3), "never_settles").meaning
     assert "never_settles" not in rules_of(with_curve(good, cluster__0__drift=[0.08] * 3))
 
 
-def test_accuracy_of_prototypes_missing_in_the_warm_up(made: Callable[..., RunRecord], good: RunRecord) -> None:
+def test_accuracy_of_prototypes_missing_in_the_warm_up(
+    made: Callable[..., RunRecord], good: RunRecord
+) -> None:
     warming = made("e_step.warmup_epochs=12")
     found = the(warming, "prototype_accuracy_zero")
     assert found.severity == "warning"
@@ -374,8 +450,12 @@ def test_accuracy_of_prototypes_missing_in_the_warm_up(made: Callable[..., RunRe
 
 
 def test_accuracy_of_prototypes_that_is_really_zero(good: RunRecord) -> None:
-    assert "than by chance" in the(with_curve(good, train__accuracy_prototype_1=[0.0] * 9), "prototype_accuracy_zero").meaning
-    assert "prototype_accuracy_zero" not in rules_of(with_curve(good, train__accuracy_prototype_1=[0.02] * 9))  # chance is 0.04
+    assert (
+        "than by chance"
+        in the(with_curve(good, train__accuracy_prototype_1=[0.0] * 9), "prototype_accuracy_zero").meaning
+    )
+    # chance is 0.04
+    assert "prototype_accuracy_zero" not in rules_of(with_curve(good, train__accuracy_prototype_1=[0.02] * 9))
 
 
 def test_rejected(made: Callable[..., RunRecord], good: RunRecord) -> None:
@@ -410,17 +490,24 @@ def test_collisions(made: Callable[..., RunRecord], good: RunRecord) -> None:
     assert "collisions" not in rules_of(with_curve(masked, **shares))
     assert "collisions" not in rules_of(good)  # compared with all prototypes: each is there once
     unmasked = with_knobs(good, "loss.mask_duplicates=false", "loss.negative_prototypes=8")
-    assert "collisions" in rules_of(with_curve(unmasked, cluster__0__collisions=0.55, cluster__1__collisions=0.4))
-    assert "collisions" not in rules_of(with_curve(unmasked, cluster__0__collisions=0.45, cluster__1__collisions=0.4))
+    assert "collisions" in rules_of(
+        with_curve(unmasked, cluster__0__collisions=0.55, cluster__1__collisions=0.4)
+    )
+    assert "collisions" not in rules_of(
+        with_curve(unmasked, cluster__0__collisions=0.45, cluster__1__collisions=0.4)
+    )
 
 
 def test_too_early(good: RunRecord) -> None:
     assert "too_early" in rules_of(replace(good, history=good.history[:4]))
     assert "too_early" not in rules_of(replace(good, history=good.history[:5]))
-    assert not any(finding.severity == "good" for finding in doctor.findings(replace(good, history=good.history[:4])))
+    assert not any(
+        finding.severity == "good" for finding in doctor.findings(replace(good, history=good.history[:4]))
+    )
 
 
-# --- time --------------------------------------------------------------------------------------------------------------------------------
+# --- time
+# ------------------------------------------------------------------------------------------
 
 
 def test_waiting_for_data(made: Callable[..., RunRecord], good: RunRecord) -> None:
@@ -428,19 +515,26 @@ def test_waiting_for_data(made: Callable[..., RunRecord], good: RunRecord) -> No
     assert "augment.engine=batch" in the(slow, "waiting_for_data").advice[0]
     assert "instance_stuck" not in rules_of(slow)  # it has only begun
     assert "waiting_for_data" not in rules_of(with_curve(slow, perf__data_share=[0.09] * 2))
-    assert "waiting_for_data" not in rules_of(good)  # a quarter of the time goes into views, and no knob makes that less
+    # a quarter of the time goes into views, and no knob makes that less
+    assert "waiting_for_data" not in rules_of(good)
 
 
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
-        (("data.source=folder", "data.path=x", "data.in_memory=false", "data.loader_workers=3"), "data.loader_workers (now 3"),
+        (
+            ("data.source=folder", "data.path=x", "data.in_memory=false", "data.loader_workers=3"),
+            "data.loader_workers (now 3",
+        ),
         (("resources.workers=1", "resources.gpus_per_worker=1"), "data.prefetch"),
         (("data.channels=3", "augment.hue=0.1"), "augment.hue=0"),
     ],
 )
 def test_what_helps_against_waiting(good: RunRecord, words: tuple[str, ...], advice: str) -> None:
-    assert advice in the(with_curve(with_knobs(good, *words), perf__data_share=0.3), "waiting_for_data").advice[0]
+    assert (
+        advice
+        in the(with_curve(with_knobs(good, *words), perf__data_share=0.3), "waiting_for_data").advice[0]
+    )
 
 
 def test_e_step_seconds(made: Callable[..., RunRecord], good: RunRecord) -> None:
@@ -457,10 +551,15 @@ def test_e_step_seconds(made: Callable[..., RunRecord], good: RunRecord) -> None
     record = with_curve(record, perf__e_step_seconds=1.0)
     found = the(record, "e_step_seconds")
     assert found.severity == "note"
-    assert found.advice[:3] == ("e_step.warm_start=labels (now none)", "e_step.restarts=1 (now 30)", "e_step.cold_iterations=20 (now 200)")
+    assert found.advice[:3] == (
+        "e_step.warm_start=labels (now none)",
+        "e_step.restarts=1 (now 30)",
+        "e_step.cold_iterations=20 (now 200)",
+    )
     assert the(with_curve(record, perf__e_step_seconds=20.0), "e_step_seconds").severity == "warning"
     assert "e_step_seconds" not in rules_of(with_curve(record, perf__e_step_share=0.35))
-    assert "e_step_seconds" not in rules_of(with_curve(record, perf__e_step_seconds=0.3))  # nobody waits for that
+    # nobody waits for that
+    assert "e_step_seconds" not in rules_of(with_curve(record, perf__e_step_seconds=0.3))
     assert "bank" in the(with_curve(record, perf__feature_seconds=5.0), "e_step_seconds").advice[0]
     assert "e_step_seconds" not in rules_of(good)
 
@@ -470,5 +569,8 @@ def test_every_rule_is_known_by_name(good: RunRecord) -> None:
         name
         for module in (doctor_curves, doctor_rules)
         for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_") and name != "knn_noise"
+        if callable(value)
+        and getattr(value, "__module__", "") == module.__name__
+        and not name.startswith("_")
+        and name != "knn_noise"
     }

@@ -22,19 +22,37 @@ def config(**knobs: object) -> AugmentConfig:
     return AugmentConfig(image_size=8, **knobs)
 
 
-def drawn(settings: AugmentConfig, *, channels: int = 3, seed: int = 0, epoch: int = 0, view: int = 0, count: int = MANY, size=(32, 32)) -> ViewDraws:
+def drawn(
+    settings: AugmentConfig,
+    *,
+    channels: int = 3,
+    seed: int = 0,
+    epoch: int = 0,
+    view: int = 0,
+    count: int = MANY,
+    size=(32, 32),
+) -> ViewDraws:
     return view_draws(settings, channels, seed, epoch, np.arange(count), view, np.tile(size, (count, 1)))
 
 
 def even(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> bool:
-    return values.min() >= low and values.max() <= high and stats.kstest(values, "uniform", (low, high - low)).pvalue > UNLIKELY
+    return (
+        values.min() >= low
+        and values.max() <= high
+        and stats.kstest(values, "uniform", (low, high - low)).pvalue > UNLIKELY
+    )
 
 
 def unrelated(a: np.ndarray, b: np.ndarray) -> bool:
     return abs(np.corrcoef(a, b)[0, 1]) < 4.5 / len(a) ** 0.5
 
 
-@given(st.integers(0, 2**31 - 1), st.integers(0, 10**6), st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(0, 1))
+@given(
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 10**6),
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=20),
+    st.integers(0, 1),
+)
 def test_numbers_lie_in_the_unit_interval(seed: int, epoch: int, indices: list[int], view: int) -> None:
     numbers = uniforms(seed, epoch, np.array(indices), view, 50)
     assert numbers.shape == (len(indices), 50)
@@ -43,20 +61,31 @@ def test_numbers_lie_in_the_unit_interval(seed: int, epoch: int, indices: list[i
     assert numbers.max() < 1
 
 
-@pytest.mark.parametrize("other", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (2**31 - 1, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "other", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (2**31 - 1, 0, 0, 0)]
+)
 def test_seed_epoch_image_and_view_each_matter(other: tuple[int, int, int, int]) -> None:
-    numbers, others = (uniforms(seed, epoch, np.array([index]), view) for seed, epoch, index, view in [(0, 0, 0, 0), other])
+    numbers, others = (
+        uniforms(seed, epoch, np.array([index]), view) for seed, epoch, index, view in [(0, 0, 0, 0), other]
+    )
     assert (numbers != others).all()
 
 
 def test_no_two_combinations_share_numbers() -> None:
     """Nor do seed, epoch and view stand in for each other."""
-    numbers = [uniforms(seed, epoch, np.arange(10), view) for seed in range(6) for epoch in range(6) for view in range(2)]
+    numbers = [
+        uniforms(seed, epoch, np.arange(10), view)
+        for seed in range(6)
+        for epoch in range(6)
+        for view in range(2)
+    ]
     assert len(np.unique(numbers)) == np.size(numbers)
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=30), st.integers(0, 100), st.integers(1, 40))
-def test_an_images_numbers_do_not_depend_on_the_batch_around_it(indices: list[int], epoch: int, count: int) -> None:
+def test_an_images_numbers_do_not_depend_on_the_batch_around_it(
+    indices: list[int], epoch: int, count: int
+) -> None:
     together = uniforms(3, epoch, np.array(indices), 1, 40)
     for row, index in zip(together, indices, strict=True):
         assert np.array_equal(row, uniforms(3, epoch, np.array([index]), 1, 40)[0])
@@ -81,7 +110,11 @@ def test_numbers_are_even_over_places_seeds_and_epochs() -> None:
 
 def test_neighbours_are_unrelated() -> None:
     numbers = uniforms(0, 0, np.arange(MANY), 0)
-    for other in (uniforms(1, 0, np.arange(MANY), 0), uniforms(0, 1, np.arange(MANY), 0), uniforms(0, 0, np.arange(MANY), 1)):
+    for other in (
+        uniforms(1, 0, np.arange(MANY), 0),
+        uniforms(0, 1, np.arange(MANY), 0),
+        uniforms(0, 0, np.arange(MANY), 1),
+    ):
         assert all(unrelated(a, b) for a, b in zip(numbers.T, other.T, strict=True))
     assert all(unrelated(column[:-1], column[1:]) for column in numbers.T)
     assert all(unrelated(a, b) for a, b in zip(numbers.T[:-1], numbers.T[1:], strict=True))
@@ -149,10 +182,20 @@ def test_grey_pictures_keep_what_has_no_meaning_for_them(version: str) -> None:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_what_is_drawn_for_a_view_is_unrelated(version: str) -> None:
     """With jitter: whether there is any is shared by four of them."""
-    query, key = (drawn(config(version=version, jitter=0.4, grey=0.5), view=view, size=(200, 200)) for view in (0, 1))
+    query, key = (
+        drawn(config(version=version, jitter=0.4, grey=0.5), view=view, size=(200, 200)) for view in (0, 1)
+    )
     jittered = (query.hue != 0) & (key.hue != 0)
     columns = [
-        [part.boxes[:, 0], part.flipped, *part.factors.T, part.hue, part.orders[:, 0], part.grey, *([part.sigmas] if version == "v2" else [])]
+        [
+            part.boxes[:, 0],
+            part.flipped,
+            *part.factors.T,
+            part.hue,
+            part.orders[:, 0],
+            part.grey,
+            *([part.sigmas] if version == "v2" else []),
+        ]
         for part in (query, key)
     ]
     columns = [[column[jittered] for column in part] for part in columns]
@@ -164,13 +207,21 @@ def test_what_is_drawn_for_a_view_is_unrelated(version: str) -> None:
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"epoch": 1}, {"view": 1}])
 def test_another_seed_epoch_or_view_gives_other_draws(changed: dict[str, int]) -> None:
     settings = config()
-    first, again, other = drawn(settings, count=200), drawn(settings, count=200), drawn(settings, count=200, **changed)
+    first, again, other = (
+        drawn(settings, count=200),
+        drawn(settings, count=200),
+        drawn(settings, count=200, **changed),
+    )
     for name in NAMES:
         assert np.array_equal(getattr(first, name), getattr(again, name))
         assert not np.array_equal(getattr(first, name), getattr(other, name))
 
 
-@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=20))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1000), st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=20
+    )
+)
 def test_draws_do_not_depend_on_the_batch_around_them(items: list[tuple[int, int, int]]) -> None:
     indices, sizes = np.array(items)[:, 0], np.array(items)[:, 1:]
     together = view_draws(config(), 3, 0, 2, indices, 1, sizes)
@@ -181,12 +232,16 @@ def test_draws_do_not_depend_on_the_batch_around_them(items: list[tuple[int, int
 
 
 @given(
-    st.one_of(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), st.tuples(st.integers(1, 9), st.integers(1, 9))),
+    st.one_of(
+        st.tuples(st.integers(1, 4000), st.integers(1, 4000)), st.tuples(st.integers(1, 9), st.integers(1, 9))
+    ),
     st.floats(1e-6, 1.0),
     st.integers(0, 10**9),
 )
 def test_crops_are_whole_pixels_within_the_image(size: tuple[int, int], min_crop: float, first: int) -> None:
-    boxes = view_draws(config(min_crop=min_crop), 3, 0, 0, first + np.arange(40), 0, np.tile(size, (40, 1))).boxes
+    boxes = view_draws(
+        config(min_crop=min_crop), 3, 0, 0, first + np.arange(40), 0, np.tile(size, (40, 1))
+    ).boxes
     assert boxes.shape == (40, 4)
     assert boxes.dtype == np.float64
     assert np.array_equal(boxes, np.floor(boxes))
@@ -211,16 +266,30 @@ def test_square_images_stay_whole_where_crops_keep_everything(side: int) -> None
 def by_torchvision(size: tuple[int, int], min_crop: float, count: int) -> np.ndarray:
     torch.manual_seed(1)
     image = torch.empty(1, *size)
-    return np.array([RandomResizedCrop.get_params(image, [min_crop, 1.0], [3 / 4, 4 / 3]) for _ in range(count)], dtype=float)
+    return np.array(
+        [RandomResizedCrop.get_params(image, [min_crop, 1.0], [3 / 4, 4 / 3]) for _ in range(count)],
+        dtype=float,
+    )
 
 
 @pytest.mark.parametrize("min_crop", [0.08, 0.2, 0.6])
 @pytest.mark.parametrize("size", [(32, 32), (300, 200), (28, 28), (60, 200), (200, 60), (7, 5)])
 def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], min_crop: float) -> None:
     """Some of the elongated images' crops come from the first try that fits, some are the centre."""
-    mine, others = drawn(config(min_crop=min_crop), count=6000, size=size).boxes, by_torchvision(size, min_crop, 3000)
+    mine, others = (
+        drawn(config(min_crop=min_crop), count=6000, size=size).boxes,
+        by_torchvision(size, min_crop, 3000),
+    )
     figures = [
-        np.column_stack([boxes, boxes[:, 2] * boxes[:, 3], boxes[:, 2] / boxes[:, 3], boxes[:, 0] + boxes[:, 2] / 2, boxes[:, 1] + boxes[:, 3] / 2])
+        np.column_stack(
+            [
+                boxes,
+                boxes[:, 2] * boxes[:, 3],
+                boxes[:, 2] / boxes[:, 3],
+                boxes[:, 0] + boxes[:, 2] / 2,
+                boxes[:, 1] + boxes[:, 3] / 2,
+            ]
+        )
         for boxes in (mine, others)
     ]
     for a, b in zip(*(part.T for part in figures), strict=True):
@@ -229,12 +298,18 @@ def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], min_crop: 
 
 @pytest.mark.parametrize("size", [(10, 200), (200, 10), (1, 300), (300, 1), (31, 1024), (1, 1)])
 def test_where_no_crop_fits_it_is_the_centre_as_torchvision_cuts_it(size: tuple[int, int]) -> None:
-    assert np.array_equal(np.unique(drawn(config(), count=300, size=size).boxes, axis=0), np.unique(by_torchvision(size, 0.2, 30), axis=0))
+    assert np.array_equal(
+        np.unique(drawn(config(), count=300, size=size).boxes, axis=0),
+        np.unique(by_torchvision(size, 0.2, 30), axis=0),
+    )
 
 
 @pytest.mark.parametrize("size", [(60, 200), (200, 60)])
 def test_the_centre_is_as_frequent_as_with_torchvision(size: tuple[int, int]) -> None:
     centre = by_torchvision((60, 6000) if size[0] < size[1] else (6000, 60), 0.2, 1)[0, 2:]
-    shares = [(boxes[:, 2:] == centre).all(axis=1).mean() for boxes in (drawn(config(), count=20_000, size=size).boxes, by_torchvision(size, 0.2, 3000))]
+    shares = [
+        (boxes[:, 2:] == centre).all(axis=1).mean()
+        for boxes in (drawn(config(), count=20_000, size=size).boxes, by_torchvision(size, 0.2, 3000))
+    ]
     assert 0.05 < shares[1] < 0.95
     assert abs(shares[0] - shares[1]) < 0.035

@@ -12,20 +12,28 @@ from pcl_ray.e_step import EStepRefused, ShardClustering, When, cluster, cluster
 
 
 def settings(*num_clusters: int | float, **knobs: object) -> EStepConfig:
-    return EStepConfig(num_clusters=num_clusters or (4,), **{"iterations": 10, "restarts": 1, "threads": 1, **knobs})
+    return EStepConfig(
+        num_clusters=num_clusters or (4,), **{"iterations": 10, "restarts": 1, "threads": 1, **knobs}
+    )
 
 
 def features(n: int = 120, dim: int = 8, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def run(data: Tensor | np.ndarray, config: EStepConfig, *, epoch: int = 3, temperature: float = 0.2, seed: int = 0) -> ClusterSet:
+def run(
+    data: Tensor | np.ndarray, config: EStepConfig, *, epoch: int = 3, temperature: float = 0.2, seed: int = 0
+) -> ClusterSet:
     return cluster(data, config, epoch=epoch, temperature=temperature, seed=seed)
 
 
 def same(a: ClusterSet, b: ClusterSet) -> bool:
     names = ("prototypes", "assignments", "concentration")
-    return all(torch.equal(getattr(x, n), getattr(y, n)) for x, y in zip(a.clusterings, b.clusterings, strict=True) for n in names)
+    return all(
+        torch.equal(getattr(x, n), getattr(y, n))
+        for x, y in zip(a.clusterings, b.clusterings, strict=True)
+        for n in names
+    )
 
 
 def test_one_clustering_for_each_number_shares_of_the_images_included() -> None:
@@ -48,12 +56,21 @@ def test_mean_concentration_is_the_temperature(temperature: float) -> None:
 
 @pytest.mark.parametrize("knobs", [{}, {"alpha": 1.0}, {"clip": (0.0, 100.0)}, {"normalise": False}])
 def test_concentration_is_measured_from_the_raw_centroids(knobs: dict[str, object]) -> None:
-    data, config = features(), settings(5, iterations=200, **knobs)  # converged: raw centroids are the means of the members
+    # converged: raw centroids are the means of the members
+    data, config = features(), settings(5, iterations=200, **knobs)
     (c,) = run(data, config).clusterings
     means = torch.stack([data[c.assignments == j].mean(dim=0) for j in range(5)])
     assert torch.allclose(c.prototypes, F.normalize(means, dim=1), atol=1e-4)
     distances = (data - means[c.assignments]).norm(dim=1)
-    expected = concentration(distances, c.assignments, 5, alpha=config.alpha, temperature=0.2, clip=config.clip, normalise=config.normalise)
+    expected = concentration(
+        distances,
+        c.assignments,
+        5,
+        alpha=config.alpha,
+        temperature=0.2,
+        clip=config.clip,
+        normalise=config.normalise,
+    )
     assert torch.allclose(c.concentration, expected, rtol=1e-3)
     assert c.objective == pytest.approx(float((distances**2).sum()), rel=1e-3)
 
@@ -65,7 +82,8 @@ def test_same_seed_and_epoch_same_clusters_else_others() -> None:
     assert same(first, run(data.numpy(), config))
     assert not same(first, run(data, config, seed=1))
     assert not same(first, run(data, config, epoch=4))
-    assert not torch.equal(first.clusterings[0].assignments, first.clusterings[1].assignments)  # the same K twice: two starting points
+    # the same K twice: two starting points
+    assert not torch.equal(first.clusterings[0].assignments, first.clusterings[1].assignments)
 
 
 def test_finds_the_groups_that_are_there() -> None:
@@ -92,7 +110,9 @@ def test_refuses_features_that_are_not_finite(value: float) -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 1e-4])
 def test_refuses_collapsed_features(noise: float) -> None:
-    data = F.normalize(torch.ones(120, 8) + noise * torch.randn(120, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    data = F.normalize(
+        torch.ones(120, 8) + noise * torch.randn(120, 8, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     with pytest.raises(EStepRefused, match=r"before epoch 4.*collapsed.*optimizer\.lr"):
         run(data, settings(4))
 
@@ -122,17 +142,27 @@ def mixture(n: int = 1500, dim: int = 16, groups: int = 60, seed: int = 0) -> Te
 
 
 def drifted(data: Tensor, by: float, seed: int = 9) -> Tensor:
-    return F.normalize(data + by * torch.randn(data.shape, generator=torch.Generator().manual_seed(seed)) / data.shape[1] ** 0.5, dim=1)
+    return F.normalize(
+        data
+        + by * torch.randn(data.shape, generator=torch.Generator().manual_seed(seed)) / data.shape[1] ** 0.5,
+        dim=1,
+    )
 
 
 def rotated(data: Tensor) -> Tensor:
-    turn, _ = torch.linalg.qr(torch.randn(data.shape[1], data.shape[1], generator=torch.Generator().manual_seed(3)))
+    turn, _ = torch.linalg.qr(
+        torch.randn(data.shape[1], data.shape[1], generator=torch.Generator().manual_seed(3))
+    )
     return data @ turn
 
 
-def step(data: Tensor, previous: ClusterSet | None = None, *, k: int = 40, epoch: int = 4, **knobs: object) -> ShardClustering:
+def step(
+    data: Tensor, previous: ClusterSet | None = None, *, k: int = 40, epoch: int = 4, **knobs: object
+) -> ShardClustering:
     config = settings(k, cold_iterations=20, **knobs)
-    result = cluster_shard(data, None, config, When(epoch), total=len(data), temperature=0.2, seed=0, previous=previous)
+    result = cluster_shard(
+        data, None, config, When(epoch), total=len(data), temperature=0.2, seed=0, previous=previous
+    )
     assert result.warnings == []
     return result.clusterings[0]
 
@@ -196,12 +226,29 @@ def test_a_start_from_the_last_centroids() -> None:
     assert settled.figures["cold"] == 0
     assert share_unchanged(settled, before) > 0.8
     assert settled.objective < found.objective
-    without_lengths = ClusterSet(3, (Clustering(*(getattr(before.clusterings[0], name) for name in ("prototypes", "assignments", "concentration"))),))
-    assert step(later, without_lengths, warm_start="centroids").figures["cold"] == 1  # a file of an older version
+    without_lengths = ClusterSet(
+        3,
+        (
+            Clustering(
+                *(
+                    getattr(before.clusterings[0], name)
+                    for name in ("prototypes", "assignments", "concentration")
+                )
+            ),
+        ),
+    )
+    # a file of an older version
+    assert step(later, without_lengths, warm_start="centroids").figures["cold"] == 1
 
 
 def equal_steps(a: ShardClustering, b: ShardClustering) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("labels", "centroids", "concentration", "valid")) and a.objective == b.objective
+    return (
+        all(
+            torch.equal(getattr(a, name), getattr(b, name))
+            for name in ("labels", "centroids", "concentration", "valid")
+        )
+        and a.objective == b.objective
+    )
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -209,14 +256,23 @@ def test_without_warm_starts_the_last_clusters_play_no_part(nested: bool) -> Non
     data = mixture()
     before, later = run(data, settings(40, 10)), drifted(data, 0.1)
     config = settings(40, 10, warm_start="none", nested=nested)
-    with_last, alone = (cluster(later, config, epoch=4, temperature=0.2, seed=0, previous=previous) for previous in (before, None))
+    with_last, alone = (
+        cluster(later, config, epoch=4, temperature=0.2, seed=0, previous=previous)
+        for previous in (before, None)
+    )
     assert same(with_last, alone)
     assert [c.objective for c in with_last.clusterings] == [c.objective for c in alone.clusterings]
 
 
 def changed(before: ClusterSet, **what: object) -> ClusterSet:
     (c,) = before.clusterings
-    values = {"prototypes": c.prototypes, "assignments": c.assignments, "concentration": c.concentration, "objective": c.objective, "norms": c.norms}
+    values = {
+        "prototypes": c.prototypes,
+        "assignments": c.assignments,
+        "concentration": c.concentration,
+        "objective": c.objective,
+        "norms": c.norms,
+    }
     return ClusterSet(before.epoch, (Clustering(**{**values, **what}),))
 
 
@@ -228,7 +284,8 @@ def test_a_first_pass_much_worse_than_the_last_end_is_given_up_for_a_cold_run(wa
     for factor, cold in ((1 / 1.29, 0), (1 / 1.31, 1)):
         last = changed(before, objective=first * factor)
         assert step(later, last, warm_start=warm_start).figures["cold"] == cold
-    assert step(later, changed(before, objective=float("nan")), warm_start=warm_start).figures["cold"] == 0  # nothing is known
+    # nothing is known
+    assert step(later, changed(before, objective=float("nan")), warm_start=warm_start).figures["cold"] == 0
 
 
 def test_of_two_cold_runs_after_a_jump_the_better_is_kept() -> None:
@@ -236,7 +293,9 @@ def test_of_two_cold_runs_after_a_jump_the_better_is_kept() -> None:
     before, later = first_step(data), mixture(seed=5)
     last = changed(before, objective=0.1)
     assert step(later, last).objective <= step(later).objective
-    better = [step(mixture(seed=seed), last).objective < step(mixture(seed=seed)).objective for seed in range(5, 13)]
+    better = [
+        step(mixture(seed=seed), last).objective < step(mixture(seed=seed)).objective for seed in range(5, 13)
+    ]
     assert 0 < sum(better) < 8
 
 
@@ -245,9 +304,12 @@ def test_labels_that_say_nothing_any_more_are_given_up_for_a_cold_run() -> None:
     before = first_step(data)
     labels = before.clusterings[0].assignments
     unknown = changed(before, objective=float("inf"))
-    for share, cold in ((0.4, 0), (0.8, 1)):  # of the images got any label: about so many change at the first pass
+    # of the images got any label: about so many change at the first pass
+    for share, cold in ((0.4, 0), (0.8, 1)):
         wrong = torch.rand(1500, generator=torch.Generator().manual_seed(0)) < share
-        mixed = torch.where(wrong, torch.randint(40, (1500,), generator=torch.Generator().manual_seed(1)), labels)
+        mixed = torch.where(
+            wrong, torch.randint(40, (1500,), generator=torch.Generator().manual_seed(1)), labels
+        )
         found = step(data, changed(unknown, assignments=mixed))
         assert found.figures["cold"] == cold
         if not cold:
@@ -263,8 +325,11 @@ def test_another_number_of_clusters_or_images_begins_anew(warm_start: str) -> No
     for n in (1400, 1500):
         other = changed(before, assignments=before.clusterings[0].assignments[: 2900 - n])
         assert equal_steps(step(data[:n], other, warm_start=warm_start), step(data[:n]))
-    more = cluster(data, settings(40, 30, warm_start=warm_start), epoch=4, temperature=0.2, seed=0, previous=before)
-    assert [c.num_clusters for c in more.clusterings] == [40, 30]  # there was no second clustering to begin with
+    more = cluster(
+        data, settings(40, 30, warm_start=warm_start), epoch=4, temperature=0.2, seed=0, previous=before
+    )
+    # there was no second clustering to begin with
+    assert [c.num_clusters for c in more.clusterings] == [40, 30]
 
 
 def test_images_and_clusters_that_the_last_labels_leave_out_are_taken_in() -> None:
@@ -297,7 +362,9 @@ def test_labels_travel_as_int32_and_come_together_by_id() -> None:
     result = cluster_shard(data[order], order, settings(4, 9), When(4), total=100, temperature=0.2, seed=0)
     sent = result.stacked_labels()
     assert (sent.dtype, sent.shape) == (np.int32, (2, 100))
-    whole = result.cluster_set(4, result.assignments(100, [(order[:30].numpy(), sent[:, :30]), (order[30:].numpy(), sent[:, 30:])]))
+    whole = result.cluster_set(
+        4, result.assignments(100, [(order[:30].numpy(), sent[:, :30]), (order[30:].numpy(), sent[:, 30:])])
+    )
     assert same(whole, run(data, settings(4, 9), epoch=4))
 
 

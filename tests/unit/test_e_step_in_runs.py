@@ -1,4 +1,6 @@
-"""What the E-step does within whole runs in one process: overlap, the feature bank, features that collapse. Through the command line."""
+"""What the E-step does within whole runs in one process: overlap, the feature bank, features that collapse.
+Through the command line.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ def numbers(name: str, epoch: int) -> dict[str, torch.Tensor]:
     if state.e_step.bank is not None:
         flat["bank"] = state.e_step.bank
     for m, clustering in enumerate(state.clusters.clusterings if state.clusters else ()):
-        flat |= {f"{m}.prototypes": clustering.prototypes, f"{m}.assignments": clustering.assignments, f"{m}.phi": clustering.concentration}
+        flat |= {
+            f"{m}.prototypes": clustering.prototypes,
+            f"{m}.assignments": clustering.assignments,
+            f"{m}.phi": clustering.concentration,
+        }
     return {name: value for name, value in flat.items() if isinstance(value, torch.Tensor)}
 
 
@@ -102,7 +108,12 @@ def test_overlap_trains_on_the_earlier_prototypes_until_the_switch(monkeypatch: 
     monkeypatch.setattr(between.Between, "switch", noting)
     assert train("--name", "late", *OVERLAP, "train.epochs=4") == 0
     # 4 steps an epoch. The first E-step, before epoch 1 (from 0), has nothing to overlap with.
-    assert seen == [(step, 1) for step in range(4)] + [(0, 1), (1, 1), (2, 2), (3, 2)] + [(0, 2), (1, 2), (2, 3), (3, 3)]
+    assert seen == [(step, 1) for step in range(4)] + [(0, 1), (1, 1), (2, 2), (3, 2)] + [
+        (0, 2),
+        (1, 2),
+        (2, 3),
+        (3, 3),
+    ]
     assert state_of("late", 4).clusters.epoch == 4  # the final clustering waits
 
 
@@ -116,14 +127,19 @@ def test_overlap_without_a_fixed_step_changes_over_by_the_end_of_the_epoch() -> 
 
 
 def test_overlap_and_waiting_agree_on_the_figures_of_the_same_encoder() -> None:
-    """After the first epoch with clusters both have trained alike: what is measured then must be the same, whenever it comes."""
+    """After the first epoch with clusters both have trained alike: what is measured then must be the same,
+    whenever it comes.
+    """
     assert train("--name", "waits", "train.epochs=3") == 0
     assert train("--name", "goes-on", *OVERLAP, "train.epochs=3") == 0
     for epoch in (0, 1):
         first, second = (state_of(name, 3).history[epoch]["metrics"] for name in ("waits", "goes-on"))
         for name in ("eval/knn_top1", "eval/rankme"):
             assert first[name] == second[name]
-    assert state_of("waits", 3).history[2]["metrics"]["train/loss"] != state_of("goes-on", 3).history[2]["metrics"]["train/loss"]
+    assert (
+        state_of("waits", 3).history[2]["metrics"]["train/loss"]
+        != state_of("goes-on", 3).history[2]["metrics"]["train/loss"]
+    )
 
 
 def test_the_bank_saves_the_pass_over_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +147,9 @@ def test_the_bank_saves_the_pass_over_the_images(monkeypatch: pytest.MonkeyPatch
 
     passes: list[int] = []
     original = between.FeaturePass.train
-    monkeypatch.setattr(between.FeaturePass, "train", lambda self, learner: passes.append(1) or original(self, learner))
+    monkeypatch.setattr(
+        between.FeaturePass, "train", lambda self, learner: passes.append(1) or original(self, learner)
+    )
     words = ("evaluation.every_epochs=0", "train.epochs=6", "e_step.features=bank")
     assert train("--name", "bank", *words) == 0
     assert len(passes) == 2  # the first E-step and the final one
@@ -162,15 +180,23 @@ def answers(monkeypatch: pytest.MonkeyPatch, *outcomes: str) -> None:
 
     def concluded(*arguments: Any) -> EStepAnswer:
         outcome = left.pop(0) if left else "clustered"
-        return original(*arguments) if outcome == "clustered" else EStepAnswer(refused=f"said {outcome}", outcome=outcome)
+        return (
+            original(*arguments)
+            if outcome == "clustered"
+            else EStepAnswer(refused=f"said {outcome}", outcome=outcome)
+        )
 
     monkeypatch.setattr(actor, "_concluded", concluded)
 
 
-def test_after_a_collapse_an_epoch_trains_on_info_nce_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_after_a_collapse_an_epoch_trains_on_info_nce_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     answers(monkeypatch, "clustered", "collapsed", "clustered")
     assert train("--name", "collapse", "train.epochs=4") == 0
-    with_prototypes = ["train/loss_prototype" in entry["metrics"] for entry in state_of("collapse", 4).history]
+    with_prototypes = [
+        "train/loss_prototype" in entry["metrics"] for entry in state_of("collapse", 4).history
+    ]
     assert with_prototypes == [False, True, False, True]  # warm-up, clustered, collapsed, clustered
     said = capsys.readouterr().err
     assert "said collapsed" in said
@@ -181,16 +207,25 @@ def test_after_a_collapse_an_epoch_trains_on_info_nce_alone(monkeypatch: pytest.
     assert state_of("collapse", 3).e_step.failures == 0
 
 
-def test_a_rejected_clustering_leaves_the_earlier_one_in_force(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rejected_clustering_leaves_the_earlier_one_in_force(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     answers(monkeypatch, "clustered", "rejected", "rejected", "clustered")
     assert train("--name", "rejected", "train.epochs=4") == 0
-    assert ["train/loss_prototype" in entry["metrics"] for entry in state_of("rejected", 4).history] == [False, True, True, True]
+    assert ["train/loss_prototype" in entry["metrics"] for entry in state_of("rejected", 4).history] == [
+        False,
+        True,
+        True,
+        True,
+    ]
     assert [state_of("rejected", epoch).clusters.epoch for epoch in (1, 2, 3, 4)] == [1, 1, 1, 4]
     assert "the last good clustering stays in force (2 of 3 times in a row)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("outcome", ["collapsed", "rejected"])
-def test_three_in_a_row_end_the_run_and_the_count_survives_a_stop(outcome: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_in_a_row_end_the_run_and_the_count_survives_a_stop(
+    outcome: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     answers(monkeypatch, "clustered", outcome, outcome, outcome)
     with pytest.raises(run.Stopped):
         run.start(request.check("digits", [*TINY, "train.epochs=9"]), name="cut", display=StopsIn(2))
@@ -201,12 +236,16 @@ def test_three_in_a_row_end_the_run_and_the_count_survives_a_stop(outcome: str, 
     assert "Traceback" not in said
 
 
-def test_a_really_collapsed_encoder_is_found_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_really_collapsed_encoder_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from pcl_ray.service import between
 
     def one_point(encoder: Any, batches: Any, device: Any) -> FeatureShard:
         indices = np.concatenate([ids.numpy() for _, ids in batches])
-        rows = np.ones((len(indices), 16), np.float32) + 1e-5 * np.random.default_rng(0).normal(size=(len(indices), 16)).astype(np.float32)
+        rows = np.ones((len(indices), 16), np.float32) + 1e-5 * np.random.default_rng(0).normal(
+            size=(len(indices), 16)
+        ).astype(np.float32)
         return FeatureShard(indices, rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
     monkeypatch.setattr(between, "extract_features", one_point)
@@ -238,13 +277,30 @@ def test_wrong_knobs_of_the_e_step(words: list[str], told: str, capsys: pytest.C
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        ([], ["single: in this process; cold at first, then 5 passes from the last labels", "a pass over all images each time"]),
-        (["resources.workers=2", "e_step.mode=sharded", "e_step.shards=3"], ["sharded: in 3 actors, each with a range of the images"]),
-        (["resources.workers=2", "e_step.mode=distributed", "e_step.warm_start=none"], ["in the 2 workers, each with the features it made; cold each time"]),
-        (["e_step.overlap=true", "e_step.features=bank"], ["; while the next epoch trains", "from the M-step's momentum features, after a first pass"]),
+        (
+            [],
+            [
+                "single: in this process; cold at first, then 5 passes from the last labels",
+                "a pass over all images each time",
+            ],
+        ),
+        (
+            ["resources.workers=2", "e_step.mode=sharded", "e_step.shards=3"],
+            ["sharded: in 3 actors, each with a range of the images"],
+        ),
+        (
+            ["resources.workers=2", "e_step.mode=distributed", "e_step.warm_start=none"],
+            ["in the 2 workers, each with the features it made; cold each time"],
+        ),
+        (
+            ["e_step.overlap=true", "e_step.features=bank"],
+            ["; while the next epoch trains", "from the M-step's momentum features, after a first pass"],
+        ),
     ],
 )
-def test_dry_run_says_where_features_come_from_and_are_clustered(words: list[str], shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_says_where_features_come_from_and_are_clustered(
+    words: list[str], shown: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("--dry-run", *words) == 0
     out = capsys.readouterr().out
     for text in shown:
@@ -253,13 +309,18 @@ def test_dry_run_says_where_features_come_from_and_are_clustered(words: list[str
 
 def test_where_a_run_clusters_may_change_when_it_goes_on() -> None:
     assert train("--name", "moved", "train.epochs=2") == 0
-    assert cli.main(["train", "--resume", "moved", "train.epochs=3", "e_step.backend=torch", "e_step.threads=2"]) == 0
+    assert (
+        cli.main(["train", "--resume", "moved", "train.epochs=3", "e_step.backend=torch", "e_step.threads=2"])
+        == 0
+    )
     assert train("--name", "stayed", "train.epochs=2") == 0
     assert cli.main(["train", "--resume", "stayed", "train.epochs=3"]) == 0
     assert_same(numbers("moved", 3), numbers("stayed", 3))
 
 
-def test_an_e_step_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_e_step_that_does_not_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     original, calls = actor.attempt, []
 
     def slow(*arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,6 @@
-"""What is served of a run: the same features as in training whatever the pictures come as, prototypes that have images, clear refusals."""
+"""What is served of a run: the same features as in training whatever the pictures come as, prototypes that
+have images, clear refusals.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,30 @@ SIZES = [3, 5]
 
 
 def config_of(channels: int, size: int, **more: Any) -> RunConfig:
-    flat = {**GREY_ENCODER, "data.channels": channels, "augment.mean": [0.4] * channels, "augment.std": [0.3] * channels, "augment.image_size": size}
+    flat = {
+        **GREY_ENCODER,
+        "data.channels": channels,
+        "augment.mean": [0.4] * channels,
+        "augment.std": [0.3] * channels,
+        "augment.image_size": size,
+    }
     return config.load("digits", {**flat, "encoder.dim": 8, "e_step.num_clusters": SIZES, **more})
 
 
 def written(settings: RunConfig, folder: Path, clusters: ClusterSet | None = None) -> Path:
-    """A checkpoint whose momentum encoder is another than its query encoder, with batch statistics of its own."""
+    """A checkpoint whose momentum encoder is another than its query encoder, with batch statistics of its
+    own.
+    """
     torch.manual_seed(3)
     query, key = (build(settings.encoder, settings.data.channels) for _ in range(2))
-    key.train()(torch.randn(16, settings.data.channels, settings.augment.image_size, settings.augment.image_size))
+    key.train()(
+        torch.randn(16, settings.data.channels, settings.augment.image_size, settings.augment.image_size)
+    )
     pair = MomentumPair(query, key, 0.9)
     learner = {"model": pair.state_dict(), "queue": {}, "optimizer": {}}
-    return checkpoint.save(checkpoint.RunState(2, learner, clusters, [], [], settings.encoder, settings.data.channels), folder, 1)
+    return checkpoint.save(
+        checkpoint.RunState(2, learner, clusters, [], [], settings.encoder, settings.data.channels), folder, 1
+    )
 
 
 def clusters_of(features: np.ndarray, valid: torch.Tensor | None = None) -> ClusterSet:
@@ -53,7 +67,9 @@ def clusters_of(features: np.ndarray, valid: torch.Tensor | None = None) -> Clus
 
 
 def trained_features(images: Images, settings: RunConfig, path: Path) -> np.ndarray:
-    shard = extract_features(load_encoder(path, encoder="momentum"), EvaluationLoader(images, settings), torch.device("cpu"))
+    shard = extract_features(
+        load_encoder(path, encoder="momentum"), EvaluationLoader(images, settings), torch.device("cpu")
+    )
     return shard.features[np.argsort(shard.indices)]
 
 
@@ -62,7 +78,13 @@ def pixels(*shape: int) -> np.ndarray:
     rng = np.random.default_rng(5)
     count, height, width, channels = shape
     low = rng.integers(0, 256, (count, 5, 5, channels), dtype=np.uint8)
-    parts = [[Image.fromarray(one[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(channels)] for one in low]
+    parts = [
+        [
+            Image.fromarray(one[..., c]).resize((width, height), Image.Resampling.BICUBIC)
+            for c in range(channels)
+        ]
+        for one in low
+    ]
     return np.stack([np.stack([np.asarray(part) for part in one], axis=-1) for one in parts])
 
 
@@ -73,7 +95,9 @@ def same(found: Embedded, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(("channels", "side", "size"), [(1, 8, 8), (3, 12, 8), (3, 80, 64)])
-def test_arrays_have_the_features_and_clusters_of_training(channels: int, side: int, size: int, tmp_path: Path) -> None:
+def test_arrays_have_the_features_and_clusters_of_training(
+    channels: int, side: int, size: int, tmp_path: Path
+) -> None:
     settings, images = config_of(channels, size), pixels(20, side, side, channels)
     expected = trained_features(ArrayImages(images), settings, written(settings, tmp_path))
     clusters = clusters_of(expected)
@@ -88,7 +112,9 @@ def test_arrays_have_the_features_and_clusters_of_training(channels: int, side: 
             assert found.prototypes[m].dtype == np.int64
             assert found.distances[m].dtype == np.float32
             assert (found.prototypes[m] == clustering.assignments.numpy()).all()
-            far = np.linalg.norm(found.embeddings - clustering.prototypes.numpy()[found.prototypes[m]], axis=1)
+            far = np.linalg.norm(
+                found.embeddings - clustering.prototypes.numpy()[found.prototypes[m]], axis=1
+            )
             np.testing.assert_allclose(found.distances[m], far, atol=1e-5)
 
 
@@ -119,7 +145,9 @@ WAYS: dict[str, Callable[[Image.Image, Path], Any]] = {
 
 
 @pytest.mark.parametrize(("size", "channels", "reduced"), [(32, 3, True), (64, 3, True), (64, 1, False)])
-def test_files_of_all_kinds_have_the_features_of_training(size: int, channels: int, reduced: bool, tmp_path: Path) -> None:
+def test_files_of_all_kinds_have_the_features_of_training(
+    size: int, channels: int, reduced: bool, tmp_path: Path
+) -> None:
     settings = config_of(channels, size, **{"data.reduced_decoding": reduced})
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -128,14 +156,20 @@ def test_files_of_all_kinds_have_the_features_of_training(size: int, channels: i
     names = sorted(WAYS)
     files = [folder / name for name in names]
     path = written(settings, tmp_path)
-    expected = trained_features(FileImages(str(folder), np.array([name.encode() for name in names]), channels), settings, path)
+    expected = trained_features(
+        FileImages(str(folder), np.array([name.encode() for name in names]), channels), settings, path
+    )
     embedder = Embedder.of_checkpoint(path, settings.augment, reduced_decoding=reduced)
     assert embedder.embed(files).prototypes == ()  # no clusters yet
     same(embedder.embed(files), expected)
     same(embedder.embed([str(file) for file in files]), expected)
     same(embedder.embed([file.read_bytes() for file in files]), expected)
-    opened = [name.endswith(".png") or not reduced for name in names]  # a JPEG that somebody else opens is decoded whole
-    same(embedder.embed([Image.open(file) for file, taken in zip(files, opened, strict=True) if taken]), expected[opened])
+    # a JPEG that somebody else opens is decoded whole
+    opened = [name.endswith(".png") or not reduced for name in names]
+    same(
+        embedder.embed([Image.open(file) for file, taken in zip(files, opened, strict=True) if taken]),
+        expected[opened],
+    )
     same(embedder.embed(files[0]), expected[:1])
 
 
@@ -144,11 +178,16 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     features = trained_features(ArrayImages(images), settings, written(settings, tmp_path))
     embedder = Embedder.of_checkpoint(written(settings, tmp_path, clusters_of(features)), settings.augment)
     embedder.save(tmp_path / "served")
-    assert sorted(file.name for file in (tmp_path / "served").iterdir()) == ["embedder.json", "embedder.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "served").iterdir()) == [
+        "embedder.json",
+        "embedder.safetensors",
+    ]
     again = Embedder.load(tmp_path / "served")
     first, second = embedder.embed(images), again.embed(images)
     assert (first.embeddings == second.embeddings).all()
-    for ours, theirs in zip((*first.prototypes, *first.distances), (*second.prototypes, *second.distances), strict=True):
+    for ours, theirs in zip(
+        (*first.prototypes, *first.distances), (*second.prototypes, *second.distances), strict=True
+    ):
         assert (ours == theirs).all()
     assert torch.equal(again.clusterings[1].concentration, embedder.clusterings[1].concentration)
 
@@ -157,8 +196,13 @@ def test_prototypes_without_images_are_nobodys_nearest(tmp_path: Path) -> None:
     settings, images = config_of(3, 8), pixels(12, 8, 8, 3)
     features = trained_features(ArrayImages(images), settings, written(settings, tmp_path))
     clusters = clusters_of(features)
-    without = tuple(Clustering(c.prototypes, c.assignments, c.concentration, valid=torch.arange(c.num_clusters) != 0) for c in clusters.clusterings)
-    found = Embedder.of_checkpoint(written(settings, tmp_path, ClusterSet(2, without)), settings.augment).embed(images)
+    without = tuple(
+        Clustering(c.prototypes, c.assignments, c.concentration, valid=torch.arange(c.num_clusters) != 0)
+        for c in clusters.clusterings
+    )
+    found = Embedder.of_checkpoint(
+        written(settings, tmp_path, ClusterSet(2, without)), settings.augment
+    ).embed(images)
     for ids, clustering in zip(found.prototypes, clusters.clusterings, strict=True):
         assert (clustering.assignments == 0).any()
         expected = (torch.from_numpy(features) @ clustering.prototypes[1:].T).argmax(1) + 1
@@ -179,7 +223,9 @@ def test_prototypes_without_images_are_nobodys_nearest(tmp_path: Path) -> None:
         ([b"this is no picture"], DataError, "image 0 cannot be read: no image"),
     ],
 )
-def test_refusals_say_which_image_and_why(given: Any, kind: type[Exception], said: str, embedder: Embedder) -> None:
+def test_refusals_say_which_image_and_why(
+    given: Any, kind: type[Exception], said: str, embedder: Embedder
+) -> None:
     with pytest.raises(kind, match=said):
         embedder.embed(given)
 
@@ -226,5 +272,8 @@ def embedder(tmp_path: Path) -> Embedder:
 
 
 def test_serving_needs_neither_mlflow_nor_ray_nor_faiss(run_python: Callable[..., Any]) -> None:
-    script = "import sys, pcl_ray.embedder; print([name for name in ('ray', 'mlflow', 'faiss', 'sklearn', 'scipy', 'pandas') if name in sys.modules])"
+    script = (
+        "import sys, pcl_ray.embedder; print([name for name in ('ray', 'mlflow', 'faiss', 'sklearn', 'scipy',"
+        " 'pandas') if name in sys.modules])"
+    )
     assert run_python(script).stdout.strip() == "[]"

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import EvaluationConfig
-from pcl_ray.evaluation import agreement, alignment, areq, knn_accuracy, lidar, measure, rankme, uniformity, unlabelled
+from pcl_ray.evaluation import (
+    agreement,
+    alignment,
+    areq,
+    knn_accuracy,
+    lidar,
+    measure,
+    rankme,
+    uniformity,
+    unlabelled,
+)
 
 
 def features(n: int, dim: int = 8, seed: int = 0) -> Tensor:
@@ -26,14 +36,27 @@ def labels(n: int, classes: int = 4, seed: int = 0, lowest: int = 0) -> Tensor:
 # --- kNN
 
 
-def slow_knn(bank: Tensor, bank_labels: Tensor, query: Tensor, query_labels: Tensor, neighbours: int, temperature: float) -> float:
+def slow_knn(
+    bank: Tensor,
+    bank_labels: Tensor,
+    query: Tensor,
+    query_labels: Tensor,
+    neighbours: int,
+    temperature: float,
+) -> float:
     """The definition (Wu et al., section 3.4), one query at a time in float64."""
-    rows = [(row.double() / row.double().norm(), int(label)) for row, label in zip(bank, bank_labels, strict=True) if label >= 0]
+    rows = [
+        (row.double() / row.double().norm(), int(label))
+        for row, label in zip(bank, bank_labels, strict=True)
+        if label >= 0
+    ]
     right = asked = 0
     for row, label in zip(query, query_labels, strict=True):
         if label < 0:
             continue
-        near = sorted(((float(row.double() / row.double().norm() @ other), of) for other, of in rows), reverse=True)[:neighbours]
+        near = sorted(
+            ((float(row.double() / row.double().norm() @ other), of) for other, of in rows), reverse=True
+        )[:neighbours]
         votes: dict[int, float] = {}
         for cosine, of in near:
             votes[of] = votes.get(of, 0.0) + math.exp(cosine / temperature)
@@ -42,17 +65,29 @@ def slow_knn(bank: Tensor, bank_labels: Tensor, query: Tensor, query_labels: Ten
     return right / asked
 
 
-@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 15), st.integers(1, 50), st.sampled_from([0.05, 0.07, 0.2, 1.0]))
-def test_knn_is_the_definition(seed: int, bank_size: int, queries: int, neighbours: int, temperature: float) -> None:
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 40),
+    st.integers(1, 15),
+    st.integers(1, 50),
+    st.sampled_from([0.05, 0.07, 0.2, 1.0]),
+)
+def test_knn_is_the_definition(
+    seed: int, bank_size: int, queries: int, neighbours: int, temperature: float
+) -> None:
     """Some images without a label, features of any length, more neighbours than the bank has."""
     dice = torch.Generator().manual_seed(seed)
     bank, query = (torch.randn(n, 5, generator=dice) * 3 for n in (bank_size, queries))
     bank_labels, query_labels = labels(bank_size, 4, seed, -1), labels(queries, 5, seed + 1, -1)
-    found = knn_accuracy(bank, bank_labels, query, query_labels, neighbours=neighbours, temperature=temperature)
+    found = knn_accuracy(
+        bank, bank_labels, query, query_labels, neighbours=neighbours, temperature=temperature
+    )
     if (bank_labels < 0).all() or (query_labels < 0).all():
         assert math.isnan(found)
     else:
-        assert found == pytest.approx(slow_knn(bank, bank_labels, query, query_labels, neighbours, temperature))
+        assert found == pytest.approx(
+            slow_knn(bank, bank_labels, query, query_labels, neighbours, temperature)
+        )
 
 
 def test_knn_of_separate_groups_and_of_noise() -> None:
@@ -60,7 +95,9 @@ def test_knn_of_separate_groups_and_of_noise() -> None:
     grouped = torch.eye(8)[of] + 0.05 * features(300)
     assert knn_accuracy(grouped[:200], of[:200], grouped[200:], of[200:], neighbours=20) == 1.0
     assert knn_accuracy(grouped[:200], of[:200], grouped[200:], (of[200:] + 1) % 4, neighbours=20) == 0.0
-    noise = knn_accuracy(features(2000), labels(2000), features(500, seed=1), labels(500, seed=1), neighbours=20)
+    noise = knn_accuracy(
+        features(2000), labels(2000), features(500, seed=1), labels(500, seed=1), neighbours=20
+    )
     assert 0.17 < noise < 0.33  # a quarter
 
 
@@ -68,7 +105,8 @@ def test_near_neighbours_count_more_than_many_far_ones() -> None:
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     of, query = torch.tensor([0, 1, 1, 1]), torch.tensor([[1.0, 0.1]])
     assert knn_accuracy(bank, of, query, torch.tensor([0]), neighbours=4, temperature=0.07) == 1.0
-    assert knn_accuracy(bank, of, query, torch.tensor([1]), neighbours=4, temperature=10.0) == 1.0  # nearly one vote each
+    # nearly one vote each
+    assert knn_accuracy(bank, of, query, torch.tensor([1]), neighbours=4, temperature=10.0) == 1.0
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-30])
@@ -76,7 +114,9 @@ def test_tiny_temperatures_do_not_overflow(temperature: float) -> None:
     """exp(1/1e-4) is no float; what is left is the nearest neighbour's class."""
     bank, of = features(50), labels(50)
     nearest = of[(features(20, seed=1) @ bank.T).argmax(dim=1)]
-    assert knn_accuracy(bank, of, features(20, seed=1), nearest, neighbours=50, temperature=temperature) == 1.0
+    assert (
+        knn_accuracy(bank, of, features(20, seed=1), nearest, neighbours=50, temperature=temperature) == 1.0
+    )
 
 
 def test_images_without_a_label_take_no_part_in_knn() -> None:
@@ -117,7 +157,8 @@ def test_random_clusters_agree_by_chance_only() -> None:
 def test_purity_by_hand() -> None:
     assignments, of = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2]), np.array([0, 0, 1, 1, 1, 0, 2, 2, 1])
     assert agreement(assignments, of)["purity"] == pytest.approx((2 + 2 + 2) / 9)
-    assert agreement(np.arange(9), of)["purity"] == 1.0  # every image its own cluster: why purity compares no clusterings of different K
+    # every image its own cluster: why purity compares no clusterings of different K
+    assert agreement(np.arange(9), of)["purity"] == 1.0
     assert agreement(np.zeros(9, dtype=np.int64), of)["purity"] == pytest.approx(4 / 9)
 
 
@@ -171,7 +212,9 @@ def test_rankme_of_a_diverged_encoder_is_nan(value: float) -> None:
 
 
 def slow_areq(rows: Tensor) -> float:
-    """Eigenvalues of the covariance, summed row by row, up to 99 % of the variance; the line of least squares with weights 1/j by numpy."""
+    """Eigenvalues of the covariance, summed row by row, up to 99 % of the variance; the line of least squares
+    with weights 1/j by numpy.
+    """
     data = rows.double().numpy()
     mean = sum(data) / len(data)
     covariance = sum(np.outer(row - mean, row - mean) for row in data) / len(data)
@@ -201,7 +244,11 @@ def of_rank(rank: int, noise: float, dim: int = 128, n: int = 2000) -> Tensor:
 
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(5, 20), st.floats(0, 3))
 def test_areq_is_the_definition(seed: int, n: int, dim: int, steepness: float) -> None:
-    rows = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) * torch.arange(1, dim + 1) ** -steepness + 1
+    rows = (
+        torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+        * torch.arange(1, dim + 1) ** -steepness
+        + 1
+    )
     assert areq(rows) == pytest.approx(slow_areq(rows), rel=1e-6, abs=1e-9, nan_ok=True)
 
 
@@ -214,7 +261,9 @@ def test_areq_finds_the_exponent(alpha: float, dim: int) -> None:
 
 
 def test_areq_does_not_see_the_noise_floor() -> None:
-    """Within eigenvalues 4 to 100, features of rank 3 show the floor alone, those of rank 40 the cliff down to it: then collapse would look best."""
+    """Within eigenvalues 4 to 100, features of rank 3 show the floor alone, those of rank 40 the cliff down
+    to it: then collapse would look best.
+    """
     exact = areq(of_rank(40, 0.0))
     for noise in (1e-4, 1e-3, 1e-2):
         assert areq(of_rank(40, noise)) == pytest.approx(exact, abs=0.05)
@@ -232,7 +281,9 @@ def test_areq_of_a_diverged_encoder_is_nan(value: float) -> None:
     assert math.isnan(areq(data))
 
 
-@pytest.mark.parametrize("rows", [torch.zeros(20, 8), features(1), features(0), features(50, 4), features(50, 1), features(4, 8)])
+@pytest.mark.parametrize(
+    "rows", [torch.zeros(20, 8), features(1), features(0), features(50, 4), features(50, 1), features(4, 8)]
+)
 def test_areq_without_five_eigenvalues_is_nan(rows: Tensor) -> None:
     assert math.isnan(areq(rows))
 
@@ -247,7 +298,9 @@ def slow_lidar(features_NQC: Tensor) -> float:
     means = [sum(data[i]) / views for i in range(images)]
     mean = sum(means) / images
     between = sum(np.outer(m - mean, m - mean) for m in means) / images
-    within = sum(np.outer(data[i, q] - means[i], data[i, q] - means[i]) for i in range(images) for q in range(views)) / (images * views)
+    within = sum(
+        np.outer(data[i, q] - means[i], data[i, q] - means[i]) for i in range(images) for q in range(views)
+    ) / (images * views)
     values, vectors = np.linalg.eigh(within + 1e-4 * np.eye(dim))
     root = vectors @ np.diag(values**-0.5) @ vectors.T
     eigenvalues = np.linalg.eigvalsh(root @ between @ root)
@@ -264,12 +317,19 @@ def views_of(images: Tensor, views: int, spread: Tensor | float, seed: int = 1) 
 @given(st.integers(0, 10_000), st.integers(2, 30), st.integers(2, 6), st.integers(2, 12), st.floats(0, 1))
 def test_lidar_is_the_definition(seed: int, images: int, views: int, dim: int, spread: float) -> None:
     """Also with more dimensions than images, where Σ_b has no full rank."""
-    made = views_of(features(images, dim, seed), views, spread * torch.rand(dim, generator=torch.Generator().manual_seed(seed)), seed + 1)
+    made = views_of(
+        features(images, dim, seed),
+        views,
+        spread * torch.rand(dim, generator=torch.Generator().manual_seed(seed)),
+        seed + 1,
+    )
     assert lidar(made) == pytest.approx(slow_lidar(made), rel=1e-6)
 
 
 def test_lidar_by_hand() -> None:
-    """Four images at the corners of a rectangle, views that differ by ±1 along the first axis: eigenvalues 9/(1 + δ) and 4/δ."""
+    """Four images at the corners of a rectangle, views that differ by ±1 along the first axis: eigenvalues
+    9/(1 + δ) and 4/δ.
+    """
     corners = torch.tensor([[3.0, 2.0], [3.0, -2.0], [-3.0, 2.0], [-3.0, -2.0]])
     made = corners[:, None] + torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     first, second = 9 / 1.0001, 4 / 0.0001
@@ -366,7 +426,9 @@ def clusters() -> ClusterSet:
         (False, False, False, False, LABEL_FREE),
     ],
 )
-def test_what_is_measured(with_labels: bool, with_holdout: bool, with_holdout_labels: bool, with_clusters: bool, keys: set[str]) -> None:
+def test_what_is_measured(
+    with_labels: bool, with_holdout: bool, with_holdout_labels: bool, with_clusters: bool, keys: set[str]
+) -> None:
     figures = measure(
         features(N).numpy(),
         labels(N).numpy() if with_labels else None,
@@ -388,18 +450,24 @@ def test_each_figure_is_that_of_its_function() -> None:
     assert figures["eval/uniformity"] == uniformity(data)
     assert figures["eval/knn_top1"] == knn_accuracy(data, of, query, query_of, neighbours=7, temperature=0.5)
     for m, clustering in enumerate(clusters().clusterings):
-        assert {name: figures[f"cluster/{m}/{name}"] for name in ("ami", "nmi", "ari", "purity")} == agreement(clustering.assignments, of)
+        assert {
+            name: figures[f"cluster/{m}/{name}"] for name in ("ami", "nmi", "ari", "purity")
+        } == agreement(clustering.assignments, of)
 
 
 def test_labels_that_say_nothing_are_as_no_labels() -> None:
     none = np.full(N, -1)
-    assert set(measure(features(N).numpy(), none, features(Q).numpy(), none[:Q], clusters(), EvaluationConfig())) == LABEL_FREE
+    assert (
+        set(measure(features(N).numpy(), none, features(Q).numpy(), none[:Q], clusters(), EvaluationConfig()))
+        == LABEL_FREE
+    )
 
 
 def test_figures_that_are_no_number_are_left_out() -> None:
     diverged = np.full((N, 8), np.nan, dtype=np.float32)
     assert measure(diverged, None, None, None, None, EvaluationConfig()) == {}
-    assert set(measure(features(1).numpy(), None, None, None, None, EvaluationConfig())) == {"eval/rankme"}  # one image has no pairs
+    # one image has no pairs
+    assert set(measure(features(1).numpy(), None, None, None, None, EvaluationConfig())) == {"eval/rankme"}
 
 
 def test_arrays_may_be_read_only(recwarn: pytest.WarningsRecorder) -> None:

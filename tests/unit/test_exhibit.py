@@ -34,7 +34,12 @@ def made() -> tuple[np.ndarray, ClusterSet, np.ndarray, exhibit.Exhibit]:
     labels = draw.integers(0, 5, size=N)
     labels[::7] = -1
     clusters = ClusterSet(3, (clustering(30, features, 1), clustering(7, features, 2)))
-    return features, clusters, labels, exhibit.make(features, np.arange(N), clusters, labels, epoch=3, step=17, num_images=N)
+    return (
+        features,
+        clusters,
+        labels,
+        exhibit.make(features, np.arange(N), clusters, labels, epoch=3, step=17, num_images=N),
+    )
 
 
 def test_images_of_a_prototype_are_its_own_nearest_first(made: tuple) -> None:
@@ -42,7 +47,9 @@ def test_images_of_a_prototype_are_its_own_nearest_first(made: tuple) -> None:
     for part, found in zip(shown.clusterings, clusters.clusterings, strict=True):
         for row, prototype in enumerate(part.chosen):
             members = np.flatnonzero(found.assignments.numpy() == prototype)
-            ranked = members[np.argsort(-(features[members] @ found.prototypes.numpy()[prototype]), kind="stable")]
+            ranked = members[
+                np.argsort(-(features[members] @ found.prototypes.numpy()[prototype]), kind="stable")
+            ]
             near = part.nearest[row][part.nearest[row] >= 0]
             far = part.farthest[row][part.farthest[row] >= 0]
             assert near.tolist() == ranked[:NEAREST].tolist()
@@ -69,7 +76,10 @@ def test_top_classes_count_known_labels_alone(made: tuple) -> None:
     part, assigned = shown.clusterings[1], clusters.clusterings[1].assignments.numpy()
     for row, prototype in enumerate(part.chosen):
         counts = np.bincount(labels[(assigned == prototype) & (labels >= 0)], minlength=5)
-        assert (part.top_class[row], part.top_share[row]) == (counts.argmax(), pytest.approx(counts.max() / counts.sum()))
+        assert (part.top_class[row], part.top_share[row]) == (
+            counts.argmax(),
+            pytest.approx(counts.max() / counts.sum()),
+        )
 
 
 def test_roles_take_no_prototype_twice_and_none_without_images() -> None:
@@ -133,7 +143,10 @@ def test_a_file_gives_back_what_was_saved_and_a_broken_one_nothing(made: tuple, 
     back, thumbnails = exhibit.load(path) or pytest.fail("nothing came back")
     assert (back.epoch, back.step, back.map_name, back.num_images) == (3, 17, "PCA", N)
     for one, two in zip(back.clusterings, shown.clusterings, strict=True):
-        assert all((getattr(one, name) == getattr(two, name)).all() for name in ("chosen", "nearest", "farthest", "parents", "sizes", "concentration"))
+        assert all(
+            (getattr(one, name) == getattr(two, name)).all()
+            for name in ("chosen", "nearest", "farthest", "parents", "sizes", "concentration")
+        )
     assert thumbnails.of(int(shown.images()[0])) is not None
     assert thumbnails.of(N + 5) is None
     whole = path.read_bytes()

@@ -22,7 +22,10 @@ def test_any_split_with_repeats_gives_each_image_once_in_order(data: st.DataObje
     held = list(order) + repeats
     workers = data.draw(st.integers(1, 6), label="workers")
     owner = data.draw(st.lists(st.integers(0, workers - 1), min_size=len(held), max_size=len(held)))
-    shards = [shard([i for i, w in zip(held, owner, strict=True) if w == worker]) for worker in range(workers)]  # some may be empty
+    # some may be empty
+    shards = [
+        shard([i for i, w in zip(held, owner, strict=True) if w == worker]) for worker in range(workers)
+    ]
     features = assemble(iter(shards), n)
     assert features.dtype == np.float32
     assert features.tolist() == [[i] * 3 for i in range(n)]
@@ -57,7 +60,9 @@ def test_different_widths_are_refused() -> None:
         assemble([shard([0, 1]), shard([2], width=4)], 3)
 
 
-@pytest.mark.parametrize("features", [np.zeros((2, 3), np.float32), np.zeros(3, np.float32), np.zeros((3, 2, 2), np.float32)])
+@pytest.mark.parametrize(
+    "features", [np.zeros((2, 3), np.float32), np.zeros(3, np.float32), np.zeros((3, 2, 2), np.float32)]
+)
 def test_a_shard_needs_one_index_a_row(features: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\(3,\)"):
         FeatureShard(np.arange(3), features)

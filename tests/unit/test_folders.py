@@ -55,7 +55,9 @@ def test_class_folders_give_labels(tmp_path: Path) -> None:
     assert images.labels.dtype == np.int64
 
 
-@pytest.mark.parametrize("held", ["a.png b.png", "a.png cat/b.png dog/c.png", "cat/a.png cat/b.png", "all/cat/a.png all/dog/b.png"])
+@pytest.mark.parametrize(
+    "held", ["a.png b.png", "a.png cat/b.png dog/c.png", "cat/a.png cat/b.png", "all/cat/a.png all/dog/b.png"]
+)
 def test_flat_mixed_and_single_folders_give_no_labels(tmp_path: Path, held: str) -> None:
     images = folders.find_images(tree(tmp_path, *held.split()), 3)
     assert names(images) == sorted(held.split())
@@ -71,14 +73,18 @@ def test_hidden_files_and_other_suffixes_are_no_images(tmp_path: Path) -> None:
     assert names(folders.find_images(tmp_path, 3)) == ["a.png", "x/E.JPG"]
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPEG", "png", "bmp", "gif", "tif", "tiff", "webp", "ppm", "jp2"])
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "jpeg", "JPEG", "png", "bmp", "gif", "tif", "tiff", "webp", "ppm", "jp2"]
+)
 def test_usual_suffixes_are_images_that_decode(tmp_path: Path, suffix: str) -> None:
     picture(tmp_path / f"data/a.{suffix}", 200)
     splits = load(tmp_path / "data")
     assert np.abs(splits.train.read(0)[0, 0].astype(int) - [200, 10, 20]).max() < 12
 
 
-def test_the_order_is_that_of_the_names_whatever_the_file_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_is_that_of_the_names_whatever_the_file_system_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = tree(tmp_path, *(f"{c}/{i}.png" for c in "cab" for i in (10, 9, 1)))
     straight = folders.find_images(wanted, 3)
     assert names(straight) == [f"{c}/{i}.png" for c in "abc" for i in (1, 10, 9)]
@@ -103,7 +109,13 @@ def test_the_order_is_that_of_the_names_whatever_the_file_system_says(tmp_path: 
     assert names(folders.find_images(wanted, 3)) == names(straight)
 
 
-@given(st.sets(st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20), min_size=1, max_size=6))
+@given(
+    st.sets(
+        st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_any_file_name_comes_back(tmp_path_factory: pytest.TempPathFactory, stems: set[str]) -> None:
     root = tmp_path_factory.mktemp("odd")
     wanted = {f"{stem}.png" for stem in stems if not stem.startswith(".")} | {"plain.png"}
@@ -114,7 +126,13 @@ def test_any_file_name_comes_back(tmp_path_factory: pytest.TempPathFactory, stem
     assert all(images.path(i).read_bytes() == images.files[i] for i in range(len(images)))
 
 
-ODD_NAMES = ["ä ö/Straße № 1.png", "日本/犬 🐕.png", "a'b\"c/%s {} $x.png", "new\nline/tab\t.png", "-rf/*.png"]
+ODD_NAMES = [
+    "ä ö/Straße № 1.png",
+    "日本/犬 🐕.png",
+    "a'b\"c/%s {} $x.png",
+    "new\nline/tab\t.png",
+    "-rf/*.png",
+]
 
 
 def test_odd_names_decode_pickle_and_are_reported(tmp_path: Path) -> None:
@@ -158,16 +176,27 @@ def test_links_to_folders_and_files_outside_are_followed(tmp_path: Path) -> None
 
 def test_a_link_never_takes_the_place_of_a_real_folder(tmp_path: Path) -> None:
     root = tree(tmp_path / "data", "b/1.png", "c/2.png")
-    (root / "b" / "also").symlink_to(root / "c", target_is_directory=True)  # would come before c, and make its images class b
+    # would come before c, and make its images class b
+    (root / "b" / "also").symlink_to(root / "c", target_is_directory=True)
     (root / "a").symlink_to(root / "c", target_is_directory=True)
     images = folders.find_images(root, 3)
     assert names(images) == ["b/1.png", "c/2.png"]
     assert classes(images) == ["b", "c"]
 
 
-@pytest.mark.parametrize(("train", "holdout"), [("train", "val"), ("train", "test"), ("Train", "Validation"), ("training", "holdout")])
+@pytest.mark.parametrize(
+    ("train", "holdout"),
+    [("train", "val"), ("train", "test"), ("Train", "Validation"), ("training", "holdout")],
+)
 def test_train_and_val_folders_are_the_split(tmp_path: Path, train: str, holdout: str) -> None:
-    root = tree(tmp_path / "data", f"{train}/cat/1.png", f"{train}/dog/2.png", f"{holdout}/dog/3.png", f"{holdout}/cat/4.png", "extra/5.png")
+    root = tree(
+        tmp_path / "data",
+        f"{train}/cat/1.png",
+        f"{train}/dog/2.png",
+        f"{holdout}/dog/3.png",
+        f"{holdout}/cat/4.png",
+        "extra/5.png",
+    )
     splits = load(root, holdout=0.5)  # the share is for sources without a held-out part
     assert names(splits.train) == ["cat/1.png", "dog/2.png"]
     assert names(splits.holdout) == ["cat/4.png", "dog/3.png"]
@@ -189,7 +218,15 @@ def test_one_part_alone_is_no_split(tmp_path: Path, folder: str) -> None:
 
 
 def test_held_out_classes_have_the_training_numbers_and_unknown_ones_none(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data", "train/b/1.png", "train/d/2.png", "val/a/3.png", "val/b/4.png", "val/c/5.png", "val/d/6.png")
+    root = tree(
+        tmp_path / "data",
+        "train/b/1.png",
+        "train/d/2.png",
+        "val/a/3.png",
+        "val/b/4.png",
+        "val/c/5.png",
+        "val/d/6.png",
+    )
     holdout = load(root).holdout
     assert holdout.class_names == ("b", "d")
     assert holdout.labels.tolist() == [NO_LABEL, 0, NO_LABEL, 1]
@@ -219,7 +256,9 @@ def test_imagenet_needs_both_parts(tmp_path: Path) -> None:
     assert datasets.load(config, cache_dir=tmp_path / "cache").holdout.labels.tolist() == [1]
 
 
-@pytest.mark.parametrize("ask", [datasets.sizes, lambda config: datasets.load(config, cache_dir=Path("unused"))])
+@pytest.mark.parametrize(
+    "ask", [datasets.sizes, lambda config: datasets.load(config, cache_dir=Path("unused"))]
+)
 def test_missing_data_are_named(tmp_path: Path, ask: Callable[[DataConfig], object]) -> None:
     (tmp_path / "empty" / "below").mkdir(parents=True)
     (tmp_path / "file").write_text("")
@@ -272,7 +311,10 @@ def test_every_broken_file_is_listed_with_its_reason_and_the_way_out(tmp_path: P
         assert [line.split(": ")[0].strip() for line in listed] == [str(root / name) for name in BROKEN]
         reasons = [line.split(": ", 1)[1] for line in listed]
         assert all(reasons)
-        assert [("truncated" in reason, "empty" in reason, "identify" in reason, "No such file" in reason) for reason in reasons] == [
+        assert [
+            ("truncated" in reason, "empty" in reason, "identify" in reason, "No such file" in reason)
+            for reason in reasons
+        ] == [
             (True, False, False, False),
             (False, True, False, False),
             (False, False, True, False),
@@ -304,7 +346,9 @@ def test_nothing_but_broken_files_is_an_error(tmp_path: Path) -> None:
     root = tree(tmp_path / "data", "1.png", "2.png")
     for path in root.iterdir():
         path.write_bytes(b"junk")
-    with pytest.raises(DataError, match=r"none of the 2 images in .*data.* can be read; the first: .*1\.png: "):
+    with pytest.raises(
+        DataError, match=r"none of the 2 images in .*data.* can be read; the first: .*1\.png: "
+    ):
         load(root, on_bad_image="skip")
 
 
@@ -353,7 +397,9 @@ def removed(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [rewritten, touched, renamed, added, removed])
-def test_the_check_is_done_again_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]) -> None:
+def test_the_check_is_done_again_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
     decoded = forbid_decoding(monkeypatch)
     root = tree(tmp_path / "data", "a/1.png", "b/2.png", "b/3.png")
     load(root)
@@ -373,7 +419,9 @@ def test_a_mended_file_counts_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "not json", "5", "null", "[1]", '[{"file": "x"}]', "\0"])
-def test_a_damaged_note_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+def test_a_damaged_note_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
     root, cache = tree(tmp_path / "data", "1.png", "2.png"), tmp_path / "cache"
     load(root, cache)
     (note,) = cache.iterdir()
@@ -385,7 +433,9 @@ def test_a_damaged_note_is_written_anew(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(decoded) == 2
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_only_costs_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tree(tmp_path / "data", "1.png", "2.png")
     (tmp_path / "file").write_text("in the way")
     decoded = forbid_decoding(monkeypatch)
@@ -407,11 +457,17 @@ def test_a_long_check_tells_how_far_it_is(tmp_path: Path) -> None:
     for i in range(1, 2100):
         os.link(root / "0.png", root / f"{i}.png")
     told: list[tuple[int, int]] = []
-    datasets.load(DataConfig(source="folder", path=str(root)), cache_dir=tmp_path / "cache", progress=lambda done, total: told.append((done, total)))
+    datasets.load(
+        DataConfig(source="folder", path=str(root)),
+        cache_dir=tmp_path / "cache",
+        progress=lambda done, total: told.append((done, total)),
+    )
     assert told == [(1000, 2100), (2000, 2100)]
 
 
-def test_what_pillow_only_warns_of_is_fine_and_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+def test_what_pillow_only_warns_of_is_fine_and_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     root = tree(tmp_path / "data", "1.png", "2.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # a warning from there on, an error from twice that
     splits = load(root)

@@ -25,7 +25,9 @@ def _origin(capsys: pytest.CaptureFixture[str]) -> None:
 
 def states(name: str) -> list[checkpoint.RunState]:
     """Of all checkpoints in the run's folder, oldest first."""
-    return [checkpoint.load(path) for path in checkpoint_files.complete(RunFolder.path_of(name) / "checkpoints")]
+    return [
+        checkpoint.load(path) for path in checkpoint_files.complete(RunFolder.path_of(name) / "checkpoints")
+    ]
 
 
 def weights(state: checkpoint.RunState) -> torch.Tensor:
@@ -33,7 +35,9 @@ def weights(state: checkpoint.RunState) -> torch.Tensor:
 
 
 def assert_begins_where_the_origin_ended(name: str) -> None:
-    """Its first new epoch, the fifth, begins with the weights after the origin's fourth, and its history is the origin's until then."""
+    """Its first new epoch, the fifth, begins with the weights after the origin's fourth, and its history is
+    the origin's until then.
+    """
     origin, forked = states("origin")[-1], states(name)
     assert [state.epoch for state in forked] == [4, 5, 6]
     assert torch.equal(weights(forked[0]), weights(origin))
@@ -42,12 +46,33 @@ def assert_begins_where_the_origin_ended(name: str) -> None:
 
 
 def test_a_fork_goes_on_from_a_checkpoint_with_its_own_knobs(capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path.name: path.read_bytes() for path in (RunFolder.path_of("origin") / "checkpoints").iterdir()}
-    assert cli.main(["fork", "origin", "loss.temperature=0.5", "e_step.num_clusters=5", "train.epochs=4", "--epoch", "2", "--name", "forked"]) == 0
+    before = {
+        path.name: path.read_bytes() for path in (RunFolder.path_of("origin") / "checkpoints").iterdir()
+    }
+    assert (
+        cli.main(
+            [
+                "fork",
+                "origin",
+                "loss.temperature=0.5",
+                "e_step.num_clusters=5",
+                "train.epochs=4",
+                "--epoch",
+                "2",
+                "--name",
+                "forked",
+            ]
+        )
+        == 0
+    )
     assert "fork       origin@2" in capsys.readouterr().out
-    assert {path.name: path.read_bytes() for path in (RunFolder.path_of("origin") / "checkpoints").iterdir()} == before
+    assert {
+        path.name: path.read_bytes() for path in (RunFolder.path_of("origin") / "checkpoints").iterdir()
+    } == before
     folder = RunFolder.path_of("forked")
-    assert [checkpoint_files.epochs_done(path) for path in checkpoint_files.complete(folder / "checkpoints")] == [2, 3, 4]
+    assert [
+        checkpoint_files.epochs_done(path) for path in checkpoint_files.complete(folder / "checkpoints")
+    ] == [2, 3, 4]
     assert read_state_at(folder)["forked_from"] == "origin@2"
     origin, forked = states("origin"), states("forked")
     assert forked[-1].history[:2] == origin[1].history  # what they share
@@ -59,7 +84,9 @@ def test_a_fork_goes_on_from_a_checkpoint_with_its_own_knobs(capsys: pytest.Capt
 
 def test_a_fork_with_the_same_knobs_begins_where_the_origin_ended(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fork", "origin", "train.epochs=6"]) == 0
-    name = next(path.name for path in RunFolder.path_of("x").parent.iterdir() if path.name.startswith("origin-"))
+    name = next(
+        path.name for path in RunFolder.path_of("x").parent.iterdir() if path.name.startswith("origin-")
+    )
     assert f"{name} (finished)" in capsys.readouterr().out
     assert_begins_where_the_origin_ended(name)
 
@@ -68,13 +95,21 @@ def test_a_fork_whose_checkpoints_are_on_a_storage_is_the_same(tmp_path: Path) -
     """Its workers look there alone for what they begin with."""
     shared = tmp_path / "shared"
     assert cli.main(["fork", "origin", "train.epochs=6", "--name", "here"]) == 0
-    assert cli.main(["fork", "origin", "train.epochs=6", f"resources.storage={shared}", "--name", "there"]) == 0
+    assert (
+        cli.main(["fork", "origin", "train.epochs=6", f"resources.storage={shared}", "--name", "there"]) == 0
+    )
     assert_begins_where_the_origin_ended("there")
     assert torch.equal(weights(states("there")[-1]), weights(states("here")[-1]))
-    assert checkpoint_storage.names(storage.of_run(str(shared), "there")) == ["epoch_00004.pt", "epoch_00005.pt", "epoch_00006.pt"]
+    assert checkpoint_storage.names(storage.of_run(str(shared), "there")) == [
+        "epoch_00004.pt",
+        "epoch_00005.pt",
+        "epoch_00006.pt",
+    ]
 
 
-def test_a_storage_that_does_not_take_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_storage_that_does_not_take_the_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The run has failed, and goes on from what it was to begin with."""
 
     def put(*_: object) -> storage.Entry:
@@ -82,7 +117,19 @@ def test_a_storage_that_does_not_take_the_first_checkpoint(tmp_path: Path, monke
 
     with monkeypatch.context() as away:
         away.setattr(storage.Storage, "put", put)
-        assert cli.main(["fork", "origin", "train.epochs=6", f"resources.storage={tmp_path}/shared", "--name", "there"]) == 1
+        assert (
+            cli.main(
+                [
+                    "fork",
+                    "origin",
+                    "train.epochs=6",
+                    f"resources.storage={tmp_path}/shared",
+                    "--name",
+                    "there",
+                ]
+            )
+            == 1
+        )
     assert "the network is away" in capsys.readouterr().err
     assert read_state_at(RunFolder.path_of("there"))["state"] == "failed"
     assert cli.main(["resume", "there"]) == 0
@@ -90,8 +137,12 @@ def test_a_storage_that_does_not_take_the_first_checkpoint(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("by_environment", [True, False])
-def test_the_origin_is_found_on_the_storage(by_environment: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It got there after it had finished, so that its own configuration names none; here its folder is lost."""
+def test_the_origin_is_found_on_the_storage(
+    by_environment: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It got there after it had finished, so that its own configuration names none; here its folder is
+    lost.
+    """
     shared, kept = str(tmp_path / "shared"), states("origin")[-1]
     with monkeypatch.context() as named:
         named.setenv(storage.VARIABLE, shared)
@@ -105,7 +156,9 @@ def test_the_origin_is_found_on_the_storage(by_environment: bool, tmp_path: Path
     assert configs.load(RunFolder.path_of("forked") / "config.yaml").resources.storage == shared
 
 
-def test_another_run_of_that_name_on_the_storage_is_not_the_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_run_of_that_name_on_the_storage_is_not_the_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = storage.of_run(str(tmp_path / "shared"), "origin")
     other.write("state.json", b'{"began_at": 12.5}')
     other.write("checkpoints/epoch_00009.pt", b"of somebody else")

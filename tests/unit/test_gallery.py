@@ -1,4 +1,6 @@
-"""From exhibits to pictures: what is drawn, what is kept for the report, and that nothing of it reaches the training."""
+"""From exhibits to pictures: what is drawn, what is kept for the report, and that nothing of it reaches the
+training.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,17 @@ def shown(epoch: int = 2, step: int = 9, clusterings: int = 2) -> exhibit.Exhibi
     parts = []
     for m in range(clusterings):
         prototypes = features[: 4 * (m + 1)]
-        parts.append(Clustering(torch.from_numpy(prototypes), torch.from_numpy((features @ prototypes.T).argmax(1)), torch.linspace(0.1, 0.3, 4 * (m + 1))))
+        parts.append(
+            Clustering(
+                torch.from_numpy(prototypes),
+                torch.from_numpy((features @ prototypes.T).argmax(1)),
+                torch.linspace(0.1, 0.3, 4 * (m + 1)),
+            )
+        )
     clusters = ClusterSet(epoch, tuple(parts)) if parts else None
-    return exhibit.make(features, np.arange(N), clusters, np.arange(N) % 3, epoch=epoch, step=step, num_images=N)
+    return exhibit.make(
+        features, np.arange(N), clusters, np.arange(N) % 3, epoch=epoch, step=step, num_images=N
+    )
 
 
 def drawn(tmp_path: Path, *events: Event, small: bool = False) -> tuple[Recorder, list[str]]:
@@ -69,7 +79,12 @@ def test_every_picture_has_one_key_at_all_steps(tmp_path: Path) -> None:
 
 
 def test_a_trial_of_a_sweep_has_its_sheets_alone(tmp_path: Path) -> None:
-    recorder, _ = drawn(tmp_path, Event("exhibit", 2, 9, exhibit=shown()), Event("views", views=np.zeros((1, 2, 8, 8, 3), np.uint8)), small=True)
+    recorder, _ = drawn(
+        tmp_path,
+        Event("exhibit", 2, 9, exhibit=shown()),
+        Event("views", views=np.zeros((1, 2, 8, 8, 3), np.uint8)),
+        small=True,
+    )
     assert [key for key, _, _ in recorder.logged] == ["prototypes/0", "prototypes/1"]
 
 
@@ -102,11 +117,15 @@ def test_a_squeezed_picture_is_cut_from_its_true_shape() -> None:
 
 def test_the_sheet_shows_the_nearest_image_first() -> None:
     source, one = images(), shown()
-    sheet = np.asarray(pictures.prototype_sheet(one, 0, thumbnails_of(source, one.images()), source.class_names))
+    sheet = np.asarray(
+        pictures.prototype_sheet(one, 0, thumbnails_of(source, one.images()), source.class_names)
+    )
     part = one.clusterings[0]
     prototype = int(part.roles()["tightest"][0])
     nearest = np.repeat(source.pixels[part.nearest[part.row_of(prototype)][0]], 3, axis=-1)
-    cell = sheet[pictures._TITLE : pictures._TITLE + pictures._CELL, pictures._TEXT : pictures._TEXT + pictures._CELL]
+    cell = sheet[
+        pictures._TITLE : pictures._TITLE + pictures._CELL, pictures._TEXT : pictures._TEXT + pictures._CELL
+    ]
     assert (cell == np.asarray(pictures.enlarged(nearest, pictures._CELL))).all()
 
 
@@ -123,6 +142,8 @@ def test_a_map_that_goes_on_from_the_last_one_stays_near_it() -> None:
     features = np.repeat(np.eye(4, C) * 4, 20, axis=0) + draw.normal(size=(80, C)) * 0.1
     before, _ = places(features)
     after, _ = places(features + draw.normal(size=(80, C)) * 0.01, before)
-    centres = [np.stack([found[20 * k : 20 * k + 20].mean(axis=0) for k in range(4)]) for found in (before, after)]
+    centres = [
+        np.stack([found[20 * k : 20 * k + 20].mean(axis=0) for k in range(4)]) for found in (before, after)
+    ]
     order = [np.argsort(found[:, 0]).tolist() for found in centres]
     assert order[0] == order[1]

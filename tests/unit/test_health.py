@@ -1,4 +1,6 @@
-"""How clusterings fail, one test for each way that was seen, through the whole E-step; and that φ stays what the paper defines, or says so."""
+"""How clusterings fail, one test for each way that was seen, through the whole E-step; and that φ stays what
+the paper defines, or says so.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from torch import Tensor
 from pcl_ray.clustering import Clustering, ClusterSet, health
 from pcl_ray.clustering.points import Moments, Points
 from pcl_ray.config import EStepConfig
-from pcl_ray.e_step import Collapsed, EStepRefused, Rejected, ShardClustering, ShardResult, When, cluster, cluster_shard
+from pcl_ray.e_step import (
+    Collapsed,
+    EStepRefused,
+    Rejected,
+    ShardClustering,
+    ShardResult,
+    When,
+    cluster,
+    cluster_shard,
+)
 from pcl_ray.losses import proto_nce, prototype_logits, sample_negatives
 
 TEMPERATURE = 0.2
@@ -34,15 +45,27 @@ def healthy(n: int = 2000, dim: int = 32, groups: int = 100, spread: float = 0.1
     return unit(centres[torch.arange(n) % groups] + spread * noise(n, dim, seed + 1))
 
 
-def attempt(data: Tensor, *num_clusters: int, previous: ClusterSet | None = None, step: int | None = None, **knobs: object) -> ShardResult:
-    config = EStepConfig(num_clusters=num_clusters, **{"restarts": 1, "threads": 1, "cold_iterations": 10, **knobs})
+def attempt(
+    data: Tensor,
+    *num_clusters: int,
+    previous: ClusterSet | None = None,
+    step: int | None = None,
+    **knobs: object,
+) -> ShardResult:
+    config = EStepConfig(
+        num_clusters=num_clusters, **{"restarts": 1, "threads": 1, "cold_iterations": 10, **knobs}
+    )
     when = When(3, step)
-    result = cluster_shard(data, None, config, when, total=len(data), temperature=TEMPERATURE, seed=0, previous=previous)
+    result = cluster_shard(
+        data, None, config, when, total=len(data), temperature=TEMPERATURE, seed=0, previous=previous
+    )
     for found in result.clusterings:
         assert torch.isfinite(found.concentration).all()
         assert (found.concentration > 0).all()
         assert found.concentration.shape == found.valid.shape == (len(found.centroids),)
-        assert torch.equal(found.valid, torch.bincount(found.labels[found.labels >= 0], minlength=len(found.valid)) > 0)
+        assert torch.equal(
+            found.valid, torch.bincount(found.labels[found.labels >= 0], minlength=len(found.valid)) > 0
+        )
         assert math.isfinite(found.objective)
     return result
 
@@ -51,13 +74,22 @@ def definition(data: Tensor, found: ShardClustering, alpha: float = 10.0) -> lis
     """Equation 12 for each cluster, nan for those with one image or none."""
     phi = []
     for j, centroid in enumerate(found.centroids.double()):
-        distances = [float((data[i].double() - centroid).norm()) for i in (found.labels == j).nonzero().flatten().tolist()]
-        phi.append(sum(distances) / (len(distances) * math.log(len(distances) + alpha)) if len(distances) > 1 else math.nan)
+        distances = [
+            float((data[i].double() - centroid).norm())
+            for i in (found.labels == j).nonzero().flatten().tolist()
+        ]
+        phi.append(
+            sum(distances) / (len(distances) * math.log(len(distances) + alpha))
+            if len(distances) > 1
+            else math.nan
+        )
     return phi
 
 
 def check_definition(data: Tensor, found: ShardClustering) -> None:
-    """For φ that was neither clipped nor scaled: the definition where that is finite and positive, else something finite and positive."""
+    """For φ that was neither clipped nor scaled: the definition where that is finite and positive, else
+    something finite and positive.
+    """
     expected = definition(data, found)
     positive = [value for value in expected if value > 1e-6]
     for value, phi in zip(expected, found.concentration.tolist(), strict=True):
@@ -88,7 +120,10 @@ def test_half_as_many_clusters_as_images() -> None:
     sizes = torch.bincount(found.labels, minlength=200)
     assert (sizes == 1).sum() > 30
     assert found.figures["phi_imputed"] == int((sizes <= 1).sum())
-    assert torch.equal(found.concentration[sizes <= 1], found.concentration.max().expand(int((sizes <= 1).sum())))  # the weakest pull
+    # the weakest pull
+    assert torch.equal(
+        found.concentration[sizes <= 1], found.concentration.max().expand(int((sizes <= 1).sum()))
+    )
     check_definition(data, attempt(data, 200, **RAW).clusterings[0])
 
 
@@ -102,7 +137,9 @@ def test_as_many_clusters_as_images_is_exact_and_phi_the_temperature() -> None:
 
 
 def test_more_clusters_than_images_are_refused() -> None:
-    with pytest.raises(EStepRefused, match=r"before epoch 4: 401 clusters need at least as many images, there are 400"):
+    with pytest.raises(
+        EStepRefused, match=r"before epoch 4: 401 clusters need at least as many images, there are 400"
+    ):
         attempt(healthy(400), 401)
 
 
@@ -156,7 +193,13 @@ def test_a_row_left_out_of_nested_clusterings(warm_start: str) -> None:
 
 @pytest.mark.parametrize(("value", "what"), [(math.nan, "not finite"), (math.inf, "not finite")])
 def test_more_rows_that_are_not_finite_are_refused_by_number_epoch_and_step(value: float, what: str) -> None:
-    with pytest.raises(EStepRefused, match=rf"before epoch 4 \(encoder of step 1200\): .* 3 of 2000 images are {what}.*\[5, 70, 800\].*optimizer\.lr"):
+    with pytest.raises(
+        EStepRefused,
+        match=(
+            rf"before epoch 4 \(encoder of step 1200\): .* 3 of 2000 images are {what}.*\[5, 70,"
+            r" 800\].*optimizer\.lr"
+        ),
+    ):
         attempt(broken(value, 70, 5, 800, n=2000), 20, step=1200)
 
 
@@ -180,7 +223,9 @@ def test_a_vector_far_from_length_one_among_many_is_left_out(length: float) -> N
 def test_rows_that_are_not_finite_are_named_and_not_the_zero_vectors_before_them() -> None:
     data = broken(math.nan, 500, 600, n=2000)
     data[:3] = 0
-    with pytest.raises(EStepRefused, match=r"2 of 2000 images are not finite, the first at index \[500, 600\]"):
+    with pytest.raises(
+        EStepRefused, match=r"2 of 2000 images are not finite, the first at index \[500, 600\]"
+    ):
         attempt(data, 20)
 
 
@@ -196,13 +241,16 @@ def test_rows_left_out_are_no_starting_points() -> None:
 @pytest.mark.parametrize("offset", [0.0, 1e-6])
 def test_identical_features_and_noise_around_one_point_have_collapsed(offset: float) -> None:
     data = unit(unit(noise(1, 32)) + offset * noise(2000, 32, 1))
-    with pytest.raises(Collapsed, match=r"before epoch 4: the features have collapsed onto one point.*loss\.queue_size"):
+    with pytest.raises(
+        Collapsed, match=r"before epoch 4: the features have collapsed onto one point.*loss\.queue_size"
+    ):
         attempt(data, 200)
 
 
 @pytest.mark.parametrize("k", [24, 1200])
 def test_a_run_that_really_collapsed(k: int) -> None:
-    # Random-pair cosine 1 − 1e-9, all rows different: k-means left 92 % of the clusters empty, and φ was 0.2 everywhere.
+    # Random-pair cosine 1 − 1e-9, all rows different: k-means left 92 % of the clusters empty, and φ was 0.2
+    # everywhere.
     data = unit(unit(noise(1, 64)) + 4e-6 * noise(1500, 64, 1))
     assert len(data.unique(dim=0)) == 1500
     cosine = float((data[:750].double() * data[750:].double()).sum(dim=1).mean())
@@ -220,7 +268,10 @@ def cone(cosine: float, n: int = 2000, dim: int = 32) -> Tensor:
 
 
 def test_a_narrow_cone_has_collapsed_and_a_wider_one_is_clustered() -> None:
-    with pytest.raises(Collapsed, match=r"collapsed into a cone.*mean cosine of two images 1\.000.*e_step\.collapse_cone = 0\.999"):
+    with pytest.raises(
+        Collapsed,
+        match=r"collapsed into a cone.*mean cosine of two images 1\.000.*e_step\.collapse_cone = 0\.999",
+    ):
         attempt(cone(0.9995), 20)
     assert attempt(cone(0.998), 20).warnings == []
     with pytest.raises(Collapsed, match="collapsed into a cone"):
@@ -231,7 +282,9 @@ def test_a_narrow_cone_has_collapsed_and_a_wider_one_is_clustered() -> None:
 def test_features_of_rank_four_in_a_cone_have_collapsed(dim: int) -> None:
     # k-means leaves nothing empty and φ is in order: nothing else shows it.
     data = unit(noise(2000, 4, 1) @ noise(4, dim, 2) / math.sqrt(dim) + unit(noise(1, dim, 3)))
-    with pytest.raises(Collapsed, match=rf"collapsed into (3|4)\.\d of {dim} dimensions.*e_step\.collapse_rank"):
+    with pytest.raises(
+        Collapsed, match=rf"collapsed into (3|4)\.\d of {dim} dimensions.*e_step\.collapse_rank"
+    ):
         attempt(data, 20)
     assert attempt(data, 20, collapse_rank=3.0).clusterings[0].valid.all()
     assert attempt(healthy(dim=dim), 20).figures["cluster/rank"] > 15
@@ -243,7 +296,10 @@ def duplicated(n: int, dim: int, spread: float) -> Tensor:
     return data
 
 
-@pytest.mark.parametrize(("n", "k", "dim", "spread"), [(4000, 400, 32, 0.1), (4000, 1000, 32, 0.1), (2000, 250, 16, 0.05), (20000, 500, 16, 0.1)])
+@pytest.mark.parametrize(
+    ("n", "k", "dim", "spread"),
+    [(4000, 400, 32, 0.1), (4000, 1000, 32, 0.1), (2000, 250, 16, 0.05), (20000, 500, 16, 0.1)],
+)
 def test_copies_of_one_image_are_one_cluster_and_a_warning(n: int, k: int, dim: int, spread: float) -> None:
     data = duplicated(n, dim, spread)
     result = attempt(data, k, shortlist_from=0)
@@ -251,7 +307,8 @@ def test_copies_of_one_image_are_one_cluster_and_a_warning(n: int, k: int, dim: 
     own = found.labels[0]
     assert torch.equal(found.labels == own, torch.arange(n) % 2 == 0)
     assert torch.equal(found.centroids[own], data[0])
-    assert found.concentration[own] == found.concentration.min()  # and not so small that it outweighs all others
+    # and not so small that it outweighs all others
+    assert found.concentration[own] == found.concentration.min()
     assert found.concentration.max() / found.concentration.min() < 10
     (warning,) = result.warnings
     assert "one cluster holds 50% of the images" in warning
@@ -278,7 +335,10 @@ def test_images_in_a_pattern_do_not_look_collapsed() -> None:
 
 def test_more_clusters_than_distinct_features_are_refused() -> None:
     data = healthy(150)[torch.arange(1500) % 150]
-    with pytest.raises(EStepRefused, match=r"200 clusters were asked for, but only 150 of the 1500 features differ.*e_step\.num_clusters"):
+    with pytest.raises(
+        EStepRefused,
+        match=r"200 clusters were asked for, but only 150 of the 1500 features differ.*e_step\.num_clusters",
+    ):
         attempt(data, 200)
     (found,) = attempt(data, 150).clusterings  # exactly as many is enough
     assert torch.bincount(found.labels).tolist() == [10] * 150
@@ -286,7 +346,8 @@ def test_more_clusters_than_distinct_features_are_refused() -> None:
 
 
 def test_a_dominant_cluster_of_a_warm_start_is_clustered_anew() -> None:
-    # In noise the mean of very many points is nearer to every point than the means of a few are: whoever is large stays so.
+    # In noise the mean of very many points is nearer to every point than the means of a few are: whoever is
+    # large stays so.
     data, draw = unit(noise(2000, 400)), torch.Generator().manual_seed(0)
     labels = torch.where(torch.arange(2000) % 5 < 3, 0, torch.randint(1, 100, (2000,), generator=draw))
     result = attempt(data, 100, previous=previous_of(labels, 100, dim=400))
@@ -302,13 +363,21 @@ def test_a_dominant_cluster_that_comes_again_is_rejected() -> None:
     # Short vectors attract everything, as zero vectors did.
     data = unit(noise(2000, 400))
     data[::50] *= 0.51
-    with pytest.raises(Rejected, match=r"before epoch 4: no usable clustering with K = 100: .*one of 100 clusters holds \d\d% of the images") as refusal:
+    with pytest.raises(
+        Rejected,
+        match=(
+            r"before epoch 4: no usable clustering with K = 100: .*one of 100 clusters holds \d\d% of the"
+            r" images"
+        ),
+    ) as refusal:
         attempt(data, 100)
     assert refusal.value.figures["cluster/spread"] > 0.9
 
 
 def with_twins(base: int, twins: int, n: int) -> Tensor:
-    """`base` points, `twins` of them once more with one number changed in its last place: too near for k-means to tell them apart."""
+    """`base` points, `twins` of them once more with one number changed in its last place: too near for
+    k-means to tell them apart.
+    """
     data = healthy(base)[torch.arange(n) % base]
     at = data[:twins].abs().argmin(dim=1)
     data[torch.arange(twins), at] = torch.nextafter(data[torch.arange(twins), at], torch.tensor(9.0))
@@ -341,7 +410,9 @@ def test_an_empty_cluster_is_nobodys_positive_nor_negative() -> None:
     (empty,) = (~clustering.valid).nonzero().flatten().tolist()
     assert empty not in clustering.assignments
     query, positives = unit(noise(8, 32, 5)), clustering.assignments[:8].clone()
-    logits, _ = prototype_logits(query, clustering.prototypes, clustering.concentration, positives, valid_K=clustering.valid)
+    logits, _ = prototype_logits(
+        query, clustering.prototypes, clustering.concentration, positives, valid_K=clustering.valid
+    )
     assert (logits[:, empty] == -math.inf).all()
     assert torch.isfinite(logits[:, clustering.valid]).all()
     drawn = sample_negatives(201, positives, 201, torch.Generator().manual_seed(0), clustering.valid)
@@ -349,16 +420,26 @@ def test_an_empty_cluster_is_nobodys_positive_nor_negative() -> None:
 
 
 def reference_proto_nce(
-    query: Tensor, prototypes: Tensor, phi: Tensor, positives: list[int], negatives: list[int] | None, mask: bool, valid: list[bool]
+    query: Tensor,
+    prototypes: Tensor,
+    phi: Tensor,
+    positives: list[int],
+    negatives: list[int] | None,
+    mask: bool,
+    valid: list[bool],
 ) -> float:
-    """Equation 11, second term, over prototypes that stand for images; an image whose own does not adds nothing."""
+    """Equation 11, second term, over prototypes that stand for images; an image whose own does not adds
+    nothing.
+    """
     total = 0.0
     for row, (q, own) in enumerate(zip(query.tolist(), positives, strict=True)):
         if own < 0 or not valid[own]:
             continue
 
         def score(j: int, q: list[float] = q) -> float:
-            return math.exp(sum(a * b for a, b in zip(q, prototypes[j].tolist(), strict=True)) / float(phi[j]))
+            return math.exp(
+                sum(a * b for a, b in zip(q, prototypes[j].tolist(), strict=True)) / float(phi[j])
+            )
 
         if negatives is None:
             others = [j for j in range(len(valid)) if valid[j] and j != own]
@@ -369,8 +450,17 @@ def reference_proto_nce(
     return total / len(positives)
 
 
-@given(batch=st.integers(1, 6), k=st.integers(2, 8), seed=st.integers(0, 1000), mask=st.booleans(), sampled=st.booleans(), data=st.data())
-def test_proto_nce_with_invalid_prototypes_equals_the_reference(batch: int, k: int, seed: int, mask: bool, sampled: bool, data: st.DataObject) -> None:
+@given(
+    batch=st.integers(1, 6),
+    k=st.integers(2, 8),
+    seed=st.integers(0, 1000),
+    mask=st.booleans(),
+    sampled=st.booleans(),
+    data=st.data(),
+)
+def test_proto_nce_with_invalid_prototypes_equals_the_reference(
+    batch: int, k: int, seed: int, mask: bool, sampled: bool, data: st.DataObject
+) -> None:
     query, prototypes = unit(noise(batch, 4, seed).double()), unit(noise(k, 4, seed + 1).double())
     phi = 0.1 + 0.3 * torch.rand(k, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     valid = data.draw(st.lists(st.booleans(), min_size=k, max_size=k))
@@ -379,8 +469,18 @@ def test_proto_nce_with_invalid_prototypes_equals_the_reference(batch: int, k: i
     query.requires_grad_()
     prototypes.requires_grad_()
     drawn = None if negatives is None else torch.tensor(negatives, dtype=torch.long)
-    loss = proto_nce(query, prototypes, phi, torch.tensor(positives), drawn, mask_duplicates=mask, valid_K=torch.tensor(valid))
-    expected = reference_proto_nce(query.detach(), prototypes.detach(), phi, positives, negatives, mask, valid)
+    loss = proto_nce(
+        query,
+        prototypes,
+        phi,
+        torch.tensor(positives),
+        drawn,
+        mask_duplicates=mask,
+        valid_K=torch.tensor(valid),
+    )
+    expected = reference_proto_nce(
+        query.detach(), prototypes.detach(), phi, positives, negatives, mask, valid
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
     loss.backward()
@@ -392,10 +492,14 @@ def test_proto_nce_with_invalid_prototypes_equals_the_reference(batch: int, k: i
 
 
 @given(k=st.integers(1, 30), count=st.integers(0, 40), seed=st.integers(0, 500), data=st.data())
-def test_sampled_negatives_are_valid_distinct_and_never_positives(k: int, count: int, seed: int, data: st.DataObject) -> None:
+def test_sampled_negatives_are_valid_distinct_and_never_positives(
+    k: int, count: int, seed: int, data: st.DataObject
+) -> None:
     valid = data.draw(st.lists(st.booleans(), min_size=k, max_size=k))
     positives = data.draw(st.lists(st.integers(-1, k - 1), min_size=1, max_size=20))
-    drawn = sample_negatives(k, torch.tensor(positives), count, torch.Generator().manual_seed(seed), torch.tensor(valid)).tolist()
+    drawn = sample_negatives(
+        k, torch.tensor(positives), count, torch.Generator().manual_seed(seed), torch.tensor(valid)
+    ).tolist()
     allowed = {j for j in range(k) if valid[j]} - set(positives)
     assert set(drawn) <= allowed
     assert len(drawn) == len(set(drawn)) == min(count, len(allowed))
@@ -410,11 +514,21 @@ def test_sampled_negatives_are_valid_distinct_and_never_positives(k: int, count:
     nested=st.booleans(),
     raw=st.booleans(),
 )
-def test_any_features_are_refused_or_give_a_phi_that_is_defined(n: int, distinct: int, k: int, seed: int, half: bool, nested: bool, raw: bool) -> None:
+def test_any_features_are_refused_or_give_a_phi_that_is_defined(
+    n: int, distinct: int, k: int, seed: int, half: bool, nested: bool, raw: bool
+) -> None:
     data = unit(noise(distinct, 3, seed))[torch.arange(n) % distinct]
     data = data.half() if half else data
     try:
-        result = attempt(data, k, max(2, k // 3), nested=nested, collapse_rank=0.0, cold_iterations=3, **(RAW if raw else {}))
+        result = attempt(
+            data,
+            k,
+            max(2, k // 3),
+            nested=nested,
+            collapse_rank=0.0,
+            cold_iterations=3,
+            **(RAW if raw else {}),
+        )
     except (Collapsed, Rejected):
         return
     except EStepRefused:
@@ -495,7 +609,6 @@ def test_copies_are_no_fault_but_a_warning_and_do_not_count_as_images_for_the_ot
     moments = moments_of([1000] + [1] * 60 + [4] * 139, [within * 1000] + [0.0] * 60 + [4.0] * 139)
     assert health.faults(moments, 1616) == []  # 616 others for 200 clusters: singletons are to be expected
     assert health.duplicates(moments, 1616).startswith("one cluster holds 62% of the images")
-    assert health.faults(moments_of([1000] + [1] * 60 + [4] * 139, [100.0] + [0.0] * 60 + [4.0] * 139), 1616) == [
-        "60 of 200 clusters hold one image",
-        "one of 200 clusters holds 62% of the images",
-    ]
+    assert health.faults(
+        moments_of([1000] + [1] * 60 + [4] * 139, [100.0] + [0.0] * 60 + [4.0] * 139), 1616
+    ) == ["60 of 200 clusters hold one image", "one of 200 clusters holds 62% of the images"]

@@ -14,7 +14,26 @@ from PIL import Image
 
 from pcl_ray.data.images import NO_LABEL, ArrayImages, FileImages, as_array, decode, quiet, to_channels
 
-MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "I;16B"]
+MODES = [
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "I;16",
+    "I;16B",
+]
 
 
 def saved(path: Path, image: Image.Image, **options: object) -> Path:
@@ -24,7 +43,9 @@ def saved(path: Path, image: Image.Image, **options: object) -> Path:
 
 def colours() -> np.ndarray:
     """[2, 3, 3]: red, green, blue over black, white, grey."""
-    return np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255], [90, 90, 90]]], dtype=np.uint8)
+    return np.array(
+        [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255], [90, 90, 90]]], dtype=np.uint8
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -48,8 +69,12 @@ def test_grey_png_in_one_and_three_channels(tmp_path: Path) -> None:
     assert np.array_equal(decode(path, 3), np.repeat(grey[:, :, None], 3, axis=2))
 
 
-@pytest.mark.parametrize(("transparency", "expected"), [(None, [200, 0, 0]), (1, [255, 255, 255]), (0, [200, 0, 0])])
-def test_palette_with_and_without_transparency(tmp_path: Path, transparency: int | None, expected: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("transparency", "expected"), [(None, [200, 0, 0]), (1, [255, 255, 255]), (0, [200, 0, 0])]
+)
+def test_palette_with_and_without_transparency(
+    tmp_path: Path, transparency: int | None, expected: list[int]
+) -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 200, 0, 0])
     options = {} if transparency is None else {"transparency": transparency}
@@ -64,7 +89,9 @@ def test_palette_with_an_alpha_for_every_colour(tmp_path: Path) -> None:
     assert decode(path, 1)[0, :, 0].tolist() == [255, 127, 0]
 
 
-@pytest.mark.parametrize(("alpha", "expected"), [(255, [10, 60, 200]), (0, [255, 255, 255]), (128, [132, 157, 227])])
+@pytest.mark.parametrize(
+    ("alpha", "expected"), [(255, [10, 60, 200]), (0, [255, 255, 255]), (128, [132, 157, 227])]
+)
 def test_transparent_colour_lies_on_white(tmp_path: Path, alpha: int, expected: list[int]) -> None:
     path = saved(tmp_path / "a.png", Image.new("RGBA", (3, 3), (10, 60, 200, alpha)))
     assert np.abs(decode(path, 3)[1, 1].astype(int) - expected).max() <= 1
@@ -79,11 +106,15 @@ def test_transparent_grey_lies_on_white(tmp_path: Path, alpha: int, expected: in
 
 def test_premultiplied_alpha_lies_on_white() -> None:
     assert as_array(Image.new("LA", (1, 1), (40, 128)).convert("La"), 1)[0, 0, 0] == pytest.approx(147, abs=2)
-    assert as_array(Image.new("RGBA", (1, 1), (40, 40, 40, 128)).convert("RGBa"), 1)[0, 0, 0] == pytest.approx(147, abs=2)
+    assert as_array(Image.new("RGBA", (1, 1), (40, 40, 40, 128)).convert("RGBa"), 1)[
+        0, 0, 0
+    ] == pytest.approx(147, abs=2)
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 8, 9)), ("1", 0)])
-def test_one_transparent_colour_becomes_white(tmp_path: Path, mode: str, colour: int | tuple[int, ...]) -> None:
+def test_one_transparent_colour_becomes_white(
+    tmp_path: Path, mode: str, colour: int | tuple[int, ...]
+) -> None:
     path = saved(tmp_path / "a.png", Image.new(mode, (2, 2), colour), transparency=colour)
     assert decode(path, 3).tolist() == [[[255, 255, 255]] * 2] * 2
 
@@ -128,7 +159,9 @@ def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
 
 def upright() -> Image.Image:
     """Four corners of their own grey, and wider than high: every turn and mirror shows."""
-    return Image.fromarray(np.kron(np.array([[0, 80, 80], [160, 80, 255]], dtype=np.uint8), np.ones((16, 16), dtype=np.uint8)))
+    return Image.fromarray(
+        np.kron(np.array([[0, 80, 80], [160, 80, 255]], dtype=np.uint8), np.ones((16, 16), dtype=np.uint8))
+    )
 
 
 # How the EXIF standard says a camera stored the upright picture.
@@ -160,7 +193,9 @@ def test_pictures_come_upright(tmp_path: Path, orientation: int, suffix: str) ->
 def test_orientation_six_is_a_quarter_turn_clockwise(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    path = saved(tmp_path / "a.png", Image.fromarray(np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)), exif=exif)
+    path = saved(
+        tmp_path / "a.png", Image.fromarray(np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)), exif=exif
+    )
     assert decode(path, 1)[:, :, 0].tolist() == [[4, 1], [5, 2], [6, 3]]
 
 
@@ -198,8 +233,12 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
 
 def test_jpegs_and_only_they_are_decoded_as_small_as_suffices(tmp_path: Path) -> None:
     image = Image.new("RGB", (512, 256), (9, 99, 9))
-    assert decode(saved(tmp_path / "a.jpg", image), 3, scale=lambda height, width: 64 / min(height, width)).shape == (64, 128, 3)
-    assert decode(saved(tmp_path / "a.png", image), 3, scale=lambda height, width: 64 / min(height, width)).shape == (256, 512, 3)
+    assert decode(
+        saved(tmp_path / "a.jpg", image), 3, scale=lambda height, width: 64 / min(height, width)
+    ).shape == (64, 128, 3)
+    assert decode(
+        saved(tmp_path / "a.png", image), 3, scale=lambda height, width: 64 / min(height, width)
+    ).shape == (256, 512, 3)
     assert decode(tmp_path / "a.jpg", 3).shape == (256, 512, 3)
 
 
@@ -238,7 +277,9 @@ def arrays(n: int = 6, *, labels: bool = True) -> ArrayImages:
 
 def files(*names: str, labels: list[int] | None = None, root: str = "/nowhere") -> FileImages:
     encoded = np.array([name.encode() for name in names])
-    return FileImages(root, encoded, 3, None if labels is None else np.array(labels), ("x", "y") if labels else ())
+    return FileImages(
+        root, encoded, 3, None if labels is None else np.array(labels), ("x", "y") if labels else ()
+    )
 
 
 @given(st.lists(st.integers(0, 5), max_size=8))
@@ -250,7 +291,9 @@ def test_taking_keeps_images_and_labels_together(chosen: list[int]) -> None:
     assert taken.labels is not None
     assert taken.labels.tolist() == [i % 3 for i in chosen]
     assert taken.class_names == images.class_names
-    named = files("a.png", "b.png", "c.png", "d.png", "e.png", "f.png", labels=[0, 1, 0, 1, NO_LABEL, 1]).take(indices)
+    named = files(
+        "a.png", "b.png", "c.png", "d.png", "e.png", "f.png", labels=[0, 1, 0, 1, NO_LABEL, 1]
+    ).take(indices)
     assert [named.path(i).name for i in range(len(named))] == [f"{'abcdef'[i]}.png" for i in chosen]
     assert named.labels is not None
     assert named.labels.tolist() == [[0, 1, 0, 1, NO_LABEL, 1][i] for i in chosen]
@@ -264,12 +307,20 @@ def test_taking_without_labels() -> None:
 def test_the_same_arrays_have_the_same_fingerprint() -> None:
     images = arrays()
     assert images.fingerprint == arrays().fingerprint
-    assert images.fingerprint == ArrayImages(np.asfortranarray(images.pixels), images.labels.astype(np.int32)).fingerprint  # type: ignore[union-attr]
+    assert (
+        images.fingerprint
+        == ArrayImages(np.asfortranarray(images.pixels), images.labels.astype(np.int32)).fingerprint
+    )  # type: ignore[union-attr]
 
 
 def test_other_arrays_have_another_fingerprint() -> None:
     images = arrays()
-    others = [images.take(np.array([1, 0, 2, 3, 4, 5])), images.take(np.arange(5)), arrays(labels=False), arrays(0)]
+    others = [
+        images.take(np.array([1, 0, 2, 3, 4, 5])),
+        images.take(np.arange(5)),
+        arrays(labels=False),
+        arrays(0),
+    ]
     for i in range(6):
         pixels = images.pixels.copy()
         pixels[i, 3, 4, 0] ^= 1
@@ -282,7 +333,11 @@ def test_other_arrays_have_another_fingerprint() -> None:
 def test_files_fingerprint_is_that_of_names_order_and_labels_and_not_of_the_place() -> None:
     one = files("a.png", "b.png", labels=[0, 1])
     assert one.fingerprint == files("a.png", "b.png", labels=[0, 1], root="/elsewhere").fingerprint
-    others = [files("b.png", "a.png", labels=[0, 1]), files("a.png", "c.png", labels=[0, 1]), files("a.png", "b.png", labels=[1, 0])]
+    others = [
+        files("b.png", "a.png", labels=[0, 1]),
+        files("a.png", "c.png", labels=[0, 1]),
+        files("a.png", "b.png", labels=[1, 0]),
+    ]
     others.append(files("a.png", "b.png"))
     assert len({entry.fingerprint for entry in (one, *others)}) == 5
 
@@ -290,7 +345,11 @@ def test_files_fingerprint_is_that_of_names_order_and_labels_and_not_of_the_plac
 def test_images_survive_pickling(tmp_path: Path) -> None:
     for name in ("é 1.png", "b.png"):
         saved(tmp_path / name, Image.fromarray(colours()))
-    for images in (arrays(), arrays(labels=False), files("é 1.png", "b.png", labels=[1, 0], root=str(tmp_path))):
+    for images in (
+        arrays(),
+        arrays(labels=False),
+        files("é 1.png", "b.png", labels=[1, 0], root=str(tmp_path)),
+    ):
         copy = pickle.loads(pickle.dumps(images))
         assert len(copy) == len(images)
         assert copy.fingerprint == images.fingerprint

@@ -18,7 +18,13 @@ def points(n: int = 300, dim: int = 3, seed: int = 0) -> Tensor:
 
 
 def same(a: KMeansResult, b: KMeansResult) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("centroids", "assignments", "distances")) and a.objective == b.objective
+    return (
+        all(
+            torch.equal(getattr(a, name), getattr(b, name))
+            for name in ("centroids", "assignments", "distances")
+        )
+        and a.objective == b.objective
+    )
 
 
 def members_mean(data: Tensor, assignments: Tensor, cluster: int) -> Tensor:
@@ -37,7 +43,9 @@ def check_belongs_together(data: Tensor, found: KMeansResult) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_same_seed_same_result_other_seed_another(threads: int) -> None:
-    first, again, other = (kmeans(points(), 10, seed=seed, iterations=5, threads=threads) for seed in (1, 1, 2))
+    first, again, other = (
+        kmeans(points(), 10, seed=seed, iterations=5, threads=threads) for seed in (1, 1, 2)
+    )
     assert same(first, again)
     assert not torch.equal(first.centroids, other.centroids)
 
@@ -50,13 +58,18 @@ def test_converged_centroids_are_the_means_of_their_members(k: int) -> None:
     assert found.assignments.dtype == torch.long
     assert found.assignments.unique().tolist() == list(range(k))
     for cluster in range(k):
-        assert torch.allclose(found.centroids[cluster].double(), members_mean(data, found.assignments, cluster), atol=1e-4)
+        assert torch.allclose(
+            found.centroids[cluster].double(), members_mean(data, found.assignments, cluster), atol=1e-4
+        )
     check_belongs_together(data, found)
 
 
-@pytest.mark.parametrize("options", [{"iterations": 1}, {"iterations": 2, "restarts": 3}, {"iterations": 3, "spherical": True}])
+@pytest.mark.parametrize(
+    "options", [{"iterations": 1}, {"iterations": 2, "restarts": 3}, {"iterations": 3, "spherical": True}]
+)
 def test_assignments_and_distances_belong_to_the_centroids_given_back(options: dict[str, object]) -> None:
-    # Also before convergence, where the last iteration moved the centroids, and where the best of several runs was not the last.
+    # Also before convergence, where the last iteration moved the centroids, and where the best of several
+    # runs was not the last.
     data = points()
     check_belongs_together(data, kmeans(data, 8, seed=0, **options))
 
@@ -70,13 +83,16 @@ def test_finds_separate_groups() -> None:
 
 def test_more_iterations_lower_the_objective() -> None:
     data = points()
-    assert kmeans(data, 10, seed=0, iterations=50).objective < kmeans(data, 10, seed=0, iterations=1).objective
+    assert (
+        kmeans(data, 10, seed=0, iterations=50).objective < kmeans(data, 10, seed=0, iterations=1).objective
+    )
 
 
 def test_restarts_keep_the_best_run() -> None:
     data = points(200, 2)
     single = [kmeans(data, 12, seed=seed, iterations=100).objective for seed in range(6)]
-    several = [kmeans(data, 12, seed=seed, iterations=100, restarts=6).objective for seed in range(6)]  # the first of the six is the single run
+    # the first of the six is the single run
+    several = [kmeans(data, 12, seed=seed, iterations=100, restarts=6).objective for seed in range(6)]
     assert all(best <= one * (1 + 1e-5) for best, one in zip(several, single, strict=True))
     assert sum(several) < sum(single) * 0.999
 
@@ -87,9 +103,12 @@ def test_starts_from_the_centroids_given() -> None:
     found = kmeans(data, 6, seed=0, iterations=1, start_KC=start)
     nearest = torch.cdist(data.double(), start.double()).argmin(dim=1)
     for cluster in range(6):  # one Lloyd iteration: means of the points nearest to the start
-        assert torch.allclose(found.centroids[cluster].double(), members_mean(data, nearest, cluster), atol=1e-5)
+        assert torch.allclose(
+            found.centroids[cluster].double(), members_mean(data, nearest, cluster), atol=1e-5
+        )
     assert torch.equal(start, before)
-    assert same(found, kmeans(data, 6, seed=99, iterations=1, restarts=4, start_KC=start.numpy()))  # seed and restarts play no part
+    # seed and restarts play no part
+    assert same(found, kmeans(data, 6, seed=99, iterations=1, restarts=4, start_KC=start.numpy()))
 
 
 def test_uses_every_point() -> None:
@@ -97,7 +116,9 @@ def test_uses_every_point() -> None:
     data = torch.cat([points(1500, 2), points(1500, 2, seed=1) + 50])
     found = kmeans(data, 2, seed=0, iterations=20)
     for cluster in range(2):
-        assert torch.allclose(found.centroids[cluster].double(), members_mean(data, found.assignments, cluster), atol=1e-4)
+        assert torch.allclose(
+            found.centroids[cluster].double(), members_mean(data, found.assignments, cluster), atol=1e-4
+        )
 
 
 def test_as_many_clusters_as_points_is_exact() -> None:
@@ -109,7 +130,9 @@ def test_as_many_clusters_as_points_is_exact() -> None:
 
 def test_spherical_centroids_have_length_one() -> None:
     data = torch.nn.functional.normalize(points(), dim=1)
-    assert torch.allclose(kmeans(data, 5, seed=0, spherical=True).centroids.norm(dim=1), torch.ones(5), atol=1e-5)
+    assert torch.allclose(
+        kmeans(data, 5, seed=0, spherical=True).centroids.norm(dim=1), torch.ones(5), atol=1e-5
+    )
     assert (kmeans(data, 5, seed=0).centroids.norm(dim=1) < 0.99).all()
 
 
@@ -144,7 +167,9 @@ def test_a_start_that_does_not_fit_is_refused() -> None:
 
 def clustering(assignments: list[int], k: int, objective: float = 3.5) -> Clustering:
     phi = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6][:k])
-    return Clustering(torch.nn.functional.normalize(points(k), dim=1), torch.tensor(assignments), phi, objective)
+    return Clustering(
+        torch.nn.functional.normalize(points(k), dim=1), torch.tensor(assignments), phi, objective
+    )
 
 
 def test_quality_of_a_hand_made_clustering() -> None:
@@ -176,7 +201,9 @@ def test_quality_of_a_hand_made_clustering() -> None:
     ],
 )
 def test_agreement_with_the_previous_clustering(now: list[int], before: list[int], expected: float) -> None:
-    assert quality(clustering(now, 3), clustering(before, 4))["nmi_previous"] == pytest.approx(expected, abs=1e-9)
+    assert quality(clustering(now, 3), clustering(before, 4))["nmi_previous"] == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 def test_no_agreement_with_a_clustering_of_other_images() -> None:
@@ -185,7 +212,9 @@ def test_no_agreement_with_a_clustering_of_other_images() -> None:
 
 def equal_sets(a: ClusterSet, b: ClusterSet) -> bool:
     return a.epoch == b.epoch and all(
-        torch.equal(getattr(x, name), getattr(y, name)) and getattr(x, name).dtype == getattr(y, name).dtype and x.objective == y.objective
+        torch.equal(getattr(x, name), getattr(y, name))
+        and getattr(x, name).dtype == getattr(y, name).dtype
+        and x.objective == y.objective
         for x, y in zip(a.clusterings, b.clusterings, strict=True)
         for name in ("prototypes", "assignments", "concentration")
     )

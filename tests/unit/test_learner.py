@@ -1,4 +1,6 @@
-"""What the M-step changes, put together: the same on every worker, compiled where asked for, and going on without where that fails."""
+"""What the M-step changes, put together: the same on every worker, compiled where asked for, and going on
+without where that fails.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +59,21 @@ def trained(made: Learner, knobs: dict[str, Any] | None = None) -> dict[str, flo
     """Figures of three steps."""
     config, draw = config_of(knobs or {}), torch.Generator().manual_seed(1)
     views = [torch.randn(2, BATCH, 1, SIDE, SIDE, generator=draw) for _ in range(3)]
-    batches = [Batch(*pair, torch.arange(step * BATCH, (step + 1) * BATCH)) for step, pair in enumerate(views)]
+    batches = [
+        Batch(*pair, torch.arange(step * BATCH, (step + 1) * BATCH)) for step, pair in enumerate(views)
+    ]
     return run_epoch(made, batches, None, config, plans.make(config, 3 * BATCH), 0).values
 
 
 def assert_same(first: Learner, second: Learner, tolerance: float = 0.0) -> None:
-    one, other = first.pair.state_dict() | {"queue": first.queue.keys}, second.pair.state_dict() | {"queue": second.queue.keys}
+    one, other = (
+        first.pair.state_dict() | {"queue": first.queue.keys},
+        second.pair.state_dict() | {"queue": second.queue.keys},
+    )
     assert list(one) == list(other)
-    different = [name for name in one if not torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance)]
+    different = [
+        name for name in one if not torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance)
+    ]
     assert not different
 
 
@@ -90,11 +99,19 @@ def test_one_process_trains_the_encoders_as_they_are() -> None:
         assert query is not key
 
 
-@pytest.mark.parametrize(("layout", "format"), [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)])
-def test_views_come_in_the_memory_format_with_the_same_values(layout: str, format: torch.memory_format) -> None:
+@pytest.mark.parametrize(
+    ("layout", "format"), [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)]
+)
+def test_views_come_in_the_memory_format_with_the_same_values(
+    layout: str, format: torch.memory_format
+) -> None:
     made, _ = built({"train.memory_format": layout})
     assert made.memory_format is format
-    for views in (torch.randn(2, 3, 4, 5), torch.randn(2, 4, 5, 3).permute(0, 3, 1, 2), torch.randn(4, 3, 4, 5)[::2]):
+    for views in (
+        torch.randn(2, 3, 4, 5),
+        torch.randn(2, 4, 5, 3).permute(0, 3, 1, 2),
+        torch.randn(4, 3, 4, 5)[::2],
+    ):
         found = views_for(made, views)
         assert torch.equal(found, views)
         assert found.is_contiguous(memory_format=format)
@@ -110,14 +127,19 @@ def test_a_checkpoint_of_one_memory_format_is_read_in_the_other() -> None:
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
-# Compiling. `aot_eager` traces and takes the graphs apart as the real thing does, but makes no C++ of them: that would take minutes for all of these.
+# Compiling. `aot_eager` traces and takes the graphs apart as the real thing does, but makes no C++ of them:
+# that would take minutes for all of these.
 
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[nn.Module]]:
     """What was compiled."""
     compile_really, asked = torch.compile, list[nn.Module]()
-    monkeypatch.setattr(torch, "compile", lambda module: (asked.append(module), compile_really(module, backend="aot_eager"))[1])
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda module: (asked.append(module), compile_really(module, backend="aot_eager"))[1],
+    )
     yield asked
     torch._dynamo.reset()
 
@@ -139,7 +161,8 @@ def test_both_encoders_are_compiled_and_a_checkpoint_does_not_show_it(traced: li
     made.load_state_dict(plain.state_dict())
     assert_same(made, plain)
     probe = torch.randn(BATCH, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    for parts in ((made.query, plain.query), (made.key, plain.key)):  # what is compiled has taken the loaded weights
+    # what is compiled has taken the loaded weights
+    for parts in ((made.query, plain.query), (made.key, plain.key)):
         one, other = (part.eval()(probe) for part in parts)
         assert torch.allclose(one, other, atol=1e-6)
 
@@ -154,12 +177,16 @@ def test_the_first_pass_leaves_no_trace(traced: list[nn.Module], size: int | Non
     assert_same(made, plain)  # batch-norm statistics and the count of batches among it
     assert all(parameter.grad is None for parameter in made.pair.parameters())
     assert not made.optimizer.state
-    assert [parameter.requires_grad for parameter in made.pair.parameters()] == [parameter.requires_grad for parameter in plain.pair.parameters()]
+    assert [parameter.requires_grad for parameter in made.pair.parameters()] == [
+        parameter.requires_grad for parameter in plain.pair.parameters()
+    ]
     assert trained(made, knobs) == pytest.approx(trained(plain, knobs), rel=1e-4, abs=1e-5)
     assert_same(made, plain, tolerance=1e-4)
 
 
-def test_the_first_pass_has_the_shape_and_the_format_of_a_step(traced: list[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_pass_has_the_shape_and_the_format_of_a_step(
+    traced: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[tuple[int, ...], bool]] = []
 
     class Watched(encoder.Encoder):
@@ -176,12 +203,25 @@ def test_the_first_pass_has_the_shape_and_the_format_of_a_step(traced: list[nn.M
 
     monkeypatch.setattr(encoder, "build", watched)
     monkeypatch.setattr(torch, "compile", lambda module: module)
-    build_learner(config_of({"train.compile": True, "train.micro_batch": 5, "data.channels": 3, "augment.mean": [0.5] * 3, "augment.std": [0.5] * 3}), CPU)
+    build_learner(
+        config_of(
+            {
+                "train.compile": True,
+                "train.micro_batch": 5,
+                "data.channels": 3,
+                "augment.mean": [0.5] * 3,
+                "augment.std": [0.5] * 3,
+            }
+        ),
+        CPU,
+    )
     assert seen == [((5, 3, SIDE, SIDE), True)] * 2
 
 
 class Refuses(nn.Module):
-    """Compiled code that cannot be made, which shows when the pass has gone through the backbone: the statistics have moved by then."""
+    """Compiled code that cannot be made, which shows when the pass has gone through the backbone: the
+    statistics have moved by then.
+    """
 
     def __init__(self, module: encoder.Encoder, error: Exception):
         super().__init__()
@@ -201,7 +241,9 @@ class Refuses(nn.Module):
     ],
 )
 @pytest.mark.parametrize("which", ["query", "key"])
-def test_where_compiling_fails_one_plain_warning_and_training_without(error: Exception, said: str, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_compiling_fails_one_plain_warning_and_training_without(
+    error: Exception, said: str, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
 
     def compiled(module: encoder.Encoder) -> nn.Module:
@@ -240,7 +282,9 @@ def test_what_is_really_compiled_trains_alike(tmp_path: Path, monkeypatch: pytes
     from torch._inductor import config as inductor
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(encoder, "build", lambda *_: encoder.Encoder(Smallest(), nn.Linear(4 * (SIDE - 2) ** 2, 4)))
+    monkeypatch.setattr(
+        encoder, "build", lambda *_: encoder.Encoder(Smallest(), nn.Linear(4 * (SIDE - 2) ** 2, 4))
+    )
     before = torch.get_rng_state()
     # In this process, and without the compilations that find out which instructions the CPU has.
     with warnings.catch_warnings(), inductor.patch({"compile_threads": 1, "cpp.vec_isa_ok": True}):
@@ -258,12 +302,22 @@ def test_what_is_really_compiled_trains_alike(tmp_path: Path, monkeypatch: pytes
     torch._dynamo.reset()
 
 
-def test_a_machine_without_a_compiler_trains_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_without_a_compiler_trains_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from torch._inductor import config as inductor
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    words = ["resources.workers=0", *DIGITS_RUN, "train.epochs=1", "e_step.warmup_epochs=5", "optimizer.warmup_epochs=0", "train.compile=true"]
-    with inductor.patch({"compile_threads": 1, "cpp.cxx": (None, "/nowhere/g++")}):  # what CXX=/nowhere/g++ does to a new process
+    words = [
+        "resources.workers=0",
+        *DIGITS_RUN,
+        "train.epochs=1",
+        "e_step.warmup_epochs=5",
+        "optimizer.warmup_epochs=0",
+        "train.compile=true",
+    ]
+    # what CXX=/nowhere/g++ does to a new process
+    with inductor.patch({"compile_threads": 1, "cpp.cxx": (None, "/nowhere/g++")}):
         assert cli.main(["train", "digits", *words]) == 0
     said = capsys.readouterr()
     (warning,) = [line for line in said.err.splitlines() if "train.compile" in line]

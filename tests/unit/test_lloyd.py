@@ -1,4 +1,6 @@
-"""Lloyd's algorithm: against loops over Python numbers, and what it does about empty clusters, warm starts and the last pass."""
+"""Lloyd's algorithm: against loops over Python numbers, and what it does about empty clusters, warm starts
+and the last pass.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,21 @@ def check_belongs_together(points: Points, found: Run) -> None:
     """Labels of the given centroids, moments of the labels, objective of both."""
     assert torch.equal(found.labels, brute(points.rows, found.centroids))
     fresh = Moments.of(points, found.labels, points.squares(), len(found.centroids))
-    assert all(torch.equal(getattr(found.moments, name), getattr(fresh, name)) for name in ("sizes", "sums", "squares"))
+    assert all(
+        torch.equal(getattr(found.moments, name), getattr(fresh, name))
+        for name in ("sizes", "sums", "squares")
+    )
     distances = (points.rows.double() - found.centroids.double()[found.labels]).square().sum()
     assert found.objective == pytest.approx(float(distances), rel=1e-9, abs=1e-9)
     assert len(found.objectives) == len(found.changed)
 
 
-def reference(rows: list[list[float]], centroids: list[list[float]], passes: int) -> tuple[list[list[float]], list[int], list[float]]:
-    """`passes` assignments, with the means of the members in between; clusters without members stay where they are."""
+def reference(
+    rows: list[list[float]], centroids: list[list[float]], passes: int
+) -> tuple[list[list[float]], list[int], list[float]]:
+    """`passes` assignments, with the means of the members in between; clusters without members stay where
+    they are.
+    """
     labels, objectives = [], []
     for number in range(passes):
         labels, objective = [], 0.0
@@ -54,7 +63,11 @@ def reference(rows: list[list[float]], centroids: list[list[float]], passes: int
             for j in range(len(centroids)):
                 members = [row for row, label in zip(rows, labels, strict=True) if label == j]
                 if members:
-                    centroids = [*centroids[:j], [sum(column) / len(members) for column in zip(*members, strict=True)], *centroids[j + 1 :]]
+                    centroids = [
+                        *centroids[:j],
+                        [sum(column) / len(members) for column in zip(*members, strict=True)],
+                        *centroids[j + 1 :],
+                    ]
     return centroids, labels, objectives
 
 
@@ -80,13 +93,18 @@ def test_equals_the_reference(k: int, passes: int) -> None:
     spherical=st.booleans(),
     warm=st.booleans(),
 )
-def test_what_the_last_pass_gives_belongs_together(n: int, k: int, passes: int, seed: int, grid: bool, spherical: bool, warm: bool) -> None:
-    rows = some(n, 3, seed).round() if grid else some(n, 3, seed)  # the grid: duplicates, ties, clusters that cannot be filled
+def test_what_the_last_pass_gives_belongs_together(
+    n: int, k: int, passes: int, seed: int, grid: bool, spherical: bool, warm: bool
+) -> None:
+    # the grid: duplicates, ties, clusters that cannot be filled
+    rows = some(n, 3, seed).round() if grid else some(n, 3, seed)
     points = Points.of(rows)
     if warm:
         labels = torch.randint(-1, k, (n,), generator=torch.Generator().manual_seed(seed))
         moments = Moments.of(points, labels, points.squares(), k)
-        found = run(points, moments.means(), passes=passes, spherical=spherical, labels=labels, moments=moments)
+        found = run(
+            points, moments.means(), passes=passes, spherical=spherical, labels=labels, moments=moments
+        )
     else:
         found = run(points, some(k, 3, seed + 1), passes=passes, spherical=spherical)
     check_belongs_together(points, found)
@@ -119,7 +137,9 @@ def test_stops_where_a_pass_changes_nothing() -> None:
     assert 2 < len(found.objectives) < 100
     assert found.changed[-1] == 0
     assert all(changed > 0 for changed in found.changed[:-1])
-    assert all(later <= earlier for earlier, later in zip(found.objectives[:-1], found.objectives[1:], strict=True))
+    assert all(
+        later <= earlier for earlier, later in zip(found.objectives[:-1], found.objectives[1:], strict=True)
+    )
     again = run(points, found.centroids, passes=1000, labels=found.labels, moments=found.moments)
     assert again.changed == [0]  # a converged start needs one pass
     assert torch.equal(again.labels, found.labels)
@@ -151,7 +171,10 @@ def test_empty_clusters_are_filled(spherical: bool) -> None:
     assert (found.moments.sizes > 0).all()
     assert found.repaired >= 3  # a pass splits each of the three donors once
     if spherical:
-        assert torch.allclose(run(points, start, passes=2, spherical=True).centroids.norm(dim=1), torch.ones(12), atol=1e-6)  # also of those just split
+        # also of those just split
+        assert torch.allclose(
+            run(points, start, passes=2, spherical=True).centroids.norm(dim=1), torch.ones(12), atol=1e-6
+        )
     check_belongs_together(points, found)
 
 
@@ -194,7 +217,12 @@ def moments_of(sizes: list[int], scatter: list[float]) -> Moments:
     """Clusters at the points (j, 0) with these sizes and sums of squared distances."""
     counts = torch.tensor(sizes)
     sums = torch.tensor([[j * size, 0.0] for j, size in enumerate(sizes)], dtype=torch.float64)
-    return Moments(counts, sums, torch.tensor(scatter, dtype=torch.float64) + sums.square().sum(dim=1) / counts.clamp(min=1), 0.0)
+    return Moments(
+        counts,
+        sums,
+        torch.tensor(scatter, dtype=torch.float64) + sums.square().sum(dim=1) / counts.clamp(min=1),
+        0.0,
+    )
 
 
 def test_donors_come_by_scatter_then_by_id_and_are_split_around_their_mean() -> None:
@@ -225,7 +253,9 @@ def test_nothing_empty_nothing_split() -> None:
 
 
 @given(distinct=st.integers(1, 30), copies=st.integers(1, 8), k=st.integers(1, 40), seed=st.integers(0, 500))
-def test_a_random_start_holds_no_point_twice_where_that_can_be_had(distinct: int, copies: int, k: int, seed: int) -> None:
+def test_a_random_start_holds_no_point_twice_where_that_can_be_had(
+    distinct: int, copies: int, k: int, seed: int
+) -> None:
     rows = some(distinct, 3, seed)[torch.arange(distinct * copies) % distinct]
     points = Points.of(rows)
     k = min(k, len(rows))

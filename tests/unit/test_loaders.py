@@ -26,7 +26,9 @@ from pcl_ray.errors import DataError
 CPU = torch.device("cpu")
 
 
-def config(batch_size: int = 8, seed: int = 0, workers: int = 0, channels: int = 1, size: int = 8) -> RunConfig:
+def config(
+    batch_size: int = 8, seed: int = 0, workers: int = 0, channels: int = 1, size: int = 8
+) -> RunConfig:
     return RunConfig.model_validate(
         {
             "data": {"channels": channels, "loader_workers": workers},
@@ -44,11 +46,18 @@ def images(n: int = 30, channels: int = 1, side: int = 8) -> ArrayImages:
 def joined(parts: Iterable[Batch]) -> Batch:
     """The workers' parts of one step as one batch."""
     parts = list(parts)
-    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in ("query_views", "key_views", "indices")))
+    return Batch(
+        *(
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("query_views", "key_views", "indices")
+        )
+    )
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("query_views", "key_views", "indices"))
+    return all(
+        torch.equal(getattr(a, name), getattr(b, name)) for name in ("query_views", "key_views", "indices")
+    )
 
 
 def indices(batches: Iterable[Batch]) -> list[int]:
@@ -71,7 +80,10 @@ def test_a_batch_has_two_views_and_the_position_of_each_image() -> None:
 def test_the_workers_parts_together_are_the_batch_of_one_worker(world_size: int, batch_size: int) -> None:
     data, settings = images(), config(batch_size)
     alone = TrainingLoader(data, settings).epoch(2)
-    several = [TrainingLoader(data, settings, rank=rank, world_size=world_size).epoch(2) for rank in range(world_size)]
+    several = [
+        TrainingLoader(data, settings, rank=rank, world_size=world_size).epoch(2)
+        for rank in range(world_size)
+    ]
     steps = 0
     for whole, *parts in zip(alone, *several, strict=True):
         assert min(len(part.indices) for part in parts) >= batch_size // world_size
@@ -95,15 +107,23 @@ def test_the_same_epoch_again_is_the_same_and_another_is_not() -> None:
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
     assert indices(first) != indices(other)
     assert sorted(indices(first)) == sorted(indices(other)) == list(range(30))
-    views = {i: view for batch in first for i, view in zip(batch.indices.tolist(), batch.query_views, strict=True)}
-    renewed = [torch.equal(views[i], view) for batch in other for i, view in zip(batch.indices.tolist(), batch.query_views, strict=True)]
+    views = {
+        i: view for batch in first for i, view in zip(batch.indices.tolist(), batch.query_views, strict=True)
+    }
+    renewed = [
+        torch.equal(views[i], view)
+        for batch in other
+        for i, view in zip(batch.indices.tolist(), batch.query_views, strict=True)
+    ]
     assert sum(renewed) < 3  # new views of the same images; two random views may be equal
 
 
 def test_another_seed_gives_another_order_and_other_views() -> None:
     first, other = (next(TrainingLoader(images(), config(30, seed)).epoch(0)) for seed in (0, 1))
     assert first.indices.tolist() != other.indices.tolist()
-    assert (first.query_views[first.indices.argsort()] != other.query_views[other.indices.argsort()]).flatten(1).any(dim=1).sum() > 25
+    assert (first.query_views[first.indices.argsort()] != other.query_views[other.indices.argsort()]).flatten(
+        1
+    ).any(dim=1).sum() > 25
 
 
 def test_equal_images_get_views_of_their_own() -> None:
@@ -140,7 +160,9 @@ def test_torchs_own_randomness_is_left_alone() -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(2, 300))
-def test_evaluation_covers_every_image_once_over_any_number_of_workers(n: int, world_size: int, batch_size: int) -> None:
+def test_evaluation_covers_every_image_once_over_any_number_of_workers(
+    n: int, world_size: int, batch_size: int
+) -> None:
     data, settings = images(n, side=2), config(batch_size, size=4)
     seen: list[int] = []
     for rank in range(world_size):
@@ -152,7 +174,10 @@ def test_evaluation_covers_every_image_once_over_any_number_of_workers(n: int, w
 
 
 def test_more_workers_than_images() -> None:
-    parts = [[i for _, ids in EvaluationLoader(images(3), config(), rank=rank, world_size=5) for i in ids.tolist()] for rank in range(5)]
+    parts = [
+        [i for _, ids in EvaluationLoader(images(3), config(), rank=rank, world_size=5) for i in ids.tolist()]
+        for rank in range(5)
+    ]
     assert sorted(sum(parts, [])) == [0, 1, 2]
     assert parts.count([]) == 2
 
@@ -160,7 +185,9 @@ def test_more_workers_than_images() -> None:
 def files(folder: Path) -> Images:
     folder.mkdir()
     for i in range(6):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (9 + i, 14, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (9 + i, 14, 3), dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
     return folders.find_images(folder, 3)
 
 
@@ -170,7 +197,9 @@ def test_evaluation_views_are_those_of_the_images(tmp_path: Path, kind: str) -> 
     settings = config(channels=3)
     ((views, ids),) = EvaluationLoader(data, settings)
     view = evaluation_view(settings.augment)
-    expected = [to_floats(view(torch.tensor(data.read(i)).permute(2, 0, 1)), settings.augment) for i in ids.tolist()]
+    expected = [
+        to_floats(view(torch.tensor(data.read(i)).permute(2, 0, 1)), settings.augment) for i in ids.tolist()
+    ]
     assert ids.tolist() == list(range(6))
     assert torch.allclose(views, torch.stack(expected), atol=1e-6)
 
@@ -199,7 +228,9 @@ def changed(settings: RunConfig, section: str, **knobs: object) -> RunConfig:
     return settings.model_copy(update={section: getattr(settings, section).model_copy(update=knobs)})
 
 
-def photographs(folder: Path, count: int = 6, height: int = 600, width: int = 800, orientation: int | None = None) -> FileImages:
+def photographs(
+    folder: Path, count: int = 6, height: int = 600, width: int = 800, orientation: int | None = None
+) -> FileImages:
     """Smooth JPEGs."""
     folder.mkdir()
     exif = Image.Exif()
@@ -207,7 +238,9 @@ def photographs(folder: Path, count: int = 6, height: int = 600, width: int = 80
         exif[0x0112] = orientation
     for i in range(count):
         small = np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=95, exif=exif)
+        Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(
+            folder / f"{i}.jpg", quality=95, exif=exif
+        )
     return folders.find_images(folder, 3)
 
 
@@ -228,8 +261,14 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(("engine", "workers"), [("batch", 2), ("torchvision", 1)])
 def test_processes_that_decode_files_change_nothing(tmp_path: Path, engine: str, workers: int) -> None:
-    data, settings = photographs(tmp_path / "data", 7, 90, 120), changed(config(3, channels=3), "augment", engine=engine)
-    here, there = TrainingLoader(data, settings), TrainingLoader(data, settings, readers=Readers(settings, CPU, workers))
+    data, settings = (
+        photographs(tmp_path / "data", 7, 90, 120),
+        changed(config(3, channels=3), "augment", engine=engine),
+    )
+    here, there = (
+        TrainingLoader(data, settings),
+        TrainingLoader(data, settings, readers=Readers(settings, CPU, workers)),
+    )
     state = torch.get_rng_state()
     for epoch in (0, 3):  # the same processes serve every epoch
         assert all(same(a, b) for a, b in zip(here.epoch(epoch), there.epoch(epoch), strict=True))
@@ -241,7 +280,9 @@ def test_processes_that_decode_files_change_nothing(tmp_path: Path, engine: str,
 def test_the_same_processes_read_for_training_and_evaluation(tmp_path: Path) -> None:
     data, settings = photographs(tmp_path / "data", 7, 90, 120), config(3, channels=3)
     readers, before = Readers(settings, CPU, 1), len(multiprocessing.active_children())
-    training, evaluation = (kind(data, settings, readers=readers) for kind in (TrainingLoader, EvaluationLoader))
+    training, evaluation = (
+        kind(data, settings, readers=readers) for kind in (TrainingLoader, EvaluationLoader)
+    )
     expected = list(TrainingLoader(data, settings).epoch(1)), list(EvaluationLoader(data, settings))
     for _ in range(2):
         assert all(same(a, b) for a, b in zip(training.epoch(1), expected[0], strict=True))
@@ -249,23 +290,30 @@ def test_the_same_processes_read_for_training_and_evaluation(tmp_path: Path) -> 
         assert len(multiprocessing.active_children()) == before + 1
 
 
-def test_a_process_that_decodes_for_evaluation_changes_nothing_and_names_a_broken_file(tmp_path: Path) -> None:
+def test_a_process_that_decodes_for_evaluation_changes_nothing_and_names_a_broken_file(
+    tmp_path: Path,
+) -> None:
     data = photographs(tmp_path / "data", 66, 30, 40)
     (tmp_path / "data" / "9.jpg").write_bytes(b"no picture")  # the last in order
     views: list[Tensor] = []
     for workers in (0, 1):
-        batches = iter(EvaluationLoader(data, config(channels=3), readers=Readers(config(channels=3), CPU, workers)))
+        batches = iter(
+            EvaluationLoader(data, config(channels=3), readers=Readers(config(channels=3), CPU, workers))
+        )
         views.append(next(batches)[0])
         with pytest.raises(DataError, match=r"^\S+9\.jpg cannot be read") as caught:
             next(batches)
-        traceback.clear_frames(caught.tb)  # what a traceback holds is freed late, and then the process ends slowly
+        # what a traceback holds is freed late, and then the process ends slowly
+        traceback.clear_frames(caught.tb)
         del caught, batches
     assert torch.equal(*views)
 
 
 @pytest.mark.parametrize("engine", ["batch", "torchvision"])
 @pytest.mark.parametrize("kind", ["arrays", "files"])
-def test_views_do_not_depend_on_the_number_of_workers_of_a_run(tmp_path: Path, kind: str, engine: str) -> None:
+def test_views_do_not_depend_on_the_number_of_workers_of_a_run(
+    tmp_path: Path, kind: str, engine: str
+) -> None:
     data = photographs(tmp_path / "data", 6, 40, 50) if kind == "files" else images(6, 3, side=11)
     settings = changed(config(5, channels=3), "augment", engine=engine)
     (whole,) = TrainingLoader(data, settings).epoch(1)
@@ -286,14 +334,26 @@ def test_torchvisions_views_are_whole_and_of_every_images_own(tmp_path: Path, ki
     assert first.query_views.shape == first.key_views.shape == (6, 3, 8, 8)
     assert first.query_views.dtype == torch.float32
     assert same(first, again)
-    assert len({view.numpy().tobytes() for batch in (first, other) for view in (*batch.query_views, *batch.key_views)}) == 24
+    assert (
+        len(
+            {
+                view.numpy().tobytes()
+                for batch in (first, other)
+                for view in (*batch.query_views, *batch.key_views)
+            }
+        )
+        == 24
+    )
     pixels = (first.query_views * 0.25 + 0.5) * 255
     assert torch.allclose(pixels, pixels.round(), atol=1e-3)
 
 
 def test_the_engines_agree_where_nothing_is_random() -> None:
     data, off = images(6, 3), {**ALONE, "min_crop": 1.0}
-    batch, reference = (next(TrainingLoader(data, changed(config(6, channels=3), "augment", engine=e, **off)).epoch(0)) for e in ("batch", "torchvision"))
+    batch, reference = (
+        next(TrainingLoader(data, changed(config(6, channels=3), "augment", engine=e, **off)).epoch(0))
+        for e in ("batch", "torchvision")
+    )
     assert batch.indices.tolist() == reference.indices.tolist()
     assert torch.allclose(batch.query_views, reference.query_views, atol=1e-6)
     assert torch.allclose(batch.key_views, reference.key_views, atol=1e-6)
@@ -302,7 +362,10 @@ def test_the_engines_agree_where_nothing_is_random() -> None:
 def test_files_and_the_arrays_of_their_pixels_have_about_the_same_views(tmp_path: Path) -> None:
     data, settings = photographs(tmp_path / "data", 6, 60, 80), config(6, channels=3, size=16)
     arrays = ArrayImages(np.stack([data.read(i) for i in range(6)]))
-    (there,), (here,) = (list(TrainingLoader(source, changed(settings, "data", reduced_decoding=False)).epoch(2)) for source in (data, arrays))
+    (there,), (here,) = (
+        list(TrainingLoader(source, changed(settings, "data", reduced_decoding=False)).epoch(2))
+        for source in (data, arrays)
+    )
     assert there.indices.tolist() == here.indices.tolist()
     assert (there.query_views - here.query_views).abs().mean() < 0.02
     assert (there.key_views - here.key_views).abs().mean() < 0.02
@@ -329,7 +392,9 @@ def test_crops_of_pictures_decoded_smaller_are_nearly_the_same(
 
 
 @pytest.mark.parametrize("size", [16, 64])
-def test_evaluation_views_of_pictures_decoded_smaller_are_nearly_the_same(tmp_path: Path, decoded: list[tuple[int, int]], size: int) -> None:
+def test_evaluation_views_of_pictures_decoded_smaller_are_nearly_the_same(
+    tmp_path: Path, decoded: list[tuple[int, int]], size: int
+) -> None:
     data, settings = photographs(tmp_path / "data", 4, orientation=6), config(4, channels=3, size=size)
     ((reduced, _),) = EvaluationLoader(data, settings)
     assert all(shape[0] < 410 and shape[1] < 310 for shape in decoded)
@@ -339,7 +404,9 @@ def test_evaluation_views_of_pictures_decoded_smaller_are_nearly_the_same(tmp_pa
     assert (reduced - whole).abs().mean() * 0.25 < 0.01
 
 
-def test_small_crops_are_not_enlarged_out_of_small_pictures(tmp_path: Path, decoded: list[tuple[int, int]]) -> None:
+def test_small_crops_are_not_enlarged_out_of_small_pictures(
+    tmp_path: Path, decoded: list[tuple[int, int]]
+) -> None:
     """What is decoded has the smaller crop at no less than the view's size."""
     settings = changed(config(6, channels=3, size=64), "augment", min_crop=0.9)
     list(TrainingLoader(photographs(tmp_path / "data", 6, 100, 120), settings).epoch(0))
@@ -351,8 +418,12 @@ def test_crops_of_white_pictures_are_white(tmp_path: Path, side: int) -> None:
     """To their edges, also where a picture's decoded size is odd."""
     (tmp_path / "data").mkdir()
     Image.new("RGB", (side, side), "white").save(tmp_path / "data" / "0.jpg")
-    data = folders.find_images(tmp_path / "data", 3).take(np.zeros(600 if side < 100 else 200, dtype=np.int64))
-    settings = changed(config(100, channels=3), "augment", **ALONE, min_crop=0.7, image_size=8 if side < 100 else 100)
+    data = folders.find_images(tmp_path / "data", 3).take(
+        np.zeros(600 if side < 100 else 200, dtype=np.int64)
+    )
+    settings = changed(
+        config(100, channels=3), "augment", **ALONE, min_crop=0.7, image_size=8 if side < 100 else 100
+    )
     for batch in TrainingLoader(data, settings).epoch(0):
         assert batch.query_views.min() == batch.key_views.min() == 2
 
@@ -361,7 +432,14 @@ def test_crops_of_white_pictures_are_white(tmp_path: Path, side: int) -> None:
 def test_batches_made_ahead_are_the_same(prefetch: int) -> None:
     ahead = TrainingLoader(images(), changed(config(), "data", prefetch=prefetch))
     for epoch in (0, 1):
-        assert all(same(a, b) for a, b in zip(ahead.epoch(epoch), TrainingLoader(images(), changed(config(), "data", prefetch=0)).epoch(epoch), strict=True))
+        assert all(
+            same(a, b)
+            for a, b in zip(
+                ahead.epoch(epoch),
+                TrainingLoader(images(), changed(config(), "data", prefetch=0)).epoch(epoch),
+                strict=True,
+            )
+        )
 
 
 def prefetching() -> int:

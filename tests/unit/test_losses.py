@@ -1,4 +1,6 @@
-"""InfoNCE and ProtoNCE against slow references, written from the paper's equations with loops over Python numbers."""
+"""InfoNCE and ProtoNCE against slow references, written from the paper's equations with loops over Python
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,17 @@ def reference_info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: f
     return total / len(query)
 
 
-def reference_proto_nce(query: Tensor, prototypes: Tensor, phi: Tensor, positives: list[int], columns: list[int] | None, mask: bool) -> float:
-    """Equation 11, second term, for one clustering. `columns` None: over all prototypes. Each logit is divided by its own prototype's φ."""
+def reference_proto_nce(
+    query: Tensor,
+    prototypes: Tensor,
+    phi: Tensor,
+    positives: list[int],
+    columns: list[int] | None,
+    mask: bool,
+) -> float:
+    """Equation 11, second term, for one clustering. `columns` None: over all prototypes. Each logit is
+    divided by its own prototype's φ.
+    """
     c, f, total = prototypes.tolist(), phi.tolist(), 0.0
     for row, q in enumerate(query.tolist()):
         own = positives[row]
@@ -46,7 +57,9 @@ def reference_proto_nce(query: Tensor, prototypes: Tensor, phi: Tensor, positive
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:
-    return F.normalize(torch.randn(rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=1)
+    return F.normalize(
+        torch.randn(rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=1
+    )
 
 
 def a_case(batch: int = 7, k: int = 9, dim: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,7 +77,9 @@ def test_info_nce_is_equation_1(batch: int, queue: int, temperature: float) -> N
     query, key, negatives = unit(batch, 6, 0), unit(batch, 6, 1), unit(queue, 6, 2)
     expected = reference_info_nce(query, key, negatives, temperature)
     assert float(info_nce(query, key, negatives, temperature)) == pytest.approx(expected, rel=1e-12)
-    assert float(info_nce(query.float(), key.float(), negatives.float(), temperature)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert float(info_nce(query.float(), key.float(), negatives.float(), temperature)) == pytest.approx(
+        expected, rel=1e-5, abs=1e-6
+    )
 
 
 def test_a_step_down_the_gradient_lowers_info_nce() -> None:
@@ -77,7 +92,9 @@ def test_a_step_down_the_gradient_lowers_info_nce() -> None:
 def test_proto_nce_over_all_prototypes() -> None:
     query, prototypes, phi = a_case()
     expected = reference_proto_nce(query, prototypes, phi, DUPLICATES, None, True)
-    assert float(proto_nce(query, prototypes, phi, torch.tensor(DUPLICATES))) == pytest.approx(expected, rel=1e-12)
+    assert float(proto_nce(query, prototypes, phi, torch.tensor(DUPLICATES))) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_each_logit_is_divided_by_the_concentration_of_its_own_prototype() -> None:
@@ -85,16 +102,27 @@ def test_each_logit_is_divided_by_the_concentration_of_its_own_prototype() -> No
     query, prototypes, phi = a_case(batch=1)
     other = phi.clone()
     other[5] *= 3
-    assert float(proto_nce(query, prototypes, phi, torch.tensor([3]))) != pytest.approx(float(proto_nce(query, prototypes, other, torch.tensor([3]))))
+    assert float(proto_nce(query, prototypes, phi, torch.tensor([3]))) != pytest.approx(
+        float(proto_nce(query, prototypes, other, torch.tensor([3])))
+    )
 
 
 @pytest.mark.parametrize("mask", [True, False])
-@pytest.mark.parametrize("positives", [[3, 1, 4, 0, 2, 5, 8], DUPLICATES, [2] * 7], ids=["distinct", "some shared", "all shared"])
+@pytest.mark.parametrize(
+    "positives", [[3, 1, 4, 0, 2, 5, 8], DUPLICATES, [2] * 7], ids=["distinct", "some shared", "all shared"]
+)
 @pytest.mark.parametrize("negatives", [[], [6], [6, 7]])
 def test_proto_nce_with_sampled_negatives(positives: list[int], negatives: list[int], mask: bool) -> None:
     query, prototypes, phi = a_case()
     expected = reference_proto_nce(query, prototypes, phi, positives, positives + negatives, mask)
-    found = proto_nce(query, prototypes, phi, torch.tensor(positives), torch.tensor(negatives, dtype=torch.long), mask_duplicates=mask)
+    found = proto_nce(
+        query,
+        prototypes,
+        phi,
+        torch.tensor(positives),
+        torch.tensor(negatives, dtype=torch.long),
+        mask_duplicates=mask,
+    )
     assert float(found) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
@@ -103,40 +131,69 @@ def test_masking_hides_only_duplicates() -> None:
     positives, negatives = torch.tensor(DUPLICATES), torch.tensor([6, 7])
     logits, target = prototype_logits(query, prototypes, phi, positives, negatives)
     columns = DUPLICATES + [6, 7]
-    hidden = {(row, column) for row in range(7) for column in range(9) if logits[row, column] == float("-inf")}
-    assert hidden == {(row, column) for row in range(7) for column in range(9) if columns[column] == DUPLICATES[row] and column != row}
+    hidden = {
+        (row, column) for row in range(7) for column in range(9) if logits[row, column] == float("-inf")
+    }
+    assert hidden == {
+        (row, column)
+        for row in range(7)
+        for column in range(9)
+        if columns[column] == DUPLICATES[row] and column != row
+    }
     assert target.tolist() == list(range(7))
 
 
 def test_masking_changes_nothing_without_duplicates_and_lowers_the_loss_with_them() -> None:
     query, prototypes, phi = a_case()
-    distinct, shared, negatives = torch.tensor([3, 1, 4, 0, 2, 5, 8]), torch.tensor(DUPLICATES), torch.tensor([6, 7])
-    masked, plain = (proto_nce(query, prototypes, phi, distinct, negatives, mask_duplicates=mask) for mask in (True, False))
+    distinct, shared, negatives = (
+        torch.tensor([3, 1, 4, 0, 2, 5, 8]),
+        torch.tensor(DUPLICATES),
+        torch.tensor([6, 7]),
+    )
+    masked, plain = (
+        proto_nce(query, prototypes, phi, distinct, negatives, mask_duplicates=mask) for mask in (True, False)
+    )
     assert torch.equal(masked, plain)
-    masked, plain = (proto_nce(query, prototypes, phi, shared, negatives, mask_duplicates=mask) for mask in (True, False))
+    masked, plain = (
+        proto_nce(query, prototypes, phi, shared, negatives, mask_duplicates=mask) for mask in (True, False)
+    )
     assert masked < plain
 
 
 def test_masked_columns_leave_the_gradient_finite() -> None:
     query, prototypes, phi = a_case()
     query.requires_grad_()
-    proto_nce(query, prototypes, phi, torch.full((7,), 2), torch.tensor([], dtype=torch.long)).backward()  # every other column is hidden
+    # every other column is hidden
+    proto_nce(query, prototypes, phi, torch.full((7,), 2), torch.tensor([], dtype=torch.long)).backward()
     assert torch.isfinite(query.grad).all()
 
 
-@given(batch=st.integers(1, 6), k=st.integers(2, 8), seed=st.integers(0, 1000), mask=st.booleans(), sampled=st.booleans(), data=st.data())
-def test_proto_nce_equals_the_reference_for_any_batch(batch: int, k: int, seed: int, mask: bool, sampled: bool, data: st.DataObject) -> None:
+@given(
+    batch=st.integers(1, 6),
+    k=st.integers(2, 8),
+    seed=st.integers(0, 1000),
+    mask=st.booleans(),
+    sampled=st.booleans(),
+    data=st.data(),
+)
+def test_proto_nce_equals_the_reference_for_any_batch(
+    batch: int, k: int, seed: int, mask: bool, sampled: bool, data: st.DataObject
+) -> None:
     query, prototypes, phi = a_case(batch, k, 4, seed)
     positives = data.draw(st.lists(st.integers(0, k - 1), min_size=batch, max_size=batch))
     negatives = data.draw(st.lists(st.sampled_from(range(k)), unique=True, max_size=k)) if sampled else None
     columns = None if negatives is None else positives + negatives
     drawn = None if negatives is None else torch.tensor(negatives, dtype=torch.long)
     found = proto_nce(query, prototypes, phi, torch.tensor(positives), drawn, mask_duplicates=mask)
-    assert float(found) == pytest.approx(reference_proto_nce(query, prototypes, phi, positives, columns, mask), rel=1e-10, abs=1e-10)
+    assert float(found) == pytest.approx(
+        reference_proto_nce(query, prototypes, phi, positives, columns, mask), rel=1e-10, abs=1e-10
+    )
 
 
 @given(k=st.integers(1, 40), count=st.integers(0, 50), seed=st.integers(0, 1000), data=st.data())
-def test_sampled_negatives_are_distinct_and_never_positives(k: int, count: int, seed: int, data: st.DataObject) -> None:
+def test_sampled_negatives_are_distinct_and_never_positives(
+    k: int, count: int, seed: int, data: st.DataObject
+) -> None:
     positives = data.draw(st.lists(st.integers(0, k - 1), min_size=1, max_size=20))
     drawn = sample_negatives(k, torch.tensor(positives), count, torch.Generator().manual_seed(seed)).tolist()
     assert len(drawn) == min(count, k - len(set(positives)))  # fewer only where fewer are left
@@ -147,7 +204,9 @@ def test_sampled_negatives_are_distinct_and_never_positives(k: int, count: int, 
 
 def test_sampled_negatives_follow_the_generator() -> None:
     positives = torch.tensor([0, 5, 5, 9])
-    first, again, other = (sample_negatives(1000, positives, 50, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        sample_negatives(1000, positives, 50, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.dtype == torch.long
@@ -161,7 +220,8 @@ def test_every_negative_is_drawn_equally_often() -> None:
     expected = 2000 * 3 / 6
     others = times[[0, 1, 3, 5, 6, 7]]
     assert times[[2, 4]].sum() == 0
-    assert (others - expected).abs().max() < 6 * math.sqrt(2000 * 0.5 * 0.5)  # six standard deviations of a binomial count
+    # six standard deviations of a binomial count
+    assert (others - expected).abs().max() < 6 * math.sqrt(2000 * 0.5 * 0.5)
 
 
 def test_sampled_negatives_without_a_generator_follow_the_global_seed() -> None:
@@ -179,11 +239,15 @@ def test_sampled_negatives_without_a_generator_follow_the_global_seed() -> None:
     positives=st.lists(st.integers(-1, 29), min_size=1, max_size=20),
     share=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
 )
-def test_negatives_are_valid_distinct_and_never_positives(k: int, count: int, seed: int, told: bool, positives: list[int], share: float) -> None:
+def test_negatives_are_valid_distinct_and_never_positives(
+    k: int, count: int, seed: int, told: bool, positives: list[int], share: float
+) -> None:
     positives = [min(positive, k - 1) for positive in positives]  # -1: an image without a prototype
     valid = torch.rand(k, generator=torch.Generator().manual_seed(seed + 1)) < share
     known = {"num_valid": int(valid.sum())} if told else {}
-    drawn = sample_negatives(k, torch.tensor(positives), count, torch.Generator().manual_seed(seed), valid, **known).tolist()
+    drawn = sample_negatives(
+        k, torch.tensor(positives), count, torch.Generator().manual_seed(seed), valid, **known
+    ).tolist()
     left = set(valid.nonzero().flatten().tolist()) - set(positives)
     assert len(drawn) == min(count, len(left))  # fewer only where fewer are left
     assert len(set(drawn)) == len(drawn)
@@ -195,16 +259,24 @@ def test_what_is_known_of_the_valid_ones_changes_no_draw(count: int) -> None:
     valid = torch.rand(20, generator=torch.Generator().manual_seed(0)) < 0.7
     positives = torch.tensor([-1, 2, 2, 5, -1])
     plain, told = (
-        sample_negatives(20, positives, count, torch.Generator().manual_seed(1), valid, num_valid=known).tolist() for known in (None, int(valid.sum()))
+        sample_negatives(
+            20, positives, count, torch.Generator().manual_seed(1), valid, num_valid=known
+        ).tolist()
+        for known in (None, int(valid.sum()))
     )
     assert plain == told
 
 
 def test_where_all_are_valid_the_draws_are_those_without_a_mask() -> None:
     positives = torch.tensor([4, 4, 17])
-    plain, masked = (sample_negatives(40, positives, 9, torch.Generator().manual_seed(3), valid) for valid in (None, torch.ones(40, dtype=torch.bool)))
+    plain, masked = (
+        sample_negatives(40, positives, 9, torch.Generator().manual_seed(3), valid)
+        for valid in (None, torch.ones(40, dtype=torch.bool))
+    )
     assert torch.equal(plain, masked)
-    assert torch.equal(plain, sample_negatives(40, positives, 9, torch.Generator().manual_seed(3), num_valid=40))
+    assert torch.equal(
+        plain, sample_negatives(40, positives, 9, torch.Generator().manual_seed(3), num_valid=40)
+    )
 
 
 def test_drawing_leaves_its_arguments_as_they_are() -> None:
@@ -220,10 +292,13 @@ def test_every_valid_negative_is_drawn_equally_often() -> None:
     for _ in range(2000):
         times[sample_negatives(8, positives, 2, generator, valid, num_valid=7)] += 1
     assert times[[1, 2, 4]].sum() == 0
-    assert (times[[0, 3, 5, 6, 7]] - 2000 * 2 / 5).abs().max() < 6 * math.sqrt(2000 * 0.4 * 0.6)  # six standard deviations of a binomial count
+    # six standard deviations of a binomial count
+    assert (times[[0, 3, 5, 6, 7]] - 2000 * 2 / 5).abs().max() < 6 * math.sqrt(2000 * 0.4 * 0.6)
 
 
 def test_images_without_a_prototype_take_no_prototype_from_the_others() -> None:
     valid = torch.ones(4, dtype=torch.bool)
-    drawn = sample_negatives(4, torch.tensor([-1, -1, 2]), 3, torch.Generator().manual_seed(0), valid, num_valid=4)
+    drawn = sample_negatives(
+        4, torch.tensor([-1, -1, 2]), 3, torch.Generator().manual_seed(0), valid, num_valid=4
+    )
     assert sorted(drawn.tolist()) == [0, 1, 3]  # the last one too, which -1 would name as an index

@@ -50,7 +50,9 @@ class Batch:
 
 
 def config_of(**changed: Any) -> RunConfig:
-    return configs.with_overrides(RunConfig(), KNOBS | {name.replace("__", "."): value for name, value in changed.items()})
+    return configs.with_overrides(
+        RunConfig(), KNOBS | {name.replace("__", "."): value for name, value in changed.items()}
+    )
 
 
 def images() -> Tensor:
@@ -64,7 +66,9 @@ def batches(epoch: int = 0, size: int = 16) -> Iterator[Batch]:
     """Two noisy views of each image, in an order of the epoch."""
     draw, everything = torch.Generator().manual_seed(100 + epoch), images()
     for ids in torch.randperm(N, generator=draw).split(size):
-        one, two = (everything[ids] + 0.2 * torch.randn(len(ids), 1, SIDE, SIDE, generator=draw) for _ in range(2))
+        one, two = (
+            everything[ids] + 0.2 * torch.randn(len(ids), 1, SIDE, SIDE, generator=draw) for _ in range(2)
+        )
         yield Batch(one, two, ids)
 
 
@@ -109,7 +113,9 @@ def test_training_pulls_images_to_their_prototypes(negatives: str | int) -> None
     def agreement() -> float:
         learner.pair.train()  # batch statistics, as in training
         with torch.no_grad():
-            return float(F.cosine_similarity(learner.pair.query(images()), torch.eye(8)[torch.arange(N) % 4]).mean())
+            return float(
+                F.cosine_similarity(learner.pair.query(images()), torch.eye(8)[torch.arange(N) % 4]).mean()
+            )
 
     before = agreement()
     results = [run_epoch(learner, batches(epoch), found, config, plan, epoch).values for epoch in range(8)]
@@ -139,7 +145,9 @@ def test_metrics_with_clusters_and_the_total(weight: float) -> None:
     config, plan, learner = setup(loss__prototype_weight=weight)
     values = run_epoch(learner, batches(), clusters_of(learner, config), config, plan, 0).values
     assert {"train/loss_prototype", "train/accuracy_prototype_0", "train/accuracy_prototype_1"} < set(values)
-    assert values["train/loss"] == pytest.approx(values["train/loss_instance"] + weight * values["train/loss_prototype"], rel=1e-5)
+    assert values["train/loss"] == pytest.approx(
+        values["train/loss_instance"] + weight * values["train/loss_prototype"], rel=1e-5
+    )
     assert all(0 <= value <= 1 for name, value in values.items() if "accuracy" in name)
     assert 0 <= values["eval/alignment"] <= 4
 
@@ -151,14 +159,20 @@ def test_weight_zero_is_info_nce_alone() -> None:
     assert found == run_epoch(plain, batches(), None, config, plan, 0).values
 
 
-def one_step(mask: bool, negatives: str | int) -> tuple[dict[str, float], Tensor, Tensor, Tensor, ClusterSet, Batch, RunConfig]:
+def one_step(
+    mask: bool, negatives: str | int
+) -> tuple[dict[str, float], Tensor, Tensor, Tensor, ClusterSet, Batch, RunConfig]:
     """Metrics of one step, and what the step saw: query and key features before it, the queue before it."""
     config, _, learner = setup(loss__negative_prototypes=negatives, loss__mask_duplicates=mask)
     found, batch = clusters_of(learner, config), next(batches())
     learner.pair.train()
     with torch.no_grad():  # a copy: the running statistics of batch norm must not move twice
         twin = build_learner(config, CPU)
-        query, key, queue = twin.query(batch.query_views), twin.pair.key(batch.key_views), learner.queue.keys.clone()
+        query, key, queue = (
+            twin.query(batch.query_views),
+            twin.pair.key(batch.key_views),
+            learner.queue.keys.clone(),
+        )
     values = run_epoch(learner, [batch], found, config, plans.make(config, 16), 0).values
     assert torch.allclose(learner.queue.keys[:16], key, atol=1e-6)
     assert torch.equal(learner.queue.keys[16:], queue[16:])
@@ -168,18 +182,27 @@ def one_step(mask: bool, negatives: str | int) -> tuple[dict[str, float], Tensor
 def test_one_step_is_info_nce_plus_the_mean_over_clusterings() -> None:
     values, query, key, queue, found, batch, config = one_step(True, "all")
     instance = float(info_nce(query, key, queue, config.loss.temperature))
-    terms = [float(proto_nce(query, c.prototypes, c.concentration, c.assignments[batch.indices])) for c in found.clusterings]
+    terms = [
+        float(proto_nce(query, c.prototypes, c.concentration, c.assignments[batch.indices]))
+        for c in found.clusterings
+    ]
     assert values["train/loss_instance"] == pytest.approx(instance, rel=1e-4)
     assert values["train/loss_prototype"] == pytest.approx(sum(terms) / 2, rel=1e-4)
     assert values["train/loss"] == pytest.approx(instance + sum(terms) / 2, rel=1e-4)
-    right = [(query @ c.prototypes.T / c.concentration).argmax(dim=1) == c.assignments[batch.indices] for c in found.clusterings]
+    right = [
+        (query @ c.prototypes.T / c.concentration).argmax(dim=1) == c.assignments[batch.indices]
+        for c in found.clusterings
+    ]
     for m, rows in enumerate(right):
         assert values[f"train/accuracy_prototype_{m}"] == pytest.approx(float(rows.float().mean()))
-    assert values["eval/alignment"] == pytest.approx(float((query - key).square().sum(dim=1).mean()), rel=1e-4)
+    assert values["eval/alignment"] == pytest.approx(
+        float((query - key).square().sum(dim=1).mean()), rel=1e-4
+    )
 
 
 def test_sampled_negatives_of_one_step_that_takes_all_that_are_left() -> None:
-    # Asked for more negatives than are left beside the positives, any draw takes all of them: the loss is then known.
+    # Asked for more negatives than are left beside the positives, any draw takes all of them: the loss is
+    # then known.
     values, query, _, _, found, batch, _ = one_step(True, 3)
     terms = []
     for c in found.clusterings:
@@ -204,7 +227,9 @@ def test_accuracy_counts_the_prototype_and_not_the_column() -> None:
 def test_each_step_takes_the_plans_learning_rate() -> None:
     config, plan, learner = setup(optimizer__schedule="cosine", optimizer__warmup_epochs=1)
     seen: list[float] = []
-    learner.optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: seen.append(optimizer.param_groups[0]["lr"]))
+    learner.optimizer.register_step_pre_hook(
+        lambda optimizer, args, kwargs: seen.append(optimizer.param_groups[0]["lr"])
+    )
     for epoch in range(2):
         run_epoch(learner, batches(epoch), None, config, plan, epoch)
     assert seen == [plan.lr_at(step) for step in range(8)]
@@ -214,7 +239,9 @@ def test_key_encoder_follows_and_the_queue_turns() -> None:
     config, plan, learner = setup()
     start = {name: parameter.detach().clone() for name, parameter in learner.pair.key.named_parameters()}
     run_epoch(learner, batches(), None, config, plan, 0)
-    assert all(not torch.equal(parameter, start[name]) for name, parameter in learner.pair.key.named_parameters())
+    assert all(
+        not torch.equal(parameter, start[name]) for name, parameter in learner.pair.key.named_parameters()
+    )
     assert all(parameter.grad is None for parameter in learner.pair.key.parameters())
     assert learner.queue.pointer == 64 % 32
     assert torch.allclose(learner.queue.keys.norm(dim=1), torch.ones(32), atol=1e-5)
@@ -224,12 +251,16 @@ def test_key_encoder_follows_and_the_queue_turns() -> None:
 def test_progress_comes_every_few_steps_and_at_the_end(every: int) -> None:
     config, plan, learner = setup(train__log_every_steps=every)
     seen: list[tuple[int, dict[str, float]]] = []
-    result = run_epoch(learner, batches(1), None, config, plan, 1, lambda step, means: seen.append((step, means)))
+    result = run_epoch(
+        learner, batches(1), None, config, plan, 1, lambda step, means: seen.append((step, means))
+    )
     steps = {1: [4, 5, 6, 7], 3: [6, 7], 4: [7], 100: [7]}[every]  # the second epoch has steps 4 to 7
     assert [step for step, _ in seen] == steps
     sizes = [b - a for a, b in zip([3, *steps], steps, strict=False)]
     for name, value in result.values.items():  # the epoch's mean weighs each step alike
-        assert value == pytest.approx(sum(n * means[name] for n, (_, means) in zip(sizes, seen, strict=True)) / 4, rel=1e-5)
+        assert value == pytest.approx(
+            sum(n * means[name] for n, (_, means) in zip(sizes, seen, strict=True)) / 4, rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
@@ -243,7 +274,10 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(every: int, bad: int) ->
                 batch.query_views[1, 0, 0, 0] = float("nan")
             yield batch
 
-    said = rf"loss is nan in epoch 3, step {9 + bad} \(the instance term; learning rate 0\.1.*try a tenth of optimizer\.lr"
+    said = (
+        rf"loss is nan in epoch 3, step {9 + bad} \(the instance term; learning rate 0\.1.*try a tenth of"
+        r" optimizer\.lr"
+    )
     with pytest.raises(RunFailed, match=said):
         run_epoch(learner, broken(), None, config, plan, 2)
 
@@ -276,7 +310,9 @@ def test_same_seed_same_weights_bit_by_bit(negatives: str | int) -> None:
 def test_clusters_are_only_read() -> None:
     config, plan, learner = setup(loss__negative_prototypes=2)
     found = clusters_of(learner, config)
-    before = [(c.prototypes.clone(), c.assignments.clone(), c.concentration.clone()) for c in found.clusterings]
+    before = [
+        (c.prototypes.clone(), c.assignments.clone(), c.concentration.clone()) for c in found.clusterings
+    ]
     run_epoch(learner, batches(), found, config, plan, 0)
     for c, (prototypes, assignments, phi) in zip(found.clusterings, before, strict=True):
         assert torch.equal(c.prototypes, prototypes)
@@ -286,12 +322,16 @@ def test_clusters_are_only_read() -> None:
 
 @pytest.fixture
 def no_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoders normalise by groups within each image: batch norm sees the smaller batches of gradient accumulation, and nothing else may."""
+    """Encoders normalise by groups within each image: batch norm sees the smaller batches of gradient
+    accumulation, and nothing else may.
+    """
     monkeypatch.setattr(nn, "BatchNorm2d", partial(nn.GroupNorm, 2))
 
 
 def random_clusters(*, holes: bool = False) -> ClusterSet:
-    """So few clusters that a batch holds several images of one, and so many that sampling leaves some out. holes: unused prototypes, unclustered images."""
+    """So few clusters that a batch holds several images of one, and so many that sampling leaves some out.
+    holes: unused prototypes, unclustered images.
+    """
     draw = torch.Generator().manual_seed(5)
 
     def one(k: int) -> Clustering:
@@ -301,12 +341,16 @@ def random_clusters(*, holes: bool = False) -> ClusterSet:
             valid = torch.rand(k, generator=draw) < 0.8
             assignments[torch.rand(N, generator=draw) < 0.2] = -1
             assignments = torch.where(valid[assignments.clamp(min=0)], assignments, -1)
-        return Clustering(F.normalize(torch.randn(k, 8, generator=draw), dim=1), assignments, phi, valid=valid)
+        return Clustering(
+            F.normalize(torch.randn(k, 8, generator=draw), dim=1), assignments, phi, valid=valid
+        )
 
     return ClusterSet(0, (one(5), one(40)))
 
 
-def epoch_with(found: ClusterSet | None, before: Callable[[Learner], None] = lambda learner: None, **changed: Any) -> tuple[Learner, EpochMetrics]:
+def epoch_with(
+    found: ClusterSet | None, before: Callable[[Learner], None] = lambda learner: None, **changed: Any
+) -> tuple[Learner, EpochMetrics]:
     """Four steps of a fresh learner, which `before` may watch or change."""
     config, plan, learner = setup(e_step__num_clusters=[5, 40], **changed)
     before(learner)
@@ -314,9 +358,14 @@ def epoch_with(found: ClusterSet | None, before: Callable[[Learner], None] = lam
 
 
 def assert_close(first: Learner, second: Learner, tolerance: float = 1e-5) -> None:
-    one, other = first.pair.state_dict() | {"queue": first.queue.keys}, second.pair.state_dict() | {"queue": second.queue.keys}
+    one, other = (
+        first.pair.state_dict() | {"queue": first.queue.keys},
+        second.pair.state_dict() | {"queue": second.queue.keys},
+    )
     assert one.keys() == other.keys()
-    different = [name for name in one if not torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance)]
+    different = [
+        name for name in one if not torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance)
+    ]
     assert not different
     assert first.queue.pointer == second.queue.pointer
 
@@ -343,13 +392,17 @@ def test_accumulated_gradients_are_those_of_one_pass(size: int, terms: str, hole
 
 
 @pytest.mark.usefixtures("no_batch_norm")
-@pytest.mark.parametrize(("size", "sizes"), [(3, [3, 3, 3, 3, 2, 2]), (6, [6, 5, 5]), (7, [6, 5, 5]), (15, [8, 8])])
+@pytest.mark.parametrize(
+    ("size", "sizes"), [(3, [3, 3, 3, 3, 2, 2]), (6, [6, 5, 5]), (7, [6, 5, 5]), (15, [8, 8])]
+)
 def test_parts_of_unlike_sizes_weigh_by_their_images(size: int, sizes: list[int]) -> None:
     seen: list[int] = []
     whole, expected = epoch_with(random_clusters(), loss__negative_prototypes=3)
     parts, result = epoch_with(
         random_clusters(),
-        lambda learner: learner.query.register_forward_pre_hook(lambda module, views: seen.append(len(views[0]))),
+        lambda learner: learner.query.register_forward_pre_hook(
+            lambda module, views: seen.append(len(views[0]))
+        ),
         loss__negative_prototypes=3,
         train__micro_batch=size,
     )
@@ -376,7 +429,9 @@ def test_without_clusters_accumulation_changes_nothing_either() -> None:
 
 @pytest.mark.usefixtures("no_batch_norm")
 @pytest.mark.parametrize("size", [None, 5])
-def test_weights_momentum_encoder_queue_and_bank_change_once_a_step(size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_momentum_encoder_queue_and_bank_change_once_a_step(
+    size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
     enqueued: list[Tensor] = []
 
@@ -384,16 +439,23 @@ def test_weights_momentum_encoder_queue_and_bank_change_once_a_step(size: int | 
         learner.bank = FeatureBank(0, torch.zeros(N, 8), momentum=0.0)  # a row is its image's key as it is
         learner.optimizer.register_step_pre_hook(lambda *arguments: events.append("optimizer"))
         enqueue, update, fill = learner.queue.enqueue, learner.pair.update, learner.bank.update
-        monkeypatch.setattr(learner.queue, "enqueue", lambda keys: (events.append("queue"), enqueued.append(keys.clone()), enqueue(keys)))
+        monkeypatch.setattr(
+            learner.queue,
+            "enqueue",
+            lambda keys: (events.append("queue"), enqueued.append(keys.clone()), enqueue(keys)),
+        )
         monkeypatch.setattr(learner.pair, "update", lambda: (events.append("pair"), update()))
-        monkeypatch.setattr(learner.bank, "update", lambda indices, keys: (events.append("bank"), fill(indices, keys)))
+        monkeypatch.setattr(
+            learner.bank, "update", lambda indices, keys: (events.append("bank"), fill(indices, keys))
+        )
 
     learner, _ = epoch_with(random_clusters(), watched, train__micro_batch=size)
     assert events == ["optimizer", "pair", "queue", "bank"] * 4
     assert [len(keys) for keys in enqueued] == [16] * 4
     order = torch.cat([batch.indices for batch in batches()])
     assert learner.bank is not None
-    assert torch.allclose(learner.bank.rows[order], torch.cat(enqueued), atol=1e-6)  # all keys, each beside its image
+    # all keys, each beside its image
+    assert torch.allclose(learner.bank.rows[order], torch.cat(enqueued), atol=1e-6)
 
 
 @pytest.mark.usefixtures("no_batch_norm")
@@ -401,7 +463,9 @@ def test_a_bank_filled_by_parts_is_that_of_one_pass() -> None:
     def banked(learner: Learner) -> None:
         learner.bank = FeatureBank(0, F.normalize(torch.ones(N, 8), dim=1), momentum=0.5)
 
-    whole, parts = (epoch_with(random_clusters(), banked, train__micro_batch=size)[0].bank for size in (None, 3))
+    whole, parts = (
+        epoch_with(random_clusters(), banked, train__micro_batch=size)[0].bank for size in (None, 3)
+    )
     assert whole is not None
     assert parts is not None
     assert torch.allclose(whole.rows, parts.rows, atol=1e-5)
@@ -430,28 +494,45 @@ def test_a_bad_part_of_a_batch_stops_the_run_as_a_bad_batch_does() -> None:
 
 @pytest.mark.parametrize("size", [None, 5])
 def test_figures_do_not_depend_on_how_images_lie_in_memory(size: int | None) -> None:
-    last, result = epoch_with(random_clusters(), train__memory_format="channels_last", train__micro_batch=size)
-    plain, expected = epoch_with(random_clusters(), train__memory_format="contiguous", train__micro_batch=size)
+    last, result = epoch_with(
+        random_clusters(), train__memory_format="channels_last", train__micro_batch=size
+    )
+    plain, expected = epoch_with(
+        random_clusters(), train__memory_format="contiguous", train__micro_batch=size
+    )
     assert result.values == pytest.approx(expected.values, abs=1e-4)
     assert_close(last, plain, tolerance=1e-4)
     assert list(last.state_dict()["model"]) == list(plain.state_dict()["model"])
 
 
-@pytest.mark.parametrize(("layout", "format"), [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)])
-def test_weights_and_views_lie_in_memory_as_asked_for_before_and_after_training(layout: str, format: torch.memory_format) -> None:
+@pytest.mark.parametrize(
+    ("layout", "format"), [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)]
+)
+def test_weights_and_views_lie_in_memory_as_asked_for_before_and_after_training(
+    layout: str, format: torch.memory_format
+) -> None:
     colours = {"data__channels": 3, "augment__mean": [0.5] * 3, "augment__std": [0.5] * 3}
     config, plan, learner = setup(train__memory_format=layout, train__micro_batch=5, **colours)
     seen: list[bool] = []
     for module in (learner.query, learner.key):
-        module.register_forward_pre_hook(lambda module, views: seen.append(views[0].is_contiguous(memory_format=format)))
-    colourful = [Batch(*(views.repeat(1, 3, 1, 1) for views in (batch.query_views, batch.key_views)), batch.indices) for batch in batches()]
+        module.register_forward_pre_hook(
+            lambda module, views: seen.append(views[0].is_contiguous(memory_format=format))
+        )
+    colourful = [
+        Batch(*(views.repeat(1, 3, 1, 1) for views in (batch.query_views, batch.key_views)), batch.indices)
+        for batch in batches()
+    ]
     run_epoch(learner, colourful, None, config, plan, 0)
     assert all(seen)
     assert len(seen) == 2 * 4 * 4
     kernels = [parameter for parameter in learner.pair.parameters() if parameter.ndim == 4]
     assert kernels
     assert all(kernel.is_contiguous(memory_format=format) for kernel in kernels)
-    momenta = [state["momentum_buffer"] for state in learner.optimizer.state.values() if state["momentum_buffer"].ndim == 4]
+    momenta = [
+        state["momentum_buffer"]
+        for state in learner.optimizer.state.values()
+        if state["momentum_buffer"].ndim == 4
+    ]
     assert all(buffer.is_contiguous(memory_format=format) for buffer in momenta)
 
 
@@ -460,17 +541,29 @@ def test_fused_steps_are_those_of_the_loop_over_weights(name: str) -> None:
     knobs = {"optimizer__name": name, "optimizer__lr": 0.01}
     fused, result = epoch_with(random_clusters(), optimizer__fused=True, **knobs)
     plain, expected = epoch_with(random_clusters(), optimizer__fused=False, **knobs)
-    assert (fused.optimizer.param_groups[0]["fused"], plain.optimizer.param_groups[0]["fused"]) == (True, None)
+    assert (fused.optimizer.param_groups[0]["fused"], plain.optimizer.param_groups[0]["fused"]) == (
+        True,
+        None,
+    )
     assert result.values == pytest.approx(expected.values, rel=1e-4, abs=1e-5)
     assert_close(fused, plain, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("changed", [{}, {"train__micro_batch": 5}, {"train__memory_format": "contiguous"}, {"optimizer__fused": False}])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"train__micro_batch": 5}, {"train__memory_format": "contiguous"}, {"optimizer__fused": False}],
+)
 def test_the_figures_are_the_same_ones_however_a_step_is_made(changed: dict[str, Any]) -> None:
     _, result = epoch_with(random_clusters(), **changed)
     first = ["train/loss", "train/loss_instance", "train/accuracy_instance", "eval/alignment"]
     gauged = ["train/gradient_norm", "train/feature_std", "cluster/0/collisions", "cluster/1/collisions"]
-    assert list(result.values) == [*first, "train/loss_prototype", "train/accuracy_prototype_0", "train/accuracy_prototype_1", *gauged]
+    assert list(result.values) == [
+        *first,
+        "train/loss_prototype",
+        "train/accuracy_prototype_0",
+        "train/accuracy_prototype_1",
+        *gauged,
+    ]
     assert 0 < result.step_median <= result.step_p95
     assert 0 <= result.data_seconds <= result.seconds
     assert result.memory_gb > 0

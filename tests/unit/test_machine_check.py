@@ -1,4 +1,6 @@
-"""What `pcl-ray doctor` says of a machine: with a real MLflow server, with servers that are none, and with machines that lack something."""
+"""What `pcl-ray doctor` says of a machine: with a real MLflow server, with servers that are none, and with
+machines that lack something.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path
     """Port and database of a real server that takes requests for 127.0.0.1 and for no other name."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     database = folder / "mlflow.db"
-    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--allowed-hosts", f"127.0.0.1:{port}"]
-    stores = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
+    place = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--allowed-hosts",
+        f"127.0.0.1:{port}",
+    ]
+    stores = [
+        "--backend-store-uri",
+        f"sqlite:///{database}",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     log = (folder / "log").open("w")
-    process = subprocess.Popen([sys.executable, "-m", "mlflow", "server", *place, *stores], stdout=log, stderr=log, env=quiet, cwd=folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *place, *stores],
+        stdout=log,
+        stderr=log,
+        env=quiet,
+        cwd=folder,
+    )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, folder / "log")
         yield port, database
@@ -91,7 +113,8 @@ def answering(status: int, body: str = "") -> Iterator[int]:
 heard: list[str] = []
 
 
-# --- tracking ----------------------------------------------------------------------------------------------------------------------------
+# --- tracking
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_answers(server: tuple[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +129,8 @@ def test_a_server_that_answers(server: tuple[int, Path], monkeypatch: pytest.Mon
 def test_a_server_that_does_not_take_this_name(server: tuple[int, Path]) -> None:
     port, _ = server
     urllib.request.urlopen(
-        urllib.request.Request(f"http://127.0.0.1:{port}/health", headers={"Host": f"localhost:{port}"}), timeout=10
+        urllib.request.Request(f"http://127.0.0.1:{port}/health", headers={"Host": f"localhost:{port}"}),
+        timeout=10,
     ).close()  # tells nothing
     level, said, advice = reachable(f"http://localhost:{port}")
     assert level == "failed"
@@ -154,7 +178,9 @@ def test_credentials_are_sent_as_mlflow_sends_them(monkeypatch: pytest.MonkeyPat
 
 def test_a_database_behind_a_port() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as there:
-        assert reachable(f"postgresql+psycopg2://me:secret@127.0.0.1:{there.getsockname()[1]}/mlflow")[0] == "ok"
+        assert (
+            reachable(f"postgresql+psycopg2://me:secret@127.0.0.1:{there.getsockname()[1]}/mlflow")[0] == "ok"
+        )
     level, said, _ = reachable(f"postgresql://me:secret@127.0.0.1:{free_port()}/mlflow")
     assert (level, "secret" in said) == ("failed", False)
     assert reachable("databricks://profile")[0] == "ok"
@@ -163,7 +189,11 @@ def test_a_database_behind_a_port() -> None:
 def test_an_sqlite_file(server: tuple[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mlflow.db"
     uri = f"sqlite:///{file}"
-    assert reachable(f"sqlite:///{tmp_path}/not/yet/mlflow.db") == ("ok", f"{tmp_path}/not/yet/mlflow.db is made by the first run", "")
+    assert reachable(f"sqlite:///{tmp_path}/not/yet/mlflow.db") == (
+        "ok",
+        f"{tmp_path}/not/yet/mlflow.db is made by the first run",
+        "",
+    )
     shutil.copy(server[1], file)
     assert reachable(uri) == ("ok", f"{file}, 0 runs", "")
     monkeypatch.setattr(tracking_check, "network_file_system", lambda path: "nfs4")
@@ -173,8 +203,12 @@ def test_an_sqlite_file(server: tuple[int, Path], tmp_path: Path, monkeypatch: p
     assert reachable(uri)[1].endswith("cannot be written")
 
 
-@pytest.mark.parametrize(("schema", "told"), [("ffffffffffff", "newer MLflow"), ("451aebb31d03", "older MLflow")])
-def test_an_sqlite_file_of_another_mlflow(server: tuple[int, Path], tmp_path: Path, schema: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("schema", "told"), [("ffffffffffff", "newer MLflow"), ("451aebb31d03", "older MLflow")]
+)
+def test_an_sqlite_file_of_another_mlflow(
+    server: tuple[int, Path], tmp_path: Path, schema: str, told: str
+) -> None:
     file = tmp_path / "mlflow.db"
     shutil.copy(server[1], file)
     with closing(sqlite3.connect(file)) as database, database:
@@ -200,7 +234,8 @@ def test_a_tracking_uri_that_can_be_none(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (found.ok, "sqlite:////" in found.said) == ("failed", True)
 
 
-# --- packages ----------------------------------------------------------------------------------------------------------------------------
+# --- packages
+# ------------------------------------------------------------------------------------------
 
 
 def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +254,10 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (mixed.ok, "made for torch 2.13" in mixed.said) == ("failed", True)
 
 
-@pytest.mark.parametrize(("torch", "torchvision", "good"), [("2.11.0", "0.26.1", True), ("2.14.1+cu130", "0.29.1+cu130", True), ("2.14.1", "0.30.0", False)])
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "good"),
+    [("2.11.0", "0.26.1", True), ("2.14.1+cu130", "0.29.1+cu130", True), ("2.14.1", "0.30.0", False)],
+)
 def test_torch_and_torchvision_go_together(torch: str, torchvision: str, good: bool) -> None:
     assert (questions.torch_pair(torch, torchvision) == "") is good
 
@@ -229,7 +267,8 @@ def test_faiss_is_here() -> None:
     assert questions.faiss().ok == "ok"
 
 
-# --- Ray ---------------------------------------------------------------------------------------------------------------------------------
+# --- Ray
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -242,7 +281,9 @@ def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatc
 
 def test_no_cluster_named(no_ray: pytest.MonkeyPatch) -> None:
     assert "a Ray of its own" in questions.ray_cluster().said
-    assert questions.ray_token() == Check("Ray's token", "ok", "a Ray of our own gets a token in memory, new for each run")
+    assert questions.ray_token() == Check(
+        "Ray's token", "ok", "a Ray of our own gets a token in memory, new for each run"
+    )
 
 
 def test_a_cluster_that_is_not_there(no_ray: pytest.MonkeyPatch) -> None:
@@ -286,7 +327,8 @@ def test_a_token_file_of_our_own_ray(no_ray: pytest.MonkeyPatch) -> None:
     assert "which it makes" in questions.ray_token().said
 
 
-# --- the machine -------------------------------------------------------------------------------------------------------------------------
+# --- the machine
+# ------------------------------------------------------------------------------------------
 
 
 def test_gpus_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +348,9 @@ def test_gpus_are_named_with_memory_and_bf16(monkeypatch: pytest.MonkeyPatch) ->
     card = namedtuple("card", "name total_memory major")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: [card("H", 80e9, 9), card("V", 16e9, 7)][number])
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda number: [card("H", 80e9, 9), card("V", 16e9, 7)][number]
+    )
     monkeypatch.setattr(questions, "gpus_here", lambda: 2)
     assert questions.gpus() == Check("GPUs", "ok", "H (80 GB, bf16), V (16 GB, no bf16: fp32)")
     monkeypatch.setattr(questions, "gpus_here", lambda: 4)
@@ -331,7 +375,10 @@ def test_space_under_home(monkeypatch: pytest.MonkeyPatch, free: float, level: s
 def test_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "a_file").touch()
     monkeypatch.setenv("PCL_RAY_HOME", str(tmp_path / "a_file"))
-    assert (questions.home_folder().ok, "cannot be written" in questions.home_folder().said) == ("failed", True)
+    assert (questions.home_folder().ok, "cannot be written" in questions.home_folder().said) == (
+        "failed",
+        True,
+    )
 
 
 def test_limits_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +386,8 @@ def test_limits_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(questions, "_limit", lambda *files: 2_000_000_000)
     found = questions.memory()
     assert (found.ok, "2.0 GB, the container's limit of 64.0 GB" in found.said) == ("warning", True)
-    monkeypatch.setattr(questions, "_limit", lambda *files: 1 << 62)  # what cgroup v1 says where there is none
+    # what cgroup v1 says where there is none
+    monkeypatch.setattr(questions, "_limit", lambda *files: 1 << 62)
     assert questions.memory().said == "64.0 GB, 32.0 GB of the machine's free"
     monkeypatch.setattr(questions.machine, "cores", lambda: 8)
     monkeypatch.setattr(questions, "_cpu_quota", lambda: 1.5)
@@ -348,18 +396,35 @@ def test_limits_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     assert questions.cores().ok == "ok"
 
 
-# --- all of it ---------------------------------------------------------------------------------------------------------------------------
+# --- all of it
+# ------------------------------------------------------------------------------------------
 
 
 def test_everything_is_asked(no_ray: pytest.MonkeyPatch) -> None:
     no_ray.delenv("MLFLOW_TRACKING_URI", raising=False)
     found = machine_check.check()
     assert [one.name for one in found] == [
-        *("packages", "Ray", "Ray's token", "GPUs", "faiss", "shared memory", "memory", "cores", "PCL_RAY_HOME", "tracking"),
+        *(
+            "packages",
+            "Ray",
+            "Ray's token",
+            "GPUs",
+            "faiss",
+            "shared memory",
+            "memory",
+            "cores",
+            "PCL_RAY_HOME",
+            "tracking",
+        )
     ]
     text = machine_check.as_text(found)
     assert all(one.name in text for one in found)
-    assert max(map(len, machine_check.as_text([Check("a", "failed", "word " * 60, "advice " * 40)]).splitlines())) <= 100
+    assert (
+        max(
+            map(len, machine_check.as_text([Check("a", "failed", "word " * 60, "advice " * 40)]).splitlines())
+        )
+        <= 100
+    )
 
 
 def test_what_raises_or_hangs_is_said_and_the_others_are_asked(no_ray: pytest.MonkeyPatch) -> None:

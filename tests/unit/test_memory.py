@@ -20,7 +20,9 @@ ORIENTATION = 0x0112
 
 def config(channels: int = 3, size: int = 16, batch_size: int = 8, **knobs: object) -> RunConfig:
     augment = {"image_size": size, "mean": (0.0,) * channels, "std": (1.0,) * channels, **knobs}
-    return RunConfig.model_validate({"data": {"channels": channels}, "augment": augment, "train": {"batch_size": batch_size}})
+    return RunConfig.model_validate(
+        {"data": {"channels": channels}, "augment": augment, "train": {"batch_size": batch_size}}
+    )
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -55,7 +57,9 @@ def evaluated(images: Images, settings: RunConfig) -> torch.Tensor:
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [18, 500])
-def test_pictures_of_one_small_size_are_kept_as_they_are(tmp_path: Path, suffix: str, channels: int, side: int) -> None:
+def test_pictures_of_one_small_size_are_kept_as_they_are(
+    tmp_path: Path, suffix: str, channels: int, side: int
+) -> None:
     files = tree(tmp_path, [noise(12, 18, i) for i in range(5)], suffix, channels)
     images = kept(files, side)
     assert images.sizes is None
@@ -65,7 +69,9 @@ def test_pictures_of_one_small_size_are_kept_as_they_are(tmp_path: Path, suffix:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_of_many_sizes_become_squares_that_know_what_they_were(tmp_path: Path, channels: int) -> None:
+def test_pictures_of_many_sizes_become_squares_that_know_what_they_were(
+    tmp_path: Path, channels: int
+) -> None:
     sizes = [(30, 50), (8, 9), (200, 20), (1, 1), (64, 64)]
     images = kept(tree(tmp_path, [picture(*size) for size in sizes], channels=channels), 24)
     assert images.pixels.shape == (5, 24, 24, channels)
@@ -116,7 +122,10 @@ def test_a_choice_of_squares_keeps_their_sizes(tmp_path: Path) -> None:
 
 
 def test_held_out_files_are_decoded_as_well(tmp_path: Path) -> None:
-    train, holdout = tree(tmp_path / "a", [picture(9, 9)] * 3), tree(tmp_path / "b", [picture(20, 30), picture(9, 9)])
+    train, holdout = (
+        tree(tmp_path / "a", [picture(9, 9)] * 3),
+        tree(tmp_path / "b", [picture(20, 30), picture(9, 9)]),
+    )
     splits = in_memory(DataSplits(train, holdout), 16)
     assert isinstance(splits.train, ArrayImages)
     assert isinstance(splits.holdout, ArrayImages)
@@ -175,13 +184,17 @@ def test_turned_photographs_are_kept_upright(tmp_path: Path, orientation: int) -
     assert images.sizes.tolist() == [list(files.read(i).shape[:2]) for i in range(2)]
     assert images.sizes.tolist() == ([[80, 120], [300, 400]] if orientation > 4 else [[120, 80], [400, 300]])
     for i in range(2):
-        expected = np.asarray(Image.fromarray(files.read(i)).resize((40, 40), Image.Resampling.BILINEAR)).astype(int)
+        expected = np.asarray(
+            Image.fromarray(files.read(i)).resize((40, 40), Image.Resampling.BILINEAR)
+        ).astype(int)
         assert np.abs(images.read(i) - expected).mean() < 2
 
 
 @pytest.mark.parametrize(("suffix", "slack"), [("png", 0.006), ("jpg", 0.02)])
 @pytest.mark.parametrize("size", [16, 112])
-def test_evaluation_views_are_about_those_of_the_files(tmp_path: Path, suffix: str, slack: float, size: int) -> None:
+def test_evaluation_views_are_about_those_of_the_files(
+    tmp_path: Path, suffix: str, slack: float, size: int
+) -> None:
     shapes = [(200, 300), (300, 200), (150, 150), (90, 350), (500, 410), (330, 331)]
     files = tree(tmp_path, [picture(*shape, seed=i) for i, shape in enumerate(shapes)], suffix)
     here, there = evaluated(kept(files, 2 * size), config(size=size)), evaluated(files, config(size=size))
@@ -196,11 +209,15 @@ def test_evaluation_views_of_one_small_size_are_those_of_the_files(tmp_path: Pat
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("sizes", [[(40, 40)] * 8, [(60 + 9 * i, 100 - 9 * i) for i in range(8)]])
-def test_random_views_are_about_those_of_the_files(tmp_path: Path, version: str, sizes: list[tuple[int, int]]) -> None:
+def test_random_views_are_about_those_of_the_files(
+    tmp_path: Path, version: str, sizes: list[tuple[int, int]]
+) -> None:
     """The same crops, flips and colours; of files they were rounded to whole numbers in between."""
     files = tree(tmp_path, [picture(*size, seed=i) for i, size in enumerate(sizes)])
     settings = config(version=version)
-    (here,), (there,) = (list(TrainingLoader(images, settings).epoch(1)) for images in (kept(files, 48), files))
+    (here,), (there,) = (
+        list(TrainingLoader(images, settings).epoch(1)) for images in (kept(files, 48), files)
+    )
     assert here.indices.tolist() == there.indices.tolist()
     assert (here.query_views - there.query_views).abs().mean() < 0.01
     assert (here.key_views - there.key_views).abs().mean() < 0.01
@@ -218,7 +235,9 @@ def test_very_long_pictures_have_views(tmp_path: Path, size: int, shape: tuple[i
 
 
 def test_squares_are_cut_in_the_proportions_of_their_pictures(tmp_path: Path) -> None:
-    """A ramp from left to right in pictures five times as wide as high: crops, whose sides are 3:4 to 4:3, span little of it."""
+    """A ramp from left to right in pictures five times as wide as high: crops, whose sides are 3:4 to 4:3,
+    span little of it.
+    """
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 200).astype(np.uint8)[None, :, None], (40, 1, 3)))
     off = {"flip": 0.0, "jitter": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0}
     images = kept(tree(tmp_path, [ramp] * 30), 48)

@@ -14,7 +14,9 @@ CPU = torch.device("cpu")
 
 
 def read_at(times: list[float], settled: list[int] | None = None) -> StepClock:
-    """A clock that ticked at these times, settled after the ticks of these numbers (default: after the last)."""
+    """A clock that ticked at these times, settled after the ticks of these numbers (default: after the
+    last).
+    """
     clock = StepClock(CPU)
     with pytest.MonkeyPatch.context() as patched:
         for number, moment in enumerate(times):
@@ -58,7 +60,9 @@ def test_a_meter_keeps_what_is_not_finite_in_its_row() -> None:
         ([float(i) for i in range(22)], (1.0, 1.0)),
     ],
 )
-def test_median_and_95th_percentile_against_hand_values(times: list[float], expected: tuple[float, float]) -> None:
+def test_median_and_95th_percentile_against_hand_values(
+    times: list[float], expected: tuple[float, float]
+) -> None:
     assert read_at(times).quantiles() == pytest.approx(expected)
 
 
@@ -104,7 +108,11 @@ def test_gauges_against_their_definitions() -> None:
     one, two = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))
     one.grad, two.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
     features = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    norm, spread, first, second = gauges(features, [one, two, torch.nn.Parameter(torch.zeros(1))], [torch.tensor([0, 0, 0, 5]), torch.tensor([-1, -1, 3, 4])])
+    norm, spread, first, second = gauges(
+        features,
+        [one, two, torch.nn.Parameter(torch.zeros(1))],
+        [torch.tensor([0, 0, 0, 5]), torch.tensor([-1, -1, 3, 4])],
+    )
     assert float(norm) == pytest.approx(5.0)
     assert float(spread) == pytest.approx(1.0)  # the four directions of the plane
     assert float(first) == pytest.approx(0.75)

@@ -32,9 +32,14 @@ def images(n: int = 3, channels: int = 1, side: int = 16) -> Tensor:
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("backbone", "stem", "width"), [("small_resnet", "imagenet", 8), ("resnet18", "small", 512), ("resnet18", "imagenet", 512)])
+@pytest.mark.parametrize(
+    ("backbone", "stem", "width"),
+    [("small_resnet", "imagenet", 8), ("resnet18", "small", 512), ("resnet18", "imagenet", 512)],
+)
 def test_features_are_unit_vectors(backbone: str, stem: str, width: int, channels: int, head: str) -> None:
-    model = built(0, EncoderConfig(backbone=backbone, stem=stem, width=4, blocks=(1, 1), head=head, dim=6), channels).eval()
+    model = built(
+        0, EncoderConfig(backbone=backbone, stem=stem, width=4, blocks=(1, 1), head=head, dim=6), channels
+    ).eval()
     with torch.no_grad():
         features, body = model(images(3, channels, 32)), model.backbone(images(3, channels, 32))
     assert features.shape == (3, 6)
@@ -134,7 +139,11 @@ def test_update_leaves_batch_norm_statistics_alone() -> None:
     before = {name: buffer.clone() for name, buffer in pair.key.named_buffers()}
     pair.update()
     assert all(torch.equal(buffer, before[name]) for name, buffer in pair.key.named_buffers())
-    moved = [name for name, buffer in pair.query.named_buffers() if "running_mean" in name and not torch.equal(buffer, before[name])]
+    moved = [
+        name
+        for name, buffer in pair.query.named_buffers()
+        if "running_mean" in name and not torch.equal(buffer, before[name])
+    ]
     assert moved
 
 

@@ -45,10 +45,15 @@ def some(n: int, dim: int, seed: int = 0) -> Tensor:
     seed=st.integers(0, 1000),
     half=st.booleans(),
 )
-def test_ties_on_a_grid_go_to_the_lowest_id(backend: Backend, dim: int, k: int, n: int, size: int, offset: int, seed: int, half: bool) -> None:
-    # Whole numbers: distances are exact, and most points are equally near to several centroids, some of which are equal.
+def test_ties_on_a_grid_go_to_the_lowest_id(
+    backend: Backend, dim: int, k: int, n: int, size: int, offset: int, seed: int, half: bool
+) -> None:
+    # Whole numbers: distances are exact, and most points are equally near to several centroids, some of which
+    # are equal.
     draw = torch.Generator().manual_seed(seed)
-    rows, centroids = (torch.randint(-size, size + 1, (m, dim), generator=draw) + float(offset) for m in (n, k))
+    rows, centroids = (
+        torch.randint(-size, size + 1, (m, dim), generator=draw) + float(offset) for m in (n, k)
+    )
     assert found(rows.half() if half else rows, centroids, backend) == brute(rows, centroids)
 
 
@@ -105,12 +110,18 @@ def cone(n: int, seed: int) -> Tensor:
 
 @both_backends
 @pytest.mark.parametrize("threads", [1, 2])
-def test_labels_do_not_depend_on_how_rows_are_cut(backend: Backend, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_do_not_depend_on_how_rows_are_cut(
+    backend: Backend, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, centroids = cone(900, 1), cone(70, 2)
     whole = found(rows, centroids, backend)
     assert whole == brute(rows, centroids)
     cuts = [0, 1, 3, 40, 41, 500, 900]
-    assert [label for a, b in zip(cuts[:-1], cuts[1:], strict=True) for label in found(rows[a:b], centroids, backend, threads)] == whole
+    assert [
+        label
+        for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        for label in found(rows[a:b], centroids, backend, threads)
+    ] == whole
     order = torch.randperm(900, generator=torch.Generator().manual_seed(0))
     assert found(rows[order], centroids, backend, threads) == [whole[i] for i in order.tolist()]
     monkeypatch.setattr(module, "_ROWS", 77)
@@ -128,7 +139,9 @@ def test_float32_is_never_further_off_than_the_tolerance(dim: int, seed: int, of
     # Where the tolerance were too small, a wrong label would pass for clear.
     rows, centroids = some(20, dim, seed) + offset, some(30, dim, seed + 1) + offset
     wide = centroids.double()
-    off = (centroids.square().sum(dim=1) / 2 - rows @ centroids.T) - (wide.square().sum(dim=1) / 2 - rows.double() @ wide.T)
+    off = (centroids.square().sum(dim=1) / 2 - rows @ centroids.T) - (
+        wide.square().sum(dim=1) / 2 - rows.double() @ wide.T
+    )
     assert (2 * (off.amax(dim=1) - off.amin(dim=1)) <= tolerance(rows, centroids)).all()
 
 
@@ -142,7 +155,9 @@ MEMORY = """
 import re, torch
 from pcl_ray.clustering.nearest import Nearest
 from pcl_ray.clustering.points import Points
-peak = lambda: int(re.search("VmHWM: *(\\d+)", open("/proc/self/status").read().replace("\\t", " ")).group(1)) // 1024
+def peak():
+    status = open("/proc/self/status").read().replace("\\t", " ")
+    return int(re.search("VmHWM: *(\\d+)", status).group(1)) // 1024
 n, draw = 12000, torch.Generator().manual_seed(0)
 points, centroids = Points.of(torch.randn(n, 4, generator=draw)), torch.randn(n, 4, generator=draw)
 for backend in ("faiss", "torch"):
@@ -155,9 +170,14 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of this process alone is known on Linux only")
-def test_all_distances_are_never_held_at_once(run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    # 12000 × 12000 are 576 MB in float32 and twice that in float64, in which the ties of the third call are decided.
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak of this process alone is known on Linux only"
+)
+def test_all_distances_are_never_held_at_once(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    # 12000 × 12000 are 576 MB in float32 and twice that in float64, in which the ties of the third call are
+    # decided.
     ended = run_python(MEMORY)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) < 400

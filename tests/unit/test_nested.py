@@ -22,7 +22,9 @@ def some(n: int, dim: int, seed: int = 0) -> Tensor:
 
 
 def reference(fine: list[list[float]], sizes: list[int], coarse: list[list[float]]) -> list[int] | None:
-    """k-means of the fine centroids, each as often as it has points, until nothing changes; None where a coarse cluster becomes empty."""
+    """k-means of the fine centroids, each as often as it has points, until nothing changes; None where a
+    coarse cluster becomes empty.
+    """
     labels: list[int] = []
     while True:
         distances = [[sum((a - b) ** 2 for a, b in zip(row, c, strict=True)) for c in coarse] for row in fine]
@@ -31,7 +33,12 @@ def reference(fine: list[list[float]], sizes: list[int], coarse: list[list[float
             return labels
         labels = found
         for j in range(len(coarse)):
-            copies = [row for row, size, label in zip(fine, sizes, labels, strict=True) if label == j for _ in range(size)]
+            copies = [
+                row
+                for row, size, label in zip(fine, sizes, labels, strict=True)
+                if label == j
+                for _ in range(size)
+            ]
             if not copies:
                 return None
             coarse[j] = [sum(column) / len(copies) for column in zip(*copies, strict=True)]
@@ -75,7 +82,9 @@ def test_every_coarse_cluster_gets_something(seed: int) -> None:
 
 
 def test_as_many_coarse_as_fine_ones_are_the_same() -> None:
-    assert sorted(coarse_of_fine(some(7, 3), torch.ones(7, dtype=torch.long), 7, seed=0).tolist()) == list(range(7))
+    assert sorted(coarse_of_fine(some(7, 3), torch.ones(7, dtype=torch.long), 7, seed=0).tolist()) == list(
+        range(7)
+    )
 
 
 def test_starts_follow_the_seed_and_the_weights() -> None:
@@ -83,7 +92,8 @@ def test_starts_follow_the_seed_and_the_weights() -> None:
     first, again, other = (coarse_of_fine(fine, sizes, 5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    # Two far apart and heavy, three together and light: with two drawn by weight, the heavy ones are nearly always the start.
+    # Two far apart and heavy, three together and light: with two drawn by weight, the heavy ones are nearly
+    # always the start.
     fine, sizes = torch.tensor([[0.0], [1.0], [0.4], [0.5], [0.6]]), torch.tensor([1000, 1000, 1, 1, 1])
     apart = [coarse_of_fine(fine, sizes, 2, seed=seed) for seed in range(50)]
     assert all(found[0] != found[1] for found in apart)
@@ -93,10 +103,15 @@ def test_starts_follow_the_seed_and_the_weights() -> None:
 @given(n=st.integers(0, 60), fine=st.integers(1, 8), coarse=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_parents_hold_most_of_their_images(n: int, fine: int, coarse: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
-    fine_N, coarse_N = torch.randint(-1, fine, (n,), generator=draw), torch.randint(-1, coarse, (n,), generator=draw)
+    fine_N, coarse_N = (
+        torch.randint(-1, fine, (n,), generator=draw),
+        torch.randint(-1, coarse, (n,), generator=draw),
+    )
     expected = []
     for j in range(fine):
-        counts = Counter(c for f, c in zip(fine_N.tolist(), coarse_N.tolist(), strict=True) if f == j and c >= 0)
+        counts = Counter(
+            c for f, c in zip(fine_N.tolist(), coarse_N.tolist(), strict=True) if f == j and c >= 0
+        )
         expected.append(min(counts, key=lambda c: (-counts[c], c)) if counts else -1)
     assert parents(fine_N, coarse_N, fine, coarse).tolist() == expected
 
@@ -109,8 +124,12 @@ def groups(n: int, *, seed: int = 0) -> Tensor:
     return F.normalize(fine[torch.arange(n) % 60] + 0.1 * torch.randn(n, 16, generator=draw), dim=1)
 
 
-def run(data: Tensor, *num_clusters: int, previous: ClusterSet | None = None, **knobs: object) -> tuple[Clustering, ...]:
-    config = EStepConfig(num_clusters=num_clusters, restarts=1, threads=1, cold_iterations=8, **{"nested": True, **knobs})
+def run(
+    data: Tensor, *num_clusters: int, previous: ClusterSet | None = None, **knobs: object
+) -> tuple[Clustering, ...]:
+    config = EStepConfig(
+        num_clusters=num_clusters, restarts=1, threads=1, cold_iterations=8, **{"nested": True, **knobs}
+    )
     return cluster(data, config, epoch=3, temperature=0.2, seed=0, previous=previous).clusterings
 
 
@@ -123,16 +142,23 @@ def lies_within(fine: Clustering, coarse: Clustering) -> bool:
 @pytest.mark.parametrize("shortlist_from", [0, 2])
 def test_without_passes_the_hierarchy_is_strict(num_clusters: tuple[int, ...], shortlist_from: int) -> None:
     data = groups(1200)
-    found = sorted(run(data, *num_clusters, nested_passes=0, shortlist_from=shortlist_from), key=lambda c: -c.num_clusters)
+    found = sorted(
+        run(data, *num_clusters, nested_passes=0, shortlist_from=shortlist_from),
+        key=lambda c: -c.num_clusters,
+    )
     assert [c.num_clusters for c in found] == sorted(num_clusters, reverse=True)
     for fine, coarse in zip(found[:-1], found[1:], strict=True):
         assert lies_within(fine, coarse)
         assert (coarse.sizes > 0).all()
         above = parents(fine.assignments, coarse.assignments, fine.num_clusters, coarse.num_clusters)
         assert torch.equal(above[fine.assignments], coarse.assignments)
-        means = torch.stack([data[coarse.assignments == j].double().mean(dim=0) for j in range(coarse.num_clusters)])
+        means = torch.stack(
+            [data[coarse.assignments == j].double().mean(dim=0) for j in range(coarse.num_clusters)]
+        )
         assert torch.allclose(coarse.prototypes, F.normalize(means, dim=1).float(), atol=1e-6)
-        assert coarse.objective == pytest.approx(float((data.double() - means[coarse.assignments]).square().sum()), rel=1e-6)
+        assert coarse.objective == pytest.approx(
+            float((data.double() - means[coarse.assignments]).square().sum()), rel=1e-6
+        )
         assert fine.objective < coarse.objective
 
 
@@ -169,7 +195,14 @@ def test_from_one_e_step_to_the_next_the_coarse_clusters_keep_their_numbers() ->
     data = groups(1200)
     config = EStepConfig(num_clusters=(60, 6), restarts=1, threads=1, nested=True, nested_passes=0)
     first = cluster(data, config, epoch=3, temperature=0.2, seed=0)
-    second = cluster(F.normalize(data + 0.02 * some(1200, 16), dim=1), config, epoch=4, temperature=0.2, seed=0, previous=first)
+    second = cluster(
+        F.normalize(data + 0.02 * some(1200, 16), dim=1),
+        config,
+        epoch=4,
+        temperature=0.2,
+        seed=0,
+        previous=first,
+    )
     for before, after in zip(first.clusterings, second.clusterings, strict=True):
         assert (before.assignments == after.assignments).float().mean() > 0.95
     assert lies_within(*second.clusterings)

@@ -21,7 +21,17 @@ def norm(values: list[float]) -> float:
 Numbers = list[float]
 
 
-def reference_step(weight: Numbers, grad: Numbers, momentum: Numbers, *, adapt: bool, lr: float, mu: float, decay: float, trust: float) -> None:
+def reference_step(
+    weight: Numbers,
+    grad: Numbers,
+    momentum: Numbers,
+    *,
+    adapt: bool,
+    lr: float,
+    mu: float,
+    decay: float,
+    trust: float,
+) -> None:
     """One LARS step (You et al., 2017, algorithm 1) on Python numbers, in place."""
     update = list(grad)
     if adapt:
@@ -35,7 +45,10 @@ def reference_step(weight: Numbers, grad: Numbers, momentum: Numbers, *, adapt: 
 
 def test_lars_is_the_reference_over_several_steps() -> None:
     draw = torch.Generator().manual_seed(0)
-    matrix, bias, zero = (nn.Parameter(t) for t in (torch.randn(3, 4, generator=draw), torch.randn(4, generator=draw), torch.zeros(2, 2)))
+    matrix, bias, zero = (
+        nn.Parameter(t)
+        for t in (torch.randn(3, 4, generator=draw), torch.randn(4, generator=draw), torch.zeros(2, 2))
+    )
     parameters = [matrix, bias, zero]
     expected = [p.detach().double().flatten().tolist() for p in parameters]
     momenta = [[0.0] * p.numel() for p in parameters]
@@ -103,7 +116,16 @@ def test_each_goes_downhill(name: str, lr: float) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def tensor_by_tensor(weights: list[Tensor], grads: list[Tensor | None], momenta: list[Tensor], *, lr: float, mu: float, decay: float, trust: float) -> None:
+def tensor_by_tensor(
+    weights: list[Tensor],
+    grads: list[Tensor | None],
+    momenta: list[Tensor],
+    *,
+    lr: float,
+    mu: float,
+    decay: float,
+    trust: float,
+) -> None:
     """One LARS step, one tensor after the other and in float64, in place."""
     for weight, grad, momentum in zip(weights, grads, momenta, strict=True):
         if grad is None:
@@ -117,18 +139,32 @@ def tensor_by_tensor(weights: list[Tensor], grads: list[Tensor | None], momenta:
         weight.sub_(lr * momentum)
 
 
-SHAPES = st.lists(st.sampled_from([(), (1,), (5,), (1, 1), (3, 2), (4, 1, 3, 3), (2, 3, 1, 1), (3, 4, 3, 3)]), min_size=1, max_size=6)
+SHAPES = st.lists(
+    st.sampled_from([(), (1,), (5,), (1, 1), (3, 2), (4, 1, 3, 3), (2, 3, 1, 1), (3, 4, 3, 3)]),
+    min_size=1,
+    max_size=6,
+)
 KINDS = ("random", "zero weight", "zero gradient", "both zero", "no gradient", "tiny", "huge")
 
 
-@given(shapes=SHAPES, seed=st.integers(0, 1000), decay=st.sampled_from([0.0, 0.1]), mu=st.sampled_from([0.0, 0.9]), last=st.booleans(), data=st.data())
+@given(
+    shapes=SHAPES,
+    seed=st.integers(0, 1000),
+    decay=st.sampled_from([0.0, 0.1]),
+    mu=st.sampled_from([0.0, 0.9]),
+    last=st.booleans(),
+    data=st.data(),
+)
 def test_lars_over_all_tensors_at_once_is_lars_tensor_by_tensor(
     shapes: list[tuple[int, ...]], seed: int, decay: float, mu: float, last: bool, data: st.DataObject
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
     kinds = [data.draw(st.sampled_from(KINDS)) for _ in shapes]
     factors = {"zero weight": 0.0, "both zero": 0.0, "tiny": 1e-12, "huge": 1e12}
-    parameters = [nn.Parameter(factors.get(kind, 1.0) * torch.randn(shape, generator=draw)) for shape, kind in zip(shapes, kinds, strict=True)]
+    parameters = [
+        nn.Parameter(factors.get(kind, 1.0) * torch.randn(shape, generator=draw))
+        for shape, kind in zip(shapes, kinds, strict=True)
+    ]
     if last:
         for parameter in parameters:
             if parameter.ndim == 4:
@@ -138,7 +174,9 @@ def test_lars_over_all_tensors_at_once_is_lars_tensor_by_tensor(
     optimizer = LARS(parameters, lr=0.5, momentum=mu, weight_decay=decay, trust=0.01)
     for _ in range(3):
         for parameter, kind in zip(parameters, kinds, strict=True):
-            grad = torch.randn(parameter.shape, generator=draw) * (0.0 if kind in ("zero gradient", "both zero") else 1.0)
+            grad = torch.randn(parameter.shape, generator=draw) * (
+                0.0 if kind in ("zero gradient", "both zero") else 1.0
+            )
             parameter.grad = None if kind == "no gradient" else grad
         grads = [parameter.grad for parameter in parameters]
         before = [None if grad is None else grad.clone() for grad in grads]
@@ -198,7 +236,14 @@ def test_lars_gives_back_what_a_closure_gives() -> None:
 def convolutions(layout: torch.memory_format) -> nn.Module:
     torch.manual_seed(0)
     # No bias before batch norm: its gradient is 0 but for rounding, which AdamW would blow up.
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+        nn.Flatten(),
+        nn.Linear(4 * 36, 5),
+    )
     return model.to(memory_format=layout)
 
 
@@ -210,7 +255,9 @@ def stepped(model: nn.Module, optimizer: Optimizer, steps: int, first: int = 0) 
         optimizer.step()
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
+)
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_the_fused_optimizer_is_the_plain_one(name: str, layout: torch.memory_format) -> None:
     models = [convolutions(layout) for _ in range(2)]

@@ -1,4 +1,6 @@
-"""Runs under way as `pcl-ray status` shows them, from folders that real runs leave; and processes that outlive who started them."""
+"""Runs under way as `pcl-ray status` shows them, from folders that real runs leave; and processes that
+outlive who started them.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,20 @@ def test_a_run_under_way_is_shown_with_what_is_left() -> None:
     plan = make(CONFIG, 1438, 359)
     event = Event("epoch", 9, 200, {"perf/epoch_seconds": 12.0, "eval/knn_top1": 0.91, "train/loss": 3.0})
     with RunFolder.create("mine", CONFIG) as folder:
-        folder.write_state(state="running", began_at=time.time(), progress=follow.progress(event, plan), submission_id="job-1")
+        folder.write_state(
+            state="running",
+            began_at=time.time(),
+            progress=follow.progress(event, plan),
+            submission_id="job-1",
+        )
         (row,) = overview.local_runs()
-    assert (row.name, row.state, row.epoch, row.figure, row.job) == ("mine", "running", f"10/{plan.epochs}", "kNN 0.91", "job-1")
+    assert (row.name, row.state, row.epoch, row.figure, row.job) == (
+        "mine",
+        "running",
+        f"10/{plan.epochs}",
+        "kNN 0.91",
+        "job-1",
+    )
     assert row.left == span(12.0 * (plan.epochs - 10))
 
 
@@ -48,7 +61,15 @@ def test_a_run_whose_process_is_gone_is_marked_as_stopped() -> None:
     assert overview.local_runs() == []
 
 
-@pytest.mark.parametrize("changes", [{"progress": 3}, {"progress": {"epoch": "x", "left_s": "y"}}, {"waits_for": 7}, {"waits_since": "z", "waits_for": "w"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"progress": 3},
+        {"progress": {"epoch": "x", "left_s": "y"}},
+        {"waits_for": 7},
+        {"waits_since": "z", "waits_for": "w"},
+    ],
+)
 def test_a_damaged_state_does_not_hide_the_other_runs(changes: dict[str, Any]) -> None:
     with RunFolder.create("odd", CONFIG) as odd, RunFolder.create("sound", CONFIG) as sound:
         for folder in (odd, sound):
@@ -63,7 +84,9 @@ def test_names_of_others_are_no_markup(capsys: pytest.CaptureFixture[str]) -> No
     from rich.console import Console
 
     console = Console(width=160, color_system=None)
-    overview.table([overview.Row("lr [red] [/b]", "running", "1/2", "–", "–", waits_for="for [/x]")], console.print)
+    overview.table(
+        [overview.Row("lr [red] [/b]", "running", "1/2", "–", "–", waits_for="for [/x]")], console.print
+    )
     assert "lr [red] [/b]" in capsys.readouterr().out
 
 
@@ -83,7 +106,9 @@ def test_a_run_that_has_ended_is_not_under_way() -> None:
     assert overview.local_runs() == []
 
 
-def test_mlflow_is_told_of_a_run_that_was_killed(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_is_told_of_a_run_that_was_killed(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     from mlflow import MlflowClient
@@ -100,9 +125,17 @@ def test_mlflow_is_told_of_a_run_that_was_killed(empty_store: Path, tmp_path: Pa
     client.log_metric(run, "perf/device_minutes", 10.0, step=50)
     client.log_metric(run, "eval/knn_top1", 0.5, step=50)
     (recorded,) = overview.tracking_runs.recorded(overview.uri(), "pcl_ray")
-    assert (recorded.state, recorded.epoch, recorded.epochs, recorded.submission_id, recorded.user) == ("running", 5, 20, "job-7", "ada")
+    assert (recorded.state, recorded.epoch, recorded.epochs, recorded.submission_id, recorded.user) == (
+        "running",
+        5,
+        20,
+        "job-7",
+        "ada",
+    )
     assert recorded.left_s == pytest.approx(10 * 60 / 2 / 5 * 15)
-    strange = client.create_run(experiment, run_name="strange", tags={"pcl_ray.run_name": "strange [/b]"}).info.run_id
+    strange = client.create_run(
+        experiment, run_name="strange", tags={"pcl_ray.run_name": "strange [/b]"}
+    ).info.run_id
     client.log_param(strange, "train.epochs", "²")
     for name in ("epoch", "perf/device_minutes", "eval/knn_top1"):
         client.log_metric(strange, name, float("nan"), step=1)
@@ -115,14 +148,27 @@ def test_mlflow_is_told_of_a_run_that_was_killed(empty_store: Path, tmp_path: Pa
         folder.write_state(state="running", mlflow_run_id=run, machine=machine.identity())
     overview.local_runs()
     assert client.get_run(run).info.status == "KILLED"
-    assert [run.name for run in overview.tracking_runs.recorded(overview.uri(), "pcl_ray", state="stopped")] == ["gone"]
+    assert [
+        run.name for run in overview.tracking_runs.recorded(overview.uri(), "pcl_ray", state="stopped")
+    ] == ["gone"]
     assert overview.tracking_runs.recorded(overview.uri(), "pcl_ray", state="running") == []
-    with pytest.raises(configs.ConfigError, match="--state 'lost': one of failed, finished, running, stopped"):
+    with pytest.raises(
+        configs.ConfigError, match="--state 'lost': one of failed, finished, running, stopped"
+    ):
         overview.tracking_runs.recorded(overview.uri(), "pcl_ray", state="lost")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0, "0 s"), (89.4, "89 s"), (90, "2 min"), (5340, "89 min"), (5400, "1 h 30 min"), (172_800, "2 d 0 h"), (300_000, "3 d 11 h")]
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (89.4, "89 s"),
+        (90, "2 min"),
+        (5340, "89 min"),
+        (5400, "1 h 30 min"),
+        (172_800, "2 d 0 h"),
+        (300_000, "3 d 11 h"),
+    ],
 )
 def test_times(seconds: float, said: str) -> None:
     assert span(seconds) == said
@@ -130,7 +176,10 @@ def test_times(seconds: float, said: str) -> None:
 
 # --- processes ---
 
-TREE = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); print('up', flush=True); time.sleep(600)"
+TREE = (
+    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    " print('up', flush=True); time.sleep(600)"
+)
 
 
 def two_generations(folder: Path) -> tuple[processes.Known, Any, Any]:
@@ -171,7 +220,9 @@ def test_what_outlived_the_process_that_started_it_is_found_and_ended(tmp_path: 
 
 
 def test_another_process_with_the_same_number_is_left_alone(tmp_path: Path) -> None:
-    known = processes.start([sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path, tmp_path / "log")
+    known = processes.start(
+        [sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path, tmp_path / "log"
+    )
     try:
         assert processes.end(processes.Known(known.pid, known.created - 100)) is False
         assert known.process() is not None
@@ -194,7 +245,15 @@ def test_metrics_follow_from_events(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics._counter = type("Counter", (), {"inc": lambda self, value, tags: counted.append(value)})()
     metrics.handle(Event("step", 0, 3, {"train/loss": 4.0}), 0)
     assert set_ == {"pcl_loss": 4.0}
-    metrics.handle(Event("epoch", 0, 9, {"train/loss": 3.0, "epoch": 0.0, "cluster/0/empty": 0.0, "perf/e_step_seconds": 1.5}), 2)
+    metrics.handle(
+        Event(
+            "epoch",
+            0,
+            9,
+            {"train/loss": 3.0, "epoch": 0.0, "cluster/0/empty": 0.0, "perf/e_step_seconds": 1.5},
+        ),
+        2,
+    )
     assert (set_["pcl_epoch"], set_["pcl_e_step_seconds"], set_["pcl_prototype_age_steps"]) == (1, 1.5, 0)
     metrics.handle(Event("step", 1, 15, {"train/loss": 2.0}), 2)
     assert set_["pcl_prototype_age_steps"] == 6

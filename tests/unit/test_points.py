@@ -53,7 +53,9 @@ def as_fractions(table: Tensor) -> list[list[Fraction]]:
     half=st.booleans(),
     cuts=st.lists(st.integers(0, 40), max_size=3),
 )
-def test_sums_have_no_rounding_in_any_order_and_split(n: int, dim: int, k: int, seed: int, exponent: int, half: bool, cuts: list[int], total: int) -> None:
+def test_sums_have_no_rounding_in_any_order_and_split(
+    n: int, dim: int, k: int, seed: int, exponent: int, half: bool, cuts: list[int], total: int
+) -> None:
     scale = 2.0 ** max(-10, min(exponent, 10)) if half else 2.0**exponent
     rows, labels = some(n, dim, seed=seed, scale=scale, half=half), some_labels(n, k, seed, lowest=-1)
     points = Points.of(rows, total=max(n, total))
@@ -71,9 +73,13 @@ def test_sums_have_no_rounding_in_any_order_and_split(n: int, dim: int, k: int, 
     edges = [0, *sorted(min(cut, n) for cut in cuts), n]
     parts = Moments.zeros(points, k)
     for first, last in reversed(list(zip(edges[:-1], edges[1:], strict=True))):
-        shard = Points.of(rows[first:last], torch.arange(first, last), total=points.total, largest=points.largest)
+        shard = Points.of(
+            rows[first:last], torch.arange(first, last), total=points.total, largest=points.largest
+        )
         part = Moments.of(shard, labels[first:last], shard.squares(), k)
-        parts = Moments(parts.sizes + part.sizes, parts.sums + part.sums, parts.squares + part.squares, parts.rounding)
+        parts = Moments(
+            parts.sizes + part.sizes, parts.sums + part.sums, parts.squares + part.squares, parts.rounding
+        )
     assert equal(parts, whole)
 
 
@@ -129,14 +135,24 @@ def test_a_process_without_rows_adds_nothing() -> None:
     assert equal(found, Moments.zeros(points, 4))
 
 
-@given(n=st.integers(1, 60), k=st.integers(1, 6), seed=st.integers(0, 1000), steps=st.integers(1, 4), share=st.sampled_from([0.0, 0.1, 1.0]))
-def test_moving_labels_equals_a_new_count_bit_by_bit(n: int, k: int, seed: int, steps: int, share: float) -> None:
+@given(
+    n=st.integers(1, 60),
+    k=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+    steps=st.integers(1, 4),
+    share=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_moving_labels_equals_a_new_count_bit_by_bit(
+    n: int, k: int, seed: int, steps: int, share: float
+) -> None:
     points = Points.of(some(n, 3, seed=seed))
     squares, labels = points.squares(), some_labels(n, k, seed, lowest=-1)
     kept = Moments.of(points, labels, squares, k)
     for step in range(steps):
         draw = torch.Generator().manual_seed(100 * seed + step)
-        after = torch.where(torch.rand(n, generator=draw) < share, torch.randint(k, (n,), generator=draw), labels)
+        after = torch.where(
+            torch.rand(n, generator=draw) < share, torch.randint(k, (n,), generator=draw), labels
+        )
         after = torch.where(after < 0, 0, after)
         assert kept.moved(points, labels, after, squares) == int((labels != after).sum())
         labels = after
@@ -163,7 +179,9 @@ def test_a_cluster_of_more_points_than_float32_can_count_keeps_its_mean() -> Non
     assert found.sizes.dtype == torch.long
     assert found.sizes.tolist() == [2**25, 0]
     assert found.means()[0].float().item() == torch.tensor(0.3).item()
-    assert Fraction(found.sums[0].item()) == 2**25 * Fraction(float(on_grid(torch.tensor(0.3), 2**25, points.largest)))
+    assert Fraction(found.sums[0].item()) == 2**25 * Fraction(
+        float(on_grid(torch.tensor(0.3), 2**25, points.largest))
+    )
     assert found.scatter().tolist() == [0, 0]
     assert found.objective(torch.tensor([[0.3], [0.0]])) == pytest.approx(0, abs=2**25 * 1e-9)
 
@@ -179,7 +197,9 @@ def test_scatter_and_objective_equal_brute_force(centre: float, half: bool) -> N
     for j in range(7):
         members = wide[labels == j]
         assert torch.allclose(means[j], members.mean(dim=0), rtol=1e-9)
-        assert found.scatter()[j].item() == pytest.approx(float((members - members.mean(dim=0)).square().sum()), rel=1e-6)
+        assert found.scatter()[j].item() == pytest.approx(
+            float((members - members.mean(dim=0)).square().sum()), rel=1e-6
+        )
     assert found.scatter()[7] == 0
     centroids = some(k, 5, seed=5) + centre
     brute = float((wide - centroids.double()[labels]).square().sum())
@@ -192,7 +212,9 @@ def test_copies_of_one_point_have_no_scatter_at_any_size(dim: int, total: int) -
     # Else a cluster of duplicates would look as if it could be split, and as if it held different images.
     for seed in range(5):
         one = torch.nn.functional.normalize(some(1, dim, seed=seed), dim=1)
-        points = Points.of(torch.cat([one.expand(50, -1), some(50, dim, seed=seed + 100).clamp(-1, 1)]), total=total)
+        points = Points.of(
+            torch.cat([one.expand(50, -1), some(50, dim, seed=seed + 100).clamp(-1, 1)]), total=total
+        )
         found = Moments.of(points, torch.arange(100) // 50, points.squares(), 2)
         assert found.scatter()[0] == 0
         assert found.scatter()[1] > 1
@@ -212,7 +234,9 @@ def test_sums_of_numbers_by_cluster_have_no_rounding(n: int, k: int, seed: int) 
     values, labels = some(n, 1, seed=seed)[:, 0].abs(), some_labels(n, k, seed, lowest=-1)
     points = Points.of(torch.zeros(n, 2), total=max(n, 1000))
     found = points.sums(labels, values, 8.0, k)
-    assert as_fractions(found[:, None]) == rational_sums(on_grid(values, points.total, 8.0)[:, None], labels, k)
+    assert as_fractions(found[:, None]) == rational_sums(
+        on_grid(values, points.total, 8.0)[:, None], labels, k
+    )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(points.sums(labels[order], values[order], 8.0, k), found)
 

@@ -83,7 +83,16 @@ def test_nothing_is_asked_for_outside(tmp_path: Path) -> None:
 
 def test_what_is_said_of_the_run(tmp_path: Path) -> None:
     found = read(digits_record(), tmp_path)
-    for words in ("seven", "finished", "digits", "1,797", "Temperature τ 0.2", "Smoothing α 10", "small_resnet", "2 workers"):
+    for words in (
+        "seven",
+        "finished",
+        "digits",
+        "1,797",
+        "Temperature τ 0.2",
+        "Smoothing α 10",
+        "small_resnet",
+        "2 workers",
+    ):
         assert words in found.text, words
     assert "6; warm-up 3" in found.text
     assert "kNN top-1 0.778" in found.text
@@ -102,7 +111,9 @@ def test_every_knob_is_listed_and_the_changed_ones_are_marked(tmp_path: Path) ->
         assert f"<code>{name}</code>" in every
     assert "<code>e_step.warmup_epochs</code>" in few
     assert "<code>e_step.alpha</code>" not in few
-    assert re.search(r"<code>e_step.warmup_epochs</code></th><td class=\"changed\"><b>3</b></td><td>20</td>", every)
+    assert re.search(
+        r"<code>e_step.warmup_epochs</code></th><td class=\"changed\"><b>3</b></td><td>20</td>", every
+    )
 
 
 def test_the_explorer_agrees_with_the_exhibit(tmp_path: Path) -> None:
@@ -125,7 +136,9 @@ def test_the_explorer_agrees_with_the_exhibit(tmp_path: Path) -> None:
         inside = np.flatnonzero((fine.parents == one["id"]) & (fine.sizes > 0))
         assert one["inside"] == len(inside)
         assert sorted(one["children"]) == inside.tolist()
-        assert [fine.sizes[child] for child in one["children"]] == sorted((fine.sizes[child] for child in inside), reverse=True)
+        assert [fine.sizes[child] for child in one["children"]] == sorted(
+            (fine.sizes[child] for child in inside), reverse=True
+        )
     roles = {one["id"]: one["role"] for one in data["levels"][0]["prototypes"] if one["role"]}
     assert roles == {int(k): role for role, found in coarse.roles().items() for k in found}
     assert record.thumbnails is not None
@@ -135,14 +148,18 @@ def test_the_explorer_agrees_with_the_exhibit(tmp_path: Path) -> None:
 def test_cards_of_the_coarsest_clustering_need_no_script(tmp_path: Path) -> None:
     record = digits_record()
     found = read(record, tmp_path)
-    cards = [attributes for tag, attributes in found.found if tag == "button" and "data-prototype" in attributes]
+    cards = [
+        attributes for tag, attributes in found.found if tag == "button" and "data-prototype" in attributes
+    ]
     assert {card["data-level"] for card in cards} == {"0"}
     assert record.exhibit is not None
     coarse = record.exhibit.clusterings[1]
     phi = [float(card["data-phi"]) for card in cards]
     assert phi == sorted(phi)
     assert {int(card["data-prototype"]) for card in cards} == set(coarse.chosen.tolist())
-    pictures = [attributes for tag, attributes in found.found if tag == "i" and "im" in attributes.get("class", "")]
+    pictures = [
+        attributes for tag, attributes in found.found if tag == "i" and "im" in attributes.get("class", "")
+    ]
     assert len(pictures) == 8 * 6
     assert {attributes["id"] for attributes in found.having("id")} >= {"explorer", "explorer-panel"}
 
@@ -157,7 +174,8 @@ def test_the_sheet_holds_every_picture() -> None:
     for image, slot in sheet.slots.items():
         top, left = (slot // sheet.columns) * sheet.cell + 1, (slot % sheet.columns) * sheet.cell + 1
         assert (pixels[top : top + 8, left : left + 8] == thumbnails.of(image)).all()
-        assert (pixels[top - 1, left : left + 8] == thumbnails.of(image)[0]).all()  # the border repeats the edge
+        # the border repeats the edge
+        assert (pixels[top - 1, left : left + 8] == thumbnails.of(image)[0]).all()
     assert sheet.slot(3) == -1
     assert "im none" in sheet.picture(3)
     assert sprites.sheet_of(None) is None
@@ -179,7 +197,11 @@ def test_many_large_pictures_stay_within_the_size(tmp_path: Path) -> None:
     images = np.arange(3 * 96 * 16)
     noise = rng.integers(0, 256, (len(images), 48, 48, 3), dtype=np.uint8)
     shown = [synthetic(4096 * 2**m, images[m * 1536 : (m + 1) * 1536].reshape(96, 16), rng) for m in range(3)]
-    record = digits_record(exhibit=Exhibit(6, 66, 1_000_000, tuple(shown)), thumbnails=Thumbnails(images, noise), num_clusters=(4096, 8192, 16384))
+    record = digits_record(
+        exhibit=Exhibit(6, 66, 1_000_000, tuple(shown)),
+        thumbnails=Thumbnails(images, noise),
+        num_clusters=(4096, 8192, 16384),
+    )
     path = page.write(record, tmp_path / "report.html")
     assert path.stat().st_size < 6_000_000
     Reader(path.read_text(encoding="utf-8"))
@@ -190,16 +212,39 @@ def synthetic(count: int, images: np.ndarray, rng: np.random.Generator, classes:
     top = rng.integers(0, classes, len(images)) if classes else np.full(len(images), -1)
     phi, sizes = rng.random(count).astype(np.float32), rng.integers(1, 90, count)
     parents = rng.integers(0, max(1, count // 2), count)
-    return Shown(phi, sizes, parents, np.full(count, 0.5, np.float32), chosen, images[:, :12], images[:, 12:], top, np.full(len(images), 0.25, np.float32))
+    return Shown(
+        phi,
+        sizes,
+        parents,
+        np.full(count, 0.5, np.float32),
+        chosen,
+        images[:, :12],
+        images[:, 12:],
+        top,
+        np.full(len(images), 0.25, np.float32),
+    )
 
 
 def test_a_hundred_thousand_clusters_and_200_classes(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     shown = synthetic(100_000, np.arange(96 * 16).reshape(96, 16), rng, classes=200)
     sample = np.arange(300)
-    exhibit = Exhibit(6, 66, 1_281_167, (shown,), sample, np.zeros((300, 4), np.float16), rng.integers(0, 200, 300), rng.integers(-1, 100_000, (1, 300)))
+    exhibit = Exhibit(
+        6,
+        66,
+        1_281_167,
+        (shown,),
+        sample,
+        np.zeros((300, 4), np.float16),
+        rng.integers(0, 200, 300),
+        rng.integers(-1, 100_000, (1, 300)),
+    )
     names = tuple(f"class number {n}, which has a rather long name of several words" for n in range(200))
-    record = digits_record(exhibit=exhibit.with_map(rng.normal(size=(300, 2)), "UMAP"), class_names=names, num_clusters=(100_000,))
+    record = digits_record(
+        exhibit=exhibit.with_map(rng.normal(size=(300, 2)), "UMAP"),
+        class_names=names,
+        num_clusters=(100_000,),
+    )
     found = read(record, tmp_path)
     assert "UMAP of the features" in found.text
     assert "and" in found.text
@@ -237,15 +282,45 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     [
         ({"exhibit": None, "thumbnails": None}, "no pictures of its prototypes were kept"),
         ({"exhibit": None, "thumbnails": None, "history": history(2)}, "2 of its 3 warm-up epochs"),
-        ({"exhibit": None, "thumbnails": None, "history": [], "state": "running"}, "Nothing has been measured yet"),
+        (
+            {"exhibit": None, "thumbnails": None, "history": [], "state": "running"},
+            "Nothing has been measured yet",
+        ),
         ({"history": []}, "nothing to draw"),
         ({"history": history(1)}, "1 of 6"),
         ({"thumbnails": None}, "shown in numbers alone"),
-        ({"thumbnails": Thumbnails(np.empty(0, np.int64), np.empty((0, 8, 8, 3), np.uint8))}, "shown in numbers alone"),
+        (
+            {"thumbnails": Thumbnails(np.empty(0, np.int64), np.empty((0, 8, 8, 3), np.uint8))},
+            "shown in numbers alone",
+        ),
         ({"state": "failed", "error": "the loss is nan in epoch 3"}, "the loss is nan in epoch 3"),
-        ({"num_images": 0, "num_clusters": (), "class_names": (), "versions": {}, "fingerprint": "", "command": ""}, "Versions were not recorded"),
-        ({"history": [{"epoch": 0, "step": 9, "metrics": {"train/loss": float("nan"), "eval/rankme": float("inf")}}]}, "Summary"),
-        ({"history": [*history(4), {"epoch": 4, "step": 9, "metrics": {"train/loss": float("nan")}}]}, "Loss"),
+        (
+            {
+                "num_images": 0,
+                "num_clusters": (),
+                "class_names": (),
+                "versions": {},
+                "fingerprint": "",
+                "command": "",
+            },
+            "Versions were not recorded",
+        ),
+        (
+            {
+                "history": [
+                    {
+                        "epoch": 0,
+                        "step": 9,
+                        "metrics": {"train/loss": float("nan"), "eval/rankme": float("inf")},
+                    }
+                ]
+            },
+            "Summary",
+        ),
+        (
+            {"history": [*history(4), {"epoch": 4, "step": 9, "metrics": {"train/loss": float("nan")}}]},
+            "Loss",
+        ),
     ],
 )
 def test_what_is_missing_is_said(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -271,12 +346,24 @@ def test_one_clustering_has_nothing_inside(tmp_path: Path) -> None:
 
 def test_a_warm_up_exhibit_has_a_map_alone(tmp_path: Path) -> None:
     shown, _ = digits_exhibit()
-    warm = Exhibit(2, 22, 1797, (), shown.sample, shown.features, shown.labels, np.empty((0, len(shown.sample)), np.int64))
+    warm = Exhibit(
+        2,
+        22,
+        1797,
+        (),
+        shown.sample,
+        shown.features,
+        shown.labels,
+        np.empty((0, len(shown.sample)), np.int64),
+    )
     found = read(digits_record(exhibit=warm.with_map(shown.places, "PCA"), history=history(2)), tmp_path)
     assert "PCA of the features" in found.text
     assert "2 of its 3 warm-up epochs" in found.text
     unlabelled = replace(warm, labels=np.full(len(shown.sample), -1))
-    assert "PCA of the features" in read(digits_record(exhibit=unlabelled.with_map(shown.places, "PCA")), tmp_path).text
+    assert (
+        "PCA of the features"
+        in read(digits_record(exhibit=unlabelled.with_map(shown.places, "PCA")), tmp_path).text
+    )
 
 
 def test_the_map_survives_places_that_are_none(tmp_path: Path) -> None:
@@ -290,9 +377,20 @@ def test_the_map_survives_places_that_are_none(tmp_path: Path) -> None:
 def test_empty_clusters_are_left_out(tmp_path: Path) -> None:
     shown, thumbnails = digits_exhibit((8,))
     nothing = np.empty(0, np.int64)
-    none = replace(shown.clusterings[0], sizes=np.zeros(8, np.int64), chosen=nothing, nearest=nothing.reshape(0, 12), farthest=nothing.reshape(0, 4))
+    none = replace(
+        shown.clusterings[0],
+        sizes=np.zeros(8, np.int64),
+        chosen=nothing,
+        nearest=nothing.reshape(0, 12),
+        farthest=nothing.reshape(0, 4),
+    )
     none = replace(none, top_class=nothing, top_share=nothing)
-    assert "Every cluster is empty" in read(digits_record(exhibit=replace(shown, clusterings=(none,)), thumbnails=thumbnails), tmp_path).text
+    assert (
+        "Every cluster is empty"
+        in read(
+            digits_record(exhibit=replace(shown, clusterings=(none,)), thumbnails=thumbnails), tmp_path
+        ).text
+    )
 
 
 def test_only_charts_with_data(tmp_path: Path) -> None:
@@ -312,7 +410,9 @@ def test_a_long_history_is_thinned_and_keeps_its_end() -> None:
     assert (thinned[0], thinned[-1]) == (points[0], points[-1])
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.9612, 0.9614), (-3, 7), (1, 14), (0, 2.5e6), (5, 5.0000001)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.9612, 0.9614), (-3, 7), (1, 14), (0, 2.5e6), (5, 5.0000001)]
+)
 def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     found = svg.ticks(low, high)
     assert 1 <= len(found) <= 7
@@ -320,7 +420,17 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(0.9610027, "0.961"), (26.88, "26.9"), (2768.8, "2,769"), (0.0, "0"), (None, "–"), (29, "29"), (1.2e-5, "1.2e-05"), (100.4, "100.")]
+    ("value", "said"),
+    [
+        (0.9610027, "0.961"),
+        (26.88, "26.9"),
+        (2768.8, "2,769"),
+        (0.0, "0"),
+        (None, "–"),
+        (29, "29"),
+        (1.2e-5, "1.2e-05"),
+        (100.4, "100."),
+    ],
 )
 def test_numbers(value: float | None, said: str) -> None:
     assert html_parts.number(value) == said.rstrip(".")
@@ -332,5 +442,13 @@ def test_tags_escape_but_for_markup() -> None:
 
 
 def test_reading_it_takes_neither_ray_nor_mlflow() -> None:
-    code = "import sys, pcl_ray.report.page, pcl_ray.report.comparison; print([name for name in ('ray', 'mlflow', 'matplotlib') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout.strip() == "[]"
+    code = (
+        "import sys, pcl_ray.report.page, pcl_ray.report.comparison; print([name for name in ('ray',"
+        " 'mlflow', 'matplotlib') if name in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        ).stdout.strip()
+        == "[]"
+    )

@@ -23,14 +23,18 @@ def whole_boxes(count: int, height: int, width: int, seed: int = 0) -> Tensor:
     boxes = []
     for _ in range(count):
         h, w = (int(torch.randint(1, side + 1, (1,), generator=generator)) for side in (height, width))
-        top, left = (int(torch.randint(0, room + 1, (1,), generator=generator)) for room in (height - h, width - w))
+        top, left = (
+            int(torch.randint(0, room + 1, (1,), generator=generator)) for room in (height - h, width - w)
+        )
         boxes.append([top, left, h, w])
     return torch.tensor(boxes, dtype=torch.float32)
 
 
 def by_torchvision(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     parts = zip(images, boxes.int().tolist(), strict=True)
-    return torch.stack([images_of.resized_crop(image, *box, [size, size], antialias=True) for image, box in parts])
+    return torch.stack(
+        [images_of.resized_crop(image, *box, [size, size], antialias=True) for image, box in parts]
+    )
 
 
 def same(a: Tensor, b: Tensor, slack: float = 1e-5) -> bool:
@@ -40,13 +44,19 @@ def same(a: Tensor, b: Tensor, slack: float = 1e-5) -> bool:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [4, 16, 28, 64])
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (20, 45), (100, 7), (16, 16)])
-def test_views_are_what_torchvision_makes_of_each_image(channels: int, size: int, height: int, width: int) -> None:
+def test_views_are_what_torchvision_makes_of_each_image(
+    channels: int, size: int, height: int, width: int
+) -> None:
     images, boxes = pictures(30, channels, height, width), whole_boxes(30, height, width)
     assert same(resample(images, boxes, size), by_torchvision(images, boxes, size))
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(4, 40), st.sampled_from([1, 3]), st.integers(0, 10**6))
-def test_any_image_box_and_size_are_as_with_torchvision(height: int, width: int, size: int, channels: int, seed: int) -> None:
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(4, 40), st.sampled_from([1, 3]), st.integers(0, 10**6)
+)
+def test_any_image_box_and_size_are_as_with_torchvision(
+    height: int, width: int, size: int, channels: int, seed: int
+) -> None:
     images, boxes = pictures(6, channels, height, width, seed), whole_boxes(6, height, width, seed)
     assert same(resample(images, boxes, size), by_torchvision(images, boxes, size))
 
@@ -57,7 +67,11 @@ def test_flipped_views_are_the_views_from_right_to_left(channels: int, size: int
     images, boxes = pictures(16, channels), whole_boxes(16, 20, 30)
     flipped = torch.arange(16) % 3 == 0
     straight = resample(images, boxes, size)
-    assert same(resample(images, boxes, size, flipped), torch.where(flipped[:, None, None, None], straight.flip(3), straight), 1e-6)
+    assert same(
+        resample(images, boxes, size, flipped),
+        torch.where(flipped[:, None, None, None], straight.flip(3), straight),
+        1e-6,
+    )
     assert torch.equal(resample(images, boxes, size, torch.zeros(16, dtype=torch.bool)), straight)
 
 
@@ -70,7 +84,9 @@ def test_the_whole_of_an_image_at_its_size_is_the_image(channels: int) -> None:
 
 def test_a_box_at_the_views_size_is_cut_out_exactly() -> None:
     images = pictures(4)
-    assert torch.equal(resample(images, torch.tensor([[3.0, 5.0, 8.0, 8.0]]).repeat(4, 1), 8), images[:, :, 3:11, 5:13])
+    assert torch.equal(
+        resample(images, torch.tensor([[3.0, 5.0, 8.0, 8.0]]).repeat(4, 1), 8), images[:, :, 3:11, 5:13]
+    )
 
 
 def test_what_lies_outside_the_box_does_not_matter() -> None:
@@ -86,7 +102,9 @@ def test_an_images_view_does_not_depend_on_the_batch_around_it() -> None:
     flipped = torch.arange(9) % 2 == 0
     together = resample(images, boxes, 12, flipped)
     for i in range(9):
-        assert same(together[i : i + 1], resample(images[i : i + 1], boxes[i : i + 1], 12, flipped[i : i + 1]), 1e-6)
+        assert same(
+            together[i : i + 1], resample(images[i : i + 1], boxes[i : i + 1], 12, flipped[i : i + 1]), 1e-6
+        )
 
 
 def test_images_and_boxes_are_left_alone() -> None:
@@ -97,8 +115,17 @@ def test_images_and_boxes_are_left_alone() -> None:
     assert torch.equal(boxes, before[1])
 
 
-@given(st.floats(0, 19), st.floats(0, 29), st.floats(1.01, 20), st.floats(1.01, 30), st.sampled_from([4, 9, 33]), st.booleans())
-def test_an_image_of_one_colour_stays_so(top: float, left: float, height: float, width: float, size: int, flipped: bool) -> None:
+@given(
+    st.floats(0, 19),
+    st.floats(0, 29),
+    st.floats(1.01, 20),
+    st.floats(1.01, 30),
+    st.sampled_from([4, 9, 33]),
+    st.booleans(),
+)
+def test_an_image_of_one_colour_stays_so(
+    top: float, left: float, height: float, width: float, size: int, flipped: bool
+) -> None:
     colour = torch.tensor([0.2, 0.5, 1.0]).view(1, 3, 1, 1)
     box = torch.tensor([[min(top, 20 - height), min(left, 30 - width), height, width]]).clamp(min=0)
     view = resample(colour.expand(1, 3, 20, 30).contiguous(), box, size, torch.tensor([flipped]))
@@ -115,7 +142,9 @@ def test_boxes_of_one_pixel_show_that_pixel() -> None:
 
 def test_images_of_one_pixel() -> None:
     images = pictures(3, 3, 1, 1)
-    assert same(resample(images, torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(3, 1), 6), images.expand(3, 3, 6, 6))
+    assert same(
+        resample(images, torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(3, 1), 6), images.expand(3, 3, 6, 6)
+    )
 
 
 @pytest.mark.parametrize("size", [4, 10, 16])
@@ -145,14 +174,26 @@ def test_a_box_scaled_with_the_image_shows_about_the_same(shrunk: int) -> None:
     assert (near - far).abs().max() < 0.2
 
 
-@pytest.mark.parametrize("box", [(0.5, 0.5, 1.0, 1.0), (3.6, 8.7, 0.3, 0.3), (3.0, 4.0, 5.0, 0.4), (3.0, 4.1, 0.05, 5.0), (19.9, 29.9, 0.1, 0.1)])
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0.5, 0.5, 1.0, 1.0),
+        (3.6, 8.7, 0.3, 0.3),
+        (3.0, 4.0, 5.0, 0.4),
+        (3.0, 4.1, 0.05, 5.0),
+        (19.9, 29.9, 0.1, 0.1),
+    ],
+)
 def test_boxes_without_the_centre_of_a_pixel_show_one_beside_it(box: tuple[float, ...]) -> None:
     """As of a very long picture that was squeezed into a square."""
     image = pictures(1)
     view = resample(image, torch.tensor([box]), 6)
     assert torch.isfinite(view).all()
     top, left, height, width = box
-    rows, columns = (slice(max(int(start) - 1, 0), int(start + length) + 2) for start, length in ((top, height), (left, width)))
+    rows, columns = (
+        slice(max(int(start) - 1, 0), int(start + length) + 2)
+        for start, length in ((top, height), (left, width))
+    )
     near = image[:, :, rows, columns].flatten(2)
     assert (view.flatten(2) >= near.amin(dim=2, keepdim=True) - 1e-6).all()
     assert (view.flatten(2) <= near.amax(dim=2, keepdim=True) + 1e-6).all()

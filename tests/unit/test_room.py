@@ -1,4 +1,6 @@
-"""Taking turns, where Ray does not answer as it should; that it works on a real cluster is shown in tests/ray."""
+"""Taking turns, where Ray does not answer as it should; that it works on a real cluster is shown in
+tests/ray.
+"""
 
 from __future__ import annotations
 
@@ -98,10 +100,20 @@ def test_a_cluster_that_cannot_start_it_fails_the_run(take: Callable[..., tuple[
     assert ray.killed == 1
 
 
-@pytest.mark.parametrize(("silent", "said"), [(False, "before us is run theirs of ada, which needs 8 GPUs"), (True, "another run has it")])
-def test_the_waiting_has_an_end_whoever_is_before_us(take: Callable[..., tuple[Any, list[str]]], silent: bool, said: str) -> None:
+@pytest.mark.parametrize(
+    ("silent", "said"),
+    [(False, "before us is run theirs of ada, which needs 8 GPUs"), (True, "another run has it")],
+)
+def test_the_waiting_has_an_end_whoever_is_before_us(
+    take: Callable[..., tuple[Any, list[str]]], silent: bool, said: str
+) -> None:
     ray = FakeRay([GetTimeoutError()] * 10_000 if silent else [], holder=OTHER)
-    with pytest.raises(RunFailed, match=rf"gave up after .* \(resources.queue_timeout_s = 0.05\) of waiting for the turn to start: {said}"):
+    with pytest.raises(
+        RunFailed,
+        match=(
+            rf"gave up after .* \(resources.queue_timeout_s = 0.05\) of waiting for the turn to start: {said}"
+        ),
+    ):
         take(ray, timeout_s=0.05)
     assert ray.killed == 0
 

@@ -14,14 +14,39 @@ from pcl_ray.config import RunConfig, load
 from pcl_ray.errors import ConfigError
 from pcl_ray.service.folder import RunFolder, check_writable, home
 
-CONFIG = load("digits", ["loss.temperature=0.35", "data.path=/somewhere/ä b", "e_step.num_clusters=[10,0.25]"])
-ODD_NAMES = ["", ".", "..", ".hidden", "-rf", "_a", "a/b", "../a", "/a", "a b", "a\n", "ä", "a\0", "a*", "x" * 101]
+CONFIG = load(
+    "digits", ["loss.temperature=0.35", "data.path=/somewhere/ä b", "e_step.num_clusters=[10,0.25]"]
+)
+ODD_NAMES = [
+    "",
+    ".",
+    "..",
+    ".hidden",
+    "-rf",
+    "_a",
+    "a/b",
+    "../a",
+    "/a",
+    "a b",
+    "a\n",
+    "ä",
+    "a\0",
+    "a*",
+    "x" * 101,
+]
 
 
-def test_home_is_absolute_and_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_is_absolute_and_follows_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    for value, expected in [("/a/b", Path("/a/b")), ("c", tmp_path / "c"), ("~/d", tmp_path / "me/d"), ("", tmp_path / "me/.pcl_ray")]:
+    for value, expected in [
+        ("/a/b", Path("/a/b")),
+        ("c", tmp_path / "c"),
+        ("~/d", tmp_path / "me/d"),
+        ("", tmp_path / "me/.pcl_ray"),
+    ]:
         monkeypatch.setenv("PCL_RAY_HOME", value)
         assert home() == expected
     monkeypatch.delenv("PCL_RAY_HOME")
@@ -42,7 +67,12 @@ def test_what_was_written_is_there_for_the_next_process() -> None:
         folder.write_state(state="failed", error="ü: no\nspace")
     with RunFolder.open("first") as folder:
         assert folder.name == "first"
-        assert folder.read_state() == {"state": "failed", "mlflow_run_id": "abc", "fingerprint": "f00", "error": "ü: no\nspace"}
+        assert folder.read_state() == {
+            "state": "failed",
+            "mlflow_run_id": "abc",
+            "fingerprint": "f00",
+            "error": "ü: no\nspace",
+        }
         assert folder.read_config() == CONFIG
         folder.write_config(RunConfig())
         folder.write_state(state="running", error=None)
@@ -80,7 +110,10 @@ def test_a_name_is_taken_once(held: bool) -> None:
     folder = RunFolder.create("first", CONFIG)
     if not held:
         folder.lock.close()
-    with pytest.raises(ConfigError, match=r"run 'first' exists already; go on with it by --resume first, or choose another --name"):
+    with pytest.raises(
+        ConfigError,
+        match=r"run 'first' exists already; go on with it by --resume first, or choose another --name",
+    ):
         RunFolder.create("first", RunConfig())
     assert folder.read_config() == CONFIG
     folder.lock.close()
@@ -104,9 +137,13 @@ def test_an_unknown_run_is_refused_with_the_nearest_name() -> None:
     for name in ("digits-first", "stl"):
         RunFolder.create(name, CONFIG).lock.close()
     (home() / "runs" / "digits-fist").mkdir()  # no run: it has no configuration
-    with pytest.raises(ConfigError, match=r"there is no run 'digits-fisrt' under .*; did you mean 'digits-first'\?"):
+    with pytest.raises(
+        ConfigError, match=r"there is no run 'digits-fisrt' under .*; did you mean 'digits-first'\?"
+    ):
         RunFolder.open("digits-fisrt")
-    with pytest.raises(ConfigError, match=r"there is no run 'digits-fist' under .*; did you mean 'digits-first'\?"):
+    with pytest.raises(
+        ConfigError, match=r"there is no run 'digits-fist' under .*; did you mean 'digits-first'\?"
+    ):
         RunFolder.open("digits-fist")
     with pytest.raises(ConfigError, match=r"there is no run 'zzz' under [^;]*$"):
         RunFolder.open("zzz")
@@ -128,8 +165,13 @@ def test_a_run_is_held_once() -> None:
     RunFolder.open("first").lock.close()
 
 
-def test_a_run_is_held_against_other_processes_and_let_go_when_they_die(run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    script = "from pcl_ray.service.folder import RunFolder; import os; print(RunFolder.open('first').name, flush=True); os._exit(9)"
+def test_a_run_is_held_against_other_processes_and_let_go_when_they_die(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    script = (
+        "from pcl_ray.service.folder import RunFolder; import os; print(RunFolder.open('first').name,"
+        " flush=True); os._exit(9)"
+    )
     with RunFolder.create("first", CONFIG):
         held = run_python(script)
         assert "is being trained by another process" in held.stderr
@@ -166,10 +208,15 @@ def test_a_writable_home_is_made_and_left_clean() -> None:
 
 
 @pytest.mark.parametrize("below", ["", "deeper/still"])
-def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+def test_a_home_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("PCL_RAY_HOME", str(tmp_path / "file" / below))
-    with pytest.raises(ConfigError, match=r"PCL_RAY_HOME = '.*file.*' cannot be written \(.+\); set PCL_RAY_HOME to a folder of yours"):
+    with pytest.raises(
+        ConfigError,
+        match=r"PCL_RAY_HOME = '.*file.*' cannot be written \(.+\); set PCL_RAY_HOME to a folder of yours",
+    ):
         check_writable()
     assert (tmp_path / "file").read_text() == "in the way"
 

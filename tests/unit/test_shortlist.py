@@ -1,4 +1,6 @@
-"""The shortlist: brute force within the candidates, a check that finds out where that is not enough, and the way back."""
+"""The shortlist: brute force within the candidates, a check that finds out where that is not enough, and the
+way back.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def some_candidates(k: int, count: int, seed: int = 0) -> Tensor:
 
 
 def brute(rows: Tensor, centroids: Tensor, labels: Tensor, around: Tensor) -> list[int]:
-    """Of the candidates of its cluster the nearest to each row, by subtraction in float64; the first of equal ones."""
+    """Of the candidates of its cluster the nearest to each row, by subtraction in float64; the first of equal
+    ones.
+    """
     found = []
     for row, label in zip(rows.double(), labels.tolist(), strict=True):
         if label < 0:
@@ -53,12 +57,15 @@ def brute(rows: Tensor, centroids: Tensor, labels: Tensor, around: Tensor) -> li
     kind=st.sampled_from(["grid", "random", "half"]),
     few=st.booleans(),
 )
-def test_is_brute_force_within_the_candidates(n: int, k: int, candidates: int, dim: int, seed: int, lowest: int, kind: str, few: bool) -> None:
+def test_is_brute_force_within_the_candidates(
+    n: int, k: int, candidates: int, dim: int, seed: int, lowest: int, kind: str, few: bool
+) -> None:
     rows, centroids = some(n, dim, seed), some(k, dim, seed + 1)
     if kind == "grid":  # ties and equal centroids
         rows, centroids = rows.round() + 5, centroids.round() + 5
     rows = rows.half() if kind == "half" else rows
-    labels = some_labels(n, 2 if few and k > 1 else k, seed, lowest)  # `few`: most clusters are empty, two are large
+    # `few`: most clusters are empty, two are large
+    labels = some_labels(n, 2 if few and k > 1 else k, seed, lowest)
     around = some_candidates(k, min(candidates, k), seed)
     assert among(rows, centroids, labels, around).tolist() == brute(rows.float(), centroids, labels, around)
 
@@ -88,7 +95,8 @@ def test_neighbours_are_the_nearest_centroids_rising() -> None:
     found = neighbours(Points.of(some(1, 6)), centroids, 8, 1)
     expected = torch.cdist(centroids.double(), centroids.double()).argsort(dim=1)[:, :8].sort(dim=1).values
     assert torch.equal(found, expected)
-    assert torch.equal(neighbours(Points.of(some(1, 6)), centroids, 80, 1), torch.arange(50).expand(50, -1))  # fewer centroids than candidates
+    # fewer centroids than candidates
+    assert torch.equal(neighbours(Points.of(some(1, 6)), centroids, 80, 1), torch.arange(50).expand(50, -1))
 
 
 def test_a_cluster_is_its_own_candidate_also_among_equal_centroids() -> None:
@@ -99,12 +107,20 @@ def test_a_cluster_is_its_own_candidate_also_among_equal_centroids() -> None:
 
 
 def clustered(n: int, k: int, dim: int = 16, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Points around k centroids that come in groups, and the labels they had when points and centroids were a little elsewhere."""
+    """Points around k centroids that come in groups, and the labels they had when points and centroids were a
+    little elsewhere.
+    """
     draw = torch.Generator().manual_seed(seed)
     coarse = torch.randn(max(k // 10, 1), dim, generator=draw)
-    centroids = F.normalize(coarse[torch.arange(k) % len(coarse)] + 0.5 * torch.randn(k, dim, generator=draw), dim=1)
-    rows = F.normalize(centroids[torch.randint(k, (n,), generator=draw)] + 0.12 * torch.randn(n, dim, generator=draw), dim=1)
-    before = FAISS(Points.of(F.normalize(rows + 0.06 * torch.randn(n, dim, generator=draw), dim=1)), centroids)
+    centroids = F.normalize(
+        coarse[torch.arange(k) % len(coarse)] + 0.5 * torch.randn(k, dim, generator=draw), dim=1
+    )
+    rows = F.normalize(
+        centroids[torch.randint(k, (n,), generator=draw)] + 0.12 * torch.randn(n, dim, generator=draw), dim=1
+    )
+    before = FAISS(
+        Points.of(F.normalize(rows + 0.06 * torch.randn(n, dim, generator=draw), dim=1)), centroids
+    )
     return rows, centroids, before
 
 
@@ -125,7 +141,9 @@ def test_candidates_that_are_wrong_are_noticed_and_the_labels_exact() -> None:
     rows, centroids, before = clustered(6000, 300)
     wrong = before[torch.randperm(6000, generator=torch.Generator().manual_seed(1))]
     points, shortlist = Points.of(rows), Shortlist(FAISS, candidates=32)
-    assert (among(rows, centroids, wrong, neighbours(points, centroids, 32, 1)) != FAISS(points, centroids)).float().mean() > 0.3
+    assert (
+        among(rows, centroids, wrong, neighbours(points, centroids, 32, 1)) != FAISS(points, centroids)
+    ).float().mean() > 0.3
     found = shortlist(points, centroids, labels=wrong, spread=1.0)
     assert torch.equal(found, FAISS(points, centroids))
     assert shortlist.fallbacks == 1
@@ -172,8 +190,15 @@ def test_neighbours_are_found_anew_where_centroids_have_moved() -> None:
     assert shortlist.fallbacks == 0
 
 
-@given(n=st.integers(1, 3000), share=st.sampled_from([0.0, 0.01, 0.3, 1.0]), salt=st.integers(0, 1000), cut=st.integers(0, 3000))
-def test_which_points_are_checked_follows_from_their_ids_alone(n: int, share: float, salt: int, cut: int) -> None:
+@given(
+    n=st.integers(1, 3000),
+    share=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    salt=st.integers(0, 1000),
+    cut=st.integers(0, 3000),
+)
+def test_which_points_are_checked_follows_from_their_ids_alone(
+    n: int, share: float, salt: int, cut: int
+) -> None:
     ids = torch.arange(n)
     whole = sampled(ids, share, salt)
     assert torch.equal(torch.cat([sampled(ids[:cut], share, salt), sampled(ids[cut:], share, salt)]), whole)

@@ -27,7 +27,15 @@ SHIPPED = ["all_three", "alpha", "num_clusters", "paper_grid", "temperature"]
 
 
 def space_of(searched: dict[str, Any], **fixed: Any) -> Space:
-    return Space("test", "digits", searched, {name.replace("__", "."): value for name, value in fixed.items()}, None, None, None)
+    return Space(
+        "test",
+        "digits",
+        searched,
+        {name.replace("__", "."): value for name, value in fixed.items()},
+        None,
+        None,
+        None,
+    )
 
 
 def problems_of(space: Space, *overrides: str, num_images: int = N) -> list[Problem]:
@@ -48,9 +56,20 @@ def refused(name_or_path: str) -> ConfigError:
 def same(left: Domain, right: Domain) -> bool:
     """Domains of Ray do not compare."""
     if isinstance(left, Categorical) or isinstance(right, Categorical):
-        return isinstance(left, Categorical) and isinstance(right, Categorical) and left.categories == right.categories
-    samplers = [(type(domain.get_sampler()), getattr(domain.get_sampler(), "q", None)) for domain in (left, right)]
-    return type(left) is type(right) and vars(left)["lower"] == vars(right)["lower"] and vars(left)["upper"] == vars(right)["upper"] and len(set(samplers)) == 1
+        return (
+            isinstance(left, Categorical)
+            and isinstance(right, Categorical)
+            and left.categories == right.categories
+        )
+    samplers = [
+        (type(domain.get_sampler()), getattr(domain.get_sampler(), "q", None)) for domain in (left, right)
+    ]
+    return (
+        type(left) is type(right)
+        and vars(left)["lower"] == vars(right)["lower"]
+        and vars(left)["upper"] == vars(right)["upper"]
+        and len(set(samplers)) == 1
+    )
 
 
 # --- shipped spaces
@@ -124,14 +143,22 @@ def test_yaml_is_the_same_as_python(tmp_path: Path, suffix: str) -> None:
     assert list(python.domains) == list(other.domains)
     assert [name for name in python.domains if not same(python.domains[name], other.domains[name])] == []
     for space in (python, other):
-        assert (space.name, space.base, space.objective, space.mode, space.num_samples) == ("mine", "digits", "eval/rankme", "max", 7)
+        assert (space.name, space.base, space.objective, space.mode, space.num_samples) == (
+            "mine",
+            "digits",
+            "eval/rankme",
+            "max",
+            7,
+        )
         assert space.fixed == {"train.epochs": 20, "e_step.clip": [5, 95]}
         assert problems_of(space) == []
     assert spaces.draw(python, 3, 1) == spaces.draw(other, 3, 1)
 
 
 def test_objective_mode_and_number_may_be_left_out(tmp_path: Path) -> None:
-    space = spaces.load(written(tmp_path, 'BASE = "digits"\nSPACE = {"e_step.alpha": tune.choice([1, 10])}\n'))
+    space = spaces.load(
+        written(tmp_path, 'BASE = "digits"\nSPACE = {"e_step.alpha": tune.choice([1, 10])}\n')
+    )
     assert (space.objective, space.mode, space.num_samples) == (None, None, None)
 
 
@@ -161,7 +188,12 @@ def test_source_is_the_text_that_reads_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [("temprature", "Did you mean 'temperature'?"), ("wxyz", "Shipped: all_three, alpha"), ("x.json", "a .py or .yaml file")]
+    ("given", "said"),
+    [
+        ("temprature", "Did you mean 'temperature'?"),
+        ("wxyz", "Shipped: all_three, alpha"),
+        ("x.json", "a .py or .yaml file"),
+    ],
 )
 def test_unknown_space_says_which_there_are(given: str, said: str) -> None:
     assert said in str(refused(given))
@@ -175,11 +207,17 @@ def test_missing_file_is_said(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('BASE = "digits"\ndef half(x):\n    return x / 0\nSPACE = {"e_step.alpha": half(1)}\n', "line 4: ZeroDivisionError: division by zero"),
+        (
+            'BASE = "digits"\ndef half(x):\n    return x / 0\nSPACE = {"e_step.alpha": half(1)}\n',
+            "line 4: ZeroDivisionError: division by zero",
+        ),
         ("BASE = (\n", "line 2: SyntaxError"),
         ("import no_such_module\n", "line 2: ModuleNotFoundError"),
         ('\n\nraise SystemExit("enough")\n', "line 4: SystemExit: enough"),
-        ('SPACE = {"loss.temperature": tune.loguniform(0, 1)}\n', "line 2: ValueError: LogUniform requires a lower bound greater than 0"),
+        (
+            'SPACE = {"loss.temperature": tune.loguniform(0, 1)}\n',
+            "line 2: ValueError: LogUniform requires a lower bound greater than 0",
+        ),
     ],
 )
 def test_code_that_fails_is_one_sentence_with_file_and_line(tmp_path: Path, text: str, said: str) -> None:
@@ -189,7 +227,11 @@ def test_code_that_fails_is_one_sentence_with_file_and_line(tmp_path: Path, text
 
 
 def test_all_mistakes_in_pythons_names_at_once(tmp_path: Path) -> None:
-    error = refused(written(tmp_path, 'OBJETIVE = "eval/knn_top1"\nMODE = "most"\nNUM_SAMPLES = 0\nSPACE = [1]\nHELPER = 3\n'))
+    error = refused(
+        written(
+            tmp_path, 'OBJETIVE = "eval/knn_top1"\nMODE = "most"\nNUM_SAMPLES = 0\nSPACE = [1]\nHELPER = 3\n'
+        )
+    )
     assert {problem.name: problem.message for problem in error.problems} == {
         "OBJETIVE": "unknown name; did you mean 'OBJECTIVE'?",
         "BASE": "is missing",
@@ -205,7 +247,11 @@ def test_a_misspelt_name_is_not_missing_as_well(tmp_path: Path) -> None:
 
 
 def test_a_helper_like_a_name_that_is_there_is_no_mistake(tmp_path: Path) -> None:
-    space = spaces.load(written(tmp_path, 'BASES = ["digits"]\nBASE = BASES[0]\nSPACE = {"e_step.alpha": tune.choice([1, 10])}\n'))
+    space = spaces.load(
+        written(
+            tmp_path, 'BASES = ["digits"]\nBASE = BASES[0]\nSPACE = {"e_step.alpha": tune.choice([1, 10])}\n'
+        )
+    )
     assert space.base == "digits"
 
 
@@ -247,7 +293,12 @@ space:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("[1]", "must be a mapping with base and space, not list"), ("", "not NoneType"), ("a: [", "cannot be read as YAML")]
+    ("text", "said"),
+    [
+        ("[1]", "must be a mapping with base and space, not list"),
+        ("", "not NoneType"),
+        ("a: [", "cannot be read as YAML"),
+    ],
 )
 def test_what_is_no_space_in_yaml(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(refused(written(tmp_path, text, "a.yaml")))
@@ -257,8 +308,17 @@ def test_what_is_no_space_in_yaml(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_grid_varies_the_e_step_slowest() -> None:
-    space = space_of({"e_step.num_clusters": tune.choice([[20], [40]]), "loss.temperature": tune.choice([0.1, 0.2, 0.4]), "e_step.alpha": tune.choice([1, 10])})
-    found = [(point["e_step.num_clusters"], point["e_step.alpha"], point["loss.temperature"]) for point in spaces.grid(space)]
+    space = space_of(
+        {
+            "e_step.num_clusters": tune.choice([[20], [40]]),
+            "loss.temperature": tune.choice([0.1, 0.2, 0.4]),
+            "e_step.alpha": tune.choice([1, 10]),
+        }
+    )
+    found = [
+        (point["e_step.num_clusters"], point["e_step.alpha"], point["loss.temperature"])
+        for point in spaces.grid(space)
+    ]
     assert found == [(k, alpha, tau) for k in ([20], [40]) for alpha in (1, 10) for tau in (0.1, 0.2, 0.4)]
     assert spaces.size(space) == 12
 
@@ -276,7 +336,9 @@ def test_grid_varies_the_e_step_slowest() -> None:
 )
 def test_size_counts_what_can_be_counted(domain: Domain, count: int | None) -> None:
     assert spaces.size(space_of({"a": domain})) == count
-    assert spaces.size(space_of({"a": domain, "b": tune.choice([1, 2])})) == (None if count is None else 2 * count)
+    assert spaces.size(space_of({"a": domain, "b": tune.choice([1, 2])})) == (
+        None if count is None else 2 * count
+    )
     if count is not None:
         assert len(spaces.grid(space_of({"a": domain}))) == count
 
@@ -287,7 +349,15 @@ def test_grid_of_whole_numbers_ends_before_the_upper_end() -> None:
 
 def test_no_grid_of_a_range() -> None:
     with pytest.raises(ConfigError) as caught:
-        spaces.grid(space_of({"loss.temperature": tune.loguniform(0.05, 0.5), "e_step.alpha": tune.choice([1]), "optimizer.lr": tune.uniform(0.01, 0.1)}))
+        spaces.grid(
+            space_of(
+                {
+                    "loss.temperature": tune.loguniform(0.05, 0.5),
+                    "e_step.alpha": tune.choice([1]),
+                    "optimizer.lr": tune.uniform(0.01, 0.1),
+                }
+            )
+        )
     assert [problem.name for problem in caught.value.problems] == ["loss.temperature", "optimizer.lr"]
     assert "log-uniform 0.05 … 0.5" in str(caught.value)
 
@@ -311,11 +381,20 @@ def test_draw_is_reproducible() -> None:
 
 def test_draw_stays_in_the_domains_and_is_written_as_it_is() -> None:
     points = spaces.draw(space_of(MIXED), 200, 0)
-    assert all(0.05 <= point["loss.temperature"] <= 0.5 and float(spaces.text_of(point["loss.temperature"])) == point["loss.temperature"] for point in points)
+    assert all(
+        0.05 <= point["loss.temperature"] <= 0.5
+        and float(spaces.text_of(point["loss.temperature"])) == point["loss.temperature"]
+        for point in points
+    )
     assert {point["encoder.width"] for point in points} == {4, 5, 6, 7, 8}
     assert {str(point["e_step.num_clusters"]) for point in points} == {"[20]", "[40]"}
     assert {type(value) for point in points for value in point.values()} == {float, int, list}
-    assert np.median([point["loss.temperature"] for point in points]) < 0.2 < np.median([point["e_step.alpha"] for point in points])  # by logarithm, and not
+    # by logarithm, and not
+    assert (
+        np.median([point["loss.temperature"] for point in points])
+        < 0.2
+        < np.median([point["e_step.alpha"] for point in points])
+    )
 
 
 def test_draw_of_two_knobs_is_independent() -> None:
@@ -326,25 +405,35 @@ def test_draw_of_two_knobs_is_independent() -> None:
 def test_snapped_takes_the_nearest_level() -> None:
     snapped = spaces.snapped(space_of({"loss.temperature": tune.loguniform(0.05, 0.5)}), 3)
     middle = 0.1581  # of the logarithms
-    assert [snapped({"loss.temperature": tau, "e_step.alpha": 7})["loss.temperature"] for tau in (0.05, 0.088, 0.09, 0.28, 0.29, 0.5)] == [
-        0.05,
-        0.05,
-        middle,
-        middle,
-        0.5,
-        0.5,
-    ]
-    assert snapped({"loss.temperature": 0.1, "e_step.alpha": 7}) == {"loss.temperature": middle, "e_step.alpha": 7}
+    assert [
+        snapped({"loss.temperature": tau, "e_step.alpha": 7})["loss.temperature"]
+        for tau in (0.05, 0.088, 0.09, 0.28, 0.29, 0.5)
+    ] == [0.05, 0.05, middle, middle, 0.5, 0.5]
+    assert snapped({"loss.temperature": 0.1, "e_step.alpha": 7}) == {
+        "loss.temperature": middle,
+        "e_step.alpha": 7,
+    }
     assert pickle.loads(pickle.dumps(snapped))({"loss.temperature": 0.1}) == {"loss.temperature": middle}
 
 
 def test_snapped_is_even_in_a_uniform_range() -> None:
     snapped = spaces.snapped(space_of({"loss.temperature": tune.uniform(0.1, 0.5)}), 5)
-    assert {snapped({"loss.temperature": tau})["loss.temperature"] for tau in np.linspace(0.1, 0.5, 201)} == {0.1, 0.2, 0.3, 0.4, 0.5}
+    assert {snapped({"loss.temperature": tau})["loss.temperature"] for tau in np.linspace(0.1, 0.5, 201)} == {
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+    }
 
 
 @pytest.mark.parametrize(
-    "searched", [{"loss.temperature": tune.choice([0.1, 0.3])}, {"loss.temperature": tune.quniform(0.1, 0.5, 0.1)}, {"e_step.alpha": tune.uniform(1, 2)}]
+    "searched",
+    [
+        {"loss.temperature": tune.choice([0.1, 0.3])},
+        {"loss.temperature": tune.quniform(0.1, 0.5, 0.1)},
+        {"e_step.alpha": tune.uniform(1, 2)},
+    ],
 )
 def test_snapped_leaves_what_has_no_range_of_temperatures(searched: dict[str, Any]) -> None:
     point = {"loss.temperature": 0.1234, "e_step.alpha": 1.5}
@@ -362,7 +451,11 @@ def test_snap_without_levels_and_with_too_few() -> None:
 
 def test_a_searcher_gets_primitives() -> None:
     space = space_of(
-        {"e_step.num_clusters": tune.choice([[0.01, 0.02], [50], "0.05"]), "e_step.balance": tune.choice([None, 2.0]), **{k: MIXED[k] for k in list(MIXED)[:3]}}
+        {
+            "e_step.num_clusters": tune.choice([[0.01, 0.02], [50], "0.05"]),
+            "e_step.balance": tune.choice([None, 2.0]),
+            **{k: MIXED[k] for k in list(MIXED)[:3]},
+        }
     )
     handed = spaces.to_tune(space)
     assert list(handed) == list(space.domains)
@@ -372,8 +465,12 @@ def test_a_searcher_gets_primitives() -> None:
     distributions = OptunaSearch.convert_search_space(handed)
     assert distributions["encoder.width"].high == 8
     config = configs.load("digits")
-    for text, listed in zip(handed["e_step.num_clusters"].categories, space.domains["e_step.num_clusters"].categories, strict=True):
-        assert configs.with_overrides(config, {"e_step.num_clusters": text}) == configs.with_overrides(config, {"e_step.num_clusters": listed})
+    for text, listed in zip(
+        handed["e_step.num_clusters"].categories, space.domains["e_step.num_clusters"].categories, strict=True
+    ):
+        assert configs.with_overrides(config, {"e_step.num_clusters": text}) == configs.with_overrides(
+            config, {"e_step.num_clusters": listed}
+        )
 
 
 # --- words
@@ -469,34 +566,53 @@ SPACE = {
 
 def test_a_k_that_does_not_fit_needs_the_data_to_show() -> None:
     space = space_of({"e_step.num_clusters": tune.choice(["0.02,0.04", "0.0005", [40, 2000]])})
-    assert [(problem.name, problem.value) for problem in problems_of(space)] == [("e_step.num_clusters", [0.0005]), ("e_step.num_clusters", [40, 2000])]
+    assert [(problem.name, problem.value) for problem in problems_of(space)] == [
+        ("e_step.num_clusters", [0.0005]),
+        ("e_step.num_clusters", [40, 2000]),
+    ]
     assert "1438 training images" in problems_of(space)[1].message
     assert problems_of(space, num_images=0) == []
     assert problems_of(space, num_images=100_000) == []
 
 
 def test_of_a_choice_each_value_is_told() -> None:
-    found = problems_of(space_of({"e_step.num_clusters": tune.choice([[2000], [40], [3000]]), "e_step.alpha": tune.choice([1, 10])}))
+    found = problems_of(
+        space_of(
+            {"e_step.num_clusters": tune.choice([[2000], [40], [3000]]), "e_step.alpha": tune.choice([1, 10])}
+        )
+    )
     assert [problem.value for problem in found] == [[2000], [3000]]
 
 
 def test_a_k_of_the_recipe_that_does_not_fit_is_no_mistake_where_k_is_swept() -> None:
-    assert problems_of(space_of({"e_step.num_clusters": tune.choice([[20], [40]])}), "e_step.num_clusters=5000") == []
+    assert (
+        problems_of(space_of({"e_step.num_clusters": tune.choice([[20], [40]])}), "e_step.num_clusters=5000")
+        == []
+    )
     (problem,) = problems_of(space_of({"e_step.alpha": tune.choice([1, 10])}), "e_step.num_clusters=5000")
     assert (problem.name, problem.value) == ("e_step.num_clusters", [5000])
     assert "(with" not in problem.message  # the recipe's own
 
 
 def test_values_that_only_clash_together_are_found_with_their_point() -> None:
-    space = space_of({"e_step.num_clusters": tune.choice([[50], [20]]), "loss.temperature": tune.choice([0.1, 0.2])})
+    space = space_of(
+        {"e_step.num_clusters": tune.choice([[50], [20]]), "loss.temperature": tune.choice([0.1, 0.2])}
+    )
     (problem,) = problems_of(space, "loss.negative_prototypes=30")
     assert (problem.name, problem.value) == ("loss.negative_prototypes", 30)
     assert "(with e_step.num_clusters = 20, loss.temperature = 0.1)" in problem.message
-    both = {"loss.negative_prototypes": tune.choice([10, 30]), "e_step.num_clusters": tune.choice([[50], [20]])}
-    assert [(problem.name, problem.value) for problem in problems_of(space_of(both))] == [("loss.negative_prototypes", 30)]
+    both = {
+        "loss.negative_prototypes": tune.choice([10, 30]),
+        "e_step.num_clusters": tune.choice([[50], [20]]),
+    }
+    assert [(problem.name, problem.value) for problem in problems_of(space_of(both))] == [
+        ("loss.negative_prototypes", 30)
+    ]
 
 
-@pytest.mark.parametrize("more", [{}, {"loss.temperature": tune.uniform(0.1, 0.2)}, {"e_step.iterations": tune.randint(1, 900)}])
+@pytest.mark.parametrize(
+    "more", [{}, {"loss.temperature": tune.uniform(0.1, 0.2)}, {"e_step.iterations": tune.randint(1, 900)}]
+)
 def test_a_clash_away_from_the_first_values_is_found_in_grids_and_ranges(more: dict[str, Domain]) -> None:
     searched = {
         "loss.negative_prototypes": tune.choice([10, 30]),
@@ -515,7 +631,9 @@ def test_of_a_range_one_value_stands_for_all() -> None:
 
 def test_the_last_whole_number_is_tried_and_not_the_one_after() -> None:
     assert problems_of(space_of({"encoder.width": tune.randint(4, 257)})) == []
-    assert [problem.value for problem in problems_of(space_of({"encoder.width": tune.randint(4, 258)}))] == [257]
+    assert [problem.value for problem in problems_of(space_of({"encoder.width": tune.randint(4, 258)}))] == [
+        257
+    ]
 
 
 @pytest.mark.parametrize(
@@ -533,7 +651,9 @@ def test_the_last_whole_number_is_tried_and_not_the_one_after() -> None:
         ("seed", [0, 1], "--seeds"),
     ],
 )
-def test_what_is_no_hyper_parameter_is_not_swept_but_may_be_set(name: str, values: list[Any], said: str) -> None:
+def test_what_is_no_hyper_parameter_is_not_swept_but_may_be_set(
+    name: str, values: list[Any], said: str
+) -> None:
     (problem,) = problems_of(space_of({name: tune.choice(values), "e_step.alpha": tune.choice([1, 10])}))
     assert problem.name == name
     assert said in problem.message
@@ -552,7 +672,13 @@ def test_a_space_without_domains_is_a_mistake() -> None:
 
 
 def test_grid_search_of_no_list(tmp_path: Path) -> None:
-    space = spaces.load(written(tmp_path, 'BASE = "digits"\nSPACE = {"e_step.alpha": {"grid_search": 5}, "loss.temperature": tune.uniform(0.1, 0.2)}\n'))
+    space = spaces.load(
+        written(
+            tmp_path,
+            'BASE = "digits"\nSPACE = {"e_step.alpha": {"grid_search": 5}, "loss.temperature":'
+            " tune.uniform(0.1, 0.2)}\n",
+        )
+    )
     (problem,) = problems_of(space)
     assert (problem.name, problem.message) == ("e_step.alpha", "grid_search takes a list of values")
 

@@ -38,7 +38,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an S3 server of this machine."""
     port = free_port()
     log = (tmp_path_factory.mktemp("s3") / "log").open("w")
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
+    )
     try:
         for _ in range(300):
             try:
@@ -57,11 +59,17 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.fixture
 def bucket(s3_server: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """The URI of an empty bucket."""
-    for name, value in {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "something", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "something",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     name = f"bucket-{abs(hash(request.node.nodeid)):x}"
-    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{s3_server}/{name}", method="PUT"), timeout=20).close()
+    urllib.request.urlopen(
+        urllib.request.Request(f"http://127.0.0.1:{s3_server}/{name}", method="PUT"), timeout=20
+    ).close()
     return f"s3://{name}/results/of%20all?endpoint_override=127.0.0.1:{s3_server}&scheme=http"
 
 
@@ -90,7 +98,11 @@ def train(*words: str) -> int:
 def weights(name: str, epoch: int = 4) -> dict[str, Any]:
     state = checkpoint.load(folder(name) / f"checkpoints/epoch_{epoch:05d}.pt")
     assert state.clusters is not None
-    learnt = {**state.learner["model"], "queue": state.learner["queue"]["keys"], "prototypes": state.clusters.clusterings[1].prototypes}
+    learnt = {
+        **state.learner["model"],
+        "queue": state.learner["queue"]["keys"],
+        "prototypes": state.clusters.clusterings[1].prototypes,
+    }
     return {name: value for name, value in learnt.items() if isinstance(value, torch.Tensor)}
 
 
@@ -135,7 +147,9 @@ def stopped_in(epoch: int, name: str, uri: str) -> None:
         ("s3://[bucket/path", "s3://bucket/path"),
     ],
 )
-def test_a_storage_that_cannot_be_meant_is_refused_without_showing_secrets(written: str, way_out: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_storage_that_cannot_be_meant_is_refused_without_showing_secrets(
+    written: str, way_out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert way_out in (storage.problem(written) or "")
     assert train(_PLACE.format(written)) == 2
     said = capsys.readouterr().err
@@ -207,7 +221,13 @@ def test_half_of_an_object_is_never_there(uri: str, tmp_path: Path, monkeypatch:
                 raise OSError(5, "Input/output error")
             return self.inner.read(size)
 
-    monkeypatch.setattr(Path, "open", lambda self, *words, **more: Breaks(real(self, *words, **more)) if self == file else real(self, *words, **more))
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda self, *words, **more: (
+            Breaks(real(self, *words, **more)) if self == file else real(self, *words, **more)
+        ),
+    )
     with pytest.raises(RunFailed, match="could not be put there .*Input/output error"):
         place.put(file, "checkpoints/epoch_00001.pt")
     assert place.listed("checkpoints") == {}
@@ -235,7 +255,11 @@ def test_another_try_where_that_helps(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_a_checkpoint_is_fetched_again_only_where_it_is_another(tmp_path: Path) -> None:
-    place, first, second = storage.of_run(str(tmp_path / "shared"), "one"), tmp_path / "here", tmp_path / "there"
+    place, first, second = (
+        storage.of_run(str(tmp_path / "shared"), "one"),
+        tmp_path / "here",
+        tmp_path / "there",
+    )
     first.mkdir()
     for epoch, content in ((1, b"one"), (2, b"two"), (10, b"ten")):
         path = first / f"epoch_{epoch:05d}.pt"
@@ -274,7 +298,11 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("uri", [pytest.param("path", marks=pytest.mark.slow), "s3"], indirect=True)
 def test_a_run_goes_on_from_its_storage_where_everything_else_is_lost(
-    uri: str, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    uri: str,
+    whole: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stopped_in(2, "cut", uri)
     began = json.loads((folder("cut") / "state.json").read_text())["began_at"]
@@ -301,11 +329,15 @@ def test_a_run_goes_on_from_its_storage_where_everything_else_is_lost(
     assert (folder("cut") / "report.html").is_file()
 
 
-def test_the_environment_names_the_storage_and_the_run_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_names_the_storage_and_the_run_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv(storage.VARIABLE, str(tmp_path / "shared"))
     config = request.check("digits", TINY).config
     assert config.resources.storage == str(tmp_path / "shared")
-    assert request.check("digits", [*TINY, _PLACE.format(tmp_path / "other")]).config.resources.storage == str(tmp_path / "other")
+    assert request.check(
+        "digits", [*TINY, _PLACE.format(tmp_path / "other")]
+    ).config.resources.storage == str(tmp_path / "other")
     monkeypatch.delenv(storage.VARIABLE)
     assert request.changed(config, []) == config
     assert request.changed(config, ["resources.storage=null"]).resources.storage is None
@@ -319,11 +351,15 @@ def test_a_run_moves_to_a_storage_when_it_goes_on(whole: dict[str, Any], tmp_pat
     shared = tmp_path / "shared"
     assert cli.main(["train", "--resume", "one", _PLACE.format(shared)]) == 0
     assert_same(whole, weights("one"))
-    assert (shared / "runs/one/checkpoints/epoch_00004.pt").read_bytes() == (folder("one") / "checkpoints/epoch_00004.pt").read_bytes()
+    assert (shared / "runs/one/checkpoints/epoch_00004.pt").read_bytes() == (
+        folder("one") / "checkpoints/epoch_00004.pt"
+    ).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_run_that_went_on_elsewhere_is_caught_up_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_went_on_elsewhere_is_caught_up_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = _PLACE.format(tmp_path / "shared")
     assert train("--name", "one", "train.epochs=2", place) == 0
     here = os.environ["PCL_RAY_HOME"]
@@ -337,10 +373,16 @@ def test_a_run_that_went_on_elsewhere_is_caught_up_with(monkeypatch: pytest.Monk
     assert_same(there, weights("one", 3))
 
 
-def test_a_storage_that_does_not_answer_is_refused_before_anything(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_storage_that_does_not_answer_is_refused_before_anything(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "a file").write_text("")
     nobody = f"s3://bucket/path?endpoint_override=127.0.0.1:{free_port()}&scheme=http&region=x"
-    for written, reason in ((nobody, "connect"), (tmp_path / "a file", "exists"), (home(), "PCL_RAY_HOME, where everything is already")):
+    for written, reason in (
+        (nobody, "connect"),
+        (tmp_path / "a file", "exists"),
+        (home(), "PCL_RAY_HOME, where everything is already"),
+    ):
         assert train("--name", "one", _PLACE.format(written)) == 2
         assert reason in capsys.readouterr().err
     assert not folder("one").exists()
@@ -390,12 +432,17 @@ def test_a_name_is_taken_where_the_storage_has_it(tmp_path: Path, capsys: pytest
 def _owned(shared: Path, **owner: Any) -> Path:
     """A run that began elsewhere, and who is said to train it."""
     place = storage.of_run(str(shared), "one")
-    place.write("config.yaml", request.check("digits", [*TINY, "train.epochs=2", _PLACE.format(shared)]).config.to_yaml().encode())
+    place.write(
+        "config.yaml",
+        request.check("digits", [*TINY, "train.epochs=2", _PLACE.format(shared)]).config.to_yaml().encode(),
+    )
     place.write("owner.json", json.dumps(owner).encode())
     return shared / "runs/one/owner.json"
 
 
-def test_a_run_that_another_machine_trains_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_another_machine_trains_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(storage.VARIABLE, str(tmp_path / "shared"))
     file = _owned(tmp_path / "shared", host="elsewhere", pid=12, machine="another")
     before = file.read_text()
@@ -426,7 +473,9 @@ def test_a_driver_of_this_machine_that_was_killed_is_not_waited_for(tmp_path: Pa
             assert not file.exists()
 
 
-def test_a_beat_that_is_slow_does_not_say_that_a_run_is_trained_which_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_beat_that_is_slow_does_not_say_that_a_run_is_trained_which_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun, write = threading.Event(), storage.Storage.write
 
     def slow(place: storage.Storage, key: str, content: bytes) -> storage.Entry:
@@ -445,8 +494,12 @@ def test_a_beat_that_is_slow_does_not_say_that_a_run_is_trained_which_has_ended(
     assert not (tmp_path / "shared/runs/one/owner.json").exists()
 
 
-@pytest.mark.parametrize("failure", [RunFailed("the network is away"), OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_run_that_did_not_start_is_free_at_once(failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "failure", [RunFailed("the network is away"), OSError(28, "No space left on device"), KeyboardInterrupt()]
+)
+def test_a_run_that_did_not_start_is_free_at_once(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = _owned(tmp_path / "shared", host="elsewhere", pid=12, machine="another")
     old = time.time() - 2 * owner.FRESH_S
     os.utime(file, (old, old))
@@ -464,7 +517,9 @@ def test_a_run_that_did_not_start_is_free_at_once(failure: BaseException, tmp_pa
     assert not file.exists()
 
 
-def test_the_owner_is_removed_where_the_last_files_cannot_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_owner_is_removed_where_the_last_files_cannot_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     warned: list[str] = []
     write = storage.Storage.write
 
@@ -473,7 +528,10 @@ def test_the_owner_is_removed_where_the_last_files_cannot_be_sent(tmp_path: Path
             raise RunFailed("no more figures here")
         return write(place, key, content)
 
-    with RunFolder.create("one", request.check("digits", TINY).config) as here, kept.Keeper(here, str(tmp_path / "shared"), warned.append, new=True):
+    with (
+        RunFolder.create("one", request.check("digits", TINY).config) as here,
+        kept.Keeper(here, str(tmp_path / "shared"), warned.append, new=True),
+    ):
         (here.path / "figures.csv").write_text("epoch")
         monkeypatch.setattr(storage.Storage, "write", no_figures)
     assert len(warned) == 1
@@ -481,7 +539,9 @@ def test_the_owner_is_removed_where_the_last_files_cannot_be_sent(tmp_path: Path
     assert not (tmp_path / "shared/runs/one/owner.json").exists()
 
 
-def test_a_run_that_was_taken_over_ends_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_was_taken_over_ends_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(kept, "_BEAT_S", 0.02)
     owner = tmp_path / "shared/runs/one/owner.json"
 
@@ -514,7 +574,11 @@ def test_a_configuration_with_credentials_is_not_gone_on_with(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_an_s3_server_that_is_killed_ends_the_run(
-    tmp_path: Path, bucket: str, s3_server: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    bucket: str,
+    s3_server: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The server that goes away is a relay in front of the real one."""
     relay = _Relay(s3_server)
@@ -575,7 +639,12 @@ mount -t tmpfs none "$PCL_RAY_HOME" && exec ray start --address=127.0.0.1:{port}
 
 def _own_mounts() -> bool:
     try:
-        return subprocess.run(["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True, timeout=20).returncode == 0
+        return (
+            subprocess.run(
+                ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True, timeout=20
+            ).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -586,19 +655,53 @@ def test_nodes_that_share_no_files(tmp_path: Path, bucket: str) -> None:
     """Three nodes of one machine, of which two see an empty PCL_RAY_HOME of their own."""
     home().mkdir(parents=True)
     port = free_port()
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    head = ["ray", "start", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--block"]
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    head = [
+        "ray",
+        "start",
+        "--head",
+        f"--port={port}",
+        "--num-cpus=1",
+        "--include-dashboard=false",
+        "--block",
+    ]
     nodes: list[subprocess.Popen[bytes]] = []
     with (tmp_path / "nodes.log").open("w") as log:
         try:
-            for command in (head, *(["unshare", "-m", "sh", "-c", _NODE.format(port=port)] for _ in range(2))):
-                nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+            for command in (
+                head,
+                *(["unshare", "-m", "sh", "-c", _NODE.format(port=port)] for _ in range(2)),
+            ):
+                nodes.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
                 time.sleep(12)
             environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-            for words in (["digits", *DIGITS_RUN, "resources.workers=2", "train.epochs=2", "--name", "one", _PLACE.format(bucket)], ["--resume", "one"]):
-                ended = subprocess.run(["pcl-ray", "train", *words], env=environment, capture_output=True, text=True, timeout=300)
+            for words in (
+                [
+                    "digits",
+                    *DIGITS_RUN,
+                    "resources.workers=2",
+                    "train.epochs=2",
+                    "--name",
+                    "one",
+                    _PLACE.format(bucket),
+                ],
+                ["--resume", "one"],
+            ):
+                ended = subprocess.run(
+                    ["pcl-ray", "train", *words], env=environment, capture_output=True, text=True, timeout=300
+                )
                 assert ended.returncode == 0, ended.stderr
-            assert checkpoint_storage.names(storage.of_run(bucket, "one")) == ["epoch_00001.pt", "epoch_00002.pt"]
+            assert checkpoint_storage.names(storage.of_run(bucket, "one")) == [
+                "epoch_00001.pt",
+                "epoch_00002.pt",
+            ]
             assert (folder("one") / "checkpoints/epoch_00002.pt").is_file()
         finally:
             for node in reversed(nodes):

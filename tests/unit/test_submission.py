@@ -14,11 +14,24 @@ from pcl_ray.service.dashboard import Cluster
 
 
 def told(monkeypatch: pytest.MonkeyPatch, content: object) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", content if isinstance(content, str) else json.dumps(content))
+    monkeypatch.setenv(
+        "RAY_JOB_CONFIG_JSON_ENV_VAR", content if isinstance(content, str) else json.dumps(content)
+    )
 
 
 def test_a_job_knows_its_number_and_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    told(monkeypatch, {"metadata": {"job_submission_id": "raysubmit_1", "job_name": "raysubmit_1", "pcl_ray.run": "mine", "sweep": "s", "owner": "me"}})
+    told(
+        monkeypatch,
+        {
+            "metadata": {
+                "job_submission_id": "raysubmit_1",
+                "job_name": "raysubmit_1",
+                "pcl_ray.run": "mine",
+                "sweep": "s",
+                "owner": "me",
+            }
+        },
+    )
     assert submission.current() == submission.Submission("raysubmit_1", {"sweep": "s", "owner": "me"})
     assert submission.tags() == {"ray.submission_id": "raysubmit_1", "job.sweep": "s", "job.owner": "me"}
 
@@ -29,7 +42,10 @@ def test_metadata_that_look_like_a_secret_are_not_shown(monkeypatch: pytest.Monk
     assert submission.tags() == {"ray.submission_id": "x", "job.monkey": "fine"}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", {}, {"metadata": None}, {"metadata": {}}, {"metadata": {"job_submission_id": 3}}])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", {}, {"metadata": None}, {"metadata": {}}, {"metadata": {"job_submission_id": 3}}],
+)
 def test_elsewhere_there_is_no_job(monkeypatch: pytest.MonkeyPatch, content: object) -> None:
     told(monkeypatch, content)
     assert submission.current() is None
@@ -54,7 +70,9 @@ def test_only_a_job_s_driver_hides_the_gpus_from_itself(monkeypatch: pytest.Monk
 def test_the_line_names_run_and_job_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     to = Cluster("http://127.0.0.1:8265", "t0ken")
-    line = submit.line(to, "train", ["digits", "--name", "mine"], "mine", memory_gb=1, wait=False, folder=None)
+    line = submit.line(
+        to, "train", ["digits", "--name", "mine"], "mine", memory_gb=1, wait=False, folder=None
+    )
     words = list(line.command)
     assert words[:3] == ["ray", "job", "submit"]
     assert words[words.index("--entrypoint-memory") + 1] == "1000000000"
@@ -62,12 +80,23 @@ def test_the_line_names_run_and_job_for_each_other(monkeypatch: pytest.MonkeyPat
     assert "mine" in words[words.index("--submission-id") + 1]
     assert "--no-wait" in words
     assert "--entrypoint-num-gpus" not in words
-    assert words[words.index("--") :] == ["--", "python", "-m", "pcl_ray.cli", "train", "digits", "--name", "mine"]
+    assert words[words.index("--") :] == [
+        "--",
+        "python",
+        "-m",
+        "pcl_ray.cli",
+        "train",
+        "digits",
+        "--name",
+        "mine",
+    ]
     assert "t0ken" not in str(line)
     assert str(line).startswith("RAY_AUTH_MODE=")
 
 
-def test_a_checkout_is_uploaded_and_elsewhere_the_recipe_alone(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_is_uploaded_and_elsewhere_the_recipe_alone(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("train: {epochs: 3}\n")
     (tmp_path / "huge.bin").write_bytes(b"0")
@@ -90,12 +119,24 @@ def test_a_checkout_is_uploaded_and_elsewhere_the_recipe_alone(tmp_path: Any, mo
     ("words", "ends"),
     [
         (["digits", "--name", "a1"], ["train", "digits", "--name", "a1"]),
-        (["--no-wait", "train", "data.limit=300", "digits", "--name=a2", "--memory-gb", "2"], ["train", "data.limit=300", "digits", "--name=a2"]),
-        (["sweep", "--samples", "2", "temperature", "--name", "s1"], ["sweep", "--samples", "2", "temperature", "--name", "s1"]),
+        (
+            ["--no-wait", "train", "data.limit=300", "digits", "--name=a2", "--memory-gb", "2"],
+            ["train", "data.limit=300", "digits", "--name=a2"],
+        ),
+        (
+            ["sweep", "--samples", "2", "temperature", "--name", "s1"],
+            ["sweep", "--samples", "2", "temperature", "--name", "s1"],
+        ),
         (["--resume", "old"], ["train", "--resume", "old"]),
     ],
 )
-def test_words_keep_their_order(words: list[str], ends: list[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_keep_their_order(
+    words: list[str],
+    ends: list[str],
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["submit", *words, "--print"]) == 0
     assert capsys.readouterr().out.strip().endswith(" ".join(["-- python -m pcl_ray.cli", *ends]))
@@ -117,12 +158,25 @@ def test_words_keep_their_order(words: list[str], ends: list[str], tmp_path: Any
         (["digits", "--memory-gb", "1e308"], "0.01 to 100000"),
     ],
 )
-def test_what_train_or_sweep_would_refuse_is_not_sent(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_train_or_sweep_would_refuse_is_not_sent(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["submit", *words, "--print"]) == 2
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("address", ["", "nonsense", "http://", "http://host", "ftp://host:1", "http://me:pw@host:8265", "http://host:99999999"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "nonsense",
+        "http://",
+        "http://host",
+        "ftp://host:1",
+        "http://me:pw@host:8265",
+        "http://host:99999999",
+    ],
+)
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="not the address of a cluster's dashboard"):
         dashboard.checked_address(address)
@@ -184,7 +238,9 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_started(which: str) -> Non
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        ports = head.Ports(**({name: free_port() for name in ("ray", "dashboard", "metrics", "mlflow")} | {which: port}))
+        ports = head.Ports(
+            **({name: free_port() for name in ("ray", "dashboard", "metrics", "mlflow")} | {which: port})
+        )
         with pytest.raises(ConfigError, match=f"port {port} cannot be had"):
             head.up(head.Wish(ports=ports), said.append)
     assert head.recorded() is None
@@ -200,7 +256,11 @@ def test_what_was_started_ends_where_the_rest_fails(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RunFailed, match="Ray ended at once"):
         head.up(head.Wish(ports=ports), lambda text: None)
     assert head.recorded() is None
-    assert [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr.port == ports.mlflow] == []
+    assert [
+        one
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == ports.mlflow
+    ] == []
 
 
 def test_a_remote_store_s_password_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +310,9 @@ def test_a_token_goes_neither_through_a_proxy_nor_elsewhere(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("named", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
-def test_a_token_that_the_user_names_goes_before_that_of_our_head(named: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_the_user_names_goes_before_that_of_our_head(
+    named: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     import psutil
@@ -262,12 +324,20 @@ def test_a_token_that_the_user_names_goes_before_that_of_our_head(named: str, tm
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     assert submit.cluster(None) == Cluster("http://127.0.0.1:8265", "ours")
-    assert submit.environment(submit.cluster(None)) == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file())}
+    assert submit.environment(submit.cluster(None)) == {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(head.token_file()),
+    }
     (tmp_path / "theirs").write_text("theirs\n")
     monkeypatch.setenv(named, "theirs" if named == "RAY_AUTH_TOKEN" else str(tmp_path / "theirs"))
     assert submit.cluster("127.0.0.1:8265") == Cluster("http://127.0.0.1:8265", "theirs")
     monkeypatch.delenv(named)
-    head._record(head.Up("127.0.0.1", head.Ports(), "http://127.0.0.1:5000", ray=head.Known(os.getpid(), me.created - 100)))  # it has ended
+    # it has ended
+    head._record(
+        head.Up(
+            "127.0.0.1", head.Ports(), "http://127.0.0.1:5000", ray=head.Known(os.getpid(), me.created - 100)
+        )
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     assert submit.cluster("127.0.0.1:8265") == Cluster("http://127.0.0.1:8265", "")
 
@@ -323,8 +393,18 @@ def test_what_speaks_no_http_is_said_and_no_token_is_repeated() -> None:
 
 def test_nothing_is_known_of_a_head_whose_record_is_damaged() -> None:
     head.folder().mkdir(parents=True)
-    odd = [f'{{"host": "h", "ports": {{}}, "mlflow_uri": "", "ray": {{"pid": {pid}, "created": 1.5}}}}' for pid in ('"abc"', "-5", "1e30", "1", "null")]
-    for text in (*odd, "", "{", "[]", '{"host": 3}', '{"host": "h", "ports": {}, "mlflow_uri": "", "ray": {"pid": 1}}'):
+    odd = [
+        f'{{"host": "h", "ports": {{}}, "mlflow_uri": "", "ray": {{"pid": {pid}, "created": 1.5}}}}'
+        for pid in ('"abc"', "-5", "1e30", "1", "null")
+    ]
+    for text in (
+        *odd,
+        "",
+        "{",
+        "[]",
+        '{"host": 3}',
+        '{"host": "h", "ports": {}, "mlflow_uri": "", "ray": {"pid": 1}}',
+    ):
         (head.folder() / "up.json").write_text(text)
         assert head.recorded() is None
     assert head.down(lambda text: None) is False

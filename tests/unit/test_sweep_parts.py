@@ -20,19 +20,29 @@ def at_a_time(words: tuple[str, ...], nodes: list[dict[str, float]]) -> int:
     ("words", "nodes", "expected"),
     [
         (("resources.workers=0",), [{"CPU": 2.0}], 2),
-        (("resources.workers=0", "resources.cpus_per_worker=4"), [{"CPU": 7.0}, {"CPU": 7.0}], 2),  # not 3: a trial lies on one node
+        # not 3: a trial lies on one node
+        (("resources.workers=0", "resources.cpus_per_worker=4"), [{"CPU": 7.0}, {"CPU": 7.0}], 2),
         (("resources.workers=0", "resources.gpus_per_worker=0.25"), [{"CPU": 16.0, "GPU": 2.0}], 8),
-        (("resources.workers=0", "resources.gpus_per_worker=0.3"), [{"CPU": 16.0, "GPU": 2.0}], 6),  # three a GPU: no share spans two
+        # three a GPU: no share spans two
+        (("resources.workers=0", "resources.gpus_per_worker=0.3"), [{"CPU": 16.0, "GPU": 2.0}], 6),
         (("resources.workers=0", "resources.gpus_per_worker=0.25"), [{"CPU": 3.0, "GPU": 2.0}], 3),
-        (("resources.workers=2", "resources.gpus_per_worker=1", "resources.e_step_gpus=1"), [{"CPU": 64.0, "GPU": 8.0}], 2),  # 3 GPUs each, with the actor
+        # 3 GPUs each, with the actor
+        (
+            ("resources.workers=2", "resources.gpus_per_worker=1", "resources.e_step_gpus=1"),
+            [{"CPU": 64.0, "GPU": 8.0}],
+            2,
+        ),
         (("resources.workers=2", "resources.gpus_per_worker=1"), [{"CPU": 64.0, "GPU": 8.0}], 4),
-        (("resources.workers=2",), [{"CPU": 4.0}], 1),  # 2 workers, the actor, and what follows them: no second one
+        # 2 workers, the actor, and what follows them: no second one
+        (("resources.workers=2",), [{"CPU": 4.0}], 1),
         (("resources.workers=2",), [{"CPU": 3.0}], 0),
         (("resources.workers=0", "resources.gpus_per_worker=1"), [{"CPU": 64.0}], 0),
         (("resources.workers=4", "resources.gpus_per_worker=1"), [{"CPU": 8.0, "GPU": 2.0}] * 3, 1),
     ],
 )
-def test_trials_at_a_time_count_workers_and_actor(words: tuple[str, ...], nodes: list[dict[str, float]], expected: int) -> None:
+def test_trials_at_a_time_count_workers_and_actor(
+    words: tuple[str, ...], nodes: list[dict[str, float]], expected: int
+) -> None:
     assert at_a_time(words, nodes) == expected
 
 
@@ -54,7 +64,9 @@ def test_what_cannot_compare_trials_is_refused_with_the_reason(metric: str, why:
     assert why in str(problem)
 
 
-@pytest.mark.parametrize("metric", ["eval/knn_top1", "eval/rankme", "eval/lidar", "eval/areq", "cluster/0/ami", "cluster/2/ari"])
+@pytest.mark.parametrize(
+    "metric", ["eval/knn_top1", "eval/rankme", "eval/lidar", "eval/areq", "cluster/0/ami", "cluster/2/ari"]
+)
 def test_what_can_compare_trials_is_taken(metric: str) -> None:
     assert not list(objective.problems(metric, None, labelled=True))
 
@@ -93,7 +105,9 @@ def test_collapse_is_refused_where_no_labels_would_show_it(change: dict[str, flo
 
 
 def test_settings_name_every_mistake_and_the_right_name() -> None:
-    found, problems = settings.read({"sweep.seeds": 0, "sweep.sampels": 3, "sweep.scheduler": "ahsa", "sweep.samples": 7})
+    found, problems = settings.read(
+        {"sweep.seeds": 0, "sweep.sampels": 3, "sweep.scheduler": "ahsa", "sweep.samples": 7}
+    )
     assert found.samples == 7
     assert sorted(problem.name for problem in problems) == ["sweep.sampels", "sweep.scheduler", "sweep.seeds"]
     said = "\n".join(map(str, problems))
@@ -101,7 +115,10 @@ def test_settings_name_every_mistake_and_the_right_name() -> None:
     assert "asha" in said
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1d", 86400), ("0.5h", 1800)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1d", 86400), ("0.5h", 1800)],
+)
 def test_budgets_are_written_as_people_write_times(text: str, seconds: float) -> None:
     assert cli_sweep.seconds(text) == seconds
 

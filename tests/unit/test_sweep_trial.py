@@ -1,4 +1,6 @@
-"""Trials of a sweep in one process: shared warm-ups bit by bit, ends of all kinds, members of a population."""
+"""Trials of a sweep in one process: shared warm-ups bit by bit, ends of all kinds, members of a
+population.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,36 @@ from pcl_ray.service.sweep.settings import SweepConfig
 from pcl_ray.service.sweep.trial import Setting, Trial
 from pcl_ray.service.sweep.warmups import Warmups
 
-BASE = config.load("digits", (*DIGITS_RUN, "train.epochs=5", "e_step.warmup_epochs=2", "resources.workers=0", "e_step.threads=1"))
+BASE = config.load(
+    "digits",
+    (*DIGITS_RUN, "train.epochs=5", "e_step.warmup_epochs=2", "resources.workers=0", "e_step.threads=1"),
+)
 SPLITS = datasets.load(BASE.data, cache_dir=Path("unused"))
 
 
 def setting(base: config.RunConfig = BASE, metric: str = "eval/knn_top1", **knobs: Any) -> Setting:
-    return Setting("s", base, SweepConfig(**knobs), objective.of(metric), len(SPLITS.train), SPLITS.num_holdout, "f", str(home()), None)
+    return Setting(
+        "s",
+        base,
+        SweepConfig(**knobs),
+        objective.of(metric),
+        len(SPLITS.train),
+        SPLITS.num_holdout,
+        "f",
+        str(home()),
+        None,
+    )
 
 
 def here(job: Job, post: Post) -> Iterator[int]:
-    return epochs(job, SPLITS, device=torch.device("cpu"), e_step=LocalEStep(job.config, SPLITS), share=lambda value: value, post=post)
+    return epochs(
+        job,
+        SPLITS,
+        device=torch.device("cpu"),
+        e_step=LocalEStep(job.config, SPLITS),
+        share=lambda value: value,
+        post=post,
+    )
 
 
 def office() -> Warmups:
@@ -56,7 +78,10 @@ def state_of(name: str) -> checkpoint.RunState:
 
 def figures(state: checkpoint.RunState) -> list[dict[str, float]]:
     """Without what is measured by the clock."""
-    return [{name: value for name, value in entry["metrics"].items() if not name.startswith("perf/")} for entry in state.history]
+    return [
+        {name: value for name, value in entry["metrics"].items() if not name.startswith("perf/")}
+        for entry in state.history
+    ]
 
 
 def assert_same(one: checkpoint.RunState, two: checkpoint.RunState) -> None:
@@ -86,10 +111,15 @@ def assert_equal(one: Any, two: Any, where: str) -> None:
         assert one == two, where
 
 
-@pytest.mark.parametrize("extra", [{}, {"e_step.features": "bank"}, {"e_step.overlap": True, "e_step.switch_step": 1}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"e_step.features": "bank"}, {"e_step.overlap": True, "e_step.switch_step": 1}]
+)
 def test_a_trial_on_a_shared_warmup_is_bit_by_bit_what_it_is_alone(extra: dict[str, Any]) -> None:
     base = config.with_overrides(BASE, extra)
-    first, second = (Point({"e_step.alpha": alpha, "e_step.num_clusters": k}, 3) for alpha, k in ((10.0, "6,12"), (1.0, "9")))
+    first, second = (
+        Point({"e_step.alpha": alpha, "e_step.num_clusters": k}, 3)
+        for alpha, k in ((10.0, "6,12"), (1.0, "9"))
+    )
     shared = setting(base)
     desk = office()
     to_its_end(Trial(first, shared, here, desk))
@@ -106,14 +136,25 @@ def test_a_trial_on_a_shared_warmup_is_bit_by_bit_what_it_is_alone(extra: dict[s
 
 
 def test_another_temperature_or_seed_has_a_warmup_of_its_own() -> None:
-    keys = {warmups.key_of(Point({"loss.temperature": t}, s).config(BASE)) for t in (0.1, 0.2) for s in (0, 1)}
+    keys = {
+        warmups.key_of(Point({"loss.temperature": t}, s).config(BASE)) for t in (0.1, 0.2) for s in (0, 1)
+    }
     assert len(keys) == 4
-    later = {"e_step.alpha": 3.0, "e_step.num_clusters": "5", "loss.prototype_weight": 0.5, "e_step.restarts": 3}
+    later = {
+        "e_step.alpha": 3.0,
+        "e_step.num_clusters": "5",
+        "loss.prototype_weight": 0.5,
+        "e_step.restarts": 3,
+    }
     assert warmups.key_of(Point(later, 0).config(BASE)) == warmups.key_of(Point({}, 0).config(BASE))
-    assert warmups.key_of(Point({"e_step.warmup_epochs": 3}, 0).config(BASE)) != warmups.key_of(Point({}, 0).config(BASE))
+    assert warmups.key_of(Point({"e_step.warmup_epochs": 3}, 0).config(BASE)) != warmups.key_of(
+        Point({}, 0).config(BASE)
+    )
 
 
-def test_a_trial_waits_while_another_trains_its_warmup_and_takes_over_when_that_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_waits_while_another_trains_its_warmup_and_takes_over_when_that_one_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pcl_ray.service.sweep.trial._WAIT_S", 0)
     desk = office()
     key = warmups.key_of(BASE)
@@ -155,7 +196,15 @@ def test_a_point_that_was_trained_already_gives_its_result_at_once() -> None:
     point = Point({"e_step.alpha": 2.0}, 0)
     last = to_its_end(Trial(point, setting(), here, office()))[-1]
     again = Trial(point, setting(), here, office()).step()
-    assert again == {"epoch": 5, "of": 5, "done": True, "known": True, "early": False, "run": last["run"], "score": last["score"]}
+    assert again == {
+        "epoch": 5,
+        "of": 5,
+        "done": True,
+        "known": True,
+        "early": False,
+        "run": last["run"],
+        "score": last["score"],
+    }
 
 
 def test_one_that_its_scheduler_stopped_stays_stopped() -> None:
@@ -170,7 +219,10 @@ def test_one_that_its_scheduler_stopped_stays_stopped() -> None:
 def test_a_run_of_that_name_with_other_settings_is_not_taken_for_the_trial() -> None:
     to_its_end(Trial(Point({}, 0), setting(), here, office()))
     other = config.with_overrides(BASE, {"optimizer.lr": 0.5})
-    assert "there already with other settings (optimizer.lr)" in Trial(Point({}, 0), setting(other), here, office()).step()["failing"]
+    assert (
+        "there already with other settings (optimizer.lr)"
+        in Trial(Point({}, 0), setting(other), here, office()).step()["failing"]
+    )
 
 
 def test_two_trials_of_one_point_do_not_train_it_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +245,8 @@ def test_a_failure_costs_the_trial_and_is_kept_with_its_reason() -> None:
         trial.step()
     state = read_state_at(RunFolder.path_of(trial.name))
     assert (state["state"], state["error"]) == ("failed", "the loss is nan in epoch 1")
-    assert to_its_end(Trial(Point({}, 0), setting(), here, office()))[-1]["done"]  # asked for again, it is tried again
+    # asked for again, it is tried again
+    assert to_its_end(Trial(Point({}, 0), setting(), here, office()))[-1]["done"]
 
 
 def test_a_bug_or_lack_of_memory_is_a_failure_too() -> None:
@@ -213,16 +266,33 @@ def test_a_collapsed_trial_has_the_worst_score_and_says_why() -> None:
 
 
 def test_the_title_says_what_sets_the_trial_apart() -> None:
-    values = {"e_step.num_clusters": "0.02,0.04", "loss.temperature": 0.1, "e_step.alpha": 10, "optimizer.lr": 0.05}
+    values = {
+        "e_step.num_clusters": "0.02,0.04",
+        "loss.temperature": 0.1,
+        "e_step.alpha": 10,
+        "optimizer.lr": 0.05,
+    }
     assert Trial(Point(values, 4), setting(), here, office()).title == "tau0.1-a10-K6+12-lr0.05-s4"
 
 
-@pytest.mark.parametrize("extra", [{}, {"e_step.every_epochs": 2}, {"e_step.overlap": True}, {"e_step.features": "bank"}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"e_step.every_epochs": 2}, {"e_step.overlap": True}, {"e_step.features": "bank"}]
+)
 def test_a_member_goes_on_from_another_with_its_own_values(extra: dict[str, Any]) -> None:
     """Also where the plan has no E-step before the next epoch, or would let it overlap with that."""
     base = config.with_overrides(BASE, extra)
-    strong = Trial(Point({"loss.temperature": 0.1, "e_step.num_clusters": "6,12"}, 0, member=0), setting(base), here, office())
-    weak = Trial(Point({"loss.temperature": 0.5, "e_step.num_clusters": "20"}, 1, member=1), setting(base), here, office())
+    strong = Trial(
+        Point({"loss.temperature": 0.1, "e_step.num_clusters": "6,12"}, 0, member=0),
+        setting(base),
+        here,
+        office(),
+    )
+    weak = Trial(
+        Point({"loss.temperature": 0.5, "e_step.num_clusters": "20"}, 1, member=1),
+        setting(base),
+        here,
+        office(),
+    )
     for _ in range(3):
         strong.step()
         weak.step()
@@ -241,7 +311,9 @@ def test_a_member_goes_on_from_another_with_its_own_values(extra: dict[str, Any]
     after = state_of(explored.name)
     assert after.clusters is not None
     assert [c.num_clusters for c in after.clusters.clusterings] == [9]
-    assert after.history[-1]["metrics"]["train/lr"] == pytest.approx(plan.make(BASE, 300, 0).lr_at(after.history[-1]["step"]))
+    assert after.history[-1]["metrics"]["train/lr"] == pytest.approx(
+        plan.make(BASE, 300, 0).lr_at(after.history[-1]["step"])
+    )
     state = read_state_at(RunFolder.path_of(explored.name))
     assert state["exploits"] == [exploit]
     assert state["point"] == values

@@ -39,7 +39,9 @@ def home(tmp_path: Path, empty_store: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No store of the machine that runs the tests, and one try an attempt instead of MLflow's waiting in between."""
+    """No store of the machine that runs the tests, and one try an attempt instead of MLflow's waiting in
+    between.
+    """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -54,8 +56,19 @@ class Opener:
         self.warnings: list[str] = []
 
     def __call__(self, uri: str | None = None, flush_s: float = 0.1, **changes: Any) -> MlflowRun:
-        given: dict[str, Any] = {"run_name": "first", "params": {"loss.temperature": 0.2}, "tags": {}, "config_yaml": "seed: 0\n"} | changes
-        run = open_run(TrackingConfig(uri=uri, flush_s=flush_s), home=self.home, run_dir=self.run_dir, warn=self.warnings.append, **given)
+        given: dict[str, Any] = {
+            "run_name": "first",
+            "params": {"loss.temperature": 0.2},
+            "tags": {},
+            "config_yaml": "seed: 0\n",
+        } | changes
+        run = open_run(
+            TrackingConfig(uri=uri, flush_s=flush_s),
+            home=self.home,
+            run_dir=self.run_dir,
+            warn=self.warnings.append,
+            **given,
+        )
         assert isinstance(run, MlflowRun)
         return run
 
@@ -93,7 +106,9 @@ def wait_until(true: Callable[[], Any]) -> None:
 # --- where
 
 
-def test_uri_is_the_configured_one_then_the_environment_then_sqlite_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uri_is_the_configured_one_then_the_environment_then_sqlite_below_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert tracking_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
     assert tracking_uri(TrackingConfig(), tmp_path) == "http://there:5000"
@@ -142,7 +157,9 @@ def test_right_uris(uri: str | None, tmp_path: Path) -> None:
     assert check_uri(TrackingConfig(uri=uri), tmp_path) == []
 
 
-def test_a_wrong_environment_variable_is_named_and_nothing_is_checked_when_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_environment_variable_is_named_and_nothing_is_checked_when_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:/tmp/x")
     assert "MLFLOW_TRACKING_URI" in check_uri(TrackingConfig(), tmp_path)[0].message
     assert check_uri(TrackingConfig(enabled=False), tmp_path) == []
@@ -150,13 +167,21 @@ def test_a_wrong_environment_variable_is_named_and_nothing_is_checked_when_off(t
 
 def test_checking_a_uri_imports_no_mlflow() -> None:
     code = (
-        "import sys, pathlib; from pcl_ray import tracking as t; from pcl_ray.config import TrackingConfig as C; "
-        "t.check_uri(C(), pathlib.Path('/x')); t.ui_command(C(), pathlib.Path('/x')); print('mlflow' in sys.modules)"
+        "import sys, pathlib; from pcl_ray import tracking as t; from pcl_ray.config import TrackingConfig as"
+        " C; t.check_uri(C(), pathlib.Path('/x')); t.ui_command(C(), pathlib.Path('/x')); print('mlflow' in"
+        " sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG
+        ).stdout.strip()
+        == "False"
+    )
 
 
-def test_ui_command_is_quoted_for_the_shell_and_shows_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_command_is_quoted_for_the_shell_and_shows_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert tracking.ui_command(TrackingConfig(), Path("/a home")) == "pcl-ray ui"
     given = TrackingConfig(uri="sqlite:////a home/x.db")
     assert tracking.ui_command(given, tmp_path) == "mlflow ui --backend-store-uri 'sqlite:////a home/x.db'"
@@ -227,7 +252,12 @@ def test_resume_goes_on_in_the_same_run_without_doubled_points(opener: Opener, b
     second.finish("finished", timeout_s=HANG)
 
     assert second.run_id == first.run_id
-    assert [(m.step, m.value) for m in store.get_metric_history(second.run_id, "train/loss")] == [(10, 10.0), (20, 20.0), (30, 30.0), (40, -1.0)]
+    assert [(m.step, m.value) for m in store.get_metric_history(second.run_id, "train/loss")] == [
+        (10, 10.0),
+        (20, 20.0),
+        (30, 30.0),
+        (40, -1.0),
+    ]
     assert steps(store, second.run_id, "eval/knn") == [20, 30, 40]
     assert steps(store, second.run_id, "new") == [20, 30, 40]
     assert store.get_run(second.run_id).info.status == "FINISHED"
@@ -260,14 +290,22 @@ def test_changed_params_become_tags_and_new_ones_are_added(opener: Opener) -> No
     store = default_client(opener.home)
     data = store.get_run(second.run_id).data
     assert data.params == {"loss.temperature": "0.2", "seed": "0", "added": "x"}
-    assert {name: value for name, value in data.tags.items() if name.startswith("changed.")} == {"changed.loss.temperature": "0.1"}
-    assert [path.read_text() for path in opener.home.glob("mlflow/artifacts/*/artifacts/config.yaml")] == ["seed: 1\n"]
+    assert {name: value for name, value in data.tags.items() if name.startswith("changed.")} == {
+        "changed.loss.temperature": "0.1"
+    }
+    assert [path.read_text() for path in opener.home.glob("mlflow/artifacts/*/artifacts/config.yaml")] == [
+        "seed: 1\n"
+    ]
     opener(params={"loss.temperature": 0.2}).finish("finished", timeout_s=HANG)
     assert store.get_run(second.run_id).data.tags["changed.loss.temperature"] == "0.2"
 
 
 def test_more_than_the_server_takes_in_one_request(opener: Opener) -> None:
-    run = opener(params={f"p{i}": "x" * 7000 if i == 0 else i for i in range(230)}, tags={f"t{i}": str(i) for i in range(230)}, flush_s=60)
+    run = opener(
+        params={f"p{i}": "x" * 7000 if i == 0 else i for i in range(230)},
+        tags={f"t{i}": str(i) for i in range(230)},
+        flush_s=60,
+    )
     for step in range(1200):
         run.log({"a": 0.0, "b": 1.0}, step)
     run.finish("finished", timeout_s=HANG)
@@ -296,7 +334,11 @@ def test_odd_names_and_values_cost_only_themselves(opener: Opener) -> None:
     for step in (1, 2):
         run.log({"inertia@64": 1.0, "../up//x": 2.0, "none": None, "good": 3.0}, step)  # type: ignore[dict-item]
     run.finish("finished", timeout_s=HANG)
-    assert default_client(opener.home).get_run(run.run_id).data.metrics == {"inertia_64": 1.0, "up/x": 2.0, "good": 3.0}
+    assert default_client(opener.home).get_run(run.run_id).data.metrics == {
+        "inertia_64": 1.0,
+        "up/x": 2.0,
+        "good": 3.0,
+    }
     assert len(opener.warnings) == 1
     assert "'none'" in opener.warnings[0]
 
@@ -317,7 +359,16 @@ def test_a_deleted_experiment_is_restored_with_a_warning(opener: Opener) -> None
 
 def test_off_means_nothing_happens(tmp_path: Path) -> None:
     config = TrackingConfig(enabled=False)
-    run = open_run(config, home=tmp_path / "h", run_name="x", run_dir=tmp_path / "r", params={}, tags={}, config_yaml="", warn=pytest.fail)
+    run = open_run(
+        config,
+        home=tmp_path / "h",
+        run_name="x",
+        run_dir=tmp_path / "r",
+        params={},
+        tags={},
+        config_yaml="",
+        warn=pytest.fail,
+    )
     run.log({"a": 1.0}, 0)
     run.log_text("x", "y")
     run.finish("finished")
@@ -351,7 +402,10 @@ import sys, pathlib
 from pcl_ray.config import TrackingConfig
 from pcl_ray.tracking import open_run
 home, name = pathlib.Path(sys.argv[1]), sys.argv[2]
-run = open_run(TrackingConfig(), home=home, run_name=name, run_dir=home / name, params={"a": 1}, tags={}, config_yaml="", warn=lambda m: print(m))
+run = open_run(
+    TrackingConfig(), home=home, run_name=name, run_dir=home / name, params={"a": 1}, tags={}, config_yaml="",
+    warn=lambda m: print(m),
+)
 run.log({"x": 1.0}, 1)
 run.finish("finished", timeout_s=60)
 print("run", run.run_id)
@@ -362,9 +416,14 @@ def test_processes_that_open_a_new_store_at_once_all_succeed_and_print_nothing(t
     environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
     command = [sys.executable, "-c", _ONE_PROCESS, str(tmp_path / "new")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    started = [subprocess.Popen([*command, name], **pipes, text=True, cwd=tmp_path, env=environment) for name in "abc"]
+    started = [
+        subprocess.Popen([*command, name], **pipes, text=True, cwd=tmp_path, env=environment)
+        for name in "abc"
+    ]
     answers = [process.communicate(timeout=HANG) for process in started]
-    assert all(out.startswith("run ") and "None" not in out and error == "" for out, error in answers), answers
+    assert all(out.startswith("run ") and "None" not in out and error == "" for out, error in answers), (
+        answers
+    )
     assert len({out for out, _ in answers}) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
@@ -372,7 +431,9 @@ def test_processes_that_open_a_new_store_at_once_all_succeed_and_print_nothing(t
 # --- when the server does not answer
 
 
-def test_a_server_that_is_down_costs_nothing_and_is_made_up_for_later(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_down_costs_nothing_and_is_made_up_for_later(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     with monkeypatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_URI", uri.replace("//", "//me:secret@"))
@@ -411,7 +472,9 @@ def test_a_server_that_is_down_costs_nothing_and_is_made_up_for_later(opener: Op
     assert opener.warnings == []
 
 
-def test_an_outage_in_the_middle_is_told_once_and_its_end_too(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_in_the_middle_is_told_once_and_its_end_too(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pcl_ray import tracking_buffer
 
     monkeypatch.setattr(tracking_buffer, "BUFFER_POINTS", 5)
@@ -439,7 +502,9 @@ def test_an_outage_in_the_middle_is_told_once_and_its_end_too(opener: Opener, mo
     assert not opener.pending.exists()
 
 
-def test_a_broken_database_is_one_warning_and_no_traceback(opener: Opener, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_database_is_one_warning_and_no_traceback(
+    opener: Opener, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = opener()
     wait_until(lambda: run.run_id)
     with contextlib.closing(sqlite3.connect(opener.home / "mlflow" / "mlflow.db")) as database:
@@ -481,7 +546,16 @@ def test_a_warning_that_cannot_be_shown_disturbs_nobody(opener: Opener) -> None:
         raise OSError("terminal is gone")
 
     config = TrackingConfig(uri=f"http://127.0.0.1:{free_port()}", flush_s=0.1)
-    run = open_run(config, home=opener.home, run_name="x", run_dir=opener.run_dir, params={}, tags={}, config_yaml="", warn=broken)
+    run = open_run(
+        config,
+        home=opener.home,
+        run_name="x",
+        run_dir=opener.run_dir,
+        params={},
+        tags={},
+        config_yaml="",
+        warn=broken,
+    )
     run.log({"x": object()}, 1)  # type: ignore[dict-item]
     run.finish("failed", timeout_s=HANG)
     assert opener.pending.exists()
@@ -495,11 +569,29 @@ def mlflow_server(folder: Path, store: Path) -> Iterator[str]:
     folder.mkdir()
     shutil.copy(store, folder / "server.db")
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts")]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log.txt").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
+        )
     try:
         uri = f"http://127.0.0.1:{port}"
 
@@ -522,7 +614,9 @@ def mlflow_server(folder: Path, store: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_real_server(opener: Opener, tmp_path: Path, empty_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_real_server(
+    opener: Opener, tmp_path: Path, empty_store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     down = opener(f"http://127.0.0.1:{free_port()}")
     down.log({"train/loss": 1.0}, 1)
     down.finish("failed", timeout_s=HANG)
@@ -543,12 +637,15 @@ def test_a_real_server(opener: Opener, tmp_path: Path, empty_store: Path, capfd:
         assert found.info.status == "FINISHED"
         assert found.data.tags["changed.loss.temperature"] == "0.1"
         assert [file.path for file in store.list_artifacts(run.run_id)] == ["config.yaml"]
-        assert run.link() == f"{uri}/#/experiments/{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+        page = f"{uri}/#/experiments/{found.info.experiment_id}/runs/{run.run_id}"
+        assert run.link() == f"{page}?workflowType=machine_learning"
     assert list((tmp_path / "server" / "artifacts").rglob("config.yaml"))
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_task_that_the_server_refuses_costs_itself_alone(opener: Opener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_task_that_the_server_refuses_costs_itself_alone(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The run is closed all the same, and what waits behind the task is done."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
@@ -571,7 +668,11 @@ def test_a_task_that_the_server_refuses_costs_itself_alone(opener: Opener, monke
     run.finish("finished", timeout_s=HANG)
     store = default_client(opener.home)
     assert store.get_run(run.run_id).info.status == "FINISHED"
-    assert [entry.path.split("+step+")[1][0] for entry in store.list_artifacts(run.run_id, "images") if entry.path.endswith(".png")] == ["5"]
+    assert [
+        entry.path.split("+step+")[1][0]
+        for entry in store.list_artifacts(run.run_id, "images")
+        if entry.path.endswith(".png")
+    ] == ["5"]
     assert not picture.exists()
     assert not opener.pending.exists()
     assert any("does not take the model" in text for text in opener.warnings)
@@ -589,5 +690,8 @@ def test_a_picture_waits_on_disk_for_its_server(opener: Opener) -> None:
     assert picture.exists()
     second = opener()
     second.finish("finished", timeout_s=HANG)
-    assert [entry.path.split("+")[0] for entry in default_client(opener.home).list_artifacts(second.run_id, "images")][0] == "images/map"
+    assert [
+        entry.path.split("+")[0]
+        for entry in default_client(opener.home).list_artifacts(second.run_id, "images")
+    ][0] == "images/map"
     assert not picture.exists()

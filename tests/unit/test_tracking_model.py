@@ -1,4 +1,6 @@
-"""Models in MLflow: a real sqlite store and a real run; loaded in an interpreter that has no pcl_ray, served over HTTP."""
+"""Models in MLflow: a real sqlite store and a real run; loaded in an interpreter that has no pcl_ray, served
+over HTTP.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +52,18 @@ files = [str(folder / f"{i}.png") for i in range(len(images))]
 contents = [pathlib.Path(file).read_bytes() for file in files]
 texts = [base64.b64encode(content).decode() for content in contents]
 kinds = {
-    "batch": images, "grey batch": images[..., 0], "arrays": list(images), "nested lists": images.tolist(), "whole numbers": images.astype(np.int64),
-    "paths": files, "path objects": [pathlib.Path(file) for file in files], "bytes": contents, "base64": texts,
-    "data": ["data:image/png;base64," + text for text in texts], "pillow": [Image.open(file) for file in files], "records": [{"image": file} for file in files],
-    "dictionary": {"image": images}, "array of paths": np.array(files), "series": pd.Series(files), "one by one": None,
-    "frame of arrays": pd.DataFrame({"image": list(images)}), "frame of paths": pd.DataFrame({"image": files, "other": 1}),
-    "frame of bytes": pd.DataFrame({"anything": contents}), "frame of lists": pd.DataFrame({"image": images.tolist()}, index=[7, 8, 9, 10]),
+    "batch": images, "grey batch": images[..., 0], "arrays": list(images), "nested lists": images.tolist(),
+    "whole numbers": images.astype(np.int64),
+    "paths": files, "path objects": [pathlib.Path(file) for file in files],
+    "bytes": contents, "base64": texts,
+    "data": ["data:image/png;base64," + text for text in texts],
+    "pillow": [Image.open(file) for file in files], "records": [{"image": file} for file in files],
+    "dictionary": {"image": images}, "array of paths": np.array(files),
+    "series": pd.Series(files), "one by one": None,
+    "frame of arrays": pd.DataFrame({"image": list(images)}),
+    "frame of paths": pd.DataFrame({"image": files, "other": 1}),
+    "frame of bytes": pd.DataFrame({"anything": contents}),
+    "frame of lists": pd.DataFrame({"image": images.tolist()}, index=[7, 8, 9, 10]),
     "some of each": [images[0], files[1], contents[2], texts[3]],
 }
 answers = {}
@@ -63,7 +71,11 @@ for kind, given in kinds.items():
     found = pd.concat([model.predict(file) for file in files]) if given is None else model.predict(given)
     answers[kind] = found.to_dict(orient="list")
 refused = {}
-for kind, given in {"floats": images / 255, "range": images.astype(int) - 300, "missing": [None], "columns": pd.DataFrame({"a": [1], "b": [2]})}.items():
+wrong = {
+    "floats": images / 255, "range": images.astype(int) - 300, "missing": [None],
+    "columns": pd.DataFrame({"a": [1], "b": [2]}),
+}
+for kind, given in wrong.items():
     try:
         model.predict(given)
     except Exception as error:
@@ -73,7 +85,8 @@ views = np.load(folder / "views.npy")
 graph = mlflow.pytorch.load_model(asked["encoder"])
 with torch.no_grad():
     by_graph = graph(torch.from_numpy(views)).tolist()
-print(json.dumps({"answers": answers, "refused": refused, "views": [encoder.predict(views[:n]).tolist() for n in (1, 3, 5)], "graph": by_graph}))
+in_views = [encoder.predict(views[:n]).tolist() for n in (1, 3, 5)]
+print(json.dumps({"answers": answers, "refused": refused, "views": in_views, "graph": by_graph}))
 """
 
 
@@ -87,7 +100,16 @@ class Trained:
 
     def log(self, run_id: str, step: int, metrics: dict[str, float], **more: Any) -> Logged:
         arguments: dict[str, Any] = {"warn": pytest.fail, **more}
-        return tracking_model.log(self.uri, run_id, self.experiment_id, self.checkpoint, self.config, metrics=metrics, step=step, **arguments)
+        return tracking_model.log(
+            self.uri,
+            run_id,
+            self.experiment_id,
+            self.checkpoint,
+            self.config,
+            metrics=metrics,
+            step=step,
+            **arguments,
+        )
 
     def new_run(self) -> str:
         return self.client.create_run(self.experiment_id).info.run_id
@@ -102,11 +124,34 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PCL_RAY_HOME", str(folder / "home"))
-        assert cli.main(["train", "digits", "resources.workers=0", *DIGITS_RUN, "train.epochs=3", "--name", "one", "--result", str(folder / "result")]) == 0
+        assert (
+            cli.main(
+                [
+                    "train",
+                    "digits",
+                    "resources.workers=0",
+                    *DIGITS_RUN,
+                    "train.epochs=3",
+                    "--name",
+                    "one",
+                    "--result",
+                    str(folder / "result"),
+                ]
+            )
+            == 0
+        )
         uri = f"sqlite:///{folder}/mlflow.db"
-        experiment_id = MlflowClient(uri).create_experiment("models", artifact_location=(folder / "artifacts").as_uri())
+        experiment_id = MlflowClient(uri).create_experiment(
+            "models", artifact_location=(folder / "artifacts").as_uri()
+        )
         result = json.loads((folder / "result").read_text())
-        yield Trained(uri, experiment_id, Path(result["checkpoint"]), config.load(folder / "home" / "runs" / "one" / "config.yaml"), folder)
+        yield Trained(
+            uri,
+            experiment_id,
+            Path(result["checkpoint"]),
+            config.load(folder / "home" / "runs" / "one" / "config.yaml"),
+            folder,
+        )
 
 
 @pytest.fixture
@@ -123,8 +168,13 @@ def figures(models: list[Any]) -> dict[str, float]:
     return {metric.key: metric.value for metric in models[0].metrics}
 
 
-def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.export.export", lambda *_, **__: pytest.fail("an export in this process would disturb a training"))
+def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "torch.export.export",
+        lambda *_, **__: pytest.fail("an export in this process would disturb a training"),
+    )
     run_id, metrics = trained.new_run(), {"eval/knn_top1": 0.5, "train/loss": 2.0, "diverged": float("nan")}
     trained.client.log_batch(run_id, metrics=[Metric("eval/knn_top1", 0.5, 1234, 11)])
     found: list[Logged] = []
@@ -137,15 +187,29 @@ def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(tra
 
     history = trained.client.get_metric_history(run_id, "eval/knn_top1")
     assert [(point.step, point.value, point.timestamp) for point in history] == [(11, 0.5, 1234)]
-    best = trained.client.search_logged_models([trained.experiment_id], order_by=[{"field_name": "metrics.eval/knn_top1", "ascending": False}])
-    assert {model.name: f"models:/{model.model_id}" for model in best} == {"encoder": logged.encoder, "embedder": logged.embedder}
+    best = trained.client.search_logged_models(
+        [trained.experiment_id], order_by=[{"field_name": "metrics.eval/knn_top1", "ascending": False}]
+    )
+    assert {model.name: f"models:/{model.model_id}" for model in best} == {
+        "encoder": logged.encoder,
+        "embedder": logged.embedder,
+    }
     assert {model.source_run_id for model in best} == {run_id}
     assert figures(best) == {"eval/knn_top1": 0.5, "train/loss": 2.0}
-    assert best[0].params == {"encoder.backbone": "small_resnet", "encoder.dim": "16", "loss.temperature": "0.2", "e_step.num_clusters": "6,12"}
+    assert best[0].params == {
+        "encoder.backbone": "small_resnet",
+        "encoder.dim": "16",
+        "loss.temperature": "0.2",
+        "e_step.num_clusters": "6,12",
+    }
     assert {output.step for output in trained.client.get_run(run_id).outputs.model_outputs} == {11}
 
     again = trained.log(run_id, 11, metrics)
-    assert (again.said, again.embedder, again.encoder) == ("models of step 11 were logged before", logged.embedder, logged.encoder)
+    assert (again.said, again.embedder, again.encoder) == (
+        "models of step 11 were logged before",
+        logged.embedder,
+        logged.encoder,
+    )
     files = [path for path in (trained.folder / "artifacts").rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix in (".pkl", ".pth") or "__pycache__" in path.parts]
     assert "torch==" in next(path for path in files if path.name == "requirements.txt").read_text()
@@ -155,13 +219,22 @@ def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(tra
 
 def check_in_a_fresh_interpreter(trained: Trained, logged: Logged, folder: Path) -> None:
     rng = np.random.default_rng(0)
-    images, views = rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8), rng.normal(size=(5, 1, 8, 8)).astype(np.float32)
+    images, views = (
+        rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8),
+        rng.normal(size=(5, 1, 8, 8)).astype(np.float32),
+    )
     for i, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
     np.save(folder / "images.npy", images)
     np.save(folder / "views.npy", views)
-    (folder / "asked.json").write_text(json.dumps({"uri": trained.uri, "embedder": logged.embedder, "encoder": logged.encoder}))
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")}
+    (folder / "asked.json").write_text(
+        json.dumps({"uri": trained.uri, "embedder": logged.embedder, "encoder": logged.encoder})
+    )
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")
+    }
     command = [sys.executable, "-c", ALONE, str(Path(model_folders.__file__).parents[1]), str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stderr
@@ -175,7 +248,12 @@ def check_in_a_fresh_interpreter(trained: Trained, logged: Logged, folder: Path)
         for m in range(2):
             assert answer[f"prototype_{m}"] == expected.prototypes[m].tolist()
             np.testing.assert_allclose(answer[f"distance_{m}"], expected.distances[m], atol=1e-5)
-    said = {"floats": "whole numbers from 0 to 255, not float64", "range": "they go from -300", "missing": "image 0 is None", "columns": "column 'image'"}
+    said = {
+        "floats": "whole numbers from 0 to 255, not float64",
+        "range": "they go from -300",
+        "missing": "image 0 is None",
+        "columns": "column 'image'",
+    }
     assert told["refused"].keys() == said.keys()
     assert [kind for kind, part in said.items() if part not in told["refused"][kind]] == []
     import torch
@@ -186,9 +264,14 @@ def check_in_a_fresh_interpreter(trained: Trained, logged: Logged, folder: Path)
 
 
 @pytest.mark.usefixtures("exported_quickly")
-def test_the_registry_has_the_best_and_the_latest(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_has_the_best_and_the_latest(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def held(name: str) -> tuple[str, str]:
-        return tuple(str(trained.client.get_model_version_by_alias(name, alias).version) for alias in ("best", "latest"))  # type: ignore[return-value]
+        return tuple(
+            str(trained.client.get_model_version_by_alias(name, alias).version)
+            for alias in ("best", "latest")
+        )  # type: ignore[return-value]
 
     empty = tmp_path / "cwd"
     empty.mkdir()
@@ -207,7 +290,9 @@ def test_the_registry_has_the_best_and_the_latest(trained: Trained, tmp_path: Pa
     tags = trained.client.get_model_version("pcl", "1").tags
     assert tags["pcl_ray.objective_value"] == "0.7"
 
-    unlike = trained.log(trained.new_run(), 3, {"eval/rankme": 900.0}, register="pcl", objective="eval/rankme")
+    unlike = trained.log(
+        trained.new_run(), 3, {"eval/rankme": 900.0}, register="pcl", objective="eval/rankme"
+    )
     assert "cannot be compared" in unlike.said
     assert held("pcl") == ("3", "4")
     assert list(empty.iterdir()) == []
@@ -217,22 +302,41 @@ def test_the_registry_has_the_best_and_the_latest(trained: Trained, tmp_path: Pa
 def test_an_objective_that_is_missing_yields_to_any(trained: Trained) -> None:
     assert trained.log(trained.new_run(), 3, {}, register="other").version == "1"
     assert trained.client.get_model_version_by_alias("other", "best").version in (1, "1")
-    assert "the best so far" in trained.log(trained.new_run(), 3, {"eval/knn_top1": 0.1}, register="other").said
-    assert "cannot be compared" in trained.log(trained.new_run(), 3, {"eval/knn_top1": float("nan")}, register="other").said
+    assert (
+        "the best so far" in trained.log(trained.new_run(), 3, {"eval/knn_top1": 0.1}, register="other").said
+    )
+    assert (
+        "cannot be compared"
+        in trained.log(trained.new_run(), 3, {"eval/knn_top1": float("nan")}, register="other").said
+    )
 
 
-def test_without_an_export_the_embedder_is_logged_alone(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_export_the_embedder_is_logged_alone(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def export_apart(served: Embedder, folder: Path) -> None:
-        monkeypatch.setattr("subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", "noise\nNotExported: odd control flow\n  in f\n"))
+        monkeypatch.setattr(
+            "subprocess.run",
+            lambda *_, **__: subprocess.CompletedProcess(
+                [], 1, "", "noise\nNotExported: odd control flow\n  in f\n"
+            ),
+        )
         real(served, folder)
 
     real, run_id = model_folders.export_apart, trained.new_run()
     monkeypatch.setattr(model_folders, "export_apart", export_apart)
     warnings: list[str] = []
     logged = trained.log(run_id, 5, {}, warn=warnings.append)
-    assert warnings == ["small_resnet cannot be exported as a graph (odd control flow); the embedder is logged alone"]
+    assert warnings == [
+        "small_resnet cannot be exported as a graph (odd control flow); the embedder is logged alone"
+    ]
     assert logged.encoder is None
-    assert [model.name for model in trained.client.search_logged_models([trained.experiment_id], f"source_run_id = '{run_id}'")] == ["embedder"]
+    assert [
+        model.name
+        for model in trained.client.search_logged_models(
+            [trained.experiment_id], f"source_run_id = '{run_id}'"
+        )
+    ] == ["embedder"]
     assert trained.log(run_id, 5, {}).encoder is None  # and is not tried again
 
 
@@ -254,23 +358,36 @@ def test_the_reason_of_a_failed_export_comes_through(
 def test_an_upload_that_broke_off_is_made_again(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = trained.new_run()
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_model_artifacts", lambda *_: (_ for _ in ()).throw(ConnectionError("the server has gone")))
+        patch.setattr(
+            MlflowClient,
+            "log_model_artifacts",
+            lambda *_: (_ for _ in ()).throw(ConnectionError("the server has gone")),
+        )
         with pytest.raises(ConnectionError):
             trained.log(run_id, 5, {})
     assert trained.log(run_id, 5, {}).said == "models of step 5 logged"
     models = trained.client.search_logged_models([trained.experiment_id], f"source_run_id = '{run_id}'")
-    assert sorted((model.name, str(model.status)) for model in models) == [("embedder", "READY"), ("encoder", "READY")]
+    assert sorted((model.name, str(model.status)) for model in models) == [
+        ("embedder", "READY"),
+        ("encoder", "READY"),
+    ]
 
 
 def test_a_broken_checkpoint_is_one_sentence(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"short")
-    broken = Trained(trained.uri, trained.experiment_id, tmp_path / "broken.pt", trained.config, trained.folder)
+    broken = Trained(
+        trained.uri, trained.experiment_id, tmp_path / "broken.pt", trained.config, trained.folder
+    )
     with pytest.raises(RunFailed, match=r"broken\.pt"):
         broken.log(trained.new_run(), 1, {})
 
 
 def ask(port: int, content: Any) -> tuple[int, Any]:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", json.dumps(content).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations",
+        json.dumps(content).encode(),
+        {"Content-Type": "application/json"},
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
@@ -297,12 +414,41 @@ def served(trained: Trained, tmp_path: Path, exported_quickly: None) -> Iterator
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     bin_folder = Path(sys.executable).parent
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PCL_RAY_EMBEDDER_PATHS")}
-    environment |= {"MLFLOW_TRACKING_URI": trained.uri, "PATH": f"{bin_folder}{os.pathsep}{environment['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PCL_RAY_EMBEDDER_PATHS")
+    }
+    environment |= {
+        "MLFLOW_TRACKING_URI": trained.uri,
+        "PATH": f"{bin_folder}{os.pathsep}{environment['PATH']}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        uri,
+        "--env-manager",
+        "local",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
     log = tmp_path / "server.log"
     with log.open("w") as file:
-        server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         wait_until_up(server, port, log)
         yield port
@@ -316,7 +462,9 @@ def served(trained: Trained, tmp_path: Path, exported_quickly: None) -> Iterator
 
 
 @pytest.mark.slow
-def test_a_server_answers_arrays_and_base64_and_reads_no_files(served: int, trained: Trained, tmp_path: Path) -> None:
+def test_a_server_answers_arrays_and_base64_and_reads_no_files(
+    served: int, trained: Trained, tmp_path: Path
+) -> None:
     images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
     files = [tmp_path / f"{i}.png" for i in range(3)]
     for image, file in zip(images, files, strict=True):
@@ -326,7 +474,13 @@ def test_a_server_answers_arrays_and_base64_and_reads_no_files(served: int, trai
     for items in (images.tolist(), texts):
         records = [{"image": item} for item in items]
         split = {"columns": ["image"], "data": [[item] for item in items]}
-        for content in ({"inputs": items}, {"instances": items}, {"instances": records}, {"dataframe_records": records}, {"dataframe_split": split}):
+        for content in (
+            {"inputs": items},
+            {"instances": items},
+            {"instances": records},
+            {"dataframe_records": records},
+            {"dataframe_split": split},
+        ):
             status, answer = ask(served, content)
             assert status == 200, answer
             found = answer["predictions"]

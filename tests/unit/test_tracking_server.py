@@ -66,12 +66,21 @@ def taken() -> Iterator[int]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in task.read_text().split()
+    ]
 
 
 def test_it_serves_until_it_is_told_to_end_and_leaves_nothing(home: Path, store: str) -> None:
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", UI, str(home), str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", UI, str(home), str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     guard = threading.Timer(HANG, process.kill)
     guard.start()
     try:
@@ -109,7 +118,9 @@ def test_every_signal_that_means_the_end_is_one(ending: signal.Signals) -> None:
 
 
 def test_a_taken_port_is_a_mistake_where_it_was_chosen(home: Path, store: str, taken: int) -> None:
-    with pytest.raises(ConfigError, match=f"port {taken} cannot be had at 127.0.0.1.*Address already in use.*--port"):
+    with pytest.raises(
+        ConfigError, match=f"port {taken} cannot be had at 127.0.0.1.*Address already in use.*--port"
+    ):
         server.ui(store, home, "pcl_ray", port=taken)
 
 
@@ -121,7 +132,9 @@ def test_without_a_choice_the_next_free_port_is_taken(taken: int, monkeypatch: p
         server._free_port("127.0.0.1", None)
 
 
-@pytest.mark.parametrize(("host", "port"), [("no such host", 5000), ("127.0.0.1", 70000), ("203.0.113.7", 5000)])
+@pytest.mark.parametrize(
+    ("host", "port"), [("no such host", 5000), ("127.0.0.1", 70000), ("203.0.113.7", 5000)]
+)
 def test_places_that_nothing_can_listen_at(home: Path, store: str, host: str, port: int) -> None:
     with pytest.raises(ConfigError, match="5000|70000: a port is a number"):
         server.ui(store, home, "pcl_ray", host=host, port=port)
@@ -136,7 +149,9 @@ def test_a_database_of_another_version_is_told_how_to_upgrade(home: Path, store:
 
 
 def test_a_file_that_is_no_database(home: Path) -> None:
-    (home / "mlflow" / "mlflow.db").write_text("not a database, but long enough to be looked at as one " * 100)
+    (home / "mlflow" / "mlflow.db").write_text(
+        "not a database, but long enough to be looked at as one " * 100
+    )
     with pytest.raises(ConfigError, match="MLflow cannot use sqlite:.*not a database"):
         server.ui(f"sqlite:///{home}/mlflow/mlflow.db", home, "pcl_ray")
 
@@ -147,11 +162,16 @@ def test_stores_that_have_a_dashboard_of_their_own(home: Path) -> None:
 
 
 def test_a_server_that_ends_at_once_says_why(home: Path, taken: int) -> None:
-    with pytest.raises(RunFailed, match="ended at once, exit code"), server.serving("nonsense://", home / "artifacts", host="127.0.0.1", port=free_port()):
+    with (
+        pytest.raises(RunFailed, match="ended at once, exit code"),
+        server.serving("nonsense://", home / "artifacts", host="127.0.0.1", port=free_port()),
+    ):
         pass
 
 
-def test_a_server_elsewhere_is_only_named(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_elsewhere_is_only_named(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert server.ui(f"http://me:secret@127.0.0.1:{free_port()}", home, "pcl_ray") == 0
     printed = capsys.readouterr()
@@ -161,7 +181,15 @@ def test_a_server_elsewhere_is_only_named(home: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("host", "inside"), [("127.0.0.1", True), ("127.0.0.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("box.lan", False)]
+    ("host", "inside"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("box.lan", False),
+    ],
 )
 def test_only_this_machine_unless_another_host_is_asked_for(host: str, inside: bool) -> None:
     said = server._who_may_ask(host, 5000)
@@ -176,7 +204,9 @@ def test_only_this_machine_unless_another_host_is_asked_for(host: str, inside: b
     assert "0.0.0.0" not in said[1]
 
 
-def test_other_hosts_are_warned_of_and_can_use_the_page(home: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_hosts_are_warned_of_and_can_use_the_page(
+    home: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The page asks for runs by POST, which MLflow refuses under names that it was not given."""
     port, name = free_port(), "box.lan"
     monkeypatch.setattr(server.socket, "gethostname", lambda: name)
@@ -185,7 +215,9 @@ def test_other_hosts_are_warned_of_and_can_use_the_page(home: Path, store: str, 
     def ask(address: str, *_: object) -> None:
         for host in (f"{name}:{port}", "evil.example.com"):
             headers = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
-            asked = urllib.request.Request(f"{address}/ajax-api/2.0/mlflow/runs/search", b'{"experiment_ids": ["1"]}', headers)
+            asked = urllib.request.Request(
+                f"{address}/ajax-api/2.0/mlflow/runs/search", b'{"experiment_ids": ["1"]}', headers
+            )
             try:
                 with urllib.request.urlopen(asked, timeout=30) as answer:
                     answers.append(answer.status)

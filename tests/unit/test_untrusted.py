@@ -1,4 +1,6 @@
-"""Nothing that is read runs foreign code, and names from users stay inside the folders that they belong in."""
+"""Nothing that is read runs foreign code, and names from users stay inside the folders that they belong
+in.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def as_zip(path: Path, evil: Evil) -> None:
 
 
 def as_older_file(path: Path, evil: Evil) -> None:
-    torch.save({"format": "pcl_ray", "version": 1, "state_dict": evil}, path, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"format": "pcl_ray", "version": 1, "state_dict": evil}, path, _use_new_zipfile_serialization=False
+    )
 
 
 def test_the_trap_is_one(ran: Path) -> None:
@@ -76,7 +80,9 @@ def test_the_trap_is_one(ran: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [as_pickle, as_zip, as_older_file])
-def test_checkpoints_and_foreign_weights(write: Callable[[Path, Evil], None], tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_and_foreign_weights(
+    write: Callable[[Path, Evil], None], tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # not even then
     path = tmp_path / "published.pth.tar"
     write(path, Evil(ran))
@@ -103,7 +109,9 @@ def test_a_run_that_goes_on(ran: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert not ran.exists()
 
 
-@pytest.mark.parametrize("name", ["images.npy", "images.npz", "pickled.npy", "pickled.npz", "good_labels.npy"])
+@pytest.mark.parametrize(
+    "name", ["images.npy", "images.npz", "pickled.npy", "pickled.npz", "good_labels.npy"]
+)
 def test_arrays(name: str, tmp_path: Path, ran: Path) -> None:
     path = tmp_path / name
     pixels = np.zeros((4, 8, 8), np.uint8)
@@ -125,17 +133,31 @@ def test_arrays(name: str, tmp_path: Path, ran: Path) -> None:
 def test_exhibits(tmp_path: Path, ran: Path) -> None:
     path = tmp_path / "exhibit.npz"
     told = json.dumps({"epoch": 1, "step": 1, "num_images": 1, "map_name": "", "note": "", "clusterings": 0})
-    np.savez(path, told=np.array(told), **{name: np.array([Evil(ran)], dtype=object) for name in exhibit._OF_EXHIBIT})
+    np.savez(
+        path,
+        told=np.array(told),
+        **{name: np.array([Evil(ran)], dtype=object) for name in exhibit._OF_EXHIBIT},
+    )
     assert exhibit.load(path) is None
     np.savez(path, told=np.array([Evil(ran)], dtype=object))
     assert exhibit.load(path) is None
     assert not ran.exists()
 
 
-def test_cifar_s_own_pickles_are_read_only_where_they_are_the_published_ones(tmp_path: Path, ran: Path) -> None:
+def test_cifar_s_own_pickles_are_read_only_where_they_are_the_published_ones(
+    tmp_path: Path, ran: Path
+) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch", "batches.meta"):
+    for name in (
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+        "batches.meta",
+    ):
         as_pickle(folder / name, Evil(ran))
     with pytest.raises(DataError, match="does not hold cifar10"):
         datasets.load(DataConfig(source="cifar10", path=str(tmp_path)), cache_dir=tmp_path / "cache")
@@ -157,7 +179,9 @@ def test_pictures_that_are_programs(tmp_path: Path, ran: Path, monkeypatch: pyte
     picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
     with pytest.raises(OSError):
         images.decode(picture, 3)
-    [bad] = folders.find_bad(folders.find_images(picture.parent, 3), tmp_path / "cache", lambda done, total: None)
+    [bad] = folders.find_bad(
+        folders.find_images(picture.parent, 3), tmp_path / "cache", lambda done, total: None
+    )
     assert bad.file == str(picture)
     assert not ran.exists()
     with Image.open(picture) as opened, pytest.raises(OSError):
@@ -173,13 +197,22 @@ def test_words(word: str, ran: Path) -> None:
 
 def test_recipes_and_spaces(tmp_path: Path, ran: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "theirs.yaml"
-    for text in (f"train: {{epochs: {command(ran)}}}", command(ran), f"base: digits\nspace: {{loss.temperature: {command(ran)}}}"):
+    for text in (
+        f"train: {{epochs: {command(ran)}}}",
+        command(ran),
+        f"base: digits\nspace: {{loss.temperature: {command(ran)}}}",
+    ):
         path.write_text(text)
         assert cli.main(["train", str(path)]) == 2
         assert cli.main(["sweep", str(path)]) == 2
     with RunFolder.create("theirs", config.RunConfig()) as folder:
         (folder.path / "config.yaml").write_text(f"train: {{epochs: {command(ran)}}}")
-    for words in (["train", "--resume", "theirs"], ["report", "theirs"], ["compare", "theirs", "theirs/"], ["doctor", "theirs"]):
+    for words in (
+        ["train", "--resume", "theirs"],
+        ["report", "theirs"],
+        ["compare", "theirs", "theirs/"],
+        ["doctor", "theirs"],
+    ):
         assert cli.main(words) == 2
     assert "Traceback" not in capfd.readouterr().err
     assert not ran.exists()
@@ -196,7 +229,10 @@ def test_notes_of_checked_images(tmp_path: Path, ran: Path) -> None:
     assert not ran.exists()
 
 
-@pytest.mark.parametrize("settings", ["[1]", "{}", '{"version": 1, "encoder": {"backbone": "timm:hf-hub:them/theirs"}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "settings",
+    ["[1]", "{}", '{"version": 1, "encoder": {"backbone": "timm:hf-hub:them/theirs"}}', "[" * 100_000],
+)
 def test_embedders(settings: str, tmp_path: Path, ran: Path) -> None:
     (tmp_path / SETTINGS_FILE).write_text(settings)
     as_pickle(tmp_path / WEIGHTS_FILE, Evil(ran))
@@ -223,11 +259,23 @@ def test_what_waits_for_a_server(tmp_path: Path, ran: Path) -> None:
         {"task": "odd", "content": [1]},
         *([], 1, "tag", None, {"tag": []}, {"path": 7, "artifact": "b"}),
     ]
-    good = [{"artifact": "report.html", "path": str(folder / "report.html")}, {"task": "map@2", "content": {"do": "image", "path": str(mine), "key": "map"}}]
+    good = [
+        {"artifact": "report.html", "path": str(folder / "report.html")},
+        {"task": "map@2", "content": {"do": "image", "path": str(mine), "key": "map"}},
+    ]
     path = folder / tracking.PENDING_FILE
-    path.write_text("\n".join([*map(json.dumps, [*lines, *good]), "[" * 100_000, pickle.dumps(Evil(ran)).decode("latin-1")]))
+    path.write_text(
+        "\n".join(
+            [*map(json.dumps, [*lines, *good]), "[" * 100_000, pickle.dumps(Evil(ran)).decode("latin-1")]
+        )
+    )
     unsent = tracking_buffer.read(path)
-    assert (unsent.paths, list(unsent.tasks), unsent.files, unsent.points) == ({"report.html": str(folder / "report.html")}, ["map@2"], {}, [])
+    assert (unsent.paths, list(unsent.tasks), unsent.files, unsent.points) == (
+        {"report.html": str(folder / "report.html")},
+        ["map@2"],
+        {},
+        [],
+    )
     assert not ran.exists()
 
 
@@ -240,7 +288,13 @@ def kept_sweep(ran: Path, **changes: Any) -> Path:
         space = {"base": "digits", "space": {"loss.temperature": {"type": "choice", "values": [0.1, 0.2]}}}
         (folder.path / "space.yaml").write_text(yaml.safe_dump(space))
         (folder.path / "recipe.yaml").write_text(config.load("digits", QUICK).to_yaml())
-        kept = {"name": "mine", "space": "space.yaml", "recipe": "digits", "words": [], "settings": {}} | changes
+        kept = {
+            "name": "mine",
+            "space": "space.yaml",
+            "recipe": "digits",
+            "words": [],
+            "settings": {},
+        } | changes
         (folder.path / "sweep.yaml").write_text(yaml.safe_dump(kept))
         restoring.keep_from_others(folder.path)
         experiment = restoring.make_private(folder.path) / "experiment"
@@ -263,25 +317,38 @@ TUNE_S = ["tune/experiment/tuner.pkl", "tune/experiment/experiment_state-1.json"
 
 @pytest.mark.parametrize("place", [*TUNE_S, "space.yaml", "sweep.yaml", "."])
 @pytest.mark.parametrize("bit", [stat.S_IWOTH, stat.S_IWGRP])
-def test_a_sweep_that_others_could_have_written_is_not_gone_on_with(place: str, bit: int, ran: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_that_others_could_have_written_is_not_gone_on_with(
+    place: str, bit: int, ran: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = kept_sweep(ran)
     (folder / "tune").chmod(0o755)
     path = folder / place
     path.chmod(path.stat().st_mode | bit)
-    refused("can be written by others, and going on with the sweep would run what is in it: .*chmod -R go-w", capfd)
+    refused(
+        "can be written by others, and going on with the sweep would run what is in it: .*chmod -R go-w",
+        capfd,
+    )
     assert not ran.exists()
 
 
 @pytest.mark.parametrize("place", ["tune/experiment/tuner.pkl", "tune/experiment", "tune", "space.yaml", "."])
-def test_a_sweep_of_another_user_is_not_gone_on_with(place: str, ran: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_of_another_user_is_not_gone_on_with(
+    place: str, ran: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     if os.geteuid():
         pytest.skip("only root can give files away")
     os.chown(kept_sweep(ran) / place, 12345, 12345)
-    refused(r"belongs to another user \(number 12345\), and going on with the sweep would run what is in it: .*--name", capfd)
+    refused(
+        r"belongs to another user \(number 12345\), and going on with the sweep would run what is in it:"
+        r" .*--name",
+        capfd,
+    )
     assert not ran.exists()
 
 
-def test_a_link_out_of_the_folder_is_not_followed(ran: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_link_out_of_the_folder_is_not_followed(
+    ran: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     state = kept_sweep(ran) / "tune/experiment/tuner.pkl"
     state.rename(tmp_path / "tuner.pkl")
     state.symlink_to(tmp_path / "tuner.pkl")
@@ -307,18 +374,33 @@ def test_what_tune_keeps_is_for_us_alone_whatever_the_umask(ran: Path) -> None:
     try:
         folder = kept_sweep(ran)
         assert stat.S_IMODE((folder / "tune").stat().st_mode) == 0o700
-        assert not any(path.stat().st_mode & 0o022 for path in (folder, folder / "space.yaml", folder / "sweep.yaml", folder / "recipe.yaml"))
+        assert not any(
+            path.stat().st_mode & 0o022
+            for path in (folder, folder / "space.yaml", folder / "sweep.yaml", folder / "recipe.yaml")
+        )
         assert folder.stat().st_mode & 0o044  # what came out can be read
     finally:
         os.umask(before)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"space": "../../evil.py"}, {"space": "/tmp/evil.py"}, {"space": 7}, {"words": "a=b"}, {"settings": None}, {"recipe": ["digits"]}]
+    "changes",
+    [
+        {"space": "../../evil.py"},
+        {"space": "/tmp/evil.py"},
+        {"space": 7},
+        {"words": "a=b"},
+        {"settings": None},
+        {"recipe": ["digits"]},
+    ],
 )
-def test_sweep_files_that_we_did_not_write(changes: dict[str, Any], ran: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sweep_files_that_we_did_not_write(
+    changes: dict[str, Any], ran: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     kept_sweep(ran, **changes)
-    (home() / "evil.py").write_text(f"import pathlib; pathlib.Path({str(ran)!r}).touch()\nBASE, SPACE = 'digits', {{}}\n")
+    (home() / "evil.py").write_text(
+        f"import pathlib; pathlib.Path({str(ran)!r}).touch()\nBASE, SPACE = 'digits', {{}}\n"
+    )
     refused("is not as pcl-ray wrote it", capfd)
     assert not ran.exists()
 
@@ -332,7 +414,9 @@ def test_a_sweep_file_that_would_run_something(ran: Path, capfd: pytest.CaptureF
 # --- names
 
 
-NAMES = st.text(max_size=40) | st.lists(st.sampled_from(["..", ".", "/", "a", "\\", "~", "\0", "*", "runs", "%2e%2e", " ", "\n"]), max_size=6).map("".join)
+NAMES = st.text(max_size=40) | st.lists(
+    st.sampled_from(["..", ".", "/", "a", "\\", "~", "\0", "*", "runs", "%2e%2e", " ", "\n"]), max_size=6
+).map("".join)
 
 
 @given(NAMES)
@@ -380,12 +464,23 @@ def test_names_of_experiments(name: str) -> None:
 
 
 def test_an_experiment_whose_name_is_a_path_is_a_name_alone(tmp_path: Path) -> None:
-    words = ["tracking.enabled=true", "tracking.model=false", "tracking.pictures=0", "tracking.experiment=../../up/../x"]
+    words = [
+        "tracking.enabled=true",
+        "tracking.model=false",
+        "tracking.pictures=0",
+        "tracking.experiment=../../up/../x",
+    ]
     before = set(tmp_path.iterdir())
     assert cli.main(["train", "digits", *QUICK, *words, "--name", "named"]) == 0
     assert set(tmp_path.iterdir()) - before <= {home()}
     assert {path.name for path in home().iterdir()} == {"runs", "mlflow"}
-    assert {path.name for path in (home() / "mlflow").iterdir()} <= {"mlflow.db", "mlflow.db.lock", "mlflow.db-wal", "mlflow.db-shm", "artifacts"}
+    assert {path.name for path in (home() / "mlflow").iterdir()} <= {
+        "mlflow.db",
+        "mlflow.db.lock",
+        "mlflow.db-wal",
+        "mlflow.db-shm",
+        "artifacts",
+    }
     assert list((home() / "mlflow/artifacts").rglob("report.html"))
 
 
@@ -400,8 +495,21 @@ def test_names_of_figures_and_artifacts_hold_no_way_up(name: str) -> None:
 NO_TEXT = b"caf\xe9".decode("utf-8", "surrogateescape")
 
 
-@pytest.mark.parametrize("names", [("a..b", " b"), ("$x^", "$1$"), ("<b>", "\"'&"), ("a\nb", "c\td"), (NO_TEXT, "c"), ("a\\..", "%2e%2e"), ("x" * 200, "y")])
-def test_folders_of_classes_with_odd_names(names: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a..b", " b"),
+        ("$x^", "$1$"),
+        ("<b>", "\"'&"),
+        ("a\nb", "c\td"),
+        (NO_TEXT, "c"),
+        ("a\\..", "%2e%2e"),
+        ("x" * 200, "y"),
+    ],
+)
+def test_folders_of_classes_with_odd_names(
+    names: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     data, pixels = tmp_path / "data", np.random.default_rng(0)
     for name in names:
         (data / name).mkdir(parents=True)
@@ -413,7 +521,15 @@ def test_folders_of_classes_with_odd_names(names: tuple[str, str], tmp_path: Pat
     assert (len(found), found.class_names) == (40, tuple(sorted(names)))
     assert all(found.path(i).parent.parent == data for i in range(40))
     before = set(tmp_path.iterdir())
-    words = [*QUICK, "data.source=folder", f"data.path={data}", "data.limit=null", "train.batch_size=16", "loss.queue_size=16", "e_step.num_clusters=3"]
+    words = [
+        *QUICK,
+        "data.source=folder",
+        f"data.path={data}",
+        "data.limit=null",
+        "train.batch_size=16",
+        "loss.queue_size=16",
+        "e_step.num_clusters=3",
+    ]
     words += ["e_step.collapse_rank=0", "e_step.collapse_cone=1"]
     assert cli.main(["train", "digits", *words, "--name", "odd"]) == 0, capfd.readouterr().err
     assert "could not" not in capfd.readouterr().err
@@ -432,12 +548,22 @@ def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
 
 
 def constant(call: ast.Call, name: str) -> Any:
-    return next((word.value.value for word in call.keywords if word.arg == name and isinstance(word.value, ast.Constant)), None)
+    return next(
+        (
+            word.value.value
+            for word in call.keywords
+            if word.arg == name and isinstance(word.value, ast.Constant)
+        ),
+        None,
+    )
 
 
-# Where code is run on purpose, or a pickle read: spaces in Python, and Ray Tune's searcher, whose folder `restoring` has checked.
+# Where code is run on purpose, or a pickle read: spaces in Python, and Ray Tune's searcher, whose folder
+# `restoring` has checked.
 ALLOWED = {"runpy.run_path": {"service/sweep/space_files.py"}, "pickle.load": {"service/sweep/search.py"}}
-NEVER = re.compile(r"(eval|exec|compile|__import__|(\w+\.)*(unsafe_load|full_load|joblib\.load|(cloud)?pickle\.loads?|run_path|extractall|unpack_archive))")
+NEVER = re.compile(
+    r"(eval|exec|compile|__import__|(\w+\.)*(unsafe_load|full_load|joblib\.load|(cloud)?pickle\.loads?|run_path|extractall|unpack_archive))"
+)
 
 
 def test_every_call_that_loads_is_a_safe_one() -> None:

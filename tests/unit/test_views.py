@@ -23,7 +23,9 @@ UNLIKELY = 1e-4
 
 def config(channels: int = 3, seed: int = 0, **knobs: object) -> RunConfig:
     plain = {"image_size": 12, "mean": (0.0,) * channels, "std": (1.0,) * channels}
-    return RunConfig.model_validate({"data": {"channels": channels}, "augment": {**plain, **knobs}, "seed": seed})
+    return RunConfig.model_validate(
+        {"data": {"channels": channels}, "augment": {**plain, **knobs}, "seed": seed}
+    )
 
 
 def views(settings: RunConfig) -> Views:
@@ -31,16 +33,27 @@ def views(settings: RunConfig) -> Views:
 
 
 def pixels(count: int, channels: int = 3, height: int = 16, width: int = 20, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0,
+        256,
+        (count, height, width, channels),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def smooth(count: int, height: int, width: int) -> list[np.ndarray]:
     small = pixels(count, 3, 5, 5).numpy()
-    return [np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)) for picture in small]
+    return [
+        np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+        for picture in small
+    ]
 
 
 def alike(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], slack: float = 0.0) -> bool:
-    return all(x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=slack) for x, y in zip(a, b, strict=True))
+    return all(
+        x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=slack) for x, y in zip(a, b, strict=True)
+    )
 
 
 @pytest.fixture
@@ -54,7 +67,9 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [4, 28, 224])
-def test_views_are_floats_of_the_configured_size_whatever_the_image(version: str, channels: int, size: int) -> None:
+def test_views_are_floats_of_the_configured_size_whatever_the_image(
+    version: str, channels: int, size: int
+) -> None:
     engine = views(config(channels, version=version, image_size=size, blur=1.0, jitter=1.0, hue=0.5))
     for height, width in [(8, 8), (1, 1), (5, 300), (300, 5), (size, size)]:
         for made in engine.of_images(pixels(3, channels, height, width), 0, torch.arange(3)):
@@ -67,7 +82,11 @@ def test_views_are_floats_of_the_configured_size_whatever_the_image(version: str
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_images_views_are_the_same_in_any_batch(version: str, channels: int) -> None:
-    engine, images, order = views(config(channels, version=version)), pixels(24, channels), torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    engine, images, order = (
+        views(config(channels, version=version)),
+        pixels(24, channels),
+        torch.randperm(24, generator=torch.Generator().manual_seed(0)),
+    )
     together = engine.of_images(images, 3, torch.arange(24))
     assert alike(tuple(part[order] for part in together), engine.of_images(images[order], 3, order), 1e-6)
     for i in range(24):
@@ -78,7 +97,8 @@ def test_an_images_views_are_the_same_in_any_batch(version: str, channels: int) 
 def test_query_and_key_differ_and_so_do_epochs_seeds_and_positions() -> None:
     images, places = pixels(30), torch.arange(30)
     (query, key), *others = (
-        views(config(seed=seed)).of_images(images, epoch, places + first) for seed, epoch, first in [(0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 30)]
+        views(config(seed=seed)).of_images(images, epoch, places + first)
+        for seed, epoch, first in [(0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 30)]
     )
     for other in [key, *(part for pair in others for part in pair)]:
         assert (query - other).abs().flatten(1).amax(dim=1).gt(1e-3).sum() > 27
@@ -90,7 +110,11 @@ def test_the_same_again_is_the_same_to_the_bit() -> None:
 
 
 def test_what_comes_in_is_left_alone() -> None:
-    engine, images, crops = views(config()), pixels(8), pixels(16, 3, 12, 12).view(8, 2, 12, 12, 3).permute(0, 1, 4, 2, 3).contiguous()
+    engine, images, crops = (
+        views(config()),
+        pixels(8),
+        pixels(16, 3, 12, 12).view(8, 2, 12, 12, 3).permute(0, 1, 4, 2, 3).contiguous(),
+    )
     before = images.clone(), crops.clone()
     state = torch.get_rng_state()
     engine.of_images(images, 0, torch.arange(8))
@@ -139,8 +163,12 @@ def test_with_everything_off_a_view_is_the_image(version: str, channels: int) ->
 
 def test_views_are_normalised_a_channel() -> None:
     images = pixels(5, 3, 12, 12)
-    for made in views(config(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0), **OFF)).of_images(images, 0, torch.arange(5)):
-        expected = (images.permute(0, 3, 1, 2) / 255 - torch.tensor([0.5, 0.25, 0.0]).view(3, 1, 1)) / torch.tensor([0.5, 0.25, 2.0]).view(3, 1, 1)
+    for made in views(config(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0), **OFF)).of_images(
+        images, 0, torch.arange(5)
+    ):
+        expected = (
+            images.permute(0, 3, 1, 2) / 255 - torch.tensor([0.5, 0.25, 0.0]).view(3, 1, 1)
+        ) / torch.tensor([0.5, 0.25, 2.0]).view(3, 1, 1)
         assert torch.allclose(made, expected, atol=1e-6)
 
 
@@ -157,7 +185,9 @@ def test_flips_are_left_to_right(flip: float, lowest: int, highest: int) -> None
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_crops_of_files_are_neither_cut_nor_flipped_again(version: str) -> None:
     crops = pixels(60, 3, 12, 12).view(30, 2, 12, 12, 3).permute(0, 1, 4, 2, 3).contiguous()
-    made = views(config(version=version, min_crop=0.1, flip=1.0, **NO_COLOUR)).of_crops(crops, 0, torch.arange(30))
+    made = views(config(version=version, min_crop=0.1, flip=1.0, **NO_COLOUR)).of_crops(
+        crops, 0, torch.arange(30)
+    )
     assert torch.equal(torch.stack(made, dim=1), crops / 255)
 
 
@@ -165,9 +195,14 @@ def test_crops_of_files_are_neither_cut_nor_flipped_again(version: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_crops_of_files_get_the_colours_that_images_in_memory_get(version: str, channels: int) -> None:
     images, places = pixels(40, channels, 20, 20), torch.arange(40)
-    crops = torch.stack(views(config(channels, version=version, **NO_COLOUR)).of_images(images, 2, places), dim=1)
+    crops = torch.stack(
+        views(config(channels, version=version, **NO_COLOUR)).of_images(images, 2, places), dim=1
+    )
     engine = views(config(channels, version=version))
-    from_crops, from_images = engine.of_crops((crops * 255).round().to(torch.uint8), 2, places), engine.of_images(images, 2, places)
+    from_crops, from_images = (
+        engine.of_crops((crops * 255).round().to(torch.uint8), 2, places),
+        engine.of_images(images, 2, places),
+    )
     assert not alike(from_images, tuple(crops.unbind(dim=1)), 0.1)
     assert all((a - b).abs().mean() < 0.003 for a, b in zip(from_crops, from_images, strict=True))
 
@@ -175,13 +210,22 @@ def test_crops_of_files_get_the_colours_that_images_in_memory_get(version: str, 
 @pytest.mark.parametrize(("height", "width"), [(48, 96), (90, 60), (64, 64)])
 def test_squeezed_pictures_give_about_the_views_of_the_originals(height: int, width: int) -> None:
     originals, places = smooth(40, height, width), torch.arange(40)
-    squeezed = np.stack([np.asarray(Image.fromarray(picture).resize((40, 40), Image.Resampling.BILINEAR)) for picture in originals])
+    squeezed = np.stack(
+        [
+            np.asarray(Image.fromarray(picture).resize((40, 40), Image.Resampling.BILINEAR))
+            for picture in originals
+        ]
+    )
     engine, sizes = views(config()), np.tile((height, width), (40, 1))
     expected = engine.of_images(torch.from_numpy(np.stack(originals)), 0, places)
-    for made, wanted in zip(engine.of_images(torch.from_numpy(squeezed), 0, places, sizes), expected, strict=True):
+    for made, wanted in zip(
+        engine.of_images(torch.from_numpy(squeezed), 0, places, sizes), expected, strict=True
+    ):
         assert (made - wanted).abs().mean() < 0.008
     distorted = engine.of_images(torch.from_numpy(squeezed), 0, places)
-    assert height == width or all((made - wanted).abs().mean() > 0.02 for made, wanted in zip(distorted, expected, strict=True))
+    assert height == width or all(
+        (made - wanted).abs().mean() > 0.02 for made, wanted in zip(distorted, expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize("size", [(10, 2000), (2000, 10), (1, 1000), (1000, 1)])
@@ -192,7 +236,12 @@ def test_very_long_pictures_that_were_squeezed_have_views(size: tuple[int, int])
 
 def by_torchvision(settings: RunConfig, crop: Tensor, drawn: ViewDraws, i: int) -> Tensor:
     """The colours of one view, step by step."""
-    steps = [images_of.adjust_brightness, images_of.adjust_contrast, images_of.adjust_saturation, images_of.adjust_hue]
+    steps = [
+        images_of.adjust_brightness,
+        images_of.adjust_contrast,
+        images_of.adjust_saturation,
+        images_of.adjust_hue,
+    ]
     version, kernel = settings.augment.version, blur_size(settings.augment.image_size)
     if version == "v1" and drawn.grey[i]:
         crop = images_of.rgb_to_grayscale(crop, 3)
@@ -201,7 +250,11 @@ def by_torchvision(settings: RunConfig, crop: Tensor, drawn: ViewDraws, i: int) 
             crop = steps[kind](crop, float(drawn.hue[i] if kind == 3 else drawn.factors[i, kind]))
     if version == "v2" and drawn.grey[i]:
         crop = images_of.rgb_to_grayscale(crop, 3)
-    return images_of.gaussian_blur(crop, [kernel, kernel], [float(drawn.sigmas[i])] * 2) if version == "v2" and drawn.sigmas[i] else crop
+    return (
+        images_of.gaussian_blur(crop, [kernel, kernel], [float(drawn.sigmas[i])] * 2)
+        if version == "v2" and drawn.sigmas[i]
+        else crop
+    )
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -219,7 +272,9 @@ def test_the_steps_follow_each_other_as_in_torchvisions_views(version: str, chan
 
 
 def structured(channels: int) -> Tensor:
-    """[channels, 20, 20] uint8: a reddish picture, brighter to the right and at the bottom, with a coarse pattern on it; its edges are greener."""
+    """[channels, 20, 20] uint8: a reddish picture, brighter to the right and at the bottom, with a coarse
+    pattern on it; its edges are greener.
+    """
     down, across = torch.meshgrid(torch.linspace(0, 1, 20), torch.linspace(0, 1, 20), indexing="ij")
     pattern = (torch.arange(20)[:, None] // 3 + torch.arange(20) // 3) % 2
     light = 0.35 + 0.25 * across + 0.15 * down + 0.25 * pattern
@@ -230,18 +285,29 @@ def structured(channels: int) -> Tensor:
 def figures(made: Tensor) -> dict[str, np.ndarray]:
     """Of views [n, channels, S, S] in 0..1."""
     half = made.shape[3] // 2
-    found = {f"mean of channel {channel}": made[:, channel].mean(dim=(1, 2)) for channel in range(made.shape[1])}
+    found = {
+        f"mean of channel {channel}": made[:, channel].mean(dim=(1, 2)) for channel in range(made.shape[1])
+    }
     found["spread"] = made.std(dim=(1, 2, 3))
     found["contrast"] = made.amax(dim=(1, 2, 3)) - made.amin(dim=(1, 2, 3))
-    found["left to right"] = (made[..., :half].mean(dim=(1, 2, 3)) - made[..., half:].mean(dim=(1, 2, 3))) / found["spread"]
-    found["top to bottom"] = (made[..., :half, :].mean(dim=(1, 2, 3)) - made[..., half:, :].mean(dim=(1, 2, 3))) / found["spread"]
+    found["left to right"] = (
+        made[..., :half].mean(dim=(1, 2, 3)) - made[..., half:].mean(dim=(1, 2, 3))
+    ) / found["spread"]
+    found["top to bottom"] = (
+        made[..., :half, :].mean(dim=(1, 2, 3)) - made[..., half:, :].mean(dim=(1, 2, 3))
+    ) / found["spread"]
     found["fine pattern"] = (made[..., 1:] - made[..., :-1]).abs().mean(dim=(1, 2, 3)) / found["spread"]
     if made.shape[1] == 3:
         red, green, blue = made.unbind(dim=1)
         range_of_channels = made.amax(dim=1) - made.amin(dim=1)
         found["saturation"] = range_of_channels.mean(dim=(1, 2))
-        found["hue"] = torch.atan2(3**0.5 * (green - blue).mean(dim=(1, 2)), (2 * red - green - blue).mean(dim=(1, 2)))
-        found["hue of the left"] = torch.atan2(3**0.5 * (green - blue)[..., :half].mean(dim=(1, 2)), (2 * red - green - blue)[..., :half].mean(dim=(1, 2)))
+        found["hue"] = torch.atan2(
+            3**0.5 * (green - blue).mean(dim=(1, 2)), (2 * red - green - blue).mean(dim=(1, 2))
+        )
+        found["hue of the left"] = torch.atan2(
+            3**0.5 * (green - blue)[..., :half].mean(dim=(1, 2)),
+            (2 * red - green - blue)[..., :half].mean(dim=(1, 2)),
+        )
         coloured = found["saturation"] > 0.02  # others have no hue, but noise
         found["hue"], found["hue of the left"] = found["hue"][coloured], found["hue of the left"][coloured]
         found["colourless"] = (~coloured).float()
@@ -250,8 +316,13 @@ def figures(made: Tensor) -> dict[str, np.ndarray]:
 
 def of_the_batch(settings: RunConfig) -> Tensor:
     """Query and key views, of several epochs."""
-    images, engine = structured(settings.data.channels).permute(1, 2, 0).expand(1000, -1, -1, -1).contiguous(), views(settings)
-    return torch.cat([part for epoch in range(3) for part in engine.of_images(images, epoch, torch.arange(1000))])
+    images, engine = (
+        structured(settings.data.channels).permute(1, 2, 0).expand(1000, -1, -1, -1).contiguous(),
+        views(settings),
+    )
+    return torch.cat(
+        [part for epoch in range(3) for part in engine.of_images(images, epoch, torch.arange(1000))]
+    )
 
 
 @functools.cache
@@ -267,7 +338,9 @@ def usual(channels: int, version: str, knobs: dict[str, object] | None = None) -
 
 
 def differences(settings: RunConfig, version: str) -> list[str]:
-    """The figures in which the batch's views under `settings` and torchvision's under the usual ones are not of one distribution."""
+    """The figures in which the batch's views under `settings` and torchvision's under the usual ones are not
+    of one distribution.
+    """
     mine, others = figures(of_the_batch(settings)), figures(one_by_one(settings.data.channels, version))
     return [name for name in mine if stats.ks_2samp(mine[name], others[name]).pvalue < UNLIKELY]
 
@@ -291,5 +364,7 @@ def test_views_are_distributed_as_torchvisions(version: str, channels: int) -> N
         (3, "v2", {"version": "v1"}),
     ],
 )
-def test_other_knobs_would_show_in_the_distributions(channels: int, version: str, knobs: dict[str, object]) -> None:
+def test_other_knobs_would_show_in_the_distributions(
+    channels: int, version: str, knobs: dict[str, object]
+) -> None:
     assert differences(usual(channels, version, knobs), version)

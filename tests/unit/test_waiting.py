@@ -12,17 +12,27 @@ from pcl_ray.config import RunConfig
 from pcl_ray.service.waiting import WaitingForData
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-KNOBS = {"loss.queue_size": 64, "e_step.num_clusters": [4], "train.batch_size": 50, "train.epochs": 5, "optimizer.warmup_epochs": 0}
+KNOBS = {
+    "loss.queue_size": 64,
+    "e_step.num_clusters": [4],
+    "train.batch_size": 50,
+    "train.epochs": 5,
+    "optimizer.warmup_epochs": 0,
+}
 FILES = {"data.source": "folder", "data.path": "/pictures", "data.in_memory": False}
 
 
 def watch(device: torch.device = CPU, **changed: Any) -> WaitingForData:
-    config = configs.with_overrides(RunConfig(), KNOBS | {name.replace("__", "."): value for name, value in changed.items()})
+    config = configs.with_overrides(
+        RunConfig(), KNOBS | {name.replace("__", "."): value for name, value in changed.items()}
+    )
     return WaitingForData(config, plans.make(config, 1000, 200), device, config.train.epochs)
 
 
 def said(device: torch.device, knobs: dict[str, Any]) -> str:
-    return watch(device, **{name.replace(".", "__"): value for name, value in knobs.items()}).said_after(1, 0.5)
+    return watch(device, **{name.replace(".", "__"): value for name, value in knobs.items()}).said_after(
+        1, 0.5
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.1])
@@ -64,27 +74,50 @@ def test_the_slow_reference_engine_is_named_first(device: torch.device, source: 
 @pytest.mark.parametrize(
     ("knobs", "parts"),
     [
-        ({"data.loader_workers": 3, "resources.cpus_per_worker": 4}, ["data.loader_workers (now 3 a worker)", "resources.cpus_per_worker (now 4)"]),
+        (
+            {"data.loader_workers": 3, "resources.cpus_per_worker": 4},
+            ["data.loader_workers (now 3 a worker)", "resources.cpus_per_worker (now 4)"],
+        ),
         ({"data.loader_workers": 0, "resources.cpus_per_worker": 0.5}, ["(now 0 a worker)", "(now 0.5)"]),
-        ({"resources.cpus_per_worker": 8}, ["data.loader_workers (now 2 a worker)", "resources.cpus_per_worker (now 8)"]),
+        (
+            {"resources.cpus_per_worker": 8},
+            ["data.loader_workers (now 2 a worker)", "resources.cpus_per_worker (now 8)"],
+        ),
         ({"resources.cpus_per_worker": 8, "resources.gpus_per_worker": 1}, ["(now 7 a worker)"]),
     ],
 )
-def test_for_files_more_processes_or_memory(device: torch.device, knobs: dict[str, Any], parts: list[str]) -> None:
+def test_for_files_more_processes_or_memory(
+    device: torch.device, knobs: dict[str, Any], parts: list[str]
+) -> None:
     text = said(device, FILES | knobs)
-    for part in [*parts, "data.in_memory=true", "takes 1.2 GB"]:  # 1,200 pictures of 579 × 579 pixels of 3 bytes
+    # 1,200 pictures of 579 × 579 pixels of 3 bytes
+    for part in [*parts, "data.in_memory=true", "takes 1.2 GB"]:
         assert part in text
 
 
 def test_the_gigabytes_are_those_by_which_auto_decides() -> None:
-    text = said(CPU, FILES | {"augment.image_size": 64, "data.channels": 1, "augment.mean": [0.5], "augment.std": [0.5], "augment.min_crop": 0.0005})
-    side = plans.memory_side(configs.with_overrides(RunConfig(), {"augment.image_size": 64, "augment.min_crop": 0.0005}))
+    text = said(
+        CPU,
+        FILES
+        | {
+            "augment.image_size": 64,
+            "data.channels": 1,
+            "augment.mean": [0.5],
+            "augment.std": [0.5],
+            "augment.min_crop": 0.0005,
+        },
+    )
+    side = plans.memory_side(
+        configs.with_overrides(RunConfig(), {"augment.image_size": 64, "augment.min_crop": 0.0005})
+    )
     assert f"takes {1200 * side**2 / 1e9:.1f} GB" in text
 
 
 @pytest.mark.parametrize(("prefetch", "now"), [(None, 2), (5, 5), (0, 0)])
 @pytest.mark.parametrize("source", [{}, FILES | {"data.in_memory": True}], ids=["arrays", "decoded files"])
-def test_for_images_in_memory_and_a_gpu_prefetch(source: dict[str, Any], prefetch: int | None, now: int) -> None:
+def test_for_images_in_memory_and_a_gpu_prefetch(
+    source: dict[str, Any], prefetch: int | None, now: int
+) -> None:
     text = said(CUDA, source | {"data.prefetch": prefetch, "resources.gpus_per_worker": 1})
     assert f"raise data.prefetch (now {now}) and resources.cpus_per_worker (now 1)" in text
     assert "in_memory" not in text
@@ -113,7 +146,9 @@ def test_what_is_off_already_is_not_named(knobs: dict[str, Any], named: list[str
         assert off not in text
 
 
-@pytest.mark.parametrize("knobs", [{"augment.hue": 0}, {"data.channels": 1, "augment.mean": [0.5], "augment.std": [0.5]}])
+@pytest.mark.parametrize(
+    "knobs", [{"augment.hue": 0}, {"data.channels": 1, "augment.mean": [0.5], "augment.std": [0.5]}]
+)
 def test_silent_where_no_knob_helps(knobs: dict[str, Any]) -> None:
     assert said(CPU, knobs | {"augment.blur": 0}) == ""
 

@@ -33,12 +33,15 @@ def trained_learner(head: str) -> tuple[configs.RunConfig, Learner]:
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str) -> None:
     config, learner = trained_learner(head)
-    path = checkpoint.save(checkpoint.RunState(3, learner.state_dict(), None, [], [], config.encoder, 1), tmp_path, keep=1)
+    path = checkpoint.save(
+        checkpoint.RunState(3, learner.state_dict(), None, [], [], config.encoder, 1), tmp_path, keep=1
+    )
     images = torch.randn(5, 1, 8, 8)
     learner.pair.eval()
     query, momentum = load_encoder(path), load_encoder(str(path), encoder="momentum")
     assert not query.training
-    learner.pair.to(memory_format=torch.contiguous_format)  # as loaded encoders are: the sums are the same, in another order
+    # as loaded encoders are: the sums are the same, in another order
+    learner.pair.to(memory_format=torch.contiguous_format)
     assert torch.equal(query(images), learner.pair.query(images))
     assert torch.equal(momentum(images), learner.pair.key(images))
     assert not torch.allclose(query(images), momentum(images))
@@ -47,7 +50,9 @@ def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str) -> None:
 
 
 class Published(nn.Module):
-    """The reference's layout: two torchvision ResNets whose `fc` is the projection head, wrapped in DataParallel (`module.`)."""
+    """The reference's layout: two torchvision ResNets whose `fc` is the projection head, wrapped in
+    DataParallel (`module.`).
+    """
 
     def __init__(self, head: str, dim: int = 16):
         super().__init__()
@@ -61,7 +66,16 @@ class Published(nn.Module):
 
 def write_published(path: Path, model: nn.Module, **changed: Any) -> Path:
     state = {f"module.{name}": value for name, value in model.state_dict().items()}
-    torch.save({"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": {"state": {}, "param_groups": []}, **changed}, path)
+    torch.save(
+        {
+            "epoch": 200,
+            "arch": "resnet18",
+            "state_dict": state,
+            "optimizer": {"state": {}, "param_groups": []},
+            **changed,
+        },
+        path,
+    )
     return path
 
 
@@ -128,7 +142,9 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [{"weights": torch.ones(2)}, torch.ones(3), {"state_dict": torch.ones(2)}])
+@pytest.mark.parametrize(
+    "content", [{"weights": torch.ones(2)}, torch.ones(3), {"state_dict": torch.ones(2)}]
+)
 def test_neither_layout(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(DataError, match="neither a pcl_ray checkpoint nor"):
@@ -138,7 +154,10 @@ def test_neither_layout(tmp_path: Path, content: object) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"state_dict": {"module.encoder_q.conv1.weight": torch.ones(2)}}, "no weights under 'encoder_q.' with a projection head"),
+        (
+            {"state_dict": {"module.encoder_q.conv1.weight": torch.ones(2)}},
+            "no weights under 'encoder_q.' with a projection head",
+        ),
         ({"arch": "resnet34"}, "does not fit a resnet34"),
         ({"arch": "vgg16"}, "vgg16"),
     ],

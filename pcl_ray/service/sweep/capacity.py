@@ -1,4 +1,6 @@
-"""How many trials a cluster holds at a time, counting workers and E-step actor of each, so that no two trials wait for each other's resources."""
+"""How many trials a cluster holds at a time, counting workers and E-step actor of each, so that no two trials
+wait for each other's resources.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,18 @@ def bundles(config: RunConfig, plan: RunPlan) -> list[Bundle]:
     if resources.workers == 0:
         return [(resources.cpus_per_worker, resources.gpus_per_worker)]
     workers = [(resources.cpus_per_worker, resources.gpus_per_worker)] * resources.workers
-    return [*workers, (resources.e_step_cpus, resources.e_step_gpus), *[(resources.e_step_cpus, 0.0)] * plan.e_step_shards, (TRIAL_CPUS, 0.0)]
+    return [
+        *workers,
+        (resources.e_step_cpus, resources.e_step_gpus),
+        *[(resources.e_step_cpus, 0.0)] * plan.e_step_shards,
+        (TRIAL_CPUS, 0.0),
+    ]
 
 
 def trials_at_a_time(trial: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> int:
-    """How often the bundles of a trial fit onto the nodes ({"CPU": …, "GPU": …} each), the largest placed first, each where least is left over."""
+    """How often the bundles of a trial fit onto the nodes ({"CPU": …, "GPU": …} each), the largest placed
+    first, each where least is left over.
+    """
     free = [[node.get("CPU", 0.0), node.get("GPU", 0.0)] for node in nodes]
     largest_first = sorted(trial, key=lambda bundle: (bundle[1], bundle[0]), reverse=True)
     for count in range(_MOST):
@@ -35,7 +44,11 @@ def trials_at_a_time(trial: Sequence[Bundle], nodes: Sequence[Mapping[str, float
 
 def _place(bundle: Bundle, free: list[list[float]]) -> bool:
     cpus, gpus = bundle
-    fitting = [node for node in free if node[0] + _SLACK >= cpus and node[1] + _SLACK >= gpus and _one_gpu_has(gpus, node[1])]
+    fitting = [
+        node
+        for node in free
+        if node[0] + _SLACK >= cpus and node[1] + _SLACK >= gpus and _one_gpu_has(gpus, node[1])
+    ]
     if not fitting:
         return False
     node = min(fitting, key=lambda node: (node[1], node[0]))
@@ -45,7 +58,9 @@ def _place(bundle: Bundle, free: list[list[float]]) -> bool:
 
 
 def _one_gpu_has(share: float, free: float) -> bool:
-    """A share of a GPU must come from one GPU. What is free is whole GPUs and at most one that is begun (shares of a trial are equal)."""
+    """A share of a GPU must come from one GPU. What is free is whole GPUs and at most one that is begun
+    (shares of a trial are equal).
+    """
     return share == 0 or share >= 1 or free >= 1 - _SLACK or free + _SLACK >= share
 
 

@@ -18,7 +18,8 @@ from pcl_ray.service.between import FeaturePass
 
 
 def test_accuracy(path: Path, config: RunConfig, whole: DataSplits, share: float) -> float:
-    """kNN accuracy, 0..1, of a checkpoint's momentum encoder on the test split; on this machine's GPU where the run had one and there is one here.
+    """kNN accuracy, 0..1, of a checkpoint's momentum encoder on the test split; on this machine's GPU where
+    the run had one and there is one here.
 
     Raises RunFailed where the checkpoint cannot be read.
     """
@@ -27,7 +28,12 @@ def test_accuracy(path: Path, config: RunConfig, whole: DataSplits, share: float
     learner.load_state_dict(checkpoint.load(path).learner)
     splits = datasets.only_test_labels(whole, share)
     assert splits.holdout is not None
-    features = FeaturePass(splits, config, device, Readers(config, device, loader_workers(config, len(splits.train) + splits.num_holdout)))
+    features = FeaturePass(
+        splits,
+        config,
+        device,
+        Readers(config, device, loader_workers(config, len(splits.train) + splits.num_holdout)),
+    )
     bank, queries = features.train(learner), features.holdout(learner)
     assert queries is not None
     assert splits.train.labels is not None

@@ -1,4 +1,6 @@
-"""One knob's domain of Ray Tune: what is wrong with it, its values, its words. Imports Ray, as `spaces` does."""
+"""One knob's domain of Ray Tune: what is wrong with it, its values, its words. Imports Ray, as `spaces`
+does.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,31 @@ from typing import Any
 
 import numpy as np
 from ray import tune
-from ray.tune.search.sample import Categorical, Domain, Float, Function, Integer, LogUniform, Normal, Quantized
+from ray.tune.search.sample import (
+    Categorical,
+    Domain,
+    Float,
+    Function,
+    Integer,
+    LogUniform,
+    Normal,
+    Quantized,
+)
 
 _COUNTABLE = 1000  # an integer range of more values is searched, not tried out
 
 
 def of(written: Any) -> Any:
-    """What SPACE has for a knob, as a domain where it is one: a grid is a choice, whose values are plain Python. Else the constant.
+    """What SPACE has for a knob, as a domain where it is one: a grid is a choice, whose values are plain
+    Python. Else the constant.
 
     Grids are not kept as such: sampling one gives an error object instead of a value.
     """
-    if isinstance(written, Mapping) and list(written) == ["grid_search"] and isinstance(written["grid_search"], list | tuple | np.ndarray):
+    if (
+        isinstance(written, Mapping)
+        and list(written) == ["grid_search"]
+        and isinstance(written["grid_search"], list | tuple | np.ndarray)
+    ):
         return tune.choice(plain(written["grid_search"]))
     if isinstance(written, Categorical):
         return tune.choice(plain(written.categories))
@@ -33,16 +49,24 @@ def plain(value: Any) -> Any:
 
 
 def wrong(domain: Domain) -> str | None:
-    """Why the domain cannot be searched and what to write instead, in a sentence; None where it is all right."""
+    """Why the domain cannot be searched and what to write instead, in a sentence; None where it is all
+    right.
+    """
     match domain:
         case Categorical():
             return _wrong_choice(domain)
         case Float() | Integer():
             return _wrong_range(domain)
         case Function():
-            return "a value computed from others (tune.sample_from) cannot be searched; give each knob a range of its own, or list its values in tune.choice"
+            return (
+                "a value computed from others (tune.sample_from) cannot be searched; give each knob a range"
+                " of its own, or list its values in tune.choice"
+            )
         case _:
-            return f"{type(domain).__name__} is not known here; use tune.uniform, loguniform, quniform, randint, lograndint, choice or grid_search"
+            return (
+                f"{type(domain).__name__} is not known here; use tune.uniform, loguniform, quniform, randint,"
+                " lograndint, choice or grid_search"
+            )
 
 
 def _wrong_choice(domain: Categorical) -> str | None:
@@ -66,7 +90,9 @@ def _wrong_range(domain: Float | Integer) -> str | None:
         return "a normal distribution has no ends; use tune.uniform or tune.loguniform"
     if step is not None and (isinstance(domain, Integer) or is_log(domain)):
         return "steps are kept by tune.quniform only, not by every search; list the values in tune.choice"
-    if isinstance(domain, Integer) and not (isinstance(lower, int | np.integer) and isinstance(upper, int | np.integer)):
+    if isinstance(domain, Integer) and not (
+        isinstance(lower, int | np.integer) and isinstance(upper, int | np.integer)
+    ):
         return f"a range of whole numbers has whole ends, not {lower!r} and {upper!r}"
     if not np.isfinite(lower) or not np.isfinite(upper):
         return "needs two finite ends"
@@ -95,7 +121,11 @@ def edges(domain: Domain) -> list[Any]:
 
 def _last(domain: Float | Integer) -> Any:
     """Ray's integer ranges end before `upper`."""
-    return domain.upper - 1 if isinstance(domain, Integer) and isinstance(domain.upper, int | np.integer) else domain.upper
+    return (
+        domain.upper - 1
+        if isinstance(domain, Integer) and isinstance(domain.upper, int | np.integer)
+        else domain.upper
+    )
 
 
 def is_continuous(domain: Domain | None) -> bool:
@@ -115,7 +145,9 @@ def words(domain: Domain) -> str:
         return "computed from others"
     if not isinstance(domain, Float | Integer) or isinstance(_sampler(domain), Normal):
         return type(_sampler(domain)).__name__.strip("_").lower()
-    kind = ("log-uniform" if is_log(domain) else "uniform") + (" whole numbers" if isinstance(domain, Integer) else "")
+    kind = ("log-uniform" if is_log(domain) else "uniform") + (
+        " whole numbers" if isinstance(domain, Integer) else ""
+    )
     steps = f" in steps of {text_of(_step(domain))}" if _step(domain) is not None else ""
     return f"{kind} {text_of(domain.lower)} … {text_of(_last(domain))}{steps}"
 

@@ -1,7 +1,9 @@
 """The driver of a sweep.
 
-request → data, their held-out part split in two → folder (new or resumed) → MLflow parent run → Ray: data and warm-ups once, then Tune
-   Tune → TrialProcess × concurrency → runs/SWEEP.*  ─ state.json ─→ records → leaderboard, figures, best recipe, one figure on the test split
+request → data, their held-out part split in two → folder (new or resumed) → MLflow parent run → Ray: data and
+warm-ups once, then Tune
+   Tune → TrialProcess × concurrency → runs/SWEEP.*  ─ state.json ─→ records
+      records → leaderboard, figures, best recipe, one figure on the test split
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ from pcl_ray.service.sweep.trial import Setting
 
 _PARENT_WAIT_S = 20.0  # for the server to give the parent run its number
 _QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # one file of results for each trial and format: ours are in the runs' folders
+    # one file of results for each trial and format: ours are in the runs' folders
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial has no score before its first evaluation
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -62,7 +65,9 @@ class Ended:
 
 
 def start(asked: SweepRequest, *, name: str | None = None, result_file: Path | None = None) -> SweepResult:
-    """Runs a new sweep to its end. Raises ConfigError or DataError before anything has started, RunFailed after, `run.Stopped` on a signal."""
+    """Runs a new sweep to its end. Raises ConfigError or DataError before anything has started, RunFailed
+    after, `run.Stopped` on a signal.
+    """
     run.before_anything()
     if name:
         SweepFolder.check_free(name)
@@ -70,7 +75,10 @@ def start(asked: SweepRequest, *, name: str | None = None, result_file: Path | N
     if len(chosen) > 60:
         raise ConfigError(f"sweep name {chosen!r} is too long: at most 60 characters, its trials add to it")
     if left := sorted((home() / "runs").glob(f"{chosen}.*")):
-        raise ConfigError(f"{len(left)} runs of an earlier sweep {chosen!r} are under {left[0].parent}; remove them, or choose another --name")
+        raise ConfigError(
+            f"{len(left)} runs of an earlier sweep {chosen!r} are under {left[0].parent}; remove them, or"
+            " choose another --name"
+        )
     data = _load(asked)
     _objective(asked, data)
     for note in asked.notes:
@@ -80,31 +88,48 @@ def start(asked: SweepRequest, *, name: str | None = None, result_file: Path | N
         return _sweep(folder, asked, data, result_file, resumed=False)
 
 
-def resume(name: str, words: list[str], options: Mapping[str, Any], *, result_file: Path | None = None) -> SweepResult:
-    """Goes on with a sweep: ended trials are kept, the others go on from their checkpoints. Raises as `start` does."""
+def resume(
+    name: str, words: list[str], options: Mapping[str, Any], *, result_file: Path | None = None
+) -> SweepResult:
+    """Goes on with a sweep: ended trials are kept, the others go on from their checkpoints. Raises as `start`
+    does.
+    """
     run.before_anything()
     with SweepFolder.open(name) as folder:
         asked = _secret_into_environment(stored(folder, words, options))
         data = _load(asked)
         known = folder.read_state().get("fingerprint")
         if known and known != data.whole.train.fingerprint:
-            raise DataError(f"the images of sweep {name!r} have changed since it began (others, or in another order); start a new sweep")
+            raise DataError(
+                f"the images of sweep {name!r} have changed since it began (others, or in another order);"
+                " start a new sweep"
+            )
         return _sweep(folder, asked, data, result_file, resumed=True)
 
 
 def stored(folder: SweepFolder, words: list[str], options: Mapping[str, Any]) -> SweepRequest:
-    """The request of an earlier `start`. Only what does not change the trials may be another one now: budget, concurrency, limits of failures."""
+    """The request of an earlier `start`. Only what does not change the trials may be another one now: budget,
+    concurrency, limits of failures.
+    """
     restoring.check(folder.path)
     kept = _kept(folder)
     given = {f"sweep.{key}": value for key, value in kept["settings"].items() if value is not None}
-    changed = {**dict(part.split("=", 1) for part in words if "=" in part), **{key: value for key, value in options.items() if value is not None}}
+    changed = {
+        **dict(part.split("=", 1) for part in words if "=" in part),
+        **{key: value for key, value in options.items() if value is not None},
+    }
     allowed = ("sweep.budget_s", "sweep.concurrency", "sweep.failures", "sweep.process_failures")
     if wrong := [key for key in changed if key not in allowed]:
-        raise ConfigError(f"{wrong[0]} cannot change when a sweep goes on (what can: {', '.join(allowed)}); start a new sweep")
+        raise ConfigError(
+            f"{wrong[0]} cannot change when a sweep goes on (what can: {', '.join(allowed)}); start a new"
+            " sweep"
+        )
     given.pop("sweep.budget_s", None)  # it was for that session
     source = str(folder.path / kept["space"])
     words_then = list(kept["words"])
-    asked = requests.check(source, words_then, {**given, **changed}, str(folder.path / "recipe.yaml"), stored=True)
+    asked = requests.check(
+        source, words_then, {**given, **changed}, str(folder.path / "recipe.yaml"), stored=True
+    )
     return replace(asked, space=replace(asked.space, name=kept["name"], base=kept["recipe"]))
 
 
@@ -113,26 +138,41 @@ def _kept(folder: SweepFolder) -> dict[str, Any]:
     try:
         kept = yaml.safe_load((folder.path / "sweep.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        raise ConfigError(f"sweep {folder.name!r} was killed before it had begun; start it anew under another --name") from None
+        raise ConfigError(
+            f"sweep {folder.name!r} was killed before it had begun; start it anew under another --name"
+        ) from None
     kinds = {"name": str, "space": str, "recipe": str, "words": list, "settings": dict}
-    if not isinstance(kept, dict) or any(not isinstance(kept.get(name), kind) for name, kind in kinds.items()) or kept["space"] not in restoring.SPACES:
-        raise ConfigError(f"{folder.path / 'sweep.yaml'} is not as pcl-ray wrote it; mend it, or start the sweep anew under another --name")
+    if (
+        not isinstance(kept, dict)
+        or any(not isinstance(kept.get(name), kind) for name, kind in kinds.items())
+        or kept["space"] not in restoring.SPACES
+    ):
+        raise ConfigError(
+            f"{folder.path / 'sweep.yaml'} is not as pcl-ray wrote it; mend it, or start the sweep anew under"
+            " another --name"
+        )
     return kept
 
 
 def _secret_into_environment(asked: SweepRequest) -> SweepRequest:
-    """Of a sweep of an earlier version: a password in `tracking.uri` goes on by this process's environment, and into no trial's configuration."""
+    """Of a sweep of an earlier version: a password in `tracking.uri` goes on by this process's environment,
+    and into no trial's configuration.
+    """
     secret = asked.base.tracking.uri
     if not secret or not tracking.stored_secret(asked.base):
         return asked
     print(f"warning: {tracking_secrets.STORED}", file=sys.stderr)
     os.environ["MLFLOW_TRACKING_URI"] = secret
-    recipe, base = (configs.with_overrides(config, {"tracking.uri": None}) for config in (asked.recipe, asked.base))
+    recipe, base = (
+        configs.with_overrides(config, {"tracking.uri": None}) for config in (asked.recipe, asked.base)
+    )
     return replace(asked, recipe=recipe, base=base)
 
 
 def _keep(folder: SweepFolder, asked: SweepRequest) -> None:
-    """What `stored` needs: space and recipe themselves, since their files may change or be elsewhere next time."""
+    """What `stored` needs: space and recipe themselves, since their files may change or be elsewhere next
+    time.
+    """
     (folder.path / "recipe.yaml").write_text(configs.load(asked.space.base).to_yaml(), encoding="utf-8")
     file, text = spaces.source(asked.space_source)
     kept_as = f"space{Path(file).suffix}"
@@ -162,22 +202,35 @@ def _load(asked: SweepRequest) -> _Data:
 
 def _objective(asked: SweepRequest, data: _Data) -> Objective:
     """Raises ConfigError where it needs labels that these images lack."""
-    labelled = data.whole.train.labels is not None and data.whole.holdout is not None and data.whole.holdout.labels is not None
+    labelled = (
+        data.whole.train.labels is not None
+        and data.whole.holdout is not None
+        and data.whole.holdout.labels is not None
+    )
     return requests.objective_of(asked.space, asked.settings, labelled=labelled)
 
 
-def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: Path | None, *, resumed: bool) -> SweepResult:
+def _sweep(
+    folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: Path | None, *, resumed: bool
+) -> SweepResult:
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # a log: no line is broken for a screen that is not there
+        # a log: no line is broken for a screen that is not there
+        console = Console(highlight=False, width=160)
     objective = _objective(asked, data)
     base = requests.with_objective(asked.base, objective.metric)
     # A sheet of prototypes for each trial; everything else of it can be made from its folder.
-    few = {"tracking.pictures": min(base.tracking.pictures, 1), "tracking.model": False, "tracking.report": False, "tracking.system_metrics_s": 0}
+    few = {
+        "tracking.pictures": min(base.tracking.pictures, 1),
+        "tracking.model": False,
+        "tracking.report": False,
+        "tracking.system_metrics_s": 0,
+    }
     base = configs.with_overrides(base, few)
     plan = plans.make(base, len(data.whole.train), data.whole.num_holdout)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri and not base.tracking.uri and not tracking_secrets.holds_secret(uri):  # then a trial that goes on alone is recorded there as well
+    # then a trial that goes on alone is recorded there as well
+    if uri and not base.tracking.uri and not tracking_secrets.holds_secret(uri):
         base = configs.with_overrides(base, {"tracking.uri": uri})
     tracker = outcome.open_tracker(
         folder,
@@ -186,8 +239,12 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         lambda text: console.print(f"warning: {text}", markup=False),
         tags={"objective.name": objective.metric},
         without=asked.space.domains,
-        known=outcome.Known(plan, len(data.whole.train.class_names) if data.whole.train.labels is not None else 0),
-        sweep=tracking.Sweep(folder.name, objective.metric, objective.direction, _numeric(asked), plan.total_steps - 1),
+        known=outcome.Known(
+            plan, len(data.whole.train.class_names) if data.whole.train.labels is not None else 0
+        ),
+        sweep=tracking.Sweep(
+            folder.name, objective.metric, objective.direction, _numeric(asked), plan.total_steps - 1
+        ),
     )
     setting = Setting(
         sweep=folder.name,
@@ -204,15 +261,28 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
     )
     if link := tracker.link(view=True):
         console.print(f"dashboard   {link}", markup=False, soft_wrap=True)
-    folder.write_state(state="running", mlflow_run_id=tracker.run_id, fingerprint=data.whole.train.fingerprint)
+    folder.write_state(
+        state="running", mlflow_run_id=tracker.run_id, fingerprint=data.whole.train.fingerprint
+    )
     ended, state = Ended("failed"), "failed"
     begun = time.monotonic()
     try:
         from pcl_ray.service.sweep import tuning
 
         ended = tuning.run(folder, asked, setting, data.splits, tracker, console, resumed=resumed)
-        result = results.conclude(folder, asked, setting, data.whole, tracker, console, seconds=time.monotonic() - begun, unfinished=ended.reason)
-        state = "finished" if not ended.reason else "failed" if ended.reason.startswith("failures") else "stopped"
+        result = results.conclude(
+            folder,
+            asked,
+            setting,
+            data.whole,
+            tracker,
+            console,
+            seconds=time.monotonic() - begun,
+            unfinished=ended.reason,
+        )
+        state = (
+            "finished" if not ended.reason else "failed" if ended.reason.startswith("failures") else "stopped"
+        )
     finally:
         folder.write_state(state=state)
         tracker.finish("finished" if state == "finished" else "stopped" if state == "stopped" else "failed")
@@ -222,9 +292,14 @@ def _sweep(folder: SweepFolder, asked: SweepRequest, data: _Data, result_file: P
         raise run.Stopped(folder.name, ended.signal_number, verb="sweep")
     if ended.reason.startswith("failures"):
         raise RunFailed(
-            f"{ended.reason.removeprefix('failures: ')}\nWhat has ended is kept; mend the cause and go on with: pcl-ray sweep --resume {folder.name}"
+            f"{ended.reason.removeprefix('failures: ')}\nWhat has ended is kept; mend the cause and go on"
+            f" with: pcl-ray sweep --resume {folder.name}"
         )
-    if not result.metrics["sweep/finished"] and not result.metrics["sweep/stopped_early"] and not ended.reason:
+    if (
+        not result.metrics["sweep/finished"]
+        and not result.metrics["sweep/stopped_early"]
+        and not ended.reason
+    ):
         raise RunFailed("all trials failed; the reasons are above and in the leaderboard")
     return result
 
@@ -235,7 +310,9 @@ def _numeric(asked: SweepRequest) -> dict[str, bool]:
 
 
 def _run_id(tracker: tracking.MlflowRun | tracking.NullRun, enabled: bool) -> str | None:
-    """The parent's, once the server has answered; children without it can still be found by their tag pcl_ray.sweep."""
+    """The parent's, once the server has answered; children without it can still be found by their tag
+    pcl_ray.sweep.
+    """
     deadline = time.monotonic() + (_PARENT_WAIT_S if enabled else 0)
     while tracker.run_id is None and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -243,9 +320,13 @@ def _run_id(tracker: tracking.MlflowRun | tracking.NullRun, enabled: bool) -> st
 
 
 @contextmanager
-def interruptible(budget_s: float | None) -> Iterator[tuple[Callable[[str], None], Callable[[], None], list[Ended]]]:
-    """Ends Tune's loop in a way that it can be resumed from, by the signal that it listens to: after the budget, on Ctrl-C and SIGTERM, or by
-    the first function. The second repeats the signal where the end is wanted already."""
+def interruptible(
+    budget_s: float | None,
+) -> Iterator[tuple[Callable[[str], None], Callable[[], None], list[Ended]]]:
+    """Ends Tune's loop in a way that it can be resumed from, by the signal that it listens to: after the
+    budget, on Ctrl-C and SIGTERM, or by the first function. The second repeats the signal where the end is
+    wanted already.
+    """
     reasons: list[Ended] = []
     main = threading.current_thread() is threading.main_thread()
 
@@ -264,7 +345,11 @@ def interruptible(budget_s: float | None) -> Iterator[tuple[Callable[[str], None
             raise KeyboardInterrupt  # a second one: now
         end("stopped", number)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    before = (
+        {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        if main
+        else {}
+    )
     usr1 = signal.signal(signal.SIGUSR1, lambda *_: None) if main else None
     timer = threading.Timer(budget_s, end, ("the budget is spent",)) if budget_s else None
     try:
@@ -282,7 +367,9 @@ def interruptible(budget_s: float | None) -> Iterator[tuple[Callable[[str], None
 
 
 def quiet_tune() -> None:
-    """Tune's own tables and warnings are for those who call it; ours says what its user needs. What is set already stands."""
+    """Tune's own tables and warnings are for those who call it; ours says what its user needs. What is set
+    already stands.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train", "ray.data", "optuna"):

@@ -15,7 +15,10 @@ def show(asked: SweepRequest) -> None:
     """Prints it. Asks the cluster that RAY_ADDRESS names how large it is; starts no Ray of its own."""
     space, settings = asked.space, asked.settings
     how = search.method(space, settings)
-    rows = [("space", f"{space.name}, on recipe {space.base}"), *((f"  {name}", words) for name, words in spaces.described(space))]
+    rows = [
+        ("space", f"{space.name}, on recipe {space.base}"),
+        *((f"  {name}", words) for name, words in spaces.described(space)),
+    ]
     size = spaces.size(space)
     configurations = search.samples(space, settings)
     points = search.points(space, settings, asked.base)
@@ -27,7 +30,14 @@ def show(asked: SweepRequest) -> None:
     rows += [
         ("size", f"{size} combinations" if size is not None else "continuous"),
         ("search", f"{how}, scheduler {settings.scheduler}" + _grace(asked)),
-        ("trials", f"{trials}: {configurations} configurations, {settings.seeds} seeds each" if settings.seeds > 1 else f"{trials}"),
+        (
+            "trials",
+            (
+                f"{trials}: {configurations} configurations, {settings.seeds} seeds each"
+                if settings.seeds > 1
+                else f"{trials}"
+            ),
+        ),
         ("at a time", f"{at_a_time} on {where}"),
         ("each trial", _each(asked)),
         ("objective", settings.objective or space.objective or "eval/knn_top1 with labels, else eval/rankme"),
@@ -43,7 +53,10 @@ def show(asked: SweepRequest) -> None:
 def _nodes(asked: SweepRequest) -> tuple[list[dict[str, float]], str]:
     if not os.environ.get("RAY_ADDRESS"):
         needed = sum(cpus for cpus, _ in capacity.bundles(asked.base, asked.plan))
-        node = {"CPU": float(max(os.cpu_count() or 1, int(needed + 0.999))), "GPU": float(request.gpus_here())}
+        node = {
+            "CPU": float(max(os.cpu_count() or 1, int(needed + 0.999))),
+            "GPU": float(request.gpus_here()),
+        }
         return [node], f"this machine ({node['CPU']:g} CPUs, {node['GPU']:g} GPUs)"
     import ray
 
@@ -62,7 +75,10 @@ def _grace(asked: SweepRequest) -> str:
     return (
         said
         if settings.scheduler != "pbt"
-        else f"; members compared every {search.perturb_epochs(settings, asked.base)} epochs from {search.grace_epochs(asked.base)} on"
+        else (
+            f"; members compared every {search.perturb_epochs(settings, asked.base)} epochs from"
+            f" {search.grace_epochs(asked.base)} on"
+        )
     )
 
 
@@ -70,10 +86,16 @@ def _each(asked: SweepRequest) -> str:
     resources, epochs = asked.base.resources, asked.plan.epochs
     if not resources.workers:
         gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-        return f"{epochs} epochs in one process with {resources.cpus_per_worker:g} CPU{'s' * (resources.cpus_per_worker > 1)}{gpu}"
+        return (
+            f"{epochs} epochs in one process with {resources.cpus_per_worker:g}"
+            f" CPU{'s' * (resources.cpus_per_worker > 1)}{gpu}"
+        )
     gpus = resources.workers * resources.gpus_per_worker + resources.e_step_gpus
     cpus = sum(cpus for cpus, _ in capacity.bundles(asked.base, asked.plan))
-    return f"{epochs} epochs with {resources.workers} workers and an E-step actor, together {gpus:g} GPUs and {cpus:g} CPUs"
+    return (
+        f"{epochs} epochs with {resources.workers} workers and an E-step actor, together {gpus:g} GPUs and"
+        f" {cpus:g} CPUs"
+    )
 
 
 def _groups(asked: SweepRequest) -> int | None:
@@ -93,7 +115,10 @@ def _warmups(asked: SweepRequest, trials: int) -> str:
         return f"{epochs}, trained by every trial (sweep.shared_warmup = false)"
     groups = _groups(asked)
     if groups is None:
-        return f"{epochs}, shared by trials that are alike until then; sweep.temperature_levels makes that likelier"
+        return (
+            f"{epochs}, shared by trials that are alike until then; sweep.temperature_levels makes that"
+            " likelier"
+        )
     return f"{epochs}, trained {groups} times for {trials} trials"
 
 
@@ -110,4 +135,7 @@ def _device_time(asked: SweepRequest, trials: int, at_a_time: int) -> str:
     total = trials * whole - shared * (whole - cost.of_run(plan, plan.epochs - plan.warmup_epochs))
     at_most = "at most " if asked.settings.scheduler in ("asha", "median") else "about "
     clock = total / max(min(at_a_time, trials), 1)
-    return f"{at_most}{total / 3600:.2f} device hours, {clock / 60:.1f} minutes by the clock: from a few steps timed here, without k-means and reading files"
+    return (
+        f"{at_most}{total / 3600:.2f} device hours, {clock / 60:.1f} minutes by the clock: from a few steps"
+        " timed here, without k-means and reading files"
+    )

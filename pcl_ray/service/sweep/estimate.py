@@ -1,4 +1,6 @@
-"""What a sweep would cost: the time of a few steps of the recipe on this machine, times all that the trials would do."""
+"""What a sweep would cost: the time of a few steps of the recipe on this machine, times all that the trials
+would do.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,17 @@ class Cost:
     passed: float  # in a feature pass
 
     def of_run(self, plan: RunPlan, epochs: int) -> float:
-        """Device seconds of that many epochs of the plan, with the feature passes that E-steps and evaluations make."""
-        passes = sum(plan.clusters_before(epoch + 1) or plan.evaluates_after(epoch) for epoch in range(plan.epochs - epochs, plan.epochs))
-        return epochs * plan.steps_per_epoch * plan.global_batch * self.trained + passes * (plan.num_images + plan.num_holdout) * self.passed
+        """Device seconds of that many epochs of the plan, with the feature passes that E-steps and
+        evaluations make.
+        """
+        passes = sum(
+            plan.clusters_before(epoch + 1) or plan.evaluates_after(epoch)
+            for epoch in range(plan.epochs - epochs, plan.epochs)
+        )
+        return (
+            epochs * plan.steps_per_epoch * plan.global_batch * self.trained
+            + passes * (plan.num_images + plan.num_holdout) * self.passed
+        )
 
 
 def measure(config: RunConfig) -> Cost | None:
@@ -41,7 +51,9 @@ def measure(config: RunConfig) -> Cost | None:
     device = torch.device("cuda" if wants_gpu else "cpu")
     batch = config.train.batch_size
     side, count = config.augment.image_size, batch * _STEPS
-    pixels = np.random.default_rng(0).integers(0, 255, (count, side, side, config.data.channels), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 255, (count, side, side, config.data.channels), dtype=np.uint8
+    )
     alone = {
         "resources.workers": 0,
         "train.epochs": 2,
@@ -62,9 +74,25 @@ def measure(config: RunConfig) -> Cost | None:
     seconds = []
     for epoch in range(2):  # the first warms up
         begun = time.perf_counter()
-        run_epoch(learner, loader.epoch(epoch), None, config, plan, epoch, on_progress=lambda step, means: None, switch=lambda step: None)
+        run_epoch(
+            learner,
+            loader.epoch(epoch),
+            None,
+            config,
+            plan,
+            epoch,
+            on_progress=lambda step, means: None,
+            switch=lambda step: None,
+        )
         seconds.append(time.perf_counter() - begun)
     begun = time.perf_counter()
     with precision(config, device):
-        extract_features(learner.pair.key, ((views_for(learner, views), ids) for views, ids in EvaluationLoader(images, config, device=device)), device)
+        extract_features(
+            learner.pair.key,
+            (
+                (views_for(learner, views), ids)
+                for views, ids in EvaluationLoader(images, config, device=device)
+            ),
+            device,
+        )
     return Cost(min(seconds) / count, (time.perf_counter() - begun) / count)

@@ -1,4 +1,6 @@
-"""What the sweep's own process sees of its trials: the live table, the count of failures, the marks of those stopped early, the parent run's curve."""
+"""What the sweep's own process sees of its trials: the live table, the count of failures, the marks of those
+stopped early, the parent run's curve.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,18 @@ class Follow(tune.Callback):
         each_turn: Callable[[], None] = lambda: None,
         run_of: Callable[[Any], str] = lambda trial: "",
     ):
-        self._each_turn, self._run_of = each_turn, run_of  # called at each turn of Tune's loop; the run of a trial of Tune's
+        # called at each turn of Tune's loop; the run of a trial of Tune's
+        self._each_turn, self._run_of = each_turn, run_of
         self._seen: set[str] = set()
         self._first_end = first_end  # called once, in a thread
         self._runs = set(ended_before)  # that have ended, also in earlier sessions
-        self._console, self._objective, self._settings, self._epochs, self._total = console, objective, settings, epochs, total
+        self._console, self._objective, self._settings, self._epochs, self._total = (
+            console,
+            objective,
+            settings,
+            epochs,
+            total,
+        )
         self._tracker, self._stop = tracker, stop
         self._latest: dict[str, dict[str, Any]] = {}  # trial id: its last result
         self._ended: dict[str, str] = {}  # trial id: how
@@ -65,7 +74,9 @@ class Follow(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune keeps its callbacks with the experiment; a restored one gets a new Follow
 
-    def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
+    def setup(
+        self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any
+    ) -> None:
         if self._console.is_terminal:
             self._live = Live(self._table(), console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
@@ -79,11 +90,14 @@ class Follow(tune.Callback):
         """Tune's loop turns: what wants it to end may have come before it listened."""
         self._each_turn()
         for trial in trials:
-            if trial.trial_id not in self._seen:  # of a restored experiment: an earlier session's counts and limits say nothing about this one's
+            # of a restored experiment: an earlier session's counts and limits say nothing about this one's
+            if trial.trial_id not in self._seen:
                 self._seen.add(trial.trial_id)
                 trial.max_failures, trial.run_metadata.num_failures = self._settings.process_failures, 0
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         self._latest[trial.trial_id] = result
         if "failing" in result:
             trial.max_failures = 0  # it failed for a reason of its own: once more would be the same
@@ -91,7 +105,8 @@ class Follow(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = self._latest.get(trial.trial_id, {})
-        early = bool(result.get("early")) or result.get("epoch", 0) < result.get("of", self._epochs)  # Tune itself says done of those it stops
+        # Tune itself says done of those it stops
+        early = bool(result.get("early")) or result.get("epoch", 0) < result.get("of", self._epochs)
         if early and "run" in result:
             write_state_at(RunFolder.path_of(result["run"]), state="stopped early")
         self._end(trial, "stopped early" if early else "finished", result)
@@ -105,7 +120,9 @@ class Follow(tune.Callback):
         self._end(trial, f"failed: {reason}", result)
         self._in_a_row.append(reason)
         if len(self._in_a_row) >= self._settings.failures and not self.failed_of:
-            self.failed_of = f"{len(self._in_a_row)} trials failed one after the other. {_common(self._in_a_row)}"
+            self.failed_of = (
+                f"{len(self._in_a_row)} trials failed one after the other. {_common(self._in_a_row)}"
+            )
             self._stop()
 
     def _end(self, trial: Any, how: str, result: dict[str, Any]) -> None:
@@ -118,12 +135,16 @@ class Follow(tune.Callback):
         if self._live is None:
             said = f"  {self._objective.metric} {value:.4f}" if value is not None else ""
             self._console.print(
-                f"trial {self._count()}/{self._total}  {state.get('title', trial.trial_id)}  {how}, {result.get('epoch', 0)} epochs{said}",
+                f"trial {self._count()}/{self._total}  {state.get('title', trial.trial_id)}  {how},"
+                f" {result.get('epoch', 0)} epochs{said}",
                 markup=False,
                 soft_wrap=True,
             )
         best = self._best()
-        figures = {"sweep/ended": float(self._count()), "sweep/failed": float(sum(text.startswith("failed") for text in self._ended.values()))}
+        figures = {
+            "sweep/ended": float(self._count()),
+            "sweep/failed": float(sum(text.startswith("failed") for text in self._ended.values())),
+        }
         figures |= {"sweep/best_score": best} if best is not None else {}
         self._tracker.log(figures, self._count())
         self._show()
@@ -143,7 +164,12 @@ class Follow(tune.Callback):
             self._told = now
             running = [result for trial, result in self._latest.items() if trial not in self._ended]
             epochs = ", ".join(f"{result['epoch']}/{self._epochs}" for result in running)
-            self._console.print(f"running     {len(running)} trials at epochs {epochs}; {self._count()} of {self._total} ended", markup=False, soft_wrap=True)
+            self._console.print(
+                f"running     {len(running)} trials at epochs {epochs}; {self._count()} of {self._total}"
+                " ended",
+                markup=False,
+                soft_wrap=True,
+            )
 
     def _table(self) -> Group:
         """The running trials and the best of those that have ended."""
@@ -157,6 +183,14 @@ class Follow(tune.Callback):
             title = read_state(result["run"]).get("title", trial) if "run" in result else trial
             value = f"{result['objective']:.4f}" if "objective" in result else ""
             state = self._ended.get(trial, "waiting" if result.get("waiting") else "running")
-            table.add_row(title, state[:60], f"{result.get('epoch', 0)}/{result.get('of', self._epochs)}", value)
+            table.add_row(
+                title, state[:60], f"{result.get('epoch', 0)}/{result.get('of', self._epochs)}", value
+            )
         minutes = (time.monotonic() - self._begun) / 60
-        return Group(table, Text(f"{self._count()} of {self._total} trials ended, {len(running)} running, {minutes:.1f} minutes"))
+        return Group(
+            table,
+            Text(
+                f"{self._count()} of {self._total} trials ended, {len(running)} running, {minutes:.1f}"
+                " minutes"
+            ),
+        )

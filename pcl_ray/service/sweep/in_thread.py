@@ -10,7 +10,9 @@ from pcl_ray.service.events import Event, Post
 
 
 class InThread:
-    """Epochs of a run that another thread trains, as the workers of a Train group need it: `train` blocks, its events come one by one."""
+    """Epochs of a run that another thread trains, as the workers of a Train group need it: `train` blocks,
+    its events come one by one.
+    """
 
     def __init__(self, train: Callable[[Callable[[Event], None]], None], handle: Post, limit_s: float):
         self._limit_s, self._handle = limit_s, handle

@@ -1,4 +1,6 @@
-"""What trials are compared by: which metrics can be, what speaks against a trial, and the score that searchers and schedulers see."""
+"""What trials are compared by: which metrics can be, what speaks against a trial, and the score that
+searchers and schedulers see.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,23 @@ _DIRECTIONS: dict[str, Direction] = {
 _WITHOUT_LABELS = ("eval/rankme", "eval/lidar", "eval/areq")
 _AGREEMENT = re.compile(r"cluster/\d+/(ami|ari)")
 _INCOMPARABLE = {
-    r"train/.*loss.*|.*/loss": "the loss grows and shrinks with τ and K by itself: a lower one does not mean better features",
-    r"cluster/\d+/objective.*|.*inertia.*": "the inertia of k-means falls with every further cluster: it cannot compare different K",
-    r"train/.*(accuracy|proto|top1).*": "the accuracy among prototypes or keys is that of another task for every K, τ and queue: it cannot compare trials",
-    r"cluster/\d+/(nmi|purity)": "NMI and purity rise with K by chance alone; cluster/0/ami and cluster/0/ari are adjusted for that",
-    r"eval/(alignment|uniformity)": "alignment and uniformity trade off against each other with τ: neither alone says which trial is better",
+    r"train/.*loss.*|.*/loss": (
+        "the loss grows and shrinks with τ and K by itself: a lower one does not mean better features"
+    ),
+    r"cluster/\d+/objective.*|.*inertia.*": (
+        "the inertia of k-means falls with every further cluster: it cannot compare different K"
+    ),
+    r"train/.*(accuracy|proto|top1).*": (
+        "the accuracy among prototypes or keys is that of another task for every K, τ and queue: it cannot"
+        " compare trials"
+    ),
+    r"cluster/\d+/(nmi|purity)": (
+        "NMI and purity rise with K by chance alone; cluster/0/ami and cluster/0/ari are adjusted for that"
+    ),
+    r"eval/(alignment|uniformity)": (
+        "alignment and uniformity trade off against each other with τ: neither alone says which trial is"
+        " better"
+    ),
 }
 
 
@@ -49,7 +63,9 @@ class Objective:
                 return -abs(value - 1)
 
     def refusal(self, metrics: Mapping[str, float], settings: SweepConfig) -> str:
-        """Why features that these metrics describe have collapsed, "" where nothing speaks for that. A criterion without labels can be high for such."""
+        """Why features that these metrics describe have collapsed, "" where nothing speaks for that. A
+        criterion without labels can be high for such.
+        """
         if not self.guarded:
             return ""
         rank = metrics.get("eval/rankme", math.inf)
@@ -58,10 +74,16 @@ class Objective:
         for m in _clusterings(metrics):
             largest = metrics.get(f"cluster/{m}/largest_share", 0.0)
             if largest > settings.max_cluster_share:
-                return f"the largest cluster holds {largest:.0%} of the images, above sweep.max_cluster_share = {settings.max_cluster_share:g}"
+                return (
+                    f"the largest cluster holds {largest:.0%} of the images, above sweep.max_cluster_share ="
+                    f" {settings.max_cluster_share:g}"
+                )
             empty = metrics.get(f"cluster/{m}/empty", 0.0) / max(metrics[f"cluster/{m}/k"], 1.0)
             if empty > settings.max_empty_share:
-                return f"{empty:.0%} of the clusters are empty, above sweep.max_empty_share = {settings.max_empty_share:g}"
+                return (
+                    f"{empty:.0%} of the clusters are empty, above sweep.max_empty_share ="
+                    f" {settings.max_empty_share:g}"
+                )
         return ""
 
 
@@ -72,10 +94,16 @@ def default(labelled: bool) -> str:
 def of(metric: str, mode: str | None = None) -> Objective:
     """The objective of a metric that `problems` has nothing against."""
     direction: Direction = _DIRECTIONS.get(metric, "max")
-    return Objective(metric, direction if mode is None or direction == "nearest_one" else ("max" if mode == "max" else "min"), metric in _WITHOUT_LABELS)
+    return Objective(
+        metric,
+        direction if mode is None or direction == "nearest_one" else ("max" if mode == "max" else "min"),
+        metric in _WITHOUT_LABELS,
+    )
 
 
-def problems(metric: str, mode: str | None, *, labelled: bool, name: str = "sweep.objective") -> Iterable[Problem]:
+def problems(
+    metric: str, mode: str | None, *, labelled: bool, name: str = "sweep.objective"
+) -> Iterable[Problem]:
     """What is wrong with comparing trials by `metric`."""
     known = [*_DIRECTIONS, "cluster/0/ami", "cluster/0/ari"]
     if metric not in _DIRECTIONS and not _AGREEMENT.fullmatch(metric):
@@ -84,10 +112,17 @@ def problems(metric: str, mode: str | None, *, labelled: bool, name: str = "swee
                 yield Problem(name, metric, f"{reason}; use one of {', '.join(known)}")
                 return
         near = difflib.get_close_matches(metric, known, 1)
-        yield Problem(name, metric, (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(known)}")
+        yield Problem(
+            name, metric, (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(known)}"
+        )
         return
     if metric not in _WITHOUT_LABELS and not labelled:
-        yield Problem(name, metric, f"needs labels of training and held-out images, which these data do not have; use one of {', '.join(_WITHOUT_LABELS)}")
+        yield Problem(
+            name,
+            metric,
+            "needs labels of training and held-out images, which these data do not have; use one of"
+            f" {', '.join(_WITHOUT_LABELS)}",
+        )
     better = _DIRECTIONS.get(metric, "max")
     if mode is not None and mode != better:
         meant = "values near 1 are" if better == "nearest_one" else "more is"

@@ -1,5 +1,7 @@
-"""Whether a sweep's folder may be gone on from. Ray Tune keeps its searcher, scheduler and trials as pickles, also inside its JSON files: reading them runs
-what is in them. So they must be ours, and nobody else may have been able to write them."""
+"""Whether a sweep's folder may be gone on from. Ray Tune keeps its searcher, scheduler and trials as pickles,
+also inside its JSON files: reading them runs what is in them. So they must be ours, and nobody else may have
+been able to write them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ _PRIVATE = 0o700
 
 
 def make_private(folder: Path) -> Path:
-    """The folder for Ray Tune, which nobody else can look into. Raises ConfigError where it belongs to another user."""
+    """The folder for Ray Tune, which nobody else can look into. Raises ConfigError where it belongs to
+    another user.
+    """
     place = (folder / TUNE).resolve()
     place.mkdir(mode=_PRIVATE, exist_ok=True)
     _check_owner(place)
@@ -37,7 +41,9 @@ def keep_from_others(folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Raises ConfigError where another user owns, or could have written, what going on with this sweep would execute."""
+    """Raises ConfigError where another user owns, or could have written, what going on with this sweep would
+    execute.
+    """
     folder = folder.resolve()
     for path in (folder, *(folder / name for name in _KEPT)):
         if os.path.lexists(path):
@@ -54,7 +60,10 @@ def check(folder: Path) -> None:
 
 def _below(place: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
-        raise ConfigError(f"{error.filename} cannot be looked into ({error.strerror}): give yourself the right to, or start a new sweep") from None
+        raise ConfigError(
+            f"{error.filename} cannot be looked into ({error.strerror}): give yourself the right to, or start"
+            " a new sweep"
+        ) from None
 
     for folder, folders, files in os.walk(place, onerror=refuse):
         yield from (Path(folder, name) for name in (*folders, *files))
@@ -64,7 +73,10 @@ def _check_owner(path: Path) -> None:
     """Root may do everything anyway, so that its files are no worse than ours."""
     status = path.lstat()
     if status.st_uid not in (os.geteuid(), 0):
-        raise ConfigError(f"{path} belongs to another user (number {status.st_uid}), and {_WHY}: start a sweep of your own under another --name")
+        raise ConfigError(
+            f"{path} belongs to another user (number {status.st_uid}), and {_WHY}: start a sweep of your own"
+            " under another --name"
+        )
     if stat.S_ISLNK(status.st_mode):
         raise ConfigError(f"{path} is a link, and {_WHY}: put the file itself there, or start a new sweep")
 
@@ -72,8 +84,9 @@ def _check_owner(path: Path) -> None:
 def _check_writers(path: Path) -> None:
     if path.stat().st_mode & _OTHERS_WRITE:
         raise ConfigError(
-            f"{path} can be written by others, and {_WHY}: if you trust them, chmod -R go-w {shlex.quote(str(path))}, else start a new sweep; "
-            "on storage that knows no rights, with PCL_RAY_HOME elsewhere"
+            f"{path} can be written by others, and {_WHY}: if you trust them, chmod -R go-w"
+            f" {shlex.quote(str(path))}, else start a new sweep; on storage that knows no rights, with"
+            " PCL_RAY_HOME elsewhere"
         )
 
 

@@ -1,4 +1,6 @@
-"""What a sweep ends with: leaderboard, importances, figures, the best configuration as a recipe, and its figure on the test split."""
+"""What a sweep ends with: leaderboard, importances, figures, the best configuration as a recipe, and its
+figure on the test split.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,18 @@ from pcl_ray.service.sweep.asked import SweepRequest
 from pcl_ray.service.sweep.trial import Setting
 
 _SHOWN = 12
-_STATES: dict[str, leaderboard.State] = {"finished": "finished", "stopped early": "stopped early", "failed": "failed"}
+_STATES: dict[str, leaderboard.State] = {
+    "finished": "finished",
+    "stopped early": "stopped early",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a sweep ended. `best_recipe` is a path that `pcl-ray train` takes; `metrics` are the best configuration's means over its seeds, with totals."""
+    """How a sweep ended. `best_recipe` is a path that `pcl-ray train` takes; `metrics` are the best
+    configuration's means over its seeds, with totals.
+    """
 
     sweep_name: str
     mlflow_run_id: str | None
@@ -82,15 +90,33 @@ def records(sweep: str) -> list[TrialRecord]:
 
 
 def preload() -> None:
-    """Imports what `conclude` needs, some seconds' worth: done beside the training, no device waits for it."""
-    for name in ("optuna.importance", "sklearn.ensemble", "scipy.stats", "pcl_ray.report.sweep_figures", "pcl_ray.service.sweep.chosen"):
+    """Imports what `conclude` needs, some seconds' worth: done beside the training, no device waits for
+    it.
+    """
+    for name in (
+        "optuna.importance",
+        "sklearn.ensemble",
+        "scipy.stats",
+        "pcl_ray.report.sweep_figures",
+        "pcl_ray.service.sweep.chosen",
+    ):
         importlib.import_module(name)
 
 
 def conclude(
-    folder: SweepFolder, asked: SweepRequest, setting: Setting, whole: DataSplits, tracker: Any, console: Console, *, seconds: float, unfinished: str
+    folder: SweepFolder,
+    asked: SweepRequest,
+    setting: Setting,
+    whole: DataSplits,
+    tracker: Any,
+    console: Console,
+    *,
+    seconds: float,
+    unfinished: str,
 ) -> SweepResult:
-    """Ranks, writes, shows and logs. Works on what there is, so that an interrupted sweep has its leaderboard too."""
+    """Ranks, writes, shows and logs. Works on what there is, so that an interrupted sweep has its leaderboard
+    too.
+    """
     found, objective, knobs = records(folder.name), setting.objective, list(asked.space.domains)
     rows = leaderboard.ranked(found, objective.direction)
     best = leaderboard.best(rows)
@@ -102,11 +128,24 @@ def conclude(
     test = _test_accuracy(setting, whole, best, console) if best and not unfinished else {}
     _show(console, rows, knobs, setting, importances, totals, test, found)
     if unfinished:
-        console.print(f"unfinished  {unfinished}; go on with: pcl-ray sweep --resume {folder.name}", markup=False, soft_wrap=True)
+        console.print(
+            f"unfinished  {unfinished}; go on with: pcl-ray sweep --resume {folder.name}",
+            markup=False,
+            soft_wrap=True,
+        )
     elif recipe:
-        console.print(f"\nNext:\n  pcl-ray train {shlex.quote(str(recipe))} train.epochs={4 * setting.base.train.epochs}", markup=False, soft_wrap=True)
+        console.print(
+            f"\nNext:\n  pcl-ray train {shlex.quote(str(recipe))}"
+            f" train.epochs={4 * setting.base.train.epochs}",
+            markup=False,
+            soft_wrap=True,
+        )
     else:
-        console.print("no winner   no configuration finished with all its seeds and passed the guards; the notes above say why", markup=False)
+        console.print(
+            "no winner   no configuration finished with all its seeds and passed the guards; the notes above"
+            " say why",
+            markup=False,
+        )
     _log(tracker, folder, setting, files, importances, totals, test, best, recipe)
     metrics = _means(best) | totals | test if best else totals
     return SweepResult(
@@ -123,14 +162,26 @@ def conclude(
 
 
 def _settle(setting: Setting) -> None:
-    """Closes the MLflow runs of trials that could not do it themselves: their process was killed, or the server did not answer at the time."""
+    """Closes the MLflow runs of trials that could not do it themselves: their process was killed, or the
+    server did not answer at the time.
+    """
     for path, state in _states(setting.sweep):
         if state.get("recorded"):
             continue
-        with suppress(ConfigError), RunFolder.open(path.name) as folder:  # one that is still held is closed by whoever holds it
+        # one that is still held is closed by whoever holds it
+        with suppress(ConfigError), RunFolder.open(path.name) as folder:
             ended: Any = state["state"] if state["state"] in _STATES else "stopped"
-            tags = {"trial.status": ended, "pcl_ray.sweep": setting.sweep} | ({"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {})
-            tracker = outcome.open_tracker(folder, folder.read_config(), setting.fingerprint, lambda text: None, title=state.get("title"), tags=tags)
+            tags = {"trial.status": ended, "pcl_ray.sweep": setting.sweep} | (
+                {"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {}
+            )
+            tracker = outcome.open_tracker(
+                folder,
+                folder.read_config(),
+                setting.fingerprint,
+                lambda text: None,
+                title=state.get("title"),
+                tags=tags,
+            )
             for entry in outcome.history(folder):
                 tracker.log(entry["metrics"], entry["step"])
             tracker.finish(ended)
@@ -139,7 +190,11 @@ def _settle(setting: Setting) -> None:
 
 def exploits(sweep: str) -> list[dict[str, Any]]:
     """Of a population: who went on from whom, with which values before and after."""
-    return [{"member": state["member"], **exploit} for _, state in _states(sweep) for exploit in state.get("exploits", [])]
+    return [
+        {"member": state["member"], **exploit}
+        for _, state in _states(sweep)
+        for exploit in state.get("exploits", [])
+    ]
 
 
 def _totals(found: list[TrialRecord], seconds: float) -> dict[str, float]:
@@ -157,7 +212,9 @@ def _totals(found: list[TrialRecord], seconds: float) -> dict[str, float]:
 
 def _means(best: Row) -> dict[str, float]:
     names = set.intersection(*(set(trial.metrics) for trial in best.trials))
-    return {name: sum(trial.metrics[name] for trial in best.trials) / len(best.trials) for name in sorted(names)}
+    return {
+        name: sum(trial.metrics[name] for trial in best.trials) / len(best.trials) for name in sorted(names)
+    }
 
 
 def _write_recipe(folder: SweepFolder, asked: SweepRequest, setting: Setting, best: Row) -> Path:
@@ -165,10 +222,15 @@ def _write_recipe(folder: SweepFolder, asked: SweepRequest, setting: Setting, be
     path = folder.path / "best.yaml"
     spread = f" ± {best.spread:.4f}" if best.spread is not None else ""
     of_seeds = f"{len(best.trials)} seeds" if len(best.trials) > 1 else "one seed"
-    history = "\n# A member of a population: the values it ended with, not those that its weights went through (exploits.json)."
+    history = (
+        "\n# A member of a population: the values it ended with, not those that its weights went through"
+        " (exploits.json)."
+    )
     heading = (
-        f"# The best of sweep {folder.name}: {setting.objective.metric} {best.mean:.4f}{spread} after {setting.base.train.epochs} epochs, {of_seeds}."
-        f"{history if setting.settings.scheduler == 'pbt' else ''}\n#   pcl-ray train {shlex.quote(str(path))}\n"
+        f"# The best of sweep {folder.name}: {setting.objective.metric} {best.mean:.4f}{spread} after"
+        f" {setting.base.train.epochs} epochs,"
+        f" {of_seeds}.{history if setting.settings.scheduler == 'pbt' else ''}\n#   pcl-ray train"
+        f" {shlex.quote(str(path))}\n"
     )
     config = with_overrides(asked.recipe, {**best.point, "seed": best.trials[0].seed})
     path.write_text(heading + config.to_yaml(), encoding="utf-8")
@@ -176,9 +238,16 @@ def _write_recipe(folder: SweepFolder, asked: SweepRequest, setting: Setting, be
 
 
 def _test_accuracy(setting: Setting, whole: DataSplits, best: Row, console: Console) -> dict[str, float]:
-    """kNN accuracy of the best configuration on held-out images that no trial was compared by; {} where there are none."""
+    """kNN accuracy of the best configuration on held-out images that no trial was compared by; {} where there
+    are none.
+    """
     holdout = whole.holdout
-    if whole.train.labels is None or holdout is None or holdout.labels is None or not setting.settings.test_share:
+    if (
+        whole.train.labels is None
+        or holdout is None
+        or holdout.labels is None
+        or not setting.settings.test_share
+    ):
         return {}
     from pcl_ray.service.sweep.chosen import test_accuracy  # torch
 
@@ -189,13 +258,27 @@ def _test_accuracy(setting: Setting, whole: DataSplits, best: Row, console: Cons
             config = with_overrides(setting.base, {**trial.point, "seed": trial.seed})
             try:
                 values.append(test_accuracy(newest, config, whole, setting.settings.test_share))
-            except Exception as error:  # too little memory here, an image that has gone: the sweep's results stand without this figure
-                console.print(f"warning: no figure on the test split ({type(error).__name__}: {error})", markup=False, soft_wrap=True)
-    return {"eval/test_knn_top1": sum(values) / len(values), "eval/test_knn_top1_least": min(values)} if values else {}
+            # too little memory here, an image that has gone: the sweep's results stand without this figure
+            except Exception as error:
+                console.print(
+                    f"warning: no figure on the test split ({type(error).__name__}: {error})",
+                    markup=False,
+                    soft_wrap=True,
+                )
+    return (
+        {"eval/test_knn_top1": sum(values) / len(values), "eval/test_knn_top1_least": min(values)}
+        if values
+        else {}
+    )
 
 
 def _write(
-    folder: SweepFolder, rows: list[Row], knobs: list[str], setting: Setting, found: list[TrialRecord], importances: dict[str, float]
+    folder: SweepFolder,
+    rows: list[Row],
+    knobs: list[str],
+    setting: Setting,
+    found: list[TrialRecord],
+    importances: dict[str, float],
 ) -> list[tuple[Path, str]]:
     """Files, and what they are called among the parent run's artifacts."""
     from pcl_ray.report import sweep_figures
@@ -215,7 +298,9 @@ def _write(
         files.append((folder.path / name, name))
     figures = folder.path / "figures"
     figures.mkdir(exist_ok=True)
-    for path in sweep_figures.write_all(found, knobs, metric, setting.objective.direction, importances, figures):
+    for path in sweep_figures.write_all(
+        found, knobs, metric, setting.objective.direction, importances, figures
+    ):
         files.append((path, f"figures/{path.name}"))
     return files
 
@@ -239,23 +324,35 @@ def _show(
     if len(rows) > _SHOWN:
         console.print(f"… and {len(rows) - _SHOWN} more in leaderboard.csv")
     if importances:
-        shares = ", ".join(f"{leaderboard.short(name)} {share:.0%}" for name, share in sorted(importances.items(), key=lambda entry: -entry[1]))
+        shares = ", ".join(
+            f"{leaderboard.short(name)} {share:.0%}"
+            for name, share in sorted(importances.items(), key=lambda entry: -entry[1])
+        )
         console.print(f"importance  {shares} (fANOVA)", markup=False)
     agreement = leaderboard.agreement_with_labels(found)
     if agreement:
         said = ", ".join(f"{name} {value:+.2f}" for name, value in agreement.items())
         console.print(f"no labels   rank correlation with kNN accuracy: {said}", markup=False)
-    console.print(f"device time {totals['sweep/device_minutes']:.1f} minutes in {len(found)} trials", markup=False)
+    console.print(
+        f"device time {totals['sweep/device_minutes']:.1f} minutes in {len(found)} trials", markup=False
+    )
     if totals["sweep/trials_on_shared_warmup"]:
         console.print(
-            f"warm-up     {totals['sweep/trials_on_shared_warmup']:.0f} trials began from another's: {totals['sweep/saved_minutes']:.1f} device minutes saved",
+            f"warm-up     {totals['sweep/trials_on_shared_warmup']:.0f} trials began from another's:"
+            f" {totals['sweep/saved_minutes']:.1f} device minutes saved",
             markup=False,
         )
     if setting.settings.scheduler == "pbt":
-        console.print(f"population  {len(exploits(setting.sweep))} times a member went on from a stronger one (exploits.json)", markup=False)
+        console.print(
+            f"population  {len(exploits(setting.sweep))} times a member went on from a stronger one"
+            " (exploits.json)",
+            markup=False,
+        )
     if test:
         console.print(
-            f"test split  kNN accuracy of the best configuration {test['eval/test_knn_top1']:.4f}, on images that no trial was chosen by", markup=False
+            f"test split  kNN accuracy of the best configuration {test['eval/test_knn_top1']:.4f}, on images"
+            " that no trial was chosen by",
+            markup=False,
         )
     for reason in sorted({record.error for record in found if record.state == "failed"})[:5]:
         console.print(f"failed      {reason}", markup=False, soft_wrap=True)
@@ -273,7 +370,9 @@ def _log(
     recipe: Path | None,
 ) -> None:
     step = int(totals["sweep/trials"])
-    tracker.log(totals | {f"sweep/importance/{name}": share for name, share in importances.items()} | test, step)
+    tracker.log(
+        totals | {f"sweep/importance/{name}": share for name, share in importances.items()} | test, step
+    )
     for path, name in files:
         tracker.log_file(path, name)
     if best is not None and recipe is not None:
@@ -287,12 +386,20 @@ def _note(folder: SweepFolder, setting: Setting, totals: dict[str, float], best:
     """The sweep in Markdown."""
     settings, metric = setting.settings, setting.objective.metric
     lines = [
-        f"**{folder.name}**: {totals['sweep/trials']:.0f} trials, {totals['sweep/finished']:.0f} finished, {totals['sweep/failed']:.0f} failed",
+        (
+            f"**{folder.name}**: {totals['sweep/trials']:.0f} trials, {totals['sweep/finished']:.0f}"
+            f" finished, {totals['sweep/failed']:.0f} failed"
+        ),
         "",
-        f"- objective {metric}, scheduler {settings.scheduler}, {settings.seeds} seeds; {totals['sweep/device_minutes']:.1f} device minutes",
+        (
+            f"- objective {metric}, scheduler {settings.scheduler}, {settings.seeds} seeds;"
+            f" {totals['sweep/device_minutes']:.1f} device minutes"
+        ),
         f"- go on: `pcl-ray sweep --resume {folder.name}`; folder `{folder.path}`",
     ]
     if best is not None and best.mean is not None:
         point = ", ".join(f"{name} = {leaderboard.text(value)}" for name, value in best.point.items())
-        lines += [f"- best: {point}: {metric} {best.mean:.4f} (`best.yaml`, `leaderboard.md` among the artifacts)"]
+        lines += [
+            f"- best: {point}: {metric} {best.mean:.4f} (`best.yaml`, `leaderboard.md` among the artifacts)"
+        ]
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""How a space is searched: the points of a grid or a random search, Optuna's suggestions, and the schedulers, all in epochs."""
+"""How a space is searched: the points of a grid or a random search, Optuna's suggestions, and the schedulers,
+all in epochs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 from ray.tune.search import Repeater, Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
@@ -23,7 +31,13 @@ from pcl_ray.service.sweep.trainable import POINT
 
 _GRID_UP_TO = 64  # combinations that are all tried where nothing else is said
 _SAMPLES = 20
-PERTURBABLE = ("loss.temperature", "loss.prototype_weight", "e_step.alpha", "e_step.num_clusters", "optimizer.lr")
+PERTURBABLE = (
+    "loss.temperature",
+    "loss.prototype_weight",
+    "e_step.alpha",
+    "e_step.num_clusters",
+    "optimizer.lr",
+)
 _SCORE, _TIME = "score", "epoch"
 
 
@@ -47,21 +61,34 @@ def samples(space: Space, settings: SweepConfig) -> int:
 def points(space: Space, settings: SweepConfig, base: RunConfig) -> list[dict[str, Any]] | None:
     """Every trial of a grid or a random search, None for Optuna, whose points are not known beforehand.
 
-    Of a grid, all seeds of the first value of α and K come before the second: trials that need a warm-up of their own start first, so that
-    those that share one seldom wait for it.
+    Of a grid, all seeds of the first value of α and K come before the second: trials that need a warm-up of
+    their own start first, so that those that share one seldom wait for it.
     """
     how = method(space, settings)
     if how == "optuna":
         return None
-    found = spaces.grid(space) if how == "grid" else spaces.draw(space, samples(space, settings), settings.search_seed)
+    found = (
+        spaces.grid(space)
+        if how == "grid"
+        else spaces.draw(space, samples(space, settings), settings.search_seed)
+    )
     found = [spaces.snap(space, point, settings.temperature_levels) for point in found]
-    found = [{name: spaces.text_of(value) if isinstance(value, list | tuple) else value for name, value in point.items()} for point in found]
+    found = [
+        {
+            name: spaces.text_of(value) if isinstance(value, list | tuple) else value
+            for name, value in point.items()
+        }
+        for point in found
+    ]
     found = [point for number, point in enumerate(found) if point not in found[:number]]
     each = [(values, base.seed + s) for values in found for s in range(settings.seeds)]
     if how == "grid" and settings.seeds > 1:
         order = {later: number for number, later in enumerate(dict.fromkeys(map(_later, found)))}
         each = sorted(each, key=lambda entry: order[_later(entry[0])])
-    return [{"values": values, "seed": seed, "member": i if settings.scheduler == "pbt" else None} for i, (values, seed) in enumerate(each)]
+    return [
+        {"values": values, "seed": seed, "member": i if settings.scheduler == "pbt" else None}
+        for i, (values, seed) in enumerate(each)
+    ]
 
 
 def _later(point: dict[str, Any]) -> tuple[Any, ...]:
@@ -81,7 +108,9 @@ class Listed(Searcher):
         self._next += 1
         return copy.deepcopy(self._configs[self._next - 1])
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Learns nothing from it."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -108,7 +137,12 @@ class _Snapped(OptunaSearch):
         suggested = super().suggest(trial_id)
         if not isinstance(suggested, dict):
             return suggested
-        return self.snap({name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in suggested.items()})
+        return self.snap(
+            {
+                name: float(f"{value:.6g}") if isinstance(value, float) else value
+                for name, value in suggested.items()
+            }
+        )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A trial that waits for another's warm-up, or cannot go on, tells so and has no score yet."""
@@ -131,7 +165,9 @@ class _Repeated(Repeater):
 
 
 def grace_epochs(config: RunConfig) -> int:
-    """Before this epoch no trial is stopped: α and K act from the first E-step on, and a first clustering is not a verdict."""
+    """Before this epoch no trial is stopped: α and K act from the first E-step on, and a first clustering is
+    not a verdict.
+    """
     return min(config.e_step.warmup_epochs + 2 * config.e_step.every_epochs, config.train.epochs)
 
 
@@ -143,7 +179,9 @@ def scheduler(space: Space, settings: SweepConfig, base: RunConfig) -> TrialSche
         case "none":
             return FIFOScheduler()
         case "asha":
-            return ASHAScheduler(**of_score, max_t=whole, grace_period=grace, reduction_factor=settings.reduction_factor)
+            return ASHAScheduler(
+                **of_score, max_t=whole, grace_period=grace, reduction_factor=settings.reduction_factor
+            )
         case "median":
             return MedianStoppingRule(**of_score, grace_period=grace, min_samples_required=3)
         case "pbt":
@@ -155,21 +193,33 @@ def perturb_epochs(settings: SweepConfig, base: RunConfig) -> int:
 
 
 class _Population(PopulationBasedTraining):
-    """Ray's, which waits for ever for a member that has failed: it counts it among those that are to be compared."""
+    """Ray's, which waits for ever for a member that has failed: it counts it among those that are to be
+    compared.
+    """
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_error(tune_controller, trial)
         tune_controller.get_live_trials().discard(trial)
         waiting = [other for other in tune_controller.get_live_trials() if other.status == other.PAUSED]
-        behind = [other for other in tune_controller.get_live_trials() if self._trial_state[other].last_train_time < self._next_perturbation_sync]
-        if waiting and not behind:  # the failed one was the last that the others waited for: what came after their results is still to be done
+        behind = [
+            other
+            for other in tune_controller.get_live_trials()
+            if self._trial_state[other].last_train_time < self._next_perturbation_sync
+        ]
+        # the failed one was the last that the others waited for: what came after their results is still to be
+        # done
+        if waiting and not behind:
             first = waiting[0]
             self.on_trial_result(tune_controller, first, self._trial_state[first].last_result or {})
 
 
-def population(space: Space, settings: SweepConfig, base: RunConfig, of_score: dict[str, Any]) -> PopulationBasedTraining:
-    """Jaderberg et al., 2017: the weights of a weak member become those of a strong one, its values that one's, perturbed. The learning rate goes on by
-    epoch, and prototypes are made anew at the next E-step anyway."""
+def population(
+    space: Space, settings: SweepConfig, base: RunConfig, of_score: dict[str, Any]
+) -> PopulationBasedTraining:
+    """Jaderberg et al., 2017: the weights of a weak member become those of a strong one, its values that
+    one's, perturbed. The learning rate goes on by epoch, and prototypes are made anew at the next E-step
+    anyway.
+    """
     return _Population(
         **of_score,
         perturbation_interval=perturb_epochs(settings, base),
@@ -204,7 +254,9 @@ class _Within:
 
 
 def population_space(listed: list[dict[str, Any]], space: Space) -> dict[str, Any]:
-    """The members as Tune's own generator makes them, the only one that its populations take. Values lie beside the point, where they can be changed."""
+    """The members as Tune's own generator makes them, the only one that its populations take. Values lie
+    beside the point, where they can be changed.
+    """
     beside = {name: tune.sample_from(_ValueOf(name)) for name in space.domains}
     return {POINT: tune.grid_search(listed), **beside}
 

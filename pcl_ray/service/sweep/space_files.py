@@ -1,4 +1,6 @@
-"""Spaces as they are written: a Python module, or YAML. Both come out alike, with all mistakes in their form at once."""
+"""Spaces as they are written: a Python module, or YAML. Both come out alike, with all mistakes in their form
+at once.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,15 @@ class _Values(_Domain):
         return tune.choice(self.values)
 
 
-_TAGS = {"uniform": "range", "loguniform": "range", "randint": "whole", "lograndint": "whole", "quniform": "steps", "choice": "values", "grid": "values"}
+_TAGS = {
+    "uniform": "range",
+    "loguniform": "range",
+    "randint": "whole",
+    "lograndint": "whole",
+    "quniform": "steps",
+    "choice": "values",
+    "grid": "values",
+}
 
 
 def _tag(value: object) -> str | None:
@@ -106,7 +116,9 @@ _Entry = Annotated[
     Discriminator(
         _tag,
         custom_error_type="type",
-        custom_error_message=f"a mapping needs `type`: {', '.join(_TAGS)}; a knob has its dotted name, as in loss.temperature",
+        custom_error_message=(
+            f"a mapping needs `type`: {', '.join(_TAGS)}; a knob has its dotted name, as in loss.temperature"
+        ),
     ),
 ]
 
@@ -118,7 +130,9 @@ class _WrittenYaml(Written):
 def shipped() -> list[str]:
     """The spaces that come with the package."""
     names = (entry.name for entry in resources.files("tune_spaces").iterdir())
-    return sorted(name.removesuffix(".py") for name in names if name.endswith(".py") and name != "__init__.py")
+    return sorted(
+        name.removesuffix(".py") for name in names if name.endswith(".py") and name != "__init__.py"
+    )
 
 
 def read(name_or_path: str) -> Written:
@@ -138,15 +152,24 @@ def find(name_or_path: str) -> Path:
         return Path(str(resources.files("tune_spaces") / f"{name_or_path}.py"))
     meant = difflib.get_close_matches(name_or_path, shipped(), 1)
     hint = f" Did you mean {meant[0]!r}?" if meant else ""
-    raise ConfigError(f"unknown space {name_or_path!r}.{hint} Shipped: {', '.join(shipped())}; or give the path of a .py or .yaml file")
+    raise ConfigError(
+        f"unknown space {name_or_path!r}.{hint} Shipped: {', '.join(shipped())}; or give the path of a .py or"
+        " .yaml file"
+    )
 
 
 def _read_python(path: Path) -> Written:
     found = {name: value for name, value in _run(path).items() if name.isupper()}
     known = {name.upper() for name in Written.model_fields}
-    near = {name: difflib.get_close_matches(name, known - found.keys(), 1, 0.75) for name in found.keys() - known}
-    misspelt = {name: meant[0] for name, meant in near.items() if meant}  # the others may be helpers of the space
-    problems = [Problem(name, found[name], f"unknown name; did you mean {meant!r}?") for name, meant in misspelt.items()]
+    near = {
+        name: difflib.get_close_matches(name, known - found.keys(), 1, 0.75) for name in found.keys() - known
+    }
+    # the others may be helpers of the space
+    misspelt = {name: meant[0] for name, meant in near.items() if meant}
+    problems = [
+        Problem(name, found[name], f"unknown name; did you mean {meant!r}?")
+        for name, meant in misspelt.items()
+    ]
     tree = {name.lower(): value for name, value in found.items() if name in known}
     if isinstance(tree.get("space"), dict):
         tree["space"] = {name: domains.of(value) for name, value in tree["space"].items()}
@@ -154,7 +177,9 @@ def _read_python(path: Path) -> Written:
         written = Written.model_validate(tree)
     except ValidationError as error:
         wrong = [_problem(mistake, str.upper) for mistake in error.errors(include_url=False)]
-        raise ConfigError(problems + [problem for problem in wrong if problem.name not in misspelt.values()]) from None
+        raise ConfigError(
+            problems + [problem for problem in wrong if problem.name not in misspelt.values()]
+        ) from None
     if problems:
         raise ConfigError(problems)
     return written
@@ -164,7 +189,9 @@ def _run(path: Path) -> dict[str, Any]:
     try:
         return runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
         line = error.lineno if isinstance(error, SyntaxError) and not lines else (lines or [None])[-1]
         where = f"{path}, line {line}" if line else str(path)
         said = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -181,19 +208,27 @@ def _read_yaml(path: Path) -> Written:
     try:
         written = _WrittenYaml.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError([_problem(mistake, str.lower) for mistake in error.errors(include_url=False)]) from None
-    space = {name: domains.of(entry.domain() if isinstance(entry, _Domain) else entry) for name, entry in written.space.items()}
+        raise ConfigError(
+            [_problem(mistake, str.lower) for mistake in error.errors(include_url=False)]
+        ) from None
+    space = {
+        name: domains.of(entry.domain() if isinstance(entry, _Domain) else entry)
+        for name, entry in written.space.items()
+    }
     return Written.model_validate({**dict(written), "space": space})
 
 
 def _problem(mistake: Mapping[str, Any], cased: Callable[[str], str]) -> Problem:
     """One of pydantic's errors under the name that the file has for it."""
     first, *rest = (str(part) for part in mistake["loc"])
-    name = ".".join([rest[0], *rest[2:]]) if first == "space" and rest else cased(first)  # rest[1]: which kind of domain
+    # rest[1]: which kind of domain
+    name = ".".join([rest[0], *rest[2:]]) if first == "space" and rest else cased(first)
     if mistake["type"] == "missing":
         return Problem(name, None, "is missing")
     if mistake["type"] == "extra_forbidden":
         known = Written.model_fields if not rest else _Steps.model_fields.keys() | _Values.model_fields.keys()
         meant = difflib.get_close_matches(rest[-1] if rest else first, known, 1)
-        return Problem(name, mistake["input"], "unknown key" + (f"; did you mean {meant[0]!r}?" if meant else ""))
+        return Problem(
+            name, mistake["input"], "unknown key" + (f"; did you mean {meant[0]!r}?" if meant else "")
+        )
     return Problem(name, mistake["input"], mistake["msg"].removeprefix("Value error, "))

@@ -1,6 +1,7 @@
 """The trial as Ray Tune runs it: a process that takes one trial after the other.
 
-A trial without workers trains in this process; one with workers starts its Train group from here, and the process ends with it.
+A trial without workers trains in this process; one with workers starts its Train group from here, and the
+process ends with it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class TrialProcess(tune.Trainable):
     def setup(self, config: dict[str, Any], setting: Setting, shared: Shared) -> None:  # type: ignore[override]
         os.environ["PCL_RAY_HOME"] = setting.home
         tracking_secrets.take_tracking_environment(setting.tracking_environment)
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `run.before_anything`; on a cluster the driver's environment is not ours
+        # as in `run.before_anything`; on a cluster the driver's environment is not ours
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self.setting, self.shared = setting, shared
         self._splits: Any = None
         self._trial: Trial | None = None
@@ -75,10 +77,13 @@ class TrialProcess(tune.Trainable):
         if self._trial is not None:
             self._trial.close()
         self._trial = None
-        gc.collect()  # its loader processes and its memory end with it, not some time later beside the next trial's
+        # its loader processes and its memory end with it, not some time later beside the next trial's
+        gc.collect()
 
     def save_checkpoint(self, checkpoint_dir: str) -> str:  # type: ignore[override]
-        """For populations: a copy of the trial's newest checkpoint, which others may go on from. Its own are kept by the trial itself."""
+        """For populations: a copy of the trial's newest checkpoint, which others may go on from. Its own are
+        kept by the trial itself.
+        """
         assert self._trial is not None
         point, newest = self._trial.point, self._trial.checkpoint()
         saved: dict[str, Any] = {"member": point.member, "values": dict(point.values)}
@@ -89,18 +94,36 @@ class TrialProcess(tune.Trainable):
         return checkpoint_dir
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """checkpoint: the folder that `save_checkpoint` filled. Another member's: the trial goes on from there. Its own: it has that already."""
+        """checkpoint: the folder that `save_checkpoint` filled. Another member's: the trial goes on from
+        there. Its own: it has that already.
+        """
         saved = json.loads(Path(checkpoint, _SAVED).read_text())
         trial = self._trial
-        if trial is None or trial.point.member is None or saved["member"] == trial.point.member or "file" not in saved:
+        if (
+            trial is None
+            or trial.point.member is None
+            or saved["member"] == trial.point.member
+            or "file" not in saved
+        ):
             return
-        exploit = {"from": saved["member"], "file": saved["file"], "old": saved["values"], "new": dict(trial.point.values)}
+        exploit = {
+            "from": saved["member"],
+            "file": saved["file"],
+            "old": saved["values"],
+            "new": dict(trial.point.values),
+        }
         trial.take_over(Path(checkpoint, saved["file"]), exploit)
 
     def _new(self, config: dict[str, Any]) -> None:
         self._told, self._broken = False, ""
         try:
-            self._trial = Trial(point_of(config, self.setting.base.seed, self.trial_id), self.setting, self._epochs, _Office(self.shared.warmups), self._images)
+            self._trial = Trial(
+                point_of(config, self.setting.base.seed, self.trial_id),
+                self.setting,
+                self._epochs,
+                _Office(self.shared.warmups),
+                self._images,
+            )
         except ConfigError as error:
             self._broken = tracking_secrets.scrubbed(str(error))
 
@@ -125,13 +148,22 @@ class TrialProcess(tune.Trainable):
         self._images()
         torch.set_num_threads(max(1, min(torch.get_num_threads(), int(job.config.resources.cpus_per_worker))))
         device = torch.device("cuda" if job.config.resources.gpus_per_worker else "cpu")
-        return epochs(job, self._splits, device=device, e_step=LocalEStep(job.config, self._splits), share=lambda value: value, post=post)
+        return epochs(
+            job,
+            self._splits,
+            device=device,
+            e_step=LocalEStep(job.config, self._splits),
+            share=lambda value: value,
+            post=post,
+        )
 
 
 def point_of(config: dict[str, Any], first_seed: int, trial_id: str = "") -> Point:
-    """From what Tune hands over: a point of a list, its values perturbed by a population, or a searcher's suggestion.
+    """From what Tune hands over: a point of a list, its values perturbed by a population, or a searcher's
+    suggestion.
 
-    A member that takes over from another gets all of that one's config, its point too: which member it is, Tune's number of the trial says.
+    A member that takes over from another gets all of that one's config, its point too: which member it is,
+    Tune's number of the trial says.
     """
     if POINT in config:
         listed = config[POINT]
@@ -160,7 +192,9 @@ class _Office:
 
 
 def resources(config: RunConfig) -> Any:
-    """What Tune reserves for the process: all of a trial that trains in it, next to nothing for one with workers of its own."""
+    """What Tune reserves for the process: all of a trial that trains in it, next to nothing for one with
+    workers of its own.
+    """
     from pcl_ray.service.sweep.capacity import TRIAL_CPUS
 
     taken = config.resources

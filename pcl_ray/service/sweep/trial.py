@@ -1,6 +1,8 @@
-"""One trial of a sweep: a run of its own under runs/, taken epoch by epoch. A plain class; `trainable` wraps it for Ray Tune.
+"""One trial of a sweep: a run of its own under runs/, taken epoch by epoch. A plain class; `trainable` wraps
+it for Ray Tune.
 
-folder free? → warm-up: found (go on from it), mine (train it, leave a copy), or somebody else's (wait) → epochs → summary in state.json
+folder free? → warm-up: found (go on from it), mine (train it, leave a copy), or somebody else's (wait) →
+epochs → summary in state.json
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Setting:
     home: str
     parent_run_id: str | None
     class_names: tuple[str, ...] = ()  # () without labels
-    tracking_environment: dict[str, str] = field(default_factory=dict, repr=False)  # of the sweep's process, with its passwords: never on a disk
+    # of the sweep's process, with its passwords: never on a disk
+    tracking_environment: dict[str, str] = field(default_factory=dict, repr=False)
 
     def plan(self, config: RunConfig) -> RunPlan:
         return plans.make(config, self.num_images, self.num_holdout)
@@ -75,9 +78,22 @@ class Epochs(Protocol):
 class Trial:
     """One point's run. `step` until its result says done; then, or at any time before, `close`."""
 
-    def __init__(self, point: Point, setting: Setting, epochs: Epochs, office: Office, images: Callable[[], Images] | None = None):
+    def __init__(
+        self,
+        point: Point,
+        setting: Setting,
+        epochs: Epochs,
+        office: Office,
+        images: Callable[[], Images] | None = None,
+    ):
         """images: of the training part, for pictures of the prototypes; None: none are drawn."""
-        self.point, self._setting, self._make_epochs, self._office, self._images = point, setting, epochs, office, images
+        self.point, self._setting, self._make_epochs, self._office, self._images = (
+            point,
+            setting,
+            epochs,
+            office,
+            images,
+        )
         self._gallery: Gallery | None = None
         self.config = point.config(setting.base)
         self.plan = setting.plan(self.config)
@@ -93,7 +109,9 @@ class Trial:
         self._told = 0.0
 
     def step(self) -> dict[str, Any]:
-        """Trains one epoch; its figures for Ray Tune. Raises RunFailed one step after a result that says failing, which Tune then takes for final."""
+        """Trains one epoch; its figures for Ray Tune. Raises RunFailed one step after a result that says
+        failing, which Tune then takes for final.
+        """
         if self._failed:
             raise RunFailed(self._failed)
         try:
@@ -118,7 +136,9 @@ class Trial:
         return self._result()
 
     def close(self) -> None:
-        """Ends a trial that has not come to its own end: its scheduler or its user wants no more of it, now."""
+        """Ends a trial that has not come to its own end: its scheduler or its user wants no more of it,
+        now.
+        """
         if isinstance(self._epochs, Generator):
             self._epochs.close()
         self._epochs = None
@@ -131,7 +151,9 @@ class Trial:
         return checkpoint_files.latest(RunFolder.path_of(self.name) / "checkpoints")
 
     def take_over(self, donor: Path, exploit: dict[str, Any]) -> None:
-        """Population-based training: goes on from another member's checkpoint, with its own values; clusters are made anew with them."""
+        """Population-based training: goes on from another member's checkpoint, with its own values; clusters
+        are made anew with them.
+        """
         from pcl_ray import checkpoint
 
         known = read_state(self.name).get("exploits", [])
@@ -140,33 +162,53 @@ class Trial:
         deadline = time.monotonic() + self.config.resources.start_timeout_s
         while not self._open():
             if time.monotonic() > deadline:
-                raise RunFailed(f"the folder of run {self.name} was not free within resources.start_timeout_s")
+                raise RunFailed(
+                    f"the folder of run {self.name} was not free within resources.start_timeout_s"
+                )
             time.sleep(_WAIT_S)
         assert self._folder is not None
         checkpoint.take_over(donor, self._folder.path / "checkpoints")
         self._folder.write_state(exploits=[*known, exploit], began=0)
 
     def _open(self) -> bool:
-        """Takes the folder, and the warm-up where there is one to share; False where another trial has either."""
+        """Takes the folder, and the warm-up where there is one to share; False where another trial has
+        either.
+        """
         if self._folder is None:
             path = RunFolder.path_of(self.name)
             try:
-                self._folder = RunFolder.open(self.name) if (path / "config.yaml").is_file() else RunFolder.create(self.name, self.config)
+                self._folder = (
+                    RunFolder.open(self.name)
+                    if (path / "config.yaml").is_file()
+                    else RunFolder.create(self.name, self.config)
+                )
             except Busy:  # a second trial of the same point: it takes the first one's result
                 return False
-            point = {"point": dict(self.point.values), "seed": self.point.seed, "member": self.point.member, "title": self.title}
+            point = {
+                "point": dict(self.point.values),
+                "seed": self.point.seed,
+                "member": self.point.member,
+                "title": self.title,
+            }
             self._folder.write_state(sweep=self._setting.sweep, **point)
         if self.point.member is not None:
             self._folder.write_config(self.config)
         elif differing := _differing(self._folder.read_config(), self.config):
-            raise ConfigError(f"run {self.name} is there already with other settings ({', '.join(differing)}): remove it, or give the sweep another --name")
+            raise ConfigError(
+                f"run {self.name} is there already with other settings ({', '.join(differing)}): remove it,"
+                " or give the sweep another --name"
+            )
         return self._share_warmup(self._folder)
 
     def _share_warmup(self, folder: RunFolder) -> bool:
         """Whether training can begin."""
         newest = checkpoint_files.latest(folder.path / "checkpoints")
         done = checkpoint_files.epochs_done(newest) if newest else 0
-        if not self._setting.settings.shared_warmup or not warmups.exists(self.config) or done >= self.plan.warmup_epochs:
+        if (
+            not self._setting.settings.shared_warmup
+            or not warmups.exists(self.config)
+            or done >= self.plan.warmup_epochs
+        ):
             return True
         key = warmups.key_of(self.config)
         claim = self._office.claim(key, self.name)
@@ -191,7 +233,9 @@ class Trial:
         """The outcome of a run that has ended already."""
         assert self._folder is not None
         state = self._folder.read_state()
-        if state.get("state") not in ("finished", "stopped early") or (state["state"] == "finished" and state.get("epochs") != self.plan.epochs):
+        if state.get("state") not in ("finished", "stopped early") or (
+            state["state"] == "finished" and state.get("epochs") != self.plan.epochs
+        ):
             return None
         summary = state.get("trial") or {}
         self._folder.lock.close()
@@ -212,18 +256,36 @@ class Trial:
         state = folder.read_state()
         self._began = int(state.get("began", 0))
         self._history = outcome.history(folder)
-        tags = {"pcl_ray.sweep": setting.sweep, "pcl_ray.trial": self.title, "trial.status": "running", "objective.name": setting.objective.metric}
+        tags = {
+            "pcl_ray.sweep": setting.sweep,
+            "pcl_ray.trial": self.title,
+            "trial.status": "running",
+            "objective.name": setting.objective.metric,
+        }
         tags |= {"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {}
         tags |= {tracking.NOTE: self._note("running", {})}
         known, metric = outcome.Known(self.plan, len(setting.class_names)), setting.objective.metric
         self._tracker = outcome.open_tracker(
-            folder, self.config, setting.fingerprint, lambda text: None, title=self.title, tags=tags, known=known, keep=(metric,)
+            folder,
+            self.config,
+            setting.fingerprint,
+            lambda text: None,
+            title=self.title,
+            tags=tags,
+            known=known,
+            keep=(metric,),
         )
         if self._images is not None:
             self._gallery = Gallery(folder.path, self._images, self._tracker, lambda text: None, small=True)
         for entry in self._history:  # the shared warm-up's, and what a killed process could not send
             self._tracker.log(entry["metrics"], entry["step"])
-        folder.write_state(state="running", error=None, recorded=False, fingerprint=setting.fingerprint, **aftermath.facts(self.plan, setting.class_names, ""))
+        folder.write_state(
+            state="running",
+            error=None,
+            recorded=False,
+            fingerprint=setting.fingerprint,
+            **aftermath.facts(self.plan, setting.class_names, ""),
+        )
         leave = str(home() / "sweeps" / setting.sweep / "warmups" / self._claimed) if self._claimed else None
         self._epochs = self._make_epochs(Job(self.config, self.plan, str(folder.path), leave), self._handle)
 
@@ -249,7 +311,9 @@ class Trial:
         return self._history[-1]["epoch"] + 1 if self._history else 0
 
     def _summary(self) -> dict[str, Any]:
-        """What the leaderboard is made from. The objective is that of the last evaluation: the best of many would be a choice of its own."""
+        """What the leaderboard is made from. The objective is that of the last evaluation: the best of many
+        would be a choice of its own.
+        """
         setting = self._setting
         metrics: dict[str, float] = {}
         for entry in self._history:
@@ -272,7 +336,11 @@ class Trial:
 
     def _summarise(self) -> None:
         if self._folder is not None:
-            self._folder.write_state(epochs=self._done(), trial=self._summary(), mlflow_run_id=self._tracker.run_id if self._tracker else None)
+            self._folder.write_state(
+                epochs=self._done(),
+                trial=self._summary(),
+                mlflow_run_id=self._tracker.run_id if self._tracker else None,
+            )
 
     def _result(self) -> dict[str, Any]:
         summary = self._summary()
@@ -288,7 +356,15 @@ class Trial:
         return {"epoch": self._done(), "failing": self._failed, "run": self.name}
 
     def _note(self, state: Any, metrics: dict[str, float]) -> str:
-        return aftermath.note(f"{self.title} of sweep {self._setting.sweep}", "", self.config, self.plan, len(self._setting.class_names), state, metrics)
+        return aftermath.note(
+            f"{self.title} of sweep {self._setting.sweep}",
+            "",
+            self.config,
+            self.plan,
+            len(self._setting.class_names),
+            state,
+            metrics,
+        )
 
     def _release(self) -> None:
         if self._claimed:
@@ -320,7 +396,9 @@ def _differing(stored: RunConfig, wanted: RunConfig) -> list[str]:
 
 
 def link(source: Path, folder: Path) -> None:
-    """The same file in another folder, whole or not at all: one file for all who go on from it, since checkpoints are never written in place."""
+    """The same file in another folder, whole or not at all: one file for all who go on from it, since
+    checkpoints are never written in place.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{os.getpid()}.partial"
     partial.unlink(missing_ok=True)

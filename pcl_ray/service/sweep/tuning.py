@@ -1,4 +1,6 @@
-"""Ray Tune, wired: the data and the office of warm-ups into Ray, one process a trial, as many as the cluster holds."""
+"""Ray Tune, wired: the data and the office of warm-ups into Ray, one process a trial, as many as the cluster
+holds.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,19 @@ from pcl_ray.tracking_secrets import CLOUD_KEYS
 _LOOK_EVERY_S = 30.0
 
 
-def run(folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: DataSplits, tracker: Any, console: Console, *, resumed: bool) -> Ended:
-    """Trains all trials, or those that are left. Raises ConfigError where not one fits the cluster, RunFailed where Tune itself fails."""
+def run(
+    folder: SweepFolder,
+    asked: SweepRequest,
+    setting: Setting,
+    splits: DataSplits,
+    tracker: Any,
+    console: Console,
+    *,
+    resumed: bool,
+) -> Ended:
+    """Trains all trials, or those that are left. Raises ConfigError where not one fits the cluster, RunFailed
+    where Tune itself fails.
+    """
     driver.quiet_tune()
     _keep_keys_out_of_runtime_environments()
     trial = capacity.bundles(setting.base, asked.plan)
@@ -46,15 +59,34 @@ def run(folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: Data
         if others and setting.base.resources.autoscaling:
             nodes.check(folder.path, splits, setting.base.data.path)
         at_a_time = concurrency(asked, setting)
-        office: Any = ray.remote(Warmups).options(num_cpus=0, max_restarts=-1, max_task_retries=3).remote(str(folder.path / "warmups"))
+        office: Any = (
+            ray.remote(Warmups)
+            .options(num_cpus=0, max_restarts=-1, max_task_retries=3)
+            .remote(str(folder.path / "warmups"))
+        )
         shared = Shared(ray_connection.share(splits), office)
         listed = search.points(asked.space, asked.settings, setting.base)
-        total = len(listed) if listed is not None else search.samples(asked.space, asked.settings) * asked.settings.seeds
+        total = (
+            len(listed)
+            if listed is not None
+            else search.samples(asked.space, asked.settings) * asked.settings.seeds
+        )
         if asked.settings.scheduler == "pbt" and setting.base.resources.workers and at_a_time < total:
-            message = f"a population whose members have workers trains all at once, and {at_a_time} fit the cluster; use fewer, or resources.workers=0"
+            message = (
+                f"a population whose members have workers trains all at once, and {at_a_time} fit the"
+                " cluster; use fewer, or resources.workers=0"
+            )
             raise ConfigError([Problem("sweep.samples", total, message)])
-        console.print(f"sweep       {folder.name}: {total} trials, {at_a_time} at a time, in {folder.path}", markup=False, soft_wrap=True)
-        done = [record.run_name for record in results.records(folder.name) if record.state in ("finished", "stopped early")]
+        console.print(
+            f"sweep       {folder.name}: {total} trials, {at_a_time} at a time, in {folder.path}",
+            markup=False,
+            soft_wrap=True,
+        )
+        done = [
+            record.run_name
+            for record in results.records(folder.name)
+            if record.state in ("finished", "stopped early")
+        ]
         with driver.interruptible(asked.settings.budget_s) as (stop, nudge, reasons):
             follow = Follow(
                 console,
@@ -67,7 +99,9 @@ def run(folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: Data
                 ended_before=done,
                 first_end=results.preload,
                 each_turn=nudge,
-                run_of=lambda trial: run_name_of(setting.sweep, point_of(trial.config, setting.base.seed, trial.trial_id)),
+                run_of=lambda trial: run_name_of(
+                    setting.sweep, point_of(trial.config, setting.base.seed, trial.trial_id)
+                ),
             )
             watching = threading.Event()
             try:
@@ -85,22 +119,33 @@ def run(folder: SweepFolder, asked: SweepRequest, setting: Setting, splits: Data
 
 
 def _keep_keys_out_of_runtime_environments() -> None:
-    """Tune hands the cloud's keys to its trials by their runtime environment, which Ray writes into its logs. Ours get them with the `Setting`."""
+    """Tune hands the cloud's keys to its trials by their runtime environment, which Ray writes into its logs.
+    Ours get them with the `Setting`.
+    """
     with suppress(ImportError, AttributeError):  # of Tune's inside; another version may not do it any more
         from ray.tune.execution import class_cache
 
         class_cache.ENV_VARS_TO_PROPAGATE = set(class_cache.ENV_VARS_TO_PROPAGATE) - set(CLOUD_KEYS)
 
 
-def _wait_for_room(folder: SweepFolder, trial: list[capacity.Bundle], base: RunConfig, console: Console) -> None:
-    """Until one trial fits beside what others run; from then on Tune starts the next whenever there is room."""
+def _wait_for_room(
+    folder: SweepFolder, trial: list[capacity.Bundle], base: RunConfig, console: Console
+) -> None:
+    """Until one trial fits beside what others run; from then on Tune starts the next whenever there is
+    room.
+    """
 
     def say(text: str) -> None:
         console.print(text or "there is room now", markup=False, soft_wrap=True)
         folder.write_state(waits_for=text)
 
     parts = [{"CPU": cpus, "GPU": gpus} for cpus, gpus in trial]
-    room.take(folder.name, [{kind: amount for kind, amount in part.items() if amount} for part in parts], base.resources.queue_timeout_s, say).release()
+    room.take(
+        folder.name,
+        [{kind: amount for kind, amount in part.items() if amount} for part in parts],
+        base.resources.queue_timeout_s,
+        say,
+    ).release()
 
 
 def _watch(sweep: str, limit_s: float, stop: Any, ended: threading.Event) -> None:
@@ -111,7 +156,10 @@ def _watch(sweep: str, limit_s: float, stop: Any, ended: threading.Event) -> Non
         while not ended.wait(_LOOK_EVERY_S):
             seen = [lock.stat().st_mtime for lock in (home() / "runs").glob(f"{sweep}.*/lock")]
             if time.time() - max([begun, *seen]) > limit_s:
-                stop(f"no sign of life from any trial for {limit_s:.0f} s; see resources.step_timeout_s and e_step.timeout_s")
+                stop(
+                    f"no sign of life from any trial for {limit_s:.0f} s; see resources.step_timeout_s and"
+                    " e_step.timeout_s"
+                )
                 return
 
     threading.Thread(target=look, name="watch", daemon=True).start()
@@ -124,14 +172,24 @@ def concurrency(asked: SweepRequest, setting: Setting) -> int:
     if not fits:
         cpus, gpus = (sum(part) for part in zip(*capacity.bundles(setting.base, asked.plan), strict=True))
         has = ray.cluster_resources()
-        message = f"one trial takes {gpus:g} GPUs and {cpus:g} CPUs with its E-step actor, which no node or set of nodes has free together"
+        message = (
+            f"one trial takes {gpus:g} GPUs and {cpus:g} CPUs with its E-step actor, which no node or set of"
+            " nodes has free together"
+        )
         raise ConfigError(
-            [Problem("resources.workers", setting.base.resources.workers, f"{message}; the cluster has {has.get('GPU', 0):g} and {has.get('CPU', 0):g}")]
+            [
+                Problem(
+                    "resources.workers",
+                    setting.base.resources.workers,
+                    f"{message}; the cluster has {has.get('GPU', 0):g} and {has.get('CPU', 0):g}",
+                )
+            ]
         )
     return min(fits, asked.settings.concurrency or fits)
 
 
-# A population is compared as a whole, so that all its members are there from the start; Ray lets them take turns where they do not fit.
+# A population is compared as a whole, so that all its members are there from the start; Ray lets them take
+# turns where they do not fit.
 def _tuner(
     folder: SweepFolder,
     asked: SweepRequest,
@@ -144,11 +202,15 @@ def _tuner(
     resumed: bool,
 ) -> tune.Tuner:
     place = restoring.make_private(folder.path)
-    trainable: Any = tune.with_resources(tune.with_parameters(TrialProcess, setting=setting, shared=shared), resources(setting.base))
+    trainable: Any = tune.with_resources(
+        tune.with_parameters(TrialProcess, setting=setting, shared=shared), resources(setting.base)
+    )
     experiment = place / "experiment"
     settings = asked.settings
     if resumed and tune.Tuner.can_restore(str(experiment)):
-        tuner = tune.Tuner.restore(str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True)
+        tuner = tune.Tuner.restore(
+            str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True
+        )
         local: Any = tuner._local_tuner  # the only way to give a restored experiment another callback
         local._run_config.callbacks = [follow]
         local._tune_config.max_concurrent_trials = None if settings.scheduler == "pbt" else at_a_time

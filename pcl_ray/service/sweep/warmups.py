@@ -1,7 +1,8 @@
 """One warm-up for all trials that are alike in everything that acts before the first E-step.
 
-Whoever comes first trains it, as part of its own run, and leaves a copy of its state from before the first E-step under sweeps/NAME/warmups/KEY. The
-others go on from that copy and become, bit by bit, what they would have been alone: until then α, K and the other knobs below have no effect.
+Whoever comes first trains it, as part of its own run, and leaves a copy of its state from before the first
+E-step under sweeps/NAME/warmups/KEY. The others go on from that copy and become, bit by bit, what they would
+have been alone: until then α, K and the other knobs below have no effect.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ _LATER = (  # first act in or after the first E-step
     "train.checkpoint_every_epochs",
     "train.keep_checkpoints",
 )
-_EARLIER = ("e_step.warmup_epochs", "e_step.feature_dtype")  # but these do: the length, and the figures of evaluations
+# but these do: the length, and the figures of evaluations
+_EARLIER = ("e_step.warmup_epochs", "e_step.feature_dtype")
 _STALE_S = 30.0  # a trial that trains a warm-up says so every few seconds
 
 
 def key_of(config: RunConfig) -> str:
     """The same for configurations whose runs are the same up to the first E-step."""
-    acting = {name: value for name, value in config.flatten().items() if name.startswith(_EARLIER) or not name.startswith(_LATER)}
+    acting = {
+        name: value
+        for name, value in config.flatten().items()
+        if name.startswith(_EARLIER) or not name.startswith(_LATER)
+    }
     return hashlib.sha256(json.dumps(acting, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -42,14 +48,18 @@ def exists(config: RunConfig) -> bool:
 
 @dataclass(frozen=True)
 class Claim:
-    """found: `path` is the state to go on from. yours: train it, and leave it in the folder `path`. wait: another trial is at it."""
+    """found: `path` is the state to go on from. yours: train it, and leave it in the folder `path`. wait:
+    another trial is at it.
+    """
 
     kind: Literal["found", "yours", "wait"]
     path: str = ""
 
 
 class Warmups:
-    """Says which trial trains which warm-up; wrapped as an actor. What has been trained is on disk, so a new instance knows it too."""
+    """Says which trial trains which warm-up; wrapped as an actor. What has been trained is on disk, so a new
+    instance knows it too.
+    """
 
     def __init__(self, folder: str):
         self._folder = Path(folder)
