@@ -1,6 +1,7 @@
 """The fused kernels, run by Triton's interpreter on CPU tensors, and the same in plain torch.
 
-The interpreter has to be chosen before Triton is imported and would then be everybody's, so a process of its own runs the kernels.
+The interpreter has to be chosen before Triton is imported and would then be everybody's, so a process of its
+own runs the kernels.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,15 +22,37 @@ from torch import Tensor
 
 from pcl_ray.clustering.points import on_grid
 
+if TYPE_CHECKING:
+    from triton.runtime.interpreter import TensorHandle
+
 Run = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def _use_interpreter() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
+    from triton.runtime import interpreter
+
+    # The interpreter multiplies tiles by BLAS, of which some kernels round an entry by where it lies in the
+    # tile. A GPU does not: there each entry of a product is summed in the same order.
+    def product(
+        _: object, a: TensorHandle, b: TensorHandle, d: TensorHandle, *options: object
+    ) -> TensorHandle:
+        exact = np.einsum("ij,jk->ik", a.data.astype(np.float64), b.data.astype(np.float64))
+        return interpreter.TensorHandle(exact.astype(d.data.dtype) + d.data, d.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_dot = product
 
 
-def _run(rows: np.ndarray, centroids: np.ndarray, total: int, largest: float, half: bool, backend: str, limits: dict[str, int]) -> list[np.ndarray]:
+def _run(
+    rows: np.ndarray,
+    centroids: np.ndarray,
+    total: int,
+    largest: float,
+    half: bool,
+    backend: str,
+    limits: dict[str, int],
+) -> list[np.ndarray]:
     from pcl_ray.clustering import fused
 
     assert fused.available()
@@ -53,9 +77,19 @@ def process() -> Iterator[ProcessPoolExecutor]:
 
 @pytest.fixture
 def run(process: ProcessPoolExecutor) -> Run:
-    def call(rows: Tensor, centroids: Tensor, *, half: bool, backend: str = "triton", total: int | None = None, **limits: int) -> tuple[Tensor, Tensor, Tensor]:
+    def call(
+        rows: Tensor,
+        centroids: Tensor,
+        *,
+        half: bool,
+        backend: str = "triton",
+        total: int | None = None,
+        **limits: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         largest = float(rows.abs().max())
-        task = process.submit(_run, rows.numpy(), centroids.numpy(), total or len(rows), largest, half, backend, limits)
+        task = process.submit(
+            _run, rows.numpy(), centroids.numpy(), total or len(rows), largest, half, backend, limits
+        )
         labels, sizes, sums = (torch.from_numpy(array) for array in task.result(timeout=250))
         return labels, sizes, sums
 
@@ -67,9 +101,13 @@ def sphere(count: int, dim: int, seed: int) -> Tensor:
 
 
 def check_nearest(rows: Tensor, centroids: Tensor, labels: Tensor, *, half: bool) -> None:
-    """The label's distance against the least one in float64. Both points of a distance are wrong by a unit of rounding of their distance from the mean."""
+    """The label's distance against the least one in float64. Both points of a distance are wrong by a unit of
+    rounding of their distance from the mean.
+    """
     distances = torch.cdist(rows.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    reach = max((points.double() - centroids.double().mean(dim=0)).norm(dim=1).max() for points in (rows, centroids))
+    reach = max(
+        (points.double() - centroids.double().mean(dim=0)).norm(dim=1).max() for points in (rows, centroids)
+    )
     own = distances[torch.arange(len(rows)), labels]
     allowed = 4 * reach * (2.0**-11 if half else 2.0**-24)
     # Beside it, float32 sums of as many terms as there are dimensions.
@@ -84,18 +122,32 @@ def check_sums(rows: Tensor, labels: Tensor, sizes: Tensor, sums: Tensor, total:
     assert (labels.dtype, sizes.dtype, sums.dtype) == (torch.int64, torch.int64, torch.float64)
 
 
-SHAPES = [(1, 1, 3), (1, 7, 128), (130, 1, 100), (257, 300, 100), (129, 129, 3), (200, 515, 128), (70, 140, 200), (40, 150, 300), (3, 65, 1024)]
+SHAPES = [
+    (1, 1, 3),
+    (1, 7, 128),
+    (130, 1, 100),
+    (257, 300, 100),
+    (129, 129, 3),
+    (200, 515, 128),
+    (70, 140, 200),
+    (40, 150, 300),
+    (3, 65, 1024),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize(("count", "clusters", "dim"), SHAPES)
-def test_nearest_and_exact_sums(run: Run, count: int, clusters: int, dim: int, half: bool, dtype: torch.dtype) -> None:
+def test_nearest_and_exact_sums(
+    run: Run, count: int, clusters: int, dim: int, half: bool, dtype: torch.dtype
+) -> None:
     rows, centroids = sphere(count, dim, 1).to(dtype), sphere(clusters, dim, 2)
     labels, sizes, sums = run(rows, centroids, half=half)
     check_nearest(rows, centroids, labels, half=half)
     check_sums(rows, labels, sizes, sums, count)
-    for mine, torchs in zip((labels, sizes, sums), run(rows, centroids, half=half, backend="torch"), strict=True):
+    for mine, torchs in zip(
+        (labels, sizes, sums), run(rows, centroids, half=half, backend="torch"), strict=True
+    ):
         assert torch.equal(mine, torchs)
 
 
@@ -106,7 +158,13 @@ def test_of_equal_centroids_the_lowest_id(run: Run, half: bool, backend: str) ->
     which = torch.randint(40, (300,), generator=torch.Generator().manual_seed(4))
     nearest = torch.arange(200) % 40
     rows = different[nearest] + 0.01 * sphere(200, 16, 5)
-    labels, _, _ = run(rows, different[which], half=half, backend=backend, **({"_SCORES_CPU": 2**12} if backend == "torch" else {}))
+    labels, _, _ = run(
+        rows,
+        different[which],
+        half=half,
+        backend=backend,
+        **({"_SCORES_CPU": 2**12} if backend == "torch" else {}),
+    )
     first = torch.stack([(which == number).nonzero()[0, 0] for number in range(40)])
     assert torch.equal(labels, first[nearest])
 
@@ -115,12 +173,16 @@ def test_of_equal_centroids_the_lowest_id(run: Run, half: bool, backend: str) ->
 def test_cut_into_pieces_gives_the_same(run: Run, half: bool) -> None:
     rows, centroids = sphere(300, 20, 6), sphere(200, 20, 7)
     whole = run(rows, centroids, half=half)
-    for pieces in (run(rows, centroids, half=half, _SLAB=4096), run(rows, centroids, half=half, backend="torch", _SCORES_CPU=2**12)):
+    for pieces in (
+        run(rows, centroids, half=half, _SLAB=4096),
+        run(rows, centroids, half=half, backend="torch", _SCORES_CPU=2**12),
+    ):
         assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
 
 
 def test_a_row_has_its_label_wherever_it_is_held(run: Run) -> None:
-    # Two far groups, and rounding that decides within them: a part of the rows has another mean than all of them.
+    # Two far groups, and rounding that decides within them: a part of the rows has another mean than all of
+    # them.
     side = torch.tensor([1.0, -1.0]).repeat_interleave(150)[:, None]
     rows, centroids = side + 0.002 * sphere(300, 32, 8), side[::3] + 0.002 * sphere(100, 32, 9)
     whole, _, _ = run(rows, centroids, half=True)
@@ -138,7 +200,9 @@ def test_half_precision_holds_in_a_narrow_cone(run: Run, backend: str) -> None:
     labels, _, _ = run(rows, centroids, half=True, backend=backend)
     assert (labels == true).double().mean() >= 0.98
     # What rounding does to them where they are, with the norms of the centroids as given.
-    raw = (centroids.double().square().sum(dim=1) / 2 - rows.half().double() @ centroids.half().double().T).argmin(dim=1)
+    raw = (
+        centroids.double().square().sum(dim=1) / 2 - rows.half().double() @ centroids.half().double().T
+    ).argmin(dim=1)
     assert (raw == true).double().mean() < 0.5
 
 
@@ -165,7 +229,9 @@ def test_not_finite_is_refused_and_no_rows_are_no_labels() -> None:
 
     with pytest.raises(ValueError, match="finite"):
         fused.nearest(torch.full((3, 4), float("nan")), sphere(2, 4, 15), half=True, backend="torch")
-    labels, sizes, sums = fused.nearest_and_sums(torch.zeros(0, 4), sphere(2, 4, 15), total=9, largest=1.0, half=True)
+    labels, sizes, sums = fused.nearest_and_sums(
+        torch.zeros(0, 4), sphere(2, 4, 15), total=9, largest=1.0, half=True
+    )
     assert (labels.shape, sizes.tolist(), sums.shape, float(sums.sum())) == ((0,), [0, 0], (2, 4), 0.0)
 
 
@@ -178,32 +244,48 @@ from pcl_ray.clustering import fused
 def compiled(kernel, capability, options, **arguments):
     kinds = {name: kind if isinstance(kind, str) else "constexpr" for name, kind in arguments.items()}
     constants = {name: kind for name, kind in arguments.items() if not isinstance(kind, str)}
-    aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(kinds.values()) if kind.startswith("*")}
-    return triton.compile(ASTSource(kernel, kinds, constants, aligned), target=GPUTarget("cuda", capability, 32), options=options)
+    pointers = [place for place, kind in enumerate(kinds.values()) if kind.startswith("*")]
+    aligned = {(place,): [["tt.divisibility", 16]] for place in pointers}
+    source = ASTSource(kernel, kinds, constants, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 for capability in (80, 90):
     for half, kind in ((True, "*fp16"), (False, "*fp32")):
         blocks = fused._blocks(128, half)
         sizes = {"TILE": blocks.centroids, "NEIGHBOURS": fused._NEIGHBOURS}
         given = {"x_ptr": kind, "c_ptr": kind, "half_squares_ptr": "*fp32", "groups_ptr": "*i32"}
-        found = compiled(fused._best_groups, capability, {"num_warps": blocks.warps, "num_stages": blocks.stages},
-                         **given, tiles="i32", WIDTH=128, DIMS=blocks.dims, ROWS=blocks.rows, **sizes)
+        options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+        found = compiled(fused._best_groups, capability, options, **given,
+                         tiles="i32", WIDTH=128, DIMS=blocks.dims, ROWS=blocks.rows, **sizes)
         settled = compiled(fused._settle, capability, {},
-                           **given, rows_ptr="*fp32", labels_ptr="*i64", sums_ptr="*i64", sizes_ptr="*i64", units_ptr="*fp64", count="i32",
+                           **given, rows_ptr="*fp32", labels_ptr="*i64", sums_ptr="*i64", sizes_ptr="*i64",
+                           units_ptr="*fp64", count="i32",
                            DIM=128, WIDTH=128, ACROSS=128, ROWS=32, **sizes)
-        print(capability, half, found.metadata.shared <= 99 * 1024, "wgmma" in found.asm["ptx"], ".add.u64" in settled.asm["ptx"])
+        fits, hopper = found.metadata.shared <= 99 * 1024, "wgmma" in found.asm["ptx"]
+        print(capability, half, fits, hopper, ".add.u64" in settled.asm["ptx"])
 """
 
 
-def test_the_kernels_compile_for_gpus(run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What the interpreter does not show, and needs no GPU: they fit the shared memory, and an H100 multiplies float16 in its tensor cores.
+def test_the_kernels_compile_for_gpus(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What the interpreter does not show, and needs no GPU: they fit the shared memory, and an H100 multiplies
+    # float16 in its tensor cores.
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     done = run_python(COMPILE)
-    wanted = [f"{capability} {half} True {half and capability == 90} True" for capability in (80, 90) for half in (True, False)]
+    wanted = [
+        f"{capability} {half} True {half and capability == 90} True"
+        for capability in (80, 90)
+        for half in (True, False)
+    ]
     assert done.stdout.splitlines() == wanted, done.stderr
 
 
-def test_without_triton_torch_does_it_and_nothing_heavy_is_imported(run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_without_triton_torch_does_it_and_nothing_heavy_is_imported(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     done = run_python(
         "import sys\n"
         "sys.modules['triton'] = None\n"
