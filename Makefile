@@ -22,7 +22,7 @@ demo: install
 
 # One Ray per host: its tests run one after the other. All others need little of a machine, and each file stays with one process.
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/unit tests/gloo tests/browser tests/gpu
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/unit tests/runs tests/gloo tests/browser tests/gpu
 	$(BIN)/python -m pytest -m "not slow" tests/ray
 
 test-slow: install

@@ -278,9 +278,9 @@ def own_ray(cpus: int) -> Iterator[Any]:
     be started.
     """
     os.environ.pop("RAY_ADDRESS", None)  # what is measured is this machine
-    from pcl_ray.service import ray_environment
+    from pcl_ray.on_ray import environment
 
-    ray_environment.set_defaults()
+    environment.set_defaults()
     import logging
 
     import ray

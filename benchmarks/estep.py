@@ -40,7 +40,7 @@ from common import DIM, LIMIT_S, MemoryWatch, Mixture, Report, Row, Timed, inter
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray.clustering import Clustering, ClusterSet
-from pcl_ray.clustering.nearest import Nearest
+from pcl_ray.clustering.assign.nearest import Nearest
 from pcl_ray.clustering.points import Points
 from pcl_ray.config import EStepConfig, RunConfig
 from pcl_ray.data import datasets
@@ -446,9 +446,9 @@ def parts_of_an_epoch(metrics: dict[str, float]) -> Row:
 
 def trained(config: RunConfig, scratch: str) -> list[dict[str, float]]:
     """The figures of every epoch of a run."""
-    from pcl_ray.service.between import LocalEStep
-    from pcl_ray.service.events import Event
-    from pcl_ray.service.loop import Job, train
+    from pcl_ray.training.e_step_schedule import LocalEStep
+    from pcl_ray.training.events import Event
+    from pcl_ray.training.loop import Job, train
 
     splits = datasets.load(config.data, cache_dir=Path(scratch))
     history: list[dict[str, float]] = []
@@ -474,7 +474,7 @@ def trained(config: RunConfig, scratch: str) -> list[dict[str, float]]:
                 config.resources.workers * config.resources.cpus_per_worker + config.resources.e_step_cpus
             )
         ):
-            from pcl_ray.service.ray_setup import train_on_ray
+            from pcl_ray.on_ray.launch import train_on_ray
 
             train_on_ray(job, splits, post)
     return history
@@ -493,7 +493,7 @@ class Pusher:
         self._features = Mixture(MODES).draw(count, seed=10 + number).numpy()
 
     def push(self, job: Any, actor: Any, key: str, request: Any) -> None:
-        from pcl_ray.service.worker import ActorEStep, WorkerTask
+        from pcl_ray.on_ray.worker import ActorEStep, WorkerTask
 
         nothing: Any = None
         task = WorkerTask(job, nothing, nothing, nothing, actor, nothing)
@@ -504,8 +504,8 @@ class Pusher:
 
 
 def gather(given: Namespace, report: Report) -> None:
-    from pcl_ray.service.loop import Job
-    from pcl_ray.service.shards import EStepRequest
+    from pcl_ray.training.e_step_shards import EStepRequest
+    from pcl_ray.training.loop import Job
 
     half = 100_000 if given.quick else 640_000
     changes = {
@@ -519,9 +519,9 @@ def gather(given: Namespace, report: Report) -> None:
     size = 2 * half * DIM * 4
     report.row("sizes", N=2 * half, bytes=size)
     with common.own_ray(4) as ray:
-        from pcl_ray.service import ray_setup
+        from pcl_ray.on_ray import launch
 
-        actor = ray_setup._e_step_actor(config)
+        actor = launch._e_step_actor(config)
         pushers = [ray.remote(Pusher).options(num_cpus=1).remote(number, half) for number in range(2)]
 
         def request(cluster: bool, num_images: int = 2 * half, shards: int = 2) -> EStepRequest:

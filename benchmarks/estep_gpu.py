@@ -1,5 +1,5 @@
-"""How fast one GPU finds nearest centroids, and how right they are: `pcl_ray.clustering.fused` at the size of
-ImageNet, C = 128.
+"""How fast one GPU finds nearest centroids, and how right they are: `pcl_ray.clustering.assign.fused` at
+the size of ImageNet, C = 128.
 
     python benchmarks/estep_gpu.py --json estep_gpu.json      # a few minutes; --quick: seconds, small;
     --sweep: other block sizes of the kernel too
@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pcl_ray.clustering import fused
+from pcl_ray.clustering.assign import fused
 from pcl_ray.clustering.points import on_grid
 
 DEVICE = "cuda"

@@ -31,15 +31,15 @@ from common import DIM, LIMIT_S, Mixture, Report, Row
 
 from pcl_ray import config as configs
 from pcl_ray.clustering import ClusterSet, health
+from pcl_ray.clustering.assign.nearest import Nearest
+from pcl_ray.clustering.assign.shortlist import Shortlist, among, neighbours
 from pcl_ray.clustering.kmeans import distances_to
 from pcl_ray.clustering.lloyd import split_into_empty
-from pcl_ray.clustering.nearest import Nearest
 from pcl_ray.clustering.points import Moments, Points
-from pcl_ray.clustering.shortlist import Shortlist, among, neighbours
 from pcl_ray.config import RunConfig
 from pcl_ray.e_step import When, cluster, cluster_shard
 from pcl_ray.errors import RunFailed
-from pcl_ray.service.shards import EStepRequest, merged, range_of
+from pcl_ray.training.e_step_shards import EStepRequest, merged, range_of
 
 ACTORS, FEW_ACTORS = (1, 2, 4), (1, 2)
 PIECE = 131072  # rows that are sent to an actor at a time
@@ -199,10 +199,10 @@ def on_actors(
     """The result of `count` shards, what each had to do, and every exchange of the first: its kind and
     bytes.
     """
-    from pcl_ray.service import ray_setup
+    from pcl_ray.on_ray import launch
 
     request = EStepRequest(1, True, False, 2, len(rows), 0)
-    shards = [ray_setup._shard_actor(config, number, count) for number in range(count)]
+    shards = [launch._shard_actor(config, number, count) for number in range(count)]
     try:
         address = ray.get(shards[0].address.remote(), timeout=LIMIT_S)
         ray.get([shard.join.remote(address) for shard in shards], timeout=LIMIT_S)

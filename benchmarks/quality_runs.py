@@ -58,8 +58,8 @@ def lost(
 def trained(words: list[str], seed: int, given: argparse.Namespace) -> dict[str, float]:
     """The last epoch's figures of one run in this process."""
     os.environ["PCL_RAY_HOME"] = tempfile.mkdtemp()
-    from pcl_ray.service import request, run
-    from pcl_ray.service.progress import Display
+    from pcl_ray.runs import driver, request
+    from pcl_ray.runs.console import Display
 
     size = [
         f"data.limit={given.images}",
@@ -76,7 +76,7 @@ def trained(words: list[str], seed: int, given: argparse.Namespace) -> dict[str,
         "e_step.threads=1",
     ]
     with Path(os.devnull).open("w") as quiet:
-        result = run.start(
+        result = driver.start(
             request.check("fashion_mnist", [*size, *fixed, *words]), name="one", display=Display(quiet)
         )
     figures = {name: result.metrics[name] for name in FIGURES}

@@ -22,7 +22,7 @@ WARMUP = 3
 
 def of_epochs(images: int, epochs: int, *, dim: int = 128, seed: int = 0) -> list[np.ndarray]:
     """[images, dim] float32 before each epoch from the warm-up's end on. Trained once, then read."""
-    from pcl_ray.service.folder import home
+    from pcl_ray.runs.folder import home
 
     folder = home() / "benchmarks" / f"fashion_{images}_{dim}_{epochs}_{seed}"
     files = [folder / f"{epoch:03d}.npy" for epoch in range(WARMUP, epochs + 1)]
@@ -38,8 +38,8 @@ def _train(images: int, epochs: int, dim: int, seed: int, folder: Path) -> None:
     from pcl_ray import config, plan
     from pcl_ray.data import datasets
     from pcl_ray.features import assemble
-    from pcl_ray.service.between import LocalEStep
-    from pcl_ray.service.loop import Job, train
+    from pcl_ray.training.e_step_schedule import LocalEStep
+    from pcl_ray.training.loop import Job, train
 
     settings = config.load(
         "fashion_mnist",

@@ -4,7 +4,7 @@ in plain processes.
     python benchmarks/scaling.py
     python benchmarks/scaling.py --device cuda --workers 1 2 4 8      # GPUs of one machine
 
-Every figure is an epoch of `service.loop.train`: M-step, feature pass, E-step, evaluation, checkpoint. `ray`
+Every figure is an epoch of `training.loop.train`: M-step, feature pass, E-step, evaluation, checkpoint. `ray`
 runs it as `pcl-ray train` does: Ray Train workers, the E-step in an actor. `plain` runs it in processes of
 torch.multiprocessing that exchange by torch.distributed alone; worker 0 clusters. The first epoch of a run
 warms up and is left out. Where Ray is not installed only `plain` is measured.
@@ -37,12 +37,12 @@ from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import ArrayImages
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.features import FeatureShard
-from pcl_ray.machine import cores
-from pcl_ray.model.gather import rank, world_size
-from pcl_ray.service.actor import EStepActor, EStepAnswer
-from pcl_ray.service.events import Event
-from pcl_ray.service.loop import Job, train
-from pcl_ray.service.shards import EStepRequest
+from pcl_ray.model.distributed import rank, world_size
+from pcl_ray.support.machine import cores
+from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer
+from pcl_ray.training.e_step_shards import EStepRequest
+from pcl_ray.training.events import Event
+from pcl_ray.training.loop import Job, train
 
 _EPOCHS = 3  # of a run; the first warms up
 
@@ -166,10 +166,10 @@ def splits_of(images: int) -> DataSplits:
 
 
 def through_ray(config: RunConfig, images: int, device: str) -> list[dict[str, Any]]:
-    from pcl_ray.service import ray_environment
+    from pcl_ray.on_ray import environment
 
-    ray_environment.set_defaults()
-    from pcl_ray.service.ray_setup import train_on_ray
+    environment.set_defaults()
+    from pcl_ray.on_ray.launch import train_on_ray
 
     events: list[Event] = []
     with tempfile.TemporaryDirectory() as folder:

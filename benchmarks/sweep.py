@@ -24,7 +24,7 @@ import common
 import torch
 from common import LIMIT_S, Report, Timed
 
-from pcl_ray import checkpoint
+from pcl_ray.checkpoints import run_state
 from pcl_ray.errors import RunFailed
 
 _SPACE = """
@@ -125,10 +125,10 @@ def _same_results(home: Path) -> bool:
 
 
 def _end(folder: Path) -> dict[str, Any]:
-    newest = checkpoint.latest(folder / "checkpoints")
+    newest = run_state.latest(folder / "checkpoints")
     if newest is None:
         raise RunFailed(f"{folder} has no checkpoint")
-    state = checkpoint.load(newest)
+    state = run_state.load(newest)
     history = [
         {name: value for name, value in entry["metrics"].items() if not name.startswith("perf/")}
         for entry in state.history

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcl_ray.clustering import Clustering, ClusterSet, health
+from pcl_ray.clustering.assign.nearest import Nearest, cpu_threads
 from pcl_ray.clustering.concentration import Hidden, concentration_of_sums
 from pcl_ray.clustering.group import Group
 from pcl_ray.clustering.kmeans import distances_to
-from pcl_ray.clustering.nearest import Nearest, cpu_threads
 from pcl_ray.clustering.points import Points
 from pcl_ray.clustering.search import Collapsed as Collapsed
 from pcl_ray.clustering.search import EStepRefused as EStepRefused

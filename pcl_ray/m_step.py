@@ -23,7 +23,7 @@ from pcl_ray.config import RunConfig
 from pcl_ray.errors import RunFailed
 from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, prototype_loss, sample_negatives
 from pcl_ray.meters import GAUGE_EVERY, Meter, StepClock, gauges, memory_gb, reset_memory
-from pcl_ray.model.gather import all_gather, encode_shuffled, rank
+from pcl_ray.model.distributed import all_gather, encode_shuffled, rank
 from pcl_ray.model.learner import Learner, build_learner, precision, views_for
 from pcl_ray.plan import RunPlan
 

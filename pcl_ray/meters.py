@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pcl_ray.model.gather import all_gather, mean_over_workers
+from pcl_ray.model.distributed import all_gather, mean_over_workers
 
 GAUGE_EVERY = 8  # steps: gauges cost a pass over all gradients, and change slowly
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pcl_ray import machine
 from pcl_ray.config import EStepConfig, OptimizerConfig, RunConfig
 from pcl_ray.errors import ConfigError, Problem
+from pcl_ray.support import machine
 
 FILE_SOURCES = ("folder", "imagenet")  # of one image a file
 EStepMode = Literal["single", "distributed", "sharded"]

@@ -11,9 +11,9 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from pcl_ray import config, e_step, exhibit
-from pcl_ray.exhibit import Exhibit, Thumbnails
-from pcl_ray.report.record import RunRecord
+from pcl_ray import config, e_step, snapshot
+from pcl_ray.report.run_record import RunRecord
+from pcl_ray.snapshot import Exhibit, Thumbnails
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -30,7 +30,7 @@ def digits_exhibit(
     clusters = e_step.cluster(features, settings, epoch=6, temperature=0.2, seed=0)
     labels = digits.target if labelled else None
     count = len(features)
-    made = exhibit.make(
+    made = snapshot.make(
         features, np.arange(count), clusters, labels, epoch=6, step=66, num_images=count
     ).with_map(features[made_of(count), :2], "PCA")
     images = np.union1d(made.images(), made.sample[::10])
@@ -40,7 +40,7 @@ def digits_exhibit(
 
 def made_of(count: int) -> np.ndarray:
     """The images on the map, as `exhibit.make` picks them."""
-    return np.linspace(0, count - 1, min(exhibit.MAP_POINTS, count)).astype(np.int64)
+    return np.linspace(0, count - 1, min(snapshot.MAP_POINTS, count)).astype(np.int64)
 
 
 def history(epochs: int, warmup: int = 3, clusterings: int = 2, better: float = 0.0) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pcl_ray.clustering.assign.nearest import Nearest
 from pcl_ray.clustering.lloyd import Assign
-from pcl_ray.clustering.nearest import Nearest
 from pcl_ray.clustering.points import Points
 
 

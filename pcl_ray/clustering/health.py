@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pcl_ray.clustering.assign.shortlist import sampled
 from pcl_ray.clustering.points import Moments, Points
-from pcl_ray.clustering.shortlist import sampled
 
 # Mean squared distance of unit features to their mean below which nothing is left to cluster: all images sit
 # on one point.

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcl_ray.clustering.assign.nearest import Backend, BruteForce, Nearest
 from pcl_ray.clustering.group import Group
 from pcl_ray.clustering.lloyd import Assign, Run, lloyd, random_start
-from pcl_ray.clustering.nearest import Backend, BruteForce, Nearest
 from pcl_ray.clustering.points import Points
 
 _BLOCK = 16384

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcl_ray.clustering.nearest import BruteForce
+from pcl_ray.clustering.assign.nearest import BruteForce
 from pcl_ray.clustering.points import Moments, Points
 
 

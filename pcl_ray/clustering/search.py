@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pcl_ray.clustering import health
+from pcl_ray.clustering.assign.nearest import BruteForce, Nearest
+from pcl_ray.clustering.assign.shortlist import Shortlist
 from pcl_ray.clustering.balance import capped
 from pcl_ray.clustering.kmeans import best_of
 from pcl_ray.clustering.lloyd import Assign, Run, distinct_rows, lloyd, split_into_empty
-from pcl_ray.clustering.nearest import BruteForce, Nearest
 from pcl_ray.clustering.nested import coarse_of_fine
 from pcl_ray.clustering.points import Moments, Points
-from pcl_ray.clustering.shortlist import Shortlist
 from pcl_ray.clustering.types import Clustering, ClusterSet
 from pcl_ray.config import EStepConfig
 

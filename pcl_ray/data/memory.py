@@ -14,7 +14,7 @@ import numpy as np
 
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import ArrayImages, FileImages, Images, cut, quiet, reduction
-from pcl_ray.machine import cores
+from pcl_ray.support.machine import cores
 
 
 def in_memory(

@@ -18,7 +18,7 @@ from pcl_ray.data.loaders import TrainingLoader
 from pcl_ray.data.reading import Readers
 from pcl_ray.e_step import extract_features
 from pcl_ray.evaluation.unlabelled import lidar
-from pcl_ray.model.gather import rank, world_size
+from pcl_ray.model.distributed import rank, world_size
 from pcl_ray.model.learner import Learner, precision, views_for
 
 _FIRST_EPOCH = 2**31 - 1  # the views are those of epochs from here on, which no training reaches

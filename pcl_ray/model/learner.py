@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from pcl_ray.config import RunConfig
 from pcl_ray.model import encoder, optimizers
 from pcl_ray.model.bank import FeatureBank
-from pcl_ray.model.gather import any_worker, world_size
+from pcl_ray.model.distributed import any_worker, world_size
 from pcl_ray.model.momentum import MomentumPair
 from pcl_ray.model.queue import KeyQueue
 

@@ -1,1 +1,1 @@
-"""What a sweep found, from plain records: leaderboards and figures."""
+"""What is shown of runs and sweeps, made from files alone: pages, comparisons, pictures, findings."""

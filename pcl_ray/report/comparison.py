@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcl_ray.exhibit import Exhibit, Shown
 from pcl_ray.report.curves import clustering_names, overlaid
 from pcl_ray.report.differences import (
     Knob,
@@ -19,13 +18,14 @@ from pcl_ray.report.differences import (
     sentences,
     warnings,
 )
+from pcl_ray.report.drawing.html import Html, count, document, number, percent, section, table, tag
+from pcl_ray.report.drawing.sprites import Sheet, sheet_of
+from pcl_ray.report.drawing.svg import swatch
 from pcl_ray.report.explorer import class_name
-from pcl_ray.report.facts import knob_name, setting, state_badge
-from pcl_ray.report.html_parts import Html, count, document, number, percent, section, table, tag
 from pcl_ray.report.page import footer, save
-from pcl_ray.report.record import RunRecord
-from pcl_ray.report.sprites import Sheet, sheet_of
-from pcl_ray.report.svg import swatch
+from pcl_ray.report.run_record import RunRecord
+from pcl_ray.report.summary import knob_name, setting, state_badge
+from pcl_ray.snapshot import Exhibit, Shown
 
 _ROLES = (("tightest", 2), ("largest", 2), ("loosest", 2))
 _PICTURES = 6

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pcl_ray.report.html_parts import Html, tag
-from pcl_ray.report.record import RunRecord
-from pcl_ray.report.svg import Chart, Line, line_chart
+from pcl_ray.report.drawing.html import Html, tag
+from pcl_ray.report.drawing.svg import Chart, Line, line_chart
+from pcl_ray.report.run_record import RunRecord
 
 Points = Sequence[tuple[float, float]]
 

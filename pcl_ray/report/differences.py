@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pcl_ray.report.curves import clustering_names
-from pcl_ray.report.facts import middle, setting
-from pcl_ray.report.html_parts import duration, number
-from pcl_ray.report.record import RunRecord
+from pcl_ray.report.drawing.html import duration, number
+from pcl_ray.report.run_record import RunRecord
+from pcl_ray.report.summary import middle, setting
 
 _SILENT = ("tracking.",)  # knobs that no figure depends on
 _SCALE_OF_LOSS = (

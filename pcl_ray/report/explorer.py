@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pcl_ray.exhibit import Exhibit, Shown
-from pcl_ray.report.html_parts import Html, count, cut, data_script, number, percent, tag
-from pcl_ray.report.sprites import Sheet
+from pcl_ray.report.drawing.html import Html, count, cut, data_script, number, percent, tag
+from pcl_ray.report.drawing.sprites import Sheet
+from pcl_ray.snapshot import Exhibit, Shown
 
 STRIP = 6  # pictures of a card
 _FIRST, _MOST = 24, 36  # cards before "show all", and how many are shown without that

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pcl_ray.exhibit import Exhibit
+from pcl_ray.report.drawing.html import Html, cut, data_script, tag
+from pcl_ray.report.drawing.sprites import Sheet
 from pcl_ray.report.explorer import class_name
-from pcl_ray.report.html_parts import Html, cut, data_script, tag
-from pcl_ray.report.sprites import Sheet
+from pcl_ray.snapshot import Exhibit
 
 _SIZE = 640.0
 _MARGIN = 14.0

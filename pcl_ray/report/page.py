@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pcl_ray.report import doctor
 from pcl_ray.report.curves import charts, clustering_names
+from pcl_ray.report.doctor import diagnosis
+from pcl_ray.report.drawing.html import Html, cut, document, section, tag
+from pcl_ray.report.drawing.sprites import Sheet, sheet_of
+from pcl_ray.report.drawing.svg import histogram
 from pcl_ray.report.explorer import explorer, said
-from pcl_ray.report.facts import knob_table, pairs, recipe, state_badge, tiles
 from pcl_ray.report.feature_map import feature_map
-from pcl_ray.report.html_parts import Html, cut, document, section, tag
-from pcl_ray.report.record import RunRecord
-from pcl_ray.report.sprites import Sheet, sheet_of
-from pcl_ray.report.svg import histogram
+from pcl_ray.report.run_record import RunRecord
+from pcl_ray.report.summary import knob_table, pairs, recipe, state_badge, tiles
 
 _SEVERITIES = {"problem": "Problem", "warning": "Warning", "note": "Note", "good": "Good"}
 
@@ -88,13 +88,13 @@ def _link(link: str) -> Html | None:
 
 
 def _findings(record: RunRecord) -> Html:
-    found = doctor.findings(record)
+    found = diagnosis.findings(record)
     if not found:
         return tag("p", "Nothing stands out.", class_="none")
     return tag("ul", [_finding(one) for one in found], class_="findings")
 
 
-def _finding(one: doctor.Finding) -> Html:
+def _finding(one: diagnosis.Finding) -> Html:
     advice = tag("ul", [tag("li", said_) for said_ in one.advice], class_="advice") if one.advice else None
     head = tag(
         "p",

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from pcl_ray.exhibit import FARTHEST, NEAREST, ROLES, Exhibit, Shown, Thumbnails
-from pcl_ray.report.axes import figure_of, tidy
+from pcl_ray.report.sweep.axes import figure_of, tidy
+from pcl_ray.snapshot import FARTHEST, NEAREST, ROLES, Exhibit, Shown, Thumbnails
 
 _CELL, _GAP, _APART, _TEXT, _TITLE = 44, 3, 22, 168, 46  # px
 _BLUE = "#0072B2"

@@ -17,8 +17,8 @@ from browser import browsing
 from processes import free_port
 from small import DIGITS_RUN
 
-from pcl_ray import tracking_server
-from pcl_ray.tracking_views import Sweep
+from pcl_ray.tracking import server
+from pcl_ray.tracking.saved_views import Sweep
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before any test imports mlflow
 
@@ -56,7 +56,7 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def dashboard(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Dashboard]:
     folder = tmp_path_factory.mktemp("dashboard")
-    with tracking_server.serving(
+    with server.serving(
         f"sqlite:///{folder}/mlflow.db", folder / "artifacts", host="127.0.0.1", port=free_port()
     ) as (uri, _):
         home = folder / "home"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from pcl_ray import tracking_views
-from pcl_ray.tracking_views import link
+from pcl_ray.tracking import saved_views
+from pcl_ray.tracking.saved_views import link
 
 PATIENCE_MS = 30_000
 
@@ -108,7 +108,7 @@ def lines(page: Page, *metrics: str) -> None:
 
 
 def test_the_table_of_runs(page: Page, dashboard: Any) -> None:
-    opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.RUNS))
+    opened(page, link(dashboard.uri, dashboard.experiment_id, view=saved_views.RUNS))
     metrics = [
         f"metrics.`{name}`"
         for name in ("eval/knn_top1", "cluster/0/ami", "eval/rankme", "train/loss", "perf/device_minutes")
@@ -125,7 +125,7 @@ def test_the_table_of_runs(page: Page, dashboard: Any) -> None:
 
 
 def test_the_charts_of_runs(page: Page, dashboard: Any) -> None:
-    opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.RUNS, charts=True))
+    opened(page, link(dashboard.uri, dashboard.experiment_id, view=saved_views.RUNS, charts=True))
     ours = [
         "Losses (3)",
         "Accuracy of both heads (3)",
@@ -155,7 +155,7 @@ def test_the_charts_of_runs(page: Page, dashboard: Any) -> None:
 
 
 def test_pictures_change_with_the_slider(page: Page, dashboard: Any) -> None:
-    opened(page, link(dashboard.uri, dashboard.experiment_id, view=tracking_views.RUNS, charts=True))
+    opened(page, link(dashboard.uri, dashboard.experiment_id, view=saved_views.RUNS, charts=True))
     section(page, "Pictures")
     before = wait_until_seen(pictures(page, "prototypes/0"), 2)
     assert all("step%2B0%2B" in address for address in before)
@@ -173,8 +173,7 @@ def test_pictures_change_with_the_slider(page: Page, dashboard: Any) -> None:
 
 def test_the_table_of_a_sweep(page: Page, dashboard: Any) -> None:
     opened(
-        page,
-        link(dashboard.uri, dashboard.experiment_id, view=tracking_views.sweep_key(dashboard.sweep.name)),
+        page, link(dashboard.uri, dashboard.experiment_id, view=saved_views.sweep_key(dashboard.sweep.name))
     )
     shown = headers(page)
     assert (
@@ -195,7 +194,7 @@ def test_the_charts_of_a_sweep(page: Page, dashboard: Any) -> None:
         link(
             dashboard.uri,
             dashboard.experiment_id,
-            view=tracking_views.sweep_key(dashboard.sweep.name),
+            view=saved_views.sweep_key(dashboard.sweep.name),
             charts=True,
         ),
     )

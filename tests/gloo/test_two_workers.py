@@ -36,7 +36,7 @@ from pcl_ray.errors import RunFailed
 from pcl_ray.evaluation.augmented import AugmentedViews
 from pcl_ray.m_step import run_epoch
 from pcl_ray.model import encoder
-from pcl_ray.model.gather import (
+from pcl_ray.model.distributed import (
     all_gather,
     average_buffers,
     encode_shuffled,

@@ -12,7 +12,7 @@ from pcl_ray.clustering.points import on_grid
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
-from pcl_ray.clustering import fused
+from pcl_ray.clustering.assign import fused
 
 if not fused.available():
     pytest.skip("needs Triton and compute capability 8 or more", allow_module_level=True)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from small import DIGITS_RUN
 
-from pcl_ray import checkpoint
+from pcl_ray.checkpoints import run_state
 
 FASHION_MNIST = Path(os.environ.get("PCL_RAY_TEST_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 SMALL = ("resources.workers=2", *DIGITS_RUN)
@@ -102,8 +102,8 @@ def start_long_run(name: str, tmp_path: Path, *more: str) -> subprocess.Popen[st
 def wait_for_epochs(process: subprocess.Popen[str], name: str, count: int) -> None:
     deadline = time.monotonic() + 180
     while process.poll() is None and time.monotonic() < deadline:
-        newest = checkpoint.latest(runs() / name / "checkpoints")
-        if newest and checkpoint.epochs_done(newest) >= count:
+        newest = run_state.latest(runs() / name / "checkpoints")
+        if newest and run_state.epochs_done(newest) >= count:
             return
         time.sleep(0.1)
     pytest.fail(
@@ -155,7 +155,7 @@ def test_a_killed_process_is_replaced_and_the_outcome_is_the_same(
     said = said_after_losing(role, tmp_path)
     assert "replaced" in said if role == "RayTrainWorker" else "actor was restarted" in said
     first, second = (
-        checkpoint.load(runs() / name / "checkpoints/epoch_00060.pt").learner["model"]
+        run_state.load(runs() / name / "checkpoints/epoch_00060.pt").learner["model"]
         for name in ("undisturbed", "disturbed")
     )
     assert all(torch.equal(first[key], second[key]) for key in first if isinstance(first[key], torch.Tensor))
@@ -204,7 +204,7 @@ def test_where_the_clustering_runs_makes_no_difference(pcl_ray: Callable[..., An
         ended = pcl_ray("digits", *SMALL, f"e_step.mode={mode}", *words, "--name", mode)
         assert ended.code == 0, ended.err
         assert ended.err == ""
-        found[mode] = checkpoint.load(runs() / mode / "checkpoints/epoch_00004.pt")
+        found[mode] = run_state.load(runs() / mode / "checkpoints/epoch_00004.pt")
         assert found[mode].clusters.epoch == 4
     for mode in ("distributed", "sharded"):
         assert_equal_states(found["single"], found[mode])
@@ -238,7 +238,7 @@ def test_overlap_with_workers_changes_over_at_the_same_step_on_all(pcl_ray: Call
     for name in ("once", "twice"):
         ended = pcl_ray("digits", *SMALL, *words, "--name", name)
         assert ended.code == 0, ended.err
-        states.append(checkpoint.load(runs() / name / "checkpoints/epoch_00005.pt"))
+        states.append(run_state.load(runs() / name / "checkpoints/epoch_00005.pt"))
     assert_equal_states(*states)
     assert states[0].e_step.bank.shape == (300, 16)
 
@@ -254,7 +254,7 @@ def test_a_killed_shard_is_replaced_and_the_outcome_is_the_same(
     assert "sending the features again" in said
     assert_equal_states(
         *(
-            checkpoint.load(runs() / name / "checkpoints/epoch_00060.pt")
+            run_state.load(runs() / name / "checkpoints/epoch_00060.pt")
             for name in ("undisturbed", "disturbed")
         )
     )

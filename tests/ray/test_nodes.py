@@ -19,10 +19,10 @@ from PIL import Image
 from processes import free_port
 from small import DIGITS_RUN
 
-from pcl_ray import storage
-from pcl_ray.service import nodes as check
-from pcl_ray.service import processes
-from pcl_ray.service.dashboard import Cluster
+from pcl_ray.checkpoints import storage
+from pcl_ray.cluster import processes
+from pcl_ray.cluster.ray_api import Cluster
+from pcl_ray.on_ray import node_checks as check
 
 LIMIT_S = 300
 TOKEN = "t" * 32
@@ -37,7 +37,7 @@ pytestmark = [
 
 _ASK = """
 import sys
-from pcl_ray.service import nodes
+from pcl_ray.on_ray import node_checks as nodes
 print(nodes.missing(nodes.Needs("probe", "content", storage_uri=sys.argv[1], run="one")).place)
 """
 

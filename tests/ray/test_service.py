@@ -21,7 +21,7 @@ import pytest
 from processes import free_port
 from small import DIGITS_RUN
 
-from pcl_ray.service.dashboard import Cluster
+from pcl_ray.cluster.ray_api import Cluster
 
 LIMIT_S = 420  # guards against hanging
 ROOT = Path(__file__).parents[2]

@@ -9,15 +9,15 @@ from pathlib import Path
 SCRIPT = """
 import sys
 from pathlib import Path
-from pcl_ray.service import ray_environment
+from pcl_ray.on_ray import environment as ray_environment
 ray_environment.set_defaults()
 import numpy as np
 import ray
 from pcl_ray import config as configs, plan as plans
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import ArrayImages
-from pcl_ray.service import ray_connection, ray_setup
-from pcl_ray.service.loop import Job
+from pcl_ray.on_ray import connection as ray_connection, launch as ray_setup
+from pcl_ray.training.loop import Job
 
 def look(shared):
     def private():

@@ -23,7 +23,7 @@ from composed import DOCKER, ROOT, compose
 from pydantic import ValidationError
 
 import pcl_ray
-from pcl_ray.service.ray_metrics import DROPPED, GAUGES
+from pcl_ray.on_ray.metrics import DROPPED, GAUGES
 
 PROGRAMS = Path(sys.executable).parent
 LOCK = dict(

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcl_ray import config as configs
-from pcl_ray import machine
 from pcl_ray.config import RunConfig
 from pcl_ray.data.draws import view_draws
 from pcl_ray.errors import ConfigError, Problem
 from pcl_ray.plan import RunPlan, check, make, memory_side, resolve_num_clusters
+from pcl_ray.support import machine
 
 GOOD = {
     "data.channels": 1,

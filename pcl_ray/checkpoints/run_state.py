@@ -1,0 +1,170 @@
+"""Checkpoints: one file an epoch, written whole or not at all, enough to go on exactly where the run
+stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pcl_ray.checkpoints.epoch_files import complete, latest
+from pcl_ray.checkpoints.epoch_files import epochs_done as epochs_done
+from pcl_ray.clustering import ClusterSet
+from pcl_ray.config import EncoderConfig
+from pcl_ray.errors import RunFailed
+
+FORMAT = 3  # 2: the state of the E-step beside its clusters; 3: an E-step that is owed
+
+
+@dataclass(frozen=True, eq=False)
+class EStepState:
+    """How the last E-steps went. Not usable: the features had collapsed, and the next epoch trains without
+    prototypes.
+    """
+
+    usable: bool = True
+    failures: int = 0  # E-steps in a row without a clustering
+    # the epoch before which the last E-step was, however it ended; one that is still under way is made again
+    concluded: int | None = None
+    bank: Tensor | None = None  # [N, C], the feature bank
+    owed: bool = False  # saved before the E-step and the evaluation that end its last epoch
+    anew: bool = False  # its clusters are of other knobs: an E-step comes first, whatever the plan says
+
+
+@dataclass
+class RunState:
+    """A run between two epochs. Learning rate, batches and augmentation follow from (seed, epoch, image), so
+    they need no state of their own.
+    """
+
+    epoch: int  # the next epoch to train
+    learner: dict[str, Any]  # model, queue, optimizer
+    clusters: ClusterSet | None  # what the next epoch trains with
+    random_states: list[Tensor]  # torch's generator on each worker, in rank order
+    history: list[dict[str, Any]]  # one entry an epoch: {"epoch", "step", "metrics"}
+    encoder: EncoderConfig  # with the number of channels, enough to rebuild the encoder from this file alone
+    channels: int
+    e_step: EStepState = EStepState()
+
+
+def save(state: RunState, folder: Path, keep: int) -> Path:
+    """Writes `folder/epoch_00012.pt` (12 epochs done) and then removes all but the newest `keep`.
+
+    A crash or a full disk leaves the earlier checkpoints untouched. Raises RunFailed with the reason where it
+    cannot be written.
+    """
+    target = folder / f"epoch_{state.epoch:05d}.pt"
+    partial = target.with_suffix(".partial")
+    content = {
+        "format": "pcl_ray",
+        "version": FORMAT,
+        "epoch": state.epoch,
+        **state.learner,
+        "clusters": None if state.clusters is None else state.clusters.state_dict(),
+        "random_states": state.random_states,
+        "history": state.history,
+        "encoder": state.encoder.model_dump(),
+        "channels": state.channels,
+        "e_step": {
+            name: getattr(state.e_step, name)
+            for name in ("usable", "failures", "concluded", "bank", "owed", "anew")
+        },
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+        _sync_folder(folder)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        with suppress(OSError):  # the folder itself may be missing
+            partial.unlink()
+        kept = latest(folder)
+        raise RunFailed(
+            f"the checkpoint after epoch {state.epoch} could not be written to {folder} ({_reason(error)}). "
+            + (
+                f"The last good one is {kept.name}: free some space and resume"
+                if kept
+                else "There is none from before; free some space and start again"
+            )
+        ) from error
+    prune(folder, keep)
+    return target
+
+
+def load(path: Path) -> RunState:
+    """Reads a checkpoint back; nothing in it is executed. Raises RunFailed where the file is damaged or of a
+    later version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["version"] > FORMAT:
+            raise RunFailed(
+                f"checkpoint {path} has format {content['version']}, this version reads up to {FORMAT}:"
+                " upgrade pcl_ray"
+            )
+        return RunState(
+            epoch=content["epoch"],
+            learner={name: content[name] for name in ("model", "queue", "optimizer")},
+            clusters=None if content["clusters"] is None else ClusterSet.from_state_dict(content["clusters"]),
+            random_states=content["random_states"],
+            history=content["history"],
+            encoder=EncoderConfig(**content["encoder"]),
+            channels=content["channels"],
+            e_step=EStepState(
+                **content.get(
+                    "e_step", {"concluded": content["clusters"]["epoch"] if content["clusters"] else None}
+                )
+            ),
+        )
+    except RunFailed:
+        raise
+    except Exception as error:  # a cut or foreign file shows as one of many kinds of error
+        raise RunFailed(
+            f"checkpoint {path} cannot be read ({_reason(error)}); remove it to go on from the one before"
+        ) from error
+
+
+def take_over(source: Path, folder: Path) -> Path:
+    """Makes another run's checkpoint the newest of `folder`: what is there from later epochs is removed. The
+    next epoch begins with an E-step.
+
+    Raises as `load` and `save` do.
+    """
+    state = load(source)
+    state.e_step = replace(state.e_step, concluded=None, failures=0, anew=state.clusters is not None)
+    path = save(state, folder, keep=1)
+    for other in complete(folder):
+        if other != path:
+            other.unlink(missing_ok=True)
+    return path
+
+
+def prune(folder: Path, keep: int) -> None:
+    for path in complete(folder)[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    causes: Sequence[BaseException] = [error, *([error.__context__] if error.__context__ else [])]
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,137 @@
+"""`pcl-ray sweep`: options, and what they start."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from pcl_ray.errors import ConfigError, Problem
+
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="SPACE [KEY=VALUE ...]",
+        help="a shipped space, a .py or a .yaml file; knobs of the recipe or of the sweep",
+    )
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", help="sweep over this recipe instead of the space's own"
+    )
+    parser.add_argument("--samples", metavar="N", help="configurations to try (sweep.samples)")
+    parser.add_argument("--search", metavar="HOW", help="optuna, random or grid (sweep.search)")
+    parser.add_argument("--scheduler", metavar="WHICH", help="asha, median, pbt or none (sweep.scheduler)")
+    parser.add_argument("--seeds", metavar="S", help="runs of each configuration (sweep.seeds)")
+    parser.add_argument(
+        "--concurrency",
+        metavar="N",
+        help="trials at a time (sweep.concurrency); as many as fit where it is left out",
+    )
+    parser.add_argument("--budget", metavar="TIME", help="end after this time: 90m, 2h, 1d (sweep.budget_s)")
+    parser.add_argument("--name", help="name of the new sweep; made up where it is left out")
+    parser.add_argument("--resume", metavar="NAME", help="go on with this sweep; takes no space")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print space, trials at a time and cost, start nothing",
+    )
+    parser.add_argument(
+        "--describe", action="store_true", help="print every knob of sweeps: type, default, range, meaning"
+    )
+    parser.add_argument("--result", type=Path, metavar="FILE", help="write the outcome as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError, DataError, RunFailed; `runs.driver.Stopped` on a signal."""
+    from pcl_ray.on_ray import environment
+
+    environment.set_defaults()  # before spaces, which import Ray
+    space, words = _space_and_words(arguments)
+    options = _options(arguments)
+    from pcl_ray.sweep import driver
+    from pcl_ray.sweep import request as requests
+    from pcl_ray.sweep.dry_run import show
+
+    driver.quiet_tune()
+    if arguments.dry_run:
+        if arguments.resume:
+            from pcl_ray.runs.folder import SweepFolder
+
+            with SweepFolder.open(arguments.resume) as folder:
+                show(driver.stored(folder, words, options))
+        else:
+            show(requests.check(space, words, options, arguments.recipe))
+    elif arguments.resume:
+        driver.resume(arguments.resume, words, options, result_file=arguments.result)
+    else:
+        driver.start(
+            requests.check(space, words, options, arguments.recipe),
+            name=arguments.name,
+            result_file=arguments.result,
+        )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for words and options that no sweep can have; the space itself is looked at where it
+    runs.
+    """
+    _space_and_words(arguments)
+    from pcl_ray.sweep.space import settings
+
+    _, problems = settings.read(_options(arguments))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _space_and_words(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    named = [word for word in arguments.words if "=" not in word]
+    words = [word for word in arguments.words if "=" in word]
+    if arguments.resume:
+        if named or arguments.name or arguments.recipe:
+            given = (
+                named[0]
+                if named
+                else f"--name {arguments.name}"
+                if arguments.name
+                else f"--recipe {arguments.recipe}"
+            )
+            raise ConfigError(
+                f"--resume {arguments.resume} has its own space, recipe and name; leave out {given}"
+            )
+        return "", words
+    if len(named) != 1:
+        from pcl_ray.sweep.space.files import shipped  # Ray
+
+        raise ConfigError(
+            f"{named[1]!r} is neither KEY=VALUE nor the only space ({named[0]!r})"
+            if named
+            else f"which space? One of {', '.join(shipped())}, or the path of a file"
+        )
+    return named[0], words
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, as `sweep.…` knobs."""
+    options: dict[str, Any] = {}
+    for name in ("samples", "search", "scheduler", "seeds", "concurrency"):
+        if (value := getattr(arguments, name)) is not None:
+            options[f"sweep.{name}"] = value
+    if arguments.budget is not None:
+        options["sweep.budget_s"] = seconds(arguments.budget)
+    return options
+
+
+def seconds(text: str) -> float:
+    """90s, 30m, 2h, 1h30m, 1d, or a number of seconds. Raises ConfigError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)", text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not parts or re.sub(r"\s+", "", "".join(number + unit for number, unit in parts)) != re.sub(
+        r"\s+", "", text
+    ):
+        raise ConfigError([Problem("--budget", text, "a time is written 90s, 30m, 2h, 1h30m or 1d")])
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -1,0 +1,178 @@
+"""Questions to a Ray cluster's dashboard over HTTP. Without Ray: importing it takes two seconds, and
+attaching to a cluster a worker process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.tracking.server import loopback
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_TIMEOUT_S = 10.0
+_STOPPABLE = ("PENDING", "RUNNING")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a cluster's dashboard is, and the token that it is asked with ("" for none)."""
+
+    address: str
+    token: str = ""
+
+    def alive(self, timeout_s: float = 2.0) -> bool:
+        """Whether the head answers; needs no token."""
+        try:
+            with opened(f"{self.address}/api/gcs_healthz", timeout_s) as answer:
+                return answer.status == 200
+        except (OSError, ValueError, HTTPException):
+            return False
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Submitted ones, the newest first. Raises RunFailed, ConfigError for a token that is missing or
+        wrong.
+        """
+        found = [job for job in self._listed(self._ask("/api/jobs/")) if job.get("submission_id")]
+        return sorted(found, key=lambda job: job.get("start_time") or 0, reverse=True)
+
+    def job(self, number: str) -> dict[str, Any]:
+        return self._table(self._ask(f"/api/jobs/{quote(number, safe='')}"))
+
+    def under_way(self) -> list[str]:
+        """Ids of the jobs that have not ended."""
+        return [job["submission_id"] for job in self.jobs() if job["status"] in _STOPPABLE]
+
+    def stop_job(self, number: str) -> None:
+        self._ask(f"/api/jobs/{quote(number, safe='')}/stop", method="POST")
+
+    def usage(self) -> dict[str, tuple[float, float]]:
+        """CPU, GPU, memory …: what is in use, and what there is (bytes of memory)."""
+        told = self._table(self._ask("/api/cluster_status"))
+        report = ((told.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
+        return {kind: (float(used), float(has)) for kind, (used, has) in (report.get("usage") or {}).items()}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Those that are alive: node_ip, resources_total, is_head_node."""
+        told = self._table(self._ask("/api/v0/nodes?limit=1000"))
+        found = ((told.get("data") or {}).get("result") or {}).get("result")
+        return [node for node in self._listed(found) if node.get("state") == "ALIVE"]
+
+    def _table(self, told: Any) -> dict[str, Any]:
+        if not isinstance(told, dict):
+            raise RunFailed(f"what answers at {self.address} is no dashboard of Ray")
+        return told
+
+    def _listed(self, told: Any) -> list[dict[str, Any]]:
+        if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+            raise RunFailed(f"what answers at {self.address} is no dashboard of Ray")
+        return told
+
+    def _ask(self, path: str, method: str = "GET") -> Any:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            request = urllib.request.Request(f"{self.address}{path}", headers=headers, method=method)
+            with opened(request, _TIMEOUT_S) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise ConfigError(self._refused(error.code)) from None
+            raise RunFailed(
+                f"the cluster at {self.address} answers with {error.code} to {path.partition('?')[0]}"
+            ) from None
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            raise RunFailed(
+                f"no Ray cluster answers at {self.address} ({reason}); `pcl-ray up` starts one on this"
+                " machine"
+            ) from None
+        except (ValueError, HTTPException):  # their texts repeat what was sent, the token too
+            raise RunFailed(
+                f"what answers at {self.address} is no dashboard of Ray, or the token has characters that"
+                " cannot be sent"
+            ) from None
+
+    def _refused(self, code: int) -> str:
+        what = (
+            "asks for a token, and there is none"
+            if code == 401 and not self.token
+            else "does not take this token"
+        )
+        return f"the cluster at {self.address} {what}: RAY_AUTH_TOKEN_PATH=/file/with/the/cluster's/token"
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """A token is for whom it was given, not for where that one points."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        return None
+
+
+def opened(request: str | urllib.request.Request, timeout_s: float) -> Any:
+    """The answer, to be closed. This machine is asked without the proxy that others may be reached through,
+    and nobody is asked elsewhere than wanted.
+    """
+    address = request if isinstance(request, str) else request.full_url
+    direct = [urllib.request.ProxyHandler({})] if loopback(urlsplit(address).hostname or "") else []
+    return urllib.request.build_opener(_StayHere, *direct).open(request, timeout=timeout_s)
+
+
+def checked_address(address: str) -> str:
+    """`http://host:port`. Raises ConfigError for anything else."""
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port and not parts.username:
+            return f"{parts.scheme}://{parts.netloc}"
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"--address {address!r} is not the address of a cluster's dashboard, like {DEFAULT_ADDRESS}"
+    )
+
+
+def token_here() -> str:
+    """As Ray finds it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; "" where RAY_AUTH_MODE is
+    disabled, or there is none.
+
+    Raises ConfigError for a file that cannot be read.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return ""
+    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return given
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    try:
+        return read_token(Path(named or "~/.ray/auth_token").expanduser())
+    except (OSError, ValueError, RuntimeError) as error:  # not there, no text, a home that does not exist
+        if named:
+            raise ConfigError(
+                f"RAY_AUTH_TOKEN_PATH = {named} cannot be read"
+                f" ({getattr(error, 'strerror', None) or 'it is no file with a token'})"
+            ) from None
+        return ""
+
+
+def read_token(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip()
+
+
+def write_token(file: Path, token: str) -> None:
+    """Readable for its owner alone, from the first byte on."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as opened:
+        os.fchmod(descriptor, 0o600)
+        opened.write(token)
+
+
+def open_to_others(file: Path) -> bool:
+    return bool(file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))

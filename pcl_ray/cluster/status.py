@@ -1,0 +1,213 @@
+"""What is under way: the cluster, its jobs, the runs of this PCL_RAY_HOME and of MLflow, and what each of
+them waits for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pcl_ray import tracking
+from pcl_ray.cluster import local_head
+from pcl_ray.cluster.ray_api import Cluster
+from pcl_ray.config import TrackingConfig
+from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.runs.folder import home, read_state_at, write_state_at
+from pcl_ray.support import machine
+from pcl_ray.support.durations import span
+from pcl_ray.tracking import run_list
+from pcl_ray.tracking.run_list import RecordedRun
+
+KILLED = "its process was killed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run as a line of a table."""
+
+    name: str
+    state: str
+    epoch: str
+    left: str
+    figure: str
+    waits_for: str = ""
+    job: str = ""
+    began: float = 0.0
+
+
+def local_runs() -> list[Row]:
+    """The runs of this PCL_RAY_HOME that are under way, from their folders: also where MLflow does not
+    answer. Those whose process was killed are marked.
+    """
+    rows, reached = [], True
+    for path in sorted((home() / "runs").glob("*/state.json")):
+        folder, state = path.parent, read_state_at(path.parent)
+        if state.get("state") != "running":
+            continue
+        if state.get("machine") == machine.identity() != "" and _abandoned(folder):
+            reached = reached and _mark(folder, state)  # a server that does not answer is asked once
+            state |= {"state": "stopped", "waits_for": KILLED}
+        try:
+            rows.append(_local_row(folder.name, state))
+        except (TypeError, ValueError, AttributeError):  # a damaged file
+            rows.append(Row(folder.name, str(state["state"]), "–", "–", "–"))
+    return rows
+
+
+def _local_row(name: str, state: dict[str, Any]) -> Row:
+    progress = state.get("progress") or {}
+    waits = state.get("waits_for") or ""
+    if waits.endswith(" so far"):
+        waits = waits.rpartition("; ")[0]
+    if waits and state.get("waits_since"):
+        waits += f" (for {span(time.time() - state['waits_since'])})"
+    done, epochs, value = progress.get("epoch", 0), progress.get("epochs", 0), progress.get("value")
+    left = progress.get("left_s", 0.0) - (time.time() - progress.get("at", time.time())) if progress else None
+    return Row(
+        name=name,
+        state="waiting" if state["state"] == "running" and state.get("waits_for") else state["state"],
+        epoch=f"{done}/{epochs}" if epochs else "–",
+        left=span(max(0.0, left)) if left is not None and state["state"] == "running" else "–",
+        figure=_figure(progress.get("figure", ""), value),
+        waits_for=waits,
+        job=state.get("submission_id") or "",
+        began=state.get("began_at") or 0.0,
+    )
+
+
+def _abandoned(folder: Path) -> bool:
+    """Nobody of this machine holds its lock; locks of others are not seen on every storage. Where locks are
+    not to be had, it is not known.
+    """
+    try:
+        with (folder / "lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _mark(folder: Path, state: dict[str, Any]) -> bool:
+    """Stopped, here and in MLflow, where it would read RUNNING for ever. False where MLflow does not answer:
+    then it is left for the next time.
+    """
+    write_state_at(folder, state="stopped", error=KILLED)
+    if run_id := state.get("mlflow_run_id"):
+        try:
+            run_list.mark_killed(uri(), run_id)
+        except RunFailed:
+            write_state_at(folder, state="running", error=None)
+            return False
+    return True
+
+
+def uri() -> str:
+    """Where runs are recorded: as for a run that begins here, or the server of `pcl-ray up` on the same
+    store, which has links.
+    """
+    ours = local_head.recorded()
+    if not os.environ.get("MLFLOW_TRACKING_URI") and ours and ours.mlflow and ours.mlflow.process():
+        return ours.mlflow_uri
+    return tracking.tracking_uri(TrackingConfig(), home())
+
+
+def recorded_rows(runs: Sequence[RecordedRun]) -> list[Row]:
+    return [
+        Row(
+            name=run.name,
+            state="waiting" if run.waits_for else run.state,
+            epoch=f"{run.epoch}/{run.epochs}" if run.epochs else "–",
+            left=span(run.left_s) if run.left_s is not None else "–",
+            figure=_figure(run.figure, run.value),
+            waits_for=run.waits_for,
+            job=run.submission_id,
+            began=run.began,
+        )
+        for run in runs
+    ]
+
+
+def under_way(experiment: str) -> tuple[list[Row], str]:
+    """All runs under way, local ones first, and why MLflow's are missing ("" if they are not)."""
+    rows = local_runs()
+    try:
+        elsewhere = recorded_rows(run_list.recorded(uri(), experiment, state="running"))
+    except RunFailed as error:
+        return rows, str(error)
+    known = {row.name for row in rows}
+    return rows + [row for row in elsewhere if row.name not in known], ""
+
+
+def cluster_lines(cluster: Cluster) -> list[str]:
+    """The cluster and its jobs. Raises RunFailed or ConfigError where it does not answer."""
+    usage, nodes, jobs = cluster.usage(), cluster.nodes(), cluster.jobs()
+    totals = {
+        kind: sum(node.get("resources_total", {}).get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")
+    }
+    parts = [
+        f"{usage.get(kind, (0.0,))[0]:g} of {has:g} {kind}s in use" if has else f"no {kind}s"
+        for kind, has in totals.items()
+    ]
+    lines = [f"cluster     {cluster.address}: {len(nodes)} node{'s' * (len(nodes) != 1)}, {', '.join(parts)}"]
+    for job in jobs:
+        if job["status"] in ("PENDING", "RUNNING"):
+            said = f": {job['message']}" if job["status"] == "PENDING" and job.get("message") else ""
+            since = f", for {span(time.time() - job['start_time'] / 1000)}" if job.get("start_time") else ""
+            lines.append(f"job         {job['submission_id']}  {job['status'].lower()}{since}{said}")
+    return lines
+
+
+def table(rows: Sequence[Row], say: Callable[[Any], None], *, dated: bool = False) -> None:
+    """As a table of rich; columns that no row fills are left out."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    columns = [
+        ("run", "name"),
+        ("state", "state"),
+        ("epoch", "epoch"),
+        ("left", "left"),
+        ("figure", "figure"),
+        ("waits for", "waits_for"),
+        ("job", "job"),
+    ]
+    filled = [
+        (title, name)
+        for title, name in columns
+        if any(getattr(row, name) not in ("", "–") for row in rows) or name in ("name", "state")
+    ]
+    for title, name in filled:
+        shown.add_column(title, overflow="fold", no_wrap=name in ("state", "epoch", "left"))
+    if dated:
+        shown.add_column("began", no_wrap=True)
+    for row in rows:
+        cells = [Text(str(getattr(row, name))) for _, name in filled]  # brackets in a name are no markup
+        shown.add_row(
+            *cells, *([datetime.fromtimestamp(row.began).strftime("%Y-%m-%d %H:%M")] if dated else [])
+        )
+    say(shown)
+
+
+def as_json(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
+    return [replace(run, knobs=dict(run.knobs)).__dict__ for run in runs]
+
+
+def cluster_or_none(cluster: Cluster) -> list[str]:
+    """`cluster_lines`, or in one line why there is none."""
+    try:
+        return cluster_lines(cluster)
+    except (RunFailed, ConfigError) as error:
+        return [f"cluster     {error}"]
+
+
+def _figure(name: str, value: float | None) -> str:
+    said = {"eval/knn_top1": "kNN", "eval/rankme": "RankMe", "train/loss": "loss"}.get(name, name)
+    return f"{said} {value:.4g}" if value is not None else "–"

@@ -1,0 +1,214 @@
+"""`pcl-ray submit`: the `ray job submit` line of an experiment, and what it needs to be run here.
+
+The run's name is fixed before the job exists, so that each knows the other: the job's metadata name the run,
+the run's tags the job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pcl_ray.cluster import local_head
+from pcl_ray.cluster.ray_api import DEFAULT_ADDRESS, Cluster, checked_address, token_here
+from pcl_ray.errors import ConfigError
+from pcl_ray.on_ray import current_job
+from pcl_ray.support import machine
+
+DRIVER_GB = 1.0
+_STOP_WAIT_S = "60"  # of Ray, between telling a driver to stop and killing it
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is typed; its environment holds no secret."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    submission_id: str = ""
+    run: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(
+            [
+                *(f"{name}={shlex.quote(value)}" for name, value in self.environment.items()),
+                shlex.join([machine.as_typed(self.command[0]), *self.command[1:]]),
+            ]
+        )
+
+
+def cluster(address: str | None) -> Cluster:
+    """The named one; else that of RAY_API_SERVER_ADDRESS, of `pcl-ray up`, or Ray's default. Raises
+    ConfigError.
+    """
+    ours = _our_head()
+    wanted = (
+        address
+        or os.environ.get("RAY_API_SERVER_ADDRESS")
+        or (ours.cluster.address if ours else DEFAULT_ADDRESS)
+    )
+    place = checked_address(wanted)
+    return ours.cluster if ours and ours.cluster.address == place else Cluster(place, token_here())
+
+
+def environment(to: Cluster) -> dict[str, str]:
+    """What Ray's commands need beside the user's own environment: the mode is always said, and where our own
+    head keeps its token.
+    """
+    ours = _our_head()
+    if ours and ours.cluster.address == to.address:
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(local_head.token_file())}
+    return {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE") or ("token" if to.token else "disabled")}
+
+
+def _our_head() -> local_head.Up | None:
+    """That of `pcl-ray up`, if it runs and the user has not named another token."""
+    ours = local_head.recorded()
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return ours if ours and ours.ray and ours.ray.process() and not named else None
+
+
+def line(
+    to: Cluster,
+    verb: str,
+    words: Sequence[str],
+    run: str,
+    *,
+    memory_gb: float,
+    wait: bool,
+    folder: Path | None,
+) -> Line:
+    """verb: train or sweep. words: as after `pcl-ray train`, with the run's name. memory_gb: that the driver
+    reserves. folder: what is uploaded; None where the cluster has all that is needed.
+    """
+    number = f"pcl-{run}-{secrets.token_hex(3)}"
+    metadata = json.dumps({current_job.RUN_KEY: run})
+    runtime = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_WAIT_S}})
+    script = (
+        ["python", f"jobs/{verb}.py"]
+        if folder is not None and (folder / "jobs" / f"{verb}.py").is_file()
+        else ["python", "-m", "pcl_ray.cli", verb]
+    )
+    command = [
+        "ray",
+        "job",
+        "submit",
+        "--address",
+        to.address,
+        "--submission-id",
+        number,
+        "--metadata-json",
+        metadata,
+        "--runtime-env-json",
+        runtime,
+    ]
+    command += _driver(memory_gb)
+    command += [] if wait else ["--no-wait"]
+    command += ["--working-dir", str(folder)] if folder is not None else []
+    return Line((*command, "--", *script, *words), environment(to), number, run)
+
+
+def example(to: Cluster, folder: Path | None, words: Sequence[str]) -> Line:
+    """The shortest line that does: without what the run and its job know of each other."""
+    script = ["python", "jobs/train.py"] if folder is not None else ["python", "-m", "pcl_ray.cli", "train"]
+    command = [
+        "ray",
+        "job",
+        "submit",
+        "--address",
+        to.address,
+        *_driver(DRIVER_GB),
+        *(["--working-dir", "."] if folder is not None else []),
+    ]
+    return Line((*command, "--", *script, *words), environment(to))
+
+
+def _driver(memory_gb: float) -> list[str]:
+    """What a driver reserves: with anything of its own it may run on any node, and sees no GPU. No CPU: those
+    of drivers that wait for a place would be missing to the one whose turn it is.
+    """
+    return ["--entrypoint-memory", str(int(memory_gb * 1e9))]
+
+
+def uploaded(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder that goes along, and the words as they are right in it. Raises ConfigError for a file that
+    cannot go along.
+
+    In a checkout that is the checkout (without what .rayignore and .gitignore name); elsewhere a folder of
+    its own with the recipe or space file alone, kept so that a printed line can be typed later; None where
+    the words name no file.
+    """
+    if Path("jobs", "train.py").is_file() and Path("pcl_ray", "__init__.py").is_file():
+        outside = [
+            word
+            for word in words
+            if _is_file(word) and not Path(word).resolve().is_relative_to(Path.cwd().resolve())
+        ]
+        if outside:
+            raise ConfigError(
+                f"{outside[0]} is outside this checkout, which is all that the job gets; copy it here, or"
+                " submit from another folder"
+            )
+        return Path("."), [_inside(word) for word in words]
+    files = [word for word in words if _is_file(word)]
+    if not files:
+        return None, list(words)
+    place = local_head.folder() / "submitted"
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = Path(tempfile.mkdtemp(dir=place))
+    for file in files:
+        shutil.copy(file, folder)
+    return folder, [Path(word).name if word in files else word for word in words]
+
+
+def _is_file(word: str) -> bool:
+    return "=" not in word and word.endswith((".yaml", ".yml", ".py")) and Path(word).is_file()
+
+
+def _inside(word: str) -> str:
+    return str(Path(word).resolve().relative_to(Path.cwd().resolve())) if _is_file(word) else word
+
+
+def run(what: Line, to: Cluster) -> int:
+    """Runs it to its end, and gives back the exit code of the experiment where that is known. Ctrl-C leaves
+    the job running.
+    """
+    program = Path(sys.executable).parent / "ray"
+    ours = {
+        **os.environ,
+        **what.environment,
+        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+    }
+    process = subprocess.Popen(
+        [str(program) if program.exists() else "ray", *what.command[1:]], env=ours, stdin=subprocess.DEVNULL
+    )
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        print(f"\nthe job goes on; end it by:  {stop_line(what, to)}", file=sys.stderr)
+        return 130
+    if code == 0:
+        return 0
+    try:
+        ended = to.job(what.submission_id).get("driver_exit_code")
+    # it was never accepted, or the cluster has gone: then the code of `ray job submit` is all there is
+    except Exception:
+        return code
+    return int(ended) if ended else code
+
+
+def stop_line(what: Line, to: Cluster) -> str:
+    return str(Line(("ray", "job", "stop", "--address", to.address, what.submission_id), what.environment))

@@ -1,0 +1,1 @@
+"""The nearest centroid of every point, three ways: in blocks, from a shortlist, by a fused GPU kernel."""

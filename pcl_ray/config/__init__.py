@@ -1,0 +1,48 @@
+"""The configuration of one run: its knobs, recipes, overrides, and every mistake reported at once.
+
+Imports neither torch nor numpy, so that a wrong key is answered in a third of a second.
+"""
+
+from pcl_ray.config.run_config import (
+    RunConfig,
+    describe,
+    load,
+    load_leniently,
+    parse,
+    recipe_names,
+    with_overrides,
+)
+from pcl_ray.config.sections import (
+    AugmentConfig,
+    DataConfig,
+    EncoderConfig,
+    EStepConfig,
+    EvaluationConfig,
+    LossConfig,
+    OptimizerConfig,
+    ResourcesConfig,
+    Section,
+    TrackingConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "EStepConfig",
+    "EncoderConfig",
+    "EvaluationConfig",
+    "LossConfig",
+    "OptimizerConfig",
+    "ResourcesConfig",
+    "RunConfig",
+    "Section",
+    "TrackingConfig",
+    "TrainConfig",
+    "describe",
+    "load",
+    "load_leniently",
+    "parse",
+    "recipe_names",
+    "with_overrides",
+]

@@ -1,0 +1,165 @@
+"""What MLflow runs when it loads an `embedder`: the code of the model, kept as code, so that nothing has to
+be unpickled. Not to be imported.
+
+Whatever MLflow and its servers make of a request ─→ a batch of images ─→ Embedder ─→ DataFrame
+
+A server must not read its own files for strangers, nor tell them which there are. So there a text is base64
+and never a path; `_paths_allowed`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+from PIL import Image
+
+from pcl_ray.embedding.embedder import Embedder
+
+COLUMN = "image"
+PATHS = "PCL_RAY_EMBEDDER_PATHS"
+_SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"  # set by MLflow's scoring server
+_SERVERS = ("mlflow.pyfunc.scoring_server.app", "mlflow.pyfunc.stdin_server", "mlserver")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+
+
+class EmbedderModel(PythonModel):
+    """Images to `embedding`, and `prototype_0`, `distance_0`, … for each clustering."""
+
+    def load_context(self, context: Any) -> None:
+        self.embedder = Embedder.load(
+            Path(context.artifacts["embedder"]), "cuda" if torch.cuda.is_available() else "cpu"
+        )
+
+    # The hint is one that MLflow neither checks nor warns of: arrays, lists and single images come here as
+    # they are.
+    def predict(  # pyrefly: ignore[bad-override]
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        try:
+            found = self.embedder.embed(batch_of(model_input))
+        # DataError too. Of other errors a server's clients are told nothing but that there was one
+        except ValueError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        columns: dict[str, Any] = {"embedding": found.embeddings.tolist()}
+        for m, (prototypes, distances) in enumerate(zip(found.prototypes, found.distances, strict=True)):
+            columns |= {f"prototype_{m}": prototypes, f"distance_{m}": distances}
+        return pd.DataFrame(
+            columns, index=model_input.index if isinstance(model_input, pd.DataFrame | pd.Series) else None
+        )
+
+
+def batch_of(given: Any) -> Any:
+    """What `Embedder.embed` takes, of a DataFrame, a record or a column `image`, an array, a list, nested
+    lists of numbers, or one image alone.
+    """
+    if isinstance(given, pd.DataFrame):
+        given = given[_column(list(given.columns))]
+    if isinstance(given, Mapping):
+        given = given[_column(list(given))]
+    if isinstance(given, pd.Series):
+        return [_image(item, place) for place, item in enumerate(given.tolist())]
+    if isinstance(given, np.ndarray) and given.dtype.kind not in "OUS":
+        return _as_bytes(given, "the images") if given.size else []
+    if isinstance(given, np.ndarray):
+        given = given.tolist()  # of texts, or of arrays of different sizes; 0-d: one
+    if isinstance(given, list | tuple) and given and all(isinstance(row, list | tuple) for row in given):
+        try:
+            return _as_bytes(np.array(given), "the images")
+        except ValueError:  # images of different sizes
+            pass
+    return [
+        _image(item, place)
+        for place, item in enumerate(given if isinstance(given, list | tuple) else [given])
+    ]
+
+
+def _column(names: list[Any]) -> Any:
+    if COLUMN in names:
+        return COLUMN
+    if len(names) == 1:
+        return names[0]
+    raise ValueError(f"a column {COLUMN!r} is needed, there are: {', '.join(map(str, names))}")
+
+
+def _image(item: Any, place: int) -> Any:
+    if isinstance(item, Mapping):  # one record of a list
+        item = item[_column(list(item))]
+    if isinstance(item, np.ndarray) and item.ndim == 0:
+        item = item.item()
+    if isinstance(item, str):
+        return _of_text(item, place)
+    if isinstance(item, list | tuple):
+        item = np.array(item)
+    if isinstance(item, np.ndarray):
+        return _as_bytes(item, f"image {place}")
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
+    if isinstance(item, Path | Image.Image):
+        return item
+    raise ValueError(
+        f"image {place} is {item!r:.60}; allowed: an array, base64 text or bytes of an encoded image, a path,"
+        " a Pillow image"
+    )
+
+
+def _as_bytes(pixels: np.ndarray, called: str) -> np.ndarray:
+    """Whole numbers out of JSON as uint8."""
+    if (
+        pixels.dtype == object
+        and pixels.size
+        and all(isinstance(row, np.ndarray | list | tuple) for row in pixels.flat)
+    ):
+        pixels = np.array(pixels.tolist())  # rows of a table format: arrays of arrays
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind not in "iu":
+        raise ValueError(f"{called} must be whole numbers from 0 to 255, not {pixels.dtype}")
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 255):
+        raise ValueError(
+            f"{called} must be whole numbers from 0 to 255; they go from {pixels.min()} to {pixels.max()}"
+        )
+    return pixels.astype(np.uint8)
+
+
+def _of_text(text: str, place: int) -> bytes | Path:
+    """Base64 of an encoded image, also as `data:image/…;base64,…`, or a path where that is allowed."""
+    is_data = text.startswith("data:")
+    try:
+        content = base64.b64decode(
+            "".join((text.partition(",")[2] if is_data else text).split()), validate=True
+        )
+    except (binascii.Error, ValueError):
+        content = b""
+    if not _paths_allowed():
+        if not content:
+            raise ValueError(
+                f"image {place} is no base64 of an encoded image; a server reads no files unless it is"
+                f" started with {PATHS}=1"
+            )
+        return content
+    return content if content and (is_data or content.startswith(_MAGIC)) else Path(text)
+
+
+def _paths_allowed() -> bool:
+    """Where strangers may ask only if the server was started so; elsewhere unless it is forbidden."""
+    wanted = os.environ.get(PATHS)
+    if wanted is not None:
+        return wanted.strip().lower() in ("1", "true", "yes")
+    return os.environ.get(_SERVING, "").lower() not in ("1", "true") and not any(
+        name in sys.modules for name in _SERVERS
+    )
+
+
+set_model(EmbedderModel())

@@ -1,0 +1,302 @@
+"""Everything of a run that Ray holds: the actors, the trainer. Its parts are plain classes; here they are
+wrapped.
+
+driver ── Board actor  ← events of rank 0
+       ├─ EStepActor   ← features of every worker, → ClusterSet
+       ├─ EStepShard … ← in mode sharded: the features of a range of the images each
+       └─ TorchTrainer → controller → workers (`worker.run_worker`)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+import pcl_ray.config
+from pcl_ray.config import ResourcesConfig
+from pcl_ray.data.datasets import DataSplits
+from pcl_ray.errors import ConfigError, Problem, RunFailed
+from pcl_ray.on_ray import admission, node_checks
+from pcl_ray.on_ray.connection import SharedData, connected, share
+from pcl_ray.on_ray.worker import WorkerTask, run_worker
+from pcl_ray.training.e_step_actor import EStepActor
+from pcl_ray.training.e_step_shards import EStepShard
+from pcl_ray.training.events import Board, Event
+from pcl_ray.training.training_task import Job, longest_silence, longest_wait
+
+_POLL_S = 0.5
+# not in the placement group of the trial that may have started us, which has room for itself alone
+_ANYWHERE = "DEFAULT"
+_SLACK = 1e-6
+_START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
+
+
+def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) -> None:
+    """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and
+    ConfigError where the cluster can never fit the run.
+    """
+    resources = job.config.resources
+    with connected(
+        resources.workers * resources.cpus_per_worker + (1 + job.plan.e_step_shards) * resources.e_step_cpus
+    ) as others:
+
+        def look() -> None:
+            node_checks.check(Path(job.run_dir), splits, job.config.data.path, resources.storage)
+
+        if others and not resources.autoscaling:
+            look()
+        # nodes that are added for the run can only be asked when they are there
+        train_shared(
+            job, share(splits), handle, queue=others, ready=look if others and resources.autoscaling else None
+        )
+
+
+def train_shared(
+    job: Job,
+    data: SharedData,
+    handle: Callable[[Event], None],
+    *,
+    queue: bool = True,
+    ready: Callable[[], None] | None = None,
+) -> None:
+    """`train_on_ray` where Ray is connected and the data are in its store.
+
+    queue: others may use the cluster too, and all start one after the other. ready: is called when there is
+    room, and may still refuse.
+    """
+    config = job.config
+    bundles = _bundles(config.resources, job.plan.e_step_shards)
+    if not config.resources.autoscaling:
+        _check_cluster(config.resources, job.plan.e_step_shards)
+        _check_nodes(bundles)
+    if not queue:
+        _train(job, data, handle)
+        return
+    turn = admission.take(
+        Path(job.run_dir).name,
+        bundles,
+        config.resources.queue_timeout_s,
+        lambda text: handle(Event("waiting", text=text)),
+    )
+
+    def started(event: Event) -> None:
+        if event.kind == "start":
+            turn.release()
+        handle(event)
+
+    try:
+        if ready is not None:
+            ready()
+        _train(job, data, started)
+    finally:
+        turn.release()
+
+
+def _train(job: Job, data: SharedData, handle: Callable[[Event], None]) -> None:
+    config = job.config
+    actor = _e_step_actor(config)
+    shards = tuple(
+        _shard_actor(config, number, job.plan.e_step_shards) for number in range(job.plan.e_step_shards)
+    )
+    board: Any = (
+        ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
+    )
+    try:
+        for part in (actor, *shards):
+            _wait_until_up(part, config.resources)
+        if config.tracking.enabled and config.tracking.system_metrics_s:
+            actor.watch.remote(config.tracking.system_metrics_s, board)
+        _fit(_trainer(job, WorkerTask(job, data, actor, board, shards)), job, board, handle)
+    finally:
+        for part in (actor, board, *shards):
+            with suppress(RayError):
+                ray.kill(part)
+
+
+def _bundles(resources: ResourcesConfig, e_step_shards: int) -> list[dict[str, float]]:
+    """What a run takes, part by part; each part needs a node of its own kind."""
+    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    e_step = {"CPU": resources.e_step_cpus, "GPU": resources.e_step_gpus}
+    parts = [worker] * resources.workers + [e_step] + [{"CPU": resources.e_step_cpus}] * e_step_shards
+    return [{kind: amount for kind, amount in part.items() if amount} for part in parts]
+
+
+def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
+    has = ray.cluster_resources()
+    for kind, name, each, actor in (
+        ("GPU", "resources.gpus_per_worker", resources.gpus_per_worker, resources.e_step_gpus),
+        (
+            "CPU",
+            "resources.cpus_per_worker",
+            resources.cpus_per_worker,
+            (1 + e_step_shards) * resources.e_step_cpus,
+        ),
+    ):
+        needed = resources.workers * each + actor
+        if needed > has.get(kind, 0) + _SLACK:
+            message = (
+                f"the workers and the E-step actor need {needed:g} {kind}s together, the cluster has"
+                f" {has.get(kind, 0):g}"
+            )
+            message += (
+                "; ask for less, or set resources.autoscaling=true where the cluster adds nodes by itself"
+            )
+            raise ConfigError([Problem(name, each, message)])
+
+
+def _check_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
+    """Raises ConfigError where a part of the run fits on no node, however free it is."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for part in bundles:
+        if not any(
+            all(node.get(kind, 0) + _SLACK >= amount for kind, amount in part.items()) for node in nodes
+        ):
+            largest = max((node.get("CPU", 0) for node in nodes), default=0)
+            message = (
+                f"no node has the {admission.needed([part])} that one part of the run needs together; the"
+                f" largest has {largest:g} CPUs"
+            )
+            raise ConfigError([Problem("resources.cpus_per_worker", part.get("CPU", 0), message)])
+
+
+def _e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
+    resources = config.resources
+    # Never a silent second try on an empty instance (max_task_retries): the workers push again.
+    options: Any = {
+        "num_cpus": resources.e_step_cpus,
+        "num_gpus": resources.e_step_gpus,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 8,
+    }
+    return ray.remote(EStepActor).options(**options, scheduling_strategy=_ANYWHERE).remote(config)
+
+
+def _shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int) -> Any:
+    # SPREAD: they exist because their features do not fit on one machine.
+    options: Any = {
+        "num_cpus": config.resources.e_step_cpus,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 4,
+        "scheduling_strategy": "SPREAD",
+    }
+    return ray.remote(EStepShard).options(**options).remote(config, number, count)
+
+
+def _wait_until_up(actor: Any, resources: ResourcesConfig) -> None:
+    try:
+        ray.get(actor.ping.remote(), timeout=resources.start_timeout_s)
+    except GetTimeoutError:
+        raise RunFailed(
+            f"the E-step actor did not start within resources.start_timeout_s = {resources.start_timeout_s:g}"
+            f" s: no node has {resources.e_step_cpus:g} CPUs and {resources.e_step_gpus:g} GPUs free"
+        ) from None
+    except RayActorError as error:
+        raise RunFailed(f"the E-step actor could not start: {_last_line(error)}") from error
+
+
+def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
+    resources = job.config.resources
+    for name, value in {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.5,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": resources.start_timeout_s,
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": longest_wait(job.config),
+    }.items():
+        os.environ.setdefault(name, str(value))
+    per_worker = {"CPU": resources.cpus_per_worker} | (
+        {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    )
+    # Any: Ray picks the classes of one of its two Train versions at run time, which a type checker does not
+    # follow.
+    limits: Any = {"max_failures": resources.max_failures, "controller_failure_limit": _START_TRIES}
+    failures: Any = FailureConfig(**limits)
+    settings: Any = {
+        "scaling_config": ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
+        ),
+        # Ray Train resumes by name from its own checkpoints; ours are in run_dir, so each attempt has a fresh
+        # name.
+        "run_config": RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=os.path.join(job.run_dir, "ray"),
+            failure_config=failures,
+        ),
+    }
+    loop: Any = run_worker  # gives back a str; Ray declares None
+    return TorchTrainer(
+        loop,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(timeout_s=int(longest_wait(job.config))),
+        **settings,
+    )
+
+
+def _fit(trainer: TorchTrainer, job: Job, board: Any, handle: Callable[[Event], None]) -> None:
+    """Runs the trainer in a thread, so that this one can show events, take signals, and notice when nothing
+    happens any more.
+    """
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:  # carried to the thread that waits
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    seen = time.monotonic()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        if _hand_over(board, handle):
+            seen = time.monotonic()
+        limit = longest_silence(job.config)
+        if time.monotonic() - seen > limit:
+            raise RunFailed(
+                f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and"
+                " e_step.timeout_s"
+            )
+    _hand_over(board, handle)
+    result = outcome[0]
+    if isinstance(result, BaseException):
+        raise RunFailed(_explanation(result)) from result
+    if result.return_value:
+        raise RunFailed(result.return_value)
+
+
+def _hand_over(board: Any, handle: Callable[[Event], None]) -> bool:
+    try:
+        events = ray.get(board.take.remote(), timeout=30)
+    except (RayActorError, GetTimeoutError):
+        return False  # the board is back soon; figures of an epoch are in its checkpoint as well
+    for event in events:
+        handle(event)
+    # a node is looked at also where nothing trains any more
+    return any(event.kind != "system" for event in events)
+
+
+def _explanation(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        worker, cause = min(failures.items())
+        return f"worker {worker} failed: {_last_line(cause)}"
+    return f"Ray Train failed: {_last_line(error)}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{lines[-1].strip() if lines else type(error).__name__}"

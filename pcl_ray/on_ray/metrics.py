@@ -1,0 +1,82 @@
+"""The figures of a run as metrics of its Ray cluster: what Prometheus scrapes at every node, and the Grafana
+dashboard in `docker/` shows.
+
+They are set by the driver from the events that it follows anyway. Ray exports each as `ray_NAME`, with the
+run's name as label `run`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pcl_ray.training.events import Event
+
+# metric: figure, sentence
+GAUGES = {
+    "pcl_epoch": ("epoch", "Epochs done."),
+    "pcl_epochs": ("", "Epochs of the whole run."),
+    "pcl_loss": ("train/loss", "ProtoNCE, mean of the last steps or epoch."),
+    "pcl_images_per_second": ("perf/images_per_second", "Images a second in the M-step, over all workers."),
+    "pcl_step_seconds_median": ("perf/step_seconds_median", "Median seconds of a step in the last epoch."),
+    "pcl_step_seconds_p95": (
+        "perf/step_seconds_p95",
+        "95th percentile of the seconds of a step in the last epoch.",
+    ),
+    "pcl_data_wait_share": ("perf/data_share", "Share of the M-step spent waiting for images."),
+    "pcl_e_step_seconds": ("perf/e_step_seconds", "Seconds that training waited for the last E-step."),
+    "pcl_prototype_age_steps": ("", "Steps since the features of the prototypes in use were made."),
+}
+DROPPED = "pcl_tracking_dropped_points_total"
+_DROPPED_SAYS = "Figures that MLflow will never have: no number, or not finite."
+
+
+class RayMetrics:
+    """Sets the metrics from a run's events. Does nothing where this process is not connected to Ray."""
+
+    def __init__(self, run: str, epochs: int):
+        self._run, self._epochs = run, epochs
+        self._gauges: dict[str, object] | None = None
+        self._prototypes_of: int | None = None  # step that the prototypes in use were made after
+        self._dropped = 0
+
+    def handle(self, event: Event, dropped: int) -> None:
+        """dropped: points of the run so far that are lost to MLflow."""
+        if event.kind not in ("step", "epoch", "figures", "start") or not self._ready():
+            return
+        if event.kind == "epoch":
+            self._set("pcl_epoch", event.epoch + 1)
+        for name, (figure, _) in GAUGES.items():
+            if figure and figure != "epoch" and figure in event.metrics:
+                self._set(name, event.metrics[figure])
+        if any(name.startswith("cluster/0/") for name in event.metrics):
+            self._prototypes_of = event.step
+        if self._prototypes_of is not None and event.kind != "start":
+            self._set("pcl_prototype_age_steps", max(0, event.step - self._prototypes_of))
+        if dropped > self._dropped:
+            self._counter.inc(dropped - self._dropped, tags={"run": self._run})
+            self._dropped = dropped
+
+    def _ready(self) -> bool:
+        import sys
+
+        ray = sys.modules.get("ray")  # a run without workers never imports it
+        if ray is None or not ray.is_initialized():
+            return False
+        if self._gauges is None:
+            from ray.util.metrics import Counter, Gauge
+
+            self._gauges = {
+                name: Gauge(name, description=sentence, tag_keys=("run",))
+                for name, (_, sentence) in GAUGES.items()
+            }
+            # Ray adds the ending that Prometheus wants of a counter
+            self._counter = Counter(
+                DROPPED.removesuffix("_total"), description=_DROPPED_SAYS, tag_keys=("run",)
+            )
+            self._set("pcl_epochs", self._epochs)
+        return True
+
+    def _set(self, name: str, value: float) -> None:
+        assert self._gauges is not None
+        gauge: Any = self._gauges[name]
+        gauge.set(float(value), tags={"run": self._run})

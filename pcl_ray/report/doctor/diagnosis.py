@@ -1,0 +1,174 @@
+"""What the curves of a run mean, in plain words, and what to try. Rules: `doctor_curves`, `doctor_rules`;
+what they share: `doctor_parts`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+
+from pcl_ray.report.doctor import cluster_rules as rules
+from pcl_ray.report.doctor import curve_rules as curves
+from pcl_ray.report.doctor.findings import Finding, Severity, clusterings, listed, newest
+from pcl_ray.report.run_record import RunRecord
+
+__all__ = ["RULES", "Finding", "Severity", "as_text", "findings"]
+
+RULES: tuple[Callable[[RunRecord], Finding | None], ...] = (
+    curves.failed,
+    curves.diverged,
+    curves.collapse,
+    rules.rejected,
+    curves.instance_stuck,
+    curves.rank_lost,
+    rules.prototype_accuracy_zero,
+    curves.prototype_stuck,
+    curves.knn_falling,
+    rules.never_settles,
+    rules.dominant_cluster,
+    rules.empty_clusters,
+    rules.many_clusters,
+    rules.phi_collapse,
+    rules.collisions,
+    rules.waiting_for_data,
+    rules.e_step_seconds,
+    rules.too_early,
+)
+_ORDER: tuple[Severity, ...] = ("problem", "warning", "note", "good")
+_MARKS: dict[Severity, str] = {"problem": "PROBLEM", "warning": "warning", "note": "note", "good": "good"}
+_SETTLED = 0.8  # NMI of two E-steps; between this and the limit of `never_settles` nothing is said
+
+
+def findings(record: RunRecord) -> list[Finding]:
+    """What there is to say about a run, problems first; where nothing is wrong, what is good about it."""
+    found = _without_consequences([finding for rule in RULES if (finding := rule(record)) is not None])
+    if not any(
+        finding.severity in ("problem", "warning") or finding.rule == "too_early" for finding in found
+    ):
+        found += healthy(record)
+    return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
+
+
+def _without_consequences(found: list[Finding]) -> list[Finding]:
+    """A cause explains what follows from it, whose own advice would lead elsewhere."""
+    seen = {finding.rule: finding.severity for finding in found}
+    hidden: set[str] = set()
+    if seen.get("diverged") == "problem":
+        hidden |= {"prototype_accuracy_zero"}
+    if seen.get("collapse") == "problem":
+        hidden |= {
+            "instance_stuck",
+            "prototype_stuck",
+            "rank_lost",
+            "prototype_accuracy_zero",
+            "never_settles",
+            "knn_falling",
+        }
+    if "instance_stuck" in seen:
+        hidden |= {"prototype_stuck", "knn_falling"}
+    return [finding for finding in found if finding.rule not in hidden]
+
+
+def healthy(record: RunRecord) -> list[Finding]:
+    """What the curves of a run show that has nothing wrong."""
+    said = [_loss(record), _knn(record), _spread(record), _clusters(record), _agreement(record)]
+    return [Finding("healthy", "good", title, meaning, ()) for title, meaning in filter(None, said)]
+
+
+def _loss(record: RunRecord) -> tuple[str, str] | None:
+    loss = record.finite("train/loss_instance")
+    if len(loss) < 3:
+        return None
+    (first, _), (last, low) = loss[1], loss[-1]  # the first epoch has a queue of random keys
+    right = newest(record, "train/accuracy_instance")
+    meaning = f"train/loss_instance went from {loss[1][1]:.3f} in epoch {first} to {low:.3f} in epoch {last}"
+    return "The encoder tells images apart", meaning + (
+        f"; it picks the right one of {record.config.loss.queue_size + 1} keys for {right:.0%}."
+        if right
+        else "."
+    )
+
+
+def _knn(record: RunRecord) -> tuple[str, str] | None:
+    knn = record.finite("eval/knn_top1")
+    if len(knn) < 2 or knn[-1][1] - knn[0][1] <= curves.knn_noise(record, knn[-1][1]):
+        return None
+    (first, low), (last, high) = knn[0], knn[-1]
+    return (
+        "The features tell classes apart",
+        f"eval/knn_top1 rose from {low:.3f} after epoch {first} to {high:.3f} after epoch {last}.",
+    )
+
+
+def _spread(record: RunRecord) -> tuple[str, str] | None:
+    rank, std, dim = (
+        newest(record, "eval/rankme"),
+        newest(record, "train/feature_std"),
+        record.config.encoder.dim,
+    )
+    if rank is None:
+        return None
+    spread = (
+        f" and are spread evenly (standard deviation {std:.2f}, 1 at most)"
+        if std is not None and std > 0.8
+        else ""
+    )
+    return "The features use their space", f"They use {rank:.0f} of {dim} dimensions (RankMe){spread}."
+
+
+def _clusters(record: RunRecord) -> tuple[str, str] | None:
+    nmi = [
+        (k, value)
+        for m, k in clusterings(record)
+        if (value := newest(record, f"cluster/{m}/nmi_previous")) is not None
+    ]
+    if not nmi or min(value for _, value in nmi) < _SETTLED:
+        return None
+    return (
+        "The clusters settle",
+        f"NMI to the E-step before: {', '.join(f'{value:.2f} for K = {k}' for k, value in nmi)}.",
+    )
+
+
+def _agreement(record: RunRecord) -> tuple[str, str] | None:
+    ami = [
+        (k, value)
+        for m, k in clusterings(record)
+        if (value := newest(record, f"cluster/{m}/ami")) is not None
+    ]
+    if not ami:
+        return None
+    return (
+        "Clusters and labels",
+        (
+            "They agree with an AMI (0 by chance, 1 perfect) of"
+            f" {listed([f'{value:.2f} for K = {k}' for k, value in ami])}."
+        ),
+    )
+
+
+def as_text(record: RunRecord, findings: list[Finding], width: int = 100) -> str:
+    """For a terminal: plain, wrapped, problems first."""
+    done, planned = len(record.history), record.config.train.epochs
+    lines = [f"{record.name} ({record.state}): {done} of {planned} epochs"]
+    for finding in sorted(findings, key=lambda finding: _ORDER.index(finding.severity)):
+        lines += [
+            "",
+            f"{_MARKS[finding.severity]}: {finding.title} [{finding.rule}]",
+            _wrapped(finding.meaning, "  ", width),
+        ]
+        lines += [_wrapped(text, "  - ", width) for text in finding.advice]
+    if not findings:
+        lines += ["", "nothing to say: no epoch is done" if not done else "nothing to say"]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: str, width: int) -> str:
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=" " * len(indent),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,131 @@
+"""What all rules of the doctor use: what they say, and how they read the curves of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pcl_ray import plan
+from pcl_ray.clustering import health
+from pcl_ray.report.run_record import RunRecord
+
+Severity = Literal["problem", "warning", "note", "good"]
+Points = list[tuple[int, float]]  # (epoch from 1, value)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """rule: its name, for tests and links. meaning: what is seen, with the numbers of this run. advice: knobs
+    with values to try.
+    """
+
+    rule: str
+    severity: Severity
+    title: str
+    meaning: str
+    advice: tuple[str, ...]
+
+
+def late(points: Points) -> Points:
+    """The last third of a curve, at least its last value."""
+    return points[-max(1, len(points) // 3) :]
+
+
+def mean(points: Points) -> float:
+    return sum(value for _, value in points) / len(points)
+
+
+def at_end(record: RunRecord, name: str) -> float | None:
+    """Mean of the last third; None where the figure is not known."""
+    points = record.finite(name)
+    return mean(late(points)) if points else None
+
+
+def newest(record: RunRecord, name: str) -> float | None:
+    points = record.finite(name)
+    return points[-1][1] if points else None
+
+
+def prototype_epochs(record: RunRecord) -> int:
+    """Epochs that were trained with prototypes."""
+    return len(record.series("train/loss_prototype"))
+
+
+def clusterings(record: RunRecord) -> list[tuple[int, int]]:
+    """(m, K) of every clustering whose K is known: from the run, its E-steps or its configuration."""
+    found = []
+    for m, given in enumerate(record.config.e_step.num_clusters):
+        measured = newest(record, f"cluster/{m}/k")
+        counted = record.num_clusters[m] if m < len(record.num_clusters) else None
+        k = (
+            counted
+            or (int(measured) if measured else None)
+            or (given if isinstance(given, int) else round(given * record.num_images))
+        )
+        if k >= 2:
+            found.append((m, k))
+    return found
+
+
+def each(record: RunRecord, name: str) -> list[tuple[int, int, float]]:
+    """(m, K, newest value) of `cluster/m/name`."""
+    return [
+        (m, k, value)
+        for m, k in clusterings(record)
+        if (value := newest(record, f"cluster/{m}/{name}")) is not None
+    ]
+
+
+def which(record: RunRecord, m: int, k: int) -> str:
+    """A clustering in words; its number only where there are several."""
+    return (
+        f"clustering {m} (K = {k})"
+        if len(record.config.e_step.num_clusters) > 1
+        else f"the clustering (K = {k})"
+    )
+
+
+def covered(loss: float, columns: float, temperature: float) -> float:
+    """How much of its way a contrastive loss has gone, 0..1: from the logarithm of the number of columns,
+    where all look alike, to where the right one has cosine 1 and all others 0. A share, since at a high
+    temperature the whole way is short.
+    """
+    top, floor = math.log(columns), math.log(1 + (columns - 1) * math.exp(-1 / temperature))
+    return (top - loss) / (top - floor) if top > floor else 1.0
+
+
+def columns_of(record: RunRecord, k: int) -> float:
+    """What a prototype is compared with, itself among it: all K, or the batch's own and the drawn ones less
+    those that are hidden as its own.
+    """
+    drawn = plan.negatives(record.config, k)
+    if drawn is None:
+        return k
+    batch = record.config.train.batch_size
+    seen = (batch - 1) * (1 - 1 / k) if record.config.loss.mask_duplicates else batch - 1
+    return 1 + seen + min(drawn, k - 1)
+
+
+def collapse_limit(record: RunRecord) -> float:
+    """Effective rank below which the E-step refuses features."""
+    return health.least_rank(record.config.e_step.collapse_rank, record.config.encoder.dim)
+
+
+def gauges_collapsed(record: RunRecord, metrics: dict[str, float]) -> bool:
+    """Whether the E-step of an epoch refused the features themselves, rather than the clustering."""
+    config = record.config
+    cone, rank, spread = (
+        metrics.get(f"cluster/{name}", default)
+        for name, default in (("cone", 0.0), ("rank", math.inf), ("spread", 1.0))
+    )
+    found = health.Gauges(cone, spread, rank)
+    return bool(
+        health.collapse(
+            found, config.encoder.dim, cone=config.e_step.collapse_cone, rank=config.e_step.collapse_rank
+        )
+    )
+
+
+def listed(values: list[str]) -> str:
+    return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} and {values[-1]}"

@@ -1,0 +1,1 @@
+"""Markup, charts and sheets of pictures that the pages are drawn with."""

@@ -1,0 +1,54 @@
+"""What is known of a run when it is looked at afterwards. Read by `runs.run_record`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pcl_ray.config import RunConfig
+from pcl_ray.snapshot import Exhibit, Thumbnails
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """One run, under way or ended.
+
+    history: an entry an epoch, oldest first: {"epoch": from 0, "step": global step of its last batch,
+    "metrics": {name: value}}. Figures that an epoch lacks (no evaluation, no E-step) are missing, not NaN.
+    """
+
+    name: str
+    config: RunConfig
+    history: Sequence[Mapping[str, Any]]
+    state: str = "finished"  # as `runs.folder.State`
+    error: str = ""
+    num_images: int = 0  # N; 0 where it is not known
+    num_holdout: int = 0
+    num_clusters: tuple[int, ...] = ()  # K as counts; () where not known
+    steps_per_epoch: int = 0
+    class_names: tuple[str, ...] = ()
+    command: str = ""
+    fingerprint: str = ""  # of the images
+    versions: Mapping[str, str] = field(default_factory=dict)  # and host, commit
+    link: str = ""  # of the run in the dashboard
+    exhibit: Exhibit | None = None  # of the last E-step that was shown
+    thumbnails: Thumbnails | None = None
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(epoch from 1, value) of a figure, where it is known."""
+        return [
+            (entry["epoch"] + 1, float(entry["metrics"][name]))
+            for entry in self.history
+            if name in entry["metrics"]
+        ]
+
+    def finite(self, name: str) -> list[tuple[int, float]]:
+        """`series` without values that are not finite."""
+        return [point for point in self.series(name) if math.isfinite(point[1])]
+
+    @property
+    def epochs(self) -> int:
+        """Done."""
+        return len(self.history)

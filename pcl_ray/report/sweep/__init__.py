@@ -1,0 +1,1 @@
+"""What a sweep found, from plain records: its leaderboard and its figures."""

@@ -1,0 +1,115 @@
+"""What the user sees while a run goes on: a live bar in a terminal, a line every `train.log_every_steps`
+steps elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pcl_ray.plan import RunPlan
+from pcl_ray.training.events import Event
+
+
+class Display:
+    """Writes to `out`; warnings to stderr. `begin` … `end` around the training itself."""
+
+    def __init__(self, out: TextIO | None = None):
+        self._console = Console(file=out or sys.stdout, highlight=False)
+        self._errors = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._plan: RunPlan | None = None
+        self._latest: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(f"warning: {text}", markup=False, soft_wrap=True)
+        else:
+            self._errors.print(f"warning: {text}", markup=False, soft_wrap=True)
+
+    def begin(self, plan: RunPlan) -> None:
+        self._plan = plan
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+            )
+            self._bar = Progress(*columns, console=self._console, refresh_per_second=4)
+            self._bar.add_task("starting", total=plan.total_steps, figures="")
+            self._bar.start()
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def handle(self, event: Event) -> None:
+        self._latest |= event.metrics
+        if event.kind == "warning":
+            self.warn(event.text)
+        elif event.kind == "waiting":
+            self.say(event.text or "there is room now")
+        elif event.kind == "figures":
+            pass  # shown with the next line
+        elif self._bar is not None:
+            self._update_bar(self._bar, event)
+        else:
+            self._print_line(event)
+
+    def _update_bar(self, bar: Progress, event: Event) -> None:
+        assert self._plan is not None
+        task = bar.task_ids[0]
+        epoch = f"epoch {min(event.epoch + 1, self._plan.epochs)}/{self._plan.epochs}"
+        if event.kind == "phase":
+            bar.update(
+                task,
+                description=f"epoch {event.epoch}/{self._plan.epochs} {event.text}",
+                figures=_figures(self._latest),
+            )
+        elif event.kind == "epoch":
+            bar.update(task, completed=event.step + 1, figures=_figures(self._latest))
+        else:
+            bar.update(task, completed=event.step, description=epoch, figures=_figures(self._latest))
+
+    def _print_line(self, event: Event) -> None:
+        assert self._plan is not None
+        epoch = f"epoch {event.epoch + 1}/{self._plan.epochs}"
+        if event.kind == "start" and event.epoch:
+            self.say(f"going on with {epoch}")
+        elif event.kind == "step":
+            self.say(f"{epoch}  step {event.step + 1}/{self._plan.total_steps}  {_figures(event.metrics)}")
+        elif event.kind == "epoch":
+            self.say(
+                f"{epoch} done in {event.metrics['perf/epoch_seconds']:.1f} s  {_figures(event.metrics)}"
+            )
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    """The figures that tell most, those that are there: loss, kNN, agreement with labels, speed, E-step."""
+    shown = (
+        ("loss", "train/loss", "{:.3f}"),
+        ("kNN", "eval/knn_top1", "{:.3f}"),
+        ("AMI", "cluster/0/ami", "{:.3f}"),
+        ("images/s", "perf/images_per_second", "{:.0f}"),
+        ("E-step s", "perf/e_step_seconds", "{:.2f}"),
+    )
+    return "  ".join(
+        f"{title} {form.format(metrics[name])}" for title, name, form in shown if name in metrics
+    )

@@ -1,0 +1,205 @@
+"""The folder of a run or a sweep under PCL_RAY_HOME: its configuration, its state, its lock.
+
+runs/NAME/    config.yaml  state.json  lock  checkpoints/epoch_00012.pt  ray/  mlflow_pending.jsonl
+sweeps/NAME/  config.yaml (of the recipe)  sweep.yaml  space.py  state.json  lock  tune/  warmups/  results
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar, Literal, Self
+
+from pcl_ray import config as configs
+from pcl_ray.config import RunConfig
+from pcl_ray.errors import ConfigError
+from pcl_ray.support.redaction import scrubbed
+
+# early: by the scheduler of its sweep
+State = Literal["running", "finished", "failed", "stopped", "stopped early"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def home() -> Path:
+    """PCL_RAY_HOME, or ~/.pcl_ray. Absolute: a submitted job's working directory is thrown away."""
+    given = os.environ.get("PCL_RAY_HOME") or "~/.pcl_ray"
+    if "?" in given:
+        raise ConfigError(
+            f"PCL_RAY_HOME = {given!r} has a '?', which the address of a database in it cannot have; choose"
+            " another folder"
+        )
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(f"PCL_RAY_HOME = {given!r} names a home folder that does not exist") from None
+
+
+def check_writable() -> None:
+    """Raises ConfigError where nothing can be written under PCL_RAY_HOME."""
+    folder = home() / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(bytes(4096))  # an empty file would fit on a full disk
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a"
+            " folder of yours"
+        ) from None
+
+
+class Busy(ConfigError):
+    """Another process holds the folder."""
+
+
+@dataclass
+class RunFolder:
+    """Held by one process at a time. Use as a context manager."""
+
+    ROOT: ClassVar[str] = "runs"
+    KIND: ClassVar[str] = "run"
+
+    name: str
+    path: Path
+    lock: IO[str]
+
+    @classmethod
+    def create(cls, name: str, config: RunConfig) -> Self:
+        """A new run's folder. Raises ConfigError where the name is taken or not allowed."""
+        path = cls.path_of(name)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            # without a config.yaml it was made by a process that was killed right after: nothing is in it
+            cls.check_free(name)
+        return cls._filled(name, path, config)
+
+    @classmethod
+    def _filled(cls, name: str, path: Path, config: RunConfig) -> Self:
+        folder = cls(name, path, cls._locked(path, name))
+        folder.write_config(config)
+        folder.write_state(state="running")
+        return folder
+
+    @classmethod
+    def open(cls, name: str) -> Self:
+        """An existing run's folder. Raises ConfigError where there is none, or another process trains it."""
+        path = cls.existing(name)
+        return cls(name, path, cls._locked(path, name))
+
+    @classmethod
+    def existing(cls, name: str) -> Path:
+        """Where the folder of this name is. Raises ConfigError where there is none."""
+        path = cls.path_of(name)
+        if not (path / "config.yaml").is_file():
+            known = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob("*/config.yaml"))
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        return path
+
+    @classmethod
+    def path_of(cls, name: str) -> Path:
+        """Where the folder of this name is or would be. Raises ConfigError for a name that is not allowed."""
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{cls.KIND} name {name!r} is not allowed: letters, digits, '.', '_' and '-', at most 100,"
+                " beginning with a letter or digit"
+            )
+        return home() / cls.ROOT / name
+
+    @classmethod
+    def check_free(cls, name: str) -> None:
+        """Raises ConfigError where a new one cannot have this name."""
+        if (cls.path_of(name) / "config.yaml").exists():
+            raise ConfigError(
+                f"{cls.KIND} {name!r} exists already; go on with it by --resume {name}, or choose another"
+                " --name"
+            )
+
+    @classmethod
+    def free_name(cls, stem: str, stamp: str) -> str:
+        """`stem-stamp`, with a number where that is taken."""
+        base = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or cls.KIND
+        names = (f"{base[:60]}-{stamp}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+        return next(name for name in names if not cls.path_of(name).exists())
+
+    @classmethod
+    def _locked(cls, path: Path, name: str) -> IO[str]:
+        file = (path / "lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise Busy(
+                f"{cls.KIND} {name!r} is being trained by another process; wait for it or stop it first"
+            ) from None
+        except OSError:
+            pass  # storage without locks, as some network file systems are
+        return file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.close()
+
+    def read_config(self) -> RunConfig:
+        return configs.load(self.path / "config.yaml")
+
+    def write_config(self, config: RunConfig) -> None:
+        try:
+            _write(self.path / "config.yaml", config.to_yaml())
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be written ({error.strerror}): free some space, or set PCL_RAY_HOME to"
+                " another folder"
+            ) from None
+
+    def read_state(self) -> dict[str, Any]:
+        return read_state_at(self.path)
+
+    def write_state(self, **changes: Any) -> None:
+        """Changes some entries of state.json: state, mlflow_run_id, fingerprint, error. A full disk must not
+        end a run for it.
+        """
+        write_state_at(self.path, **changes)
+
+
+class SweepFolder(RunFolder):
+    """The same for a sweep; its config.yaml is what its trials have in common."""
+
+    ROOT = "sweeps"
+    KIND = "sweep"
+
+
+def write_state_at(path: Path, **changes: Any) -> None:
+    """`RunFolder.write_state` from outside, for a run that another process may hold."""
+    changes |= {
+        name: scrubbed(changes[name]) for name in ("error", "command") if isinstance(changes.get(name), str)
+    }
+    with suppress(OSError):
+        _write(path / "state.json", json.dumps(read_state_at(path) | changes, indent=2))
+
+
+def read_state_at(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(f"{path.suffix}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

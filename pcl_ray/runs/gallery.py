@@ -1,0 +1,213 @@
+"""Draws what is to be shown of a run, beside the training: a thread of low priority takes exhibits and views,
+and leaves pictures for the dashboard.
+
+exhibit ─→ thumbnails of its images → places on the map → pictures/*.png → MLflow's step slider
+                                                       └→ exhibit.npz, from which reports are made
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from pcl_ray import snapshot as exhibits
+from pcl_ray.data.images import ArrayImages, FileImages, Images
+from pcl_ray.errors import DataError
+from pcl_ray.snapshot import Exhibit, Thumbnails
+from pcl_ray.training.events import Event
+
+FILE = "exhibit.npz"
+_SIDE = 48  # px of a thumbnail at the most
+_BEHIND = 2  # exhibits or views that wait; with more of them, maps are left out until it has caught up
+_NICE = 5  # the training comes first, and yet the pictures come
+
+
+class Recorder(Protocol):
+    """`tracking.MlflowRun`, as far as pictures go."""
+
+    def log_image(self, path: Path, key: str, step: int) -> None: ...
+
+
+class Gallery:
+    """`handle` takes events at once; `close` waits for what is being drawn. Nothing that goes wrong here
+    reaches the training.
+
+    images: gives the training images, asked for in the thread. small: prototype sheets alone, as the many
+    trials of a sweep have them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        images: Callable[[], Images],
+        recorder: Recorder,
+        warn: Callable[[str], None],
+        *,
+        small: bool = False,
+    ):
+        self._folder, self._images, self._recorder, self._warn, self._small = (
+            folder,
+            images,
+            recorder,
+            warn,
+            small,
+        )
+        self._waiting: queue.Queue[Event | None] = queue.Queue()
+        self._before: Exhibit | None = None
+        self._failed = self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def handle(self, event: Event) -> None:
+        if event.kind not in ("exhibit", "views") or (self._small and event.kind == "views"):
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="gallery", daemon=True)
+            self._thread.start()
+        self._waiting.put(event)
+
+    def close(self, timeout_s: float = 120) -> None:
+        """Waits until all is drawn; after `timeout_s` seconds what is left stays undrawn."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                self._closed = True  # another may draw in this folder soon
+                self._warn(
+                    f"the pictures of the clusters were not finished within {timeout_s:g} s; the report shows"
+                    " earlier ones"
+                )
+            self._thread = None
+
+    def _work(self) -> None:
+        with suppress(OSError, AttributeError):  # not everywhere may a thread have a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        while (event := self._waiting.get()) is not None:
+            try:
+                if event.exhibit is not None:
+                    self._show(event.exhibit)
+                elif event.views is not None:
+                    from pcl_ray.report import pictures
+
+                    self._leave("views", pictures.views_sheet(event.views), event.step)
+            except Exception as error:  # a full disk, a picture that went meanwhile
+                if not self._failed:
+                    self._warn(
+                        f"pictures of the clusters could not be drawn ({type(error).__name__}: {error});"
+                        " training is not affected"
+                    )
+                self._failed = True
+
+    def _show(self, exhibit: Exhibit) -> None:
+        from pcl_ray.report import pictures
+        from pcl_ray.report.projection import places
+
+        images = self._images()
+        thumbnails = thumbnails_of(images, _on_sheets(exhibit) if self._small else exhibit.images())
+        # the newest map is worth the wait, not every one before it
+        if not self._small and self._waiting.qsize() <= _BEHIND:
+            same = self._before is not None and np.array_equal(self._before.sample, exhibit.sample)
+            exhibit = exhibit.with_map(
+                *places(exhibit.features, self._before.places if same and self._before else None)
+            )
+            self._before = exhibit
+        if self._closed:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        exhibits.save(
+            self._folder / FILE, replace(exhibit, features=np.empty((0, 0), np.float16)), thumbnails
+        )
+        for number in range(len(exhibit.clusterings)):
+            self._leave(
+                f"prototypes/{number}",
+                pictures.prototype_sheet(exhibit, number, thumbnails, images.class_names),
+                exhibit.step,
+            )
+        if self._small:
+            return
+        if exhibit.clusterings:
+            self._leave("clusters/phi", pictures.histograms(exhibit, "phi"), exhibit.step)
+            self._leave("clusters/sizes", pictures.histograms(exhibit, "sizes"), exhibit.step)
+        if (drawn := pictures.feature_map(exhibit, images.class_names)) is not None:
+            self._leave("map", drawn, exhibit.step)
+
+    def _leave(self, key: str, picture: Image.Image, step: int) -> None:
+        if self._closed:
+            return
+        path = self._folder / "pictures" / f"{key.replace('/', '-')}-{step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, optimize=False)
+        self._recorder.log_image(path, key, step)
+
+
+def _on_sheets(exhibit: Exhibit) -> np.ndarray:
+    """[t] int64, rising: the images of prototypes that have a role."""
+    found = [np.empty(0, np.int64)]
+    for shown in exhibit.clusterings:
+        rows = [shown.row_of(int(prototype)) for some in shown.roles().values() for prototype in some]
+        found += [shown.nearest[rows].ravel(), shown.farthest[rows].ravel()]
+    images = np.unique(np.concatenate(found))
+    return images[images >= 0]
+
+
+def thumbnails_of(images: Images, ids: np.ndarray) -> Thumbnails:
+    """Of these images [t]: squares cut from the middle, no larger than 48 px; grey where a file cannot be
+    read any more.
+    """
+    pictures = [_read(images, int(index)) for index in ids]
+    side = min(_SIDE, max((max(picture.size) for picture in pictures if picture is not None), default=_SIDE))
+    pixels = np.full((len(ids), side, side, 3), 200, np.uint8)
+    for row, picture in enumerate(pictures):
+        if picture is not None:
+            pixels[row] = np.asarray(_square(picture, side))
+    return Thumbnails(np.asarray(ids, np.int64), pixels)
+
+
+def _read(images: Images, index: int) -> Image.Image | None:
+    """At most 48 px on its shorter side, so that thousands can be held."""
+
+    def enough(height: int, width: int) -> float:
+        return min(1.0, 2 * _SIDE / max(1, min(height, width)))
+
+    try:
+        # `decode`: `read` silences Pillow's warnings, which only one thread at a time may do
+        pixels = images.decode(index, enough) if isinstance(images, FileImages) else images.read(index)
+    except DataError:
+        return None
+    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
+    if isinstance(images, ArrayImages) and images.sizes is not None:  # it was squeezed into a square
+        height, width = images.sizes[index].tolist()
+        picture = picture.resize(
+            (
+                max(1, round(picture.width * width / max(height, width))),
+                max(1, round(picture.height * height / max(height, width))),
+            )
+        )
+    factor = _SIDE / min(picture.size)
+    return (
+        picture
+        if factor >= 1
+        else picture.resize([max(1, round(length * factor)) for length in picture.size], Image.Resampling.BOX)
+    )  # type: ignore[arg-type]
+
+
+def _square(picture: Image.Image, side: int) -> Image.Image:
+    width, height = picture.size
+    short = min(width, height)
+    left, top = (width - short) // 2, (height - short) // 2
+    cut = picture.crop((left, top, left + short, top + short))
+    return (
+        cut
+        if short == side
+        else cut.resize(
+            (side, side), Image.Resampling.NEAREST if short <= side // 2 else Image.Resampling.LANCZOS
+        )
+    )

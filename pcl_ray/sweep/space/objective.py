@@ -1,0 +1,139 @@
+"""What trials are compared by: which metrics can be, what speaks against a trial, and the score that
+searchers and schedulers see.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pcl_ray.errors import Problem
+from pcl_ray.sweep.space.settings import SweepConfig
+
+Direction = Literal["max", "min", "nearest_one"]
+WORST = -1e6  # score of a trial that is refused: below any metric here
+
+_DIRECTIONS: dict[str, Direction] = {
+    "eval/knn_top1": "max",  # Wu et al., CVPR 2018
+    "eval/rankme": "max",  # Garrido et al., ICML 2023
+    "eval/lidar": "max",  # Thilak et al., ICLR 2024
+    "eval/areq": "nearest_one",  # Agrawal et al., NeurIPS 2022
+}
+_WITHOUT_LABELS = ("eval/rankme", "eval/lidar", "eval/areq")
+_AGREEMENT = re.compile(r"cluster/\d+/(ami|ari)")
+_INCOMPARABLE = {
+    r"train/.*loss.*|.*/loss": (
+        "the loss grows and shrinks with τ and K by itself: a lower one does not mean better features"
+    ),
+    r"cluster/\d+/objective.*|.*inertia.*": (
+        "the inertia of k-means falls with every further cluster: it cannot compare different K"
+    ),
+    r"train/.*(accuracy|proto|top1).*": (
+        "the accuracy among prototypes or keys is that of another task for every K, τ and queue: it cannot"
+        " compare trials"
+    ),
+    r"cluster/\d+/(nmi|purity)": (
+        "NMI and purity rise with K by chance alone; cluster/0/ami and cluster/0/ari are adjusted for that"
+    ),
+    r"eval/(alignment|uniformity)": (
+        "alignment and uniformity trade off against each other with τ: neither alone says which trial is"
+        " better"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    metric: str
+    direction: Direction
+    guarded: bool  # without labels: collapsed trials are refused
+
+    def score(self, value: float) -> float:
+        """More is better."""
+        match self.direction:
+            case "max":
+                return value
+            case "min":
+                return -value
+            case "nearest_one":
+                return -abs(value - 1)
+
+    def refusal(self, metrics: Mapping[str, float], settings: SweepConfig) -> str:
+        """Why features that these metrics describe have collapsed, "" where nothing speaks for that. A
+        criterion without labels can be high for such.
+        """
+        if not self.guarded:
+            return ""
+        rank = metrics.get("eval/rankme", math.inf)
+        if rank < settings.min_rank:
+            return f"effective rank {rank:.1f}, below sweep.min_rank = {settings.min_rank:g}"
+        for m in _clusterings(metrics):
+            largest = metrics.get(f"cluster/{m}/largest_share", 0.0)
+            if largest > settings.max_cluster_share:
+                return (
+                    f"the largest cluster holds {largest:.0%} of the images, above sweep.max_cluster_share ="
+                    f" {settings.max_cluster_share:g}"
+                )
+            empty = metrics.get(f"cluster/{m}/empty", 0.0) / max(metrics[f"cluster/{m}/k"], 1.0)
+            if empty > settings.max_empty_share:
+                return (
+                    f"{empty:.0%} of the clusters are empty, above sweep.max_empty_share ="
+                    f" {settings.max_empty_share:g}"
+                )
+        return ""
+
+
+def default(labelled: bool) -> str:
+    return "eval/knn_top1" if labelled else "eval/rankme"
+
+
+def of(metric: str, mode: str | None = None) -> Objective:
+    """The objective of a metric that `problems` has nothing against."""
+    direction: Direction = _DIRECTIONS.get(metric, "max")
+    return Objective(
+        metric,
+        direction if mode is None or direction == "nearest_one" else ("max" if mode == "max" else "min"),
+        metric in _WITHOUT_LABELS,
+    )
+
+
+def problems(
+    metric: str, mode: str | None, *, labelled: bool, name: str = "sweep.objective"
+) -> Iterable[Problem]:
+    """What is wrong with comparing trials by `metric`."""
+    known = [*_DIRECTIONS, "cluster/0/ami", "cluster/0/ari"]
+    if metric not in _DIRECTIONS and not _AGREEMENT.fullmatch(metric):
+        for pattern, reason in _INCOMPARABLE.items():
+            if re.fullmatch(pattern, metric):
+                yield Problem(name, metric, f"{reason}; use one of {', '.join(known)}")
+                return
+        near = difflib.get_close_matches(metric, known, 1)
+        yield Problem(
+            name, metric, (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(known)}"
+        )
+        return
+    if metric not in _WITHOUT_LABELS and not labelled:
+        yield Problem(
+            name,
+            metric,
+            "needs labels of training and held-out images, which these data do not have; use one of"
+            f" {', '.join(_WITHOUT_LABELS)}",
+        )
+    better = _DIRECTIONS.get(metric, "max")
+    if mode is not None and mode != better:
+        meant = "values near 1 are" if better == "nearest_one" else "more is"
+        yield Problem("sweep.mode", mode, f"of {metric}, {meant} better; leave the mode out")
+
+
+def clustering_of(metric: str) -> int | None:
+    """The number of the clustering that a metric is about."""
+    found = re.fullmatch(r"cluster/(\d+)/.*", metric)
+    return int(found[1]) if found else None
+
+
+def _clusterings(metrics: Mapping[str, Any]) -> list[int]:
+    return [m for m in range(1000) if f"cluster/{m}/k" in metrics]

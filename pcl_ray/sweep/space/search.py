@@ -1,0 +1,269 @@
+"""How a space is searched: the points of a grid or a random search, Optuna's suggestions, and the schedulers,
+all in epochs.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import Repeater, Searcher
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Categorical, Domain, Float, Integer
+
+from pcl_ray.config import RunConfig
+from pcl_ray.sweep.space import spaces
+from pcl_ray.sweep.space.settings import SweepConfig
+from pcl_ray.sweep.space.spaces import Space
+from pcl_ray.sweep.trainable import POINT
+
+_GRID_UP_TO = 64  # combinations that are all tried where nothing else is said
+_SAMPLES = 20
+PERTURBABLE = (
+    "loss.temperature",
+    "loss.prototype_weight",
+    "e_step.alpha",
+    "e_step.num_clusters",
+    "optimizer.lr",
+)
+_SCORE, _TIME = "score", "epoch"
+
+
+def method(space: Space, settings: SweepConfig) -> str:
+    """optuna, random or grid."""
+    if settings.search != "auto":
+        return settings.search
+    if settings.scheduler == "pbt":
+        return "random"
+    few = (spaces.size(space) or _GRID_UP_TO + 1) <= _GRID_UP_TO
+    return "grid" if few and settings.samples is None and space.num_samples is None else "optuna"
+
+
+def samples(space: Space, settings: SweepConfig) -> int:
+    """Configurations to try."""
+    if method(space, settings) == "grid":
+        return spaces.size(space) or 0
+    return settings.samples or space.num_samples or _SAMPLES
+
+
+def points(space: Space, settings: SweepConfig, base: RunConfig) -> list[dict[str, Any]] | None:
+    """Every trial of a grid or a random search, None for Optuna, whose points are not known beforehand.
+
+    Of a grid, all seeds of the first value of α and K come before the second: trials that need a warm-up of
+    their own start first, so that those that share one seldom wait for it.
+    """
+    how = method(space, settings)
+    if how == "optuna":
+        return None
+    found = (
+        spaces.grid(space)
+        if how == "grid"
+        else spaces.draw(space, samples(space, settings), settings.search_seed)
+    )
+    found = [spaces.snap(space, point, settings.temperature_levels) for point in found]
+    found = [
+        {
+            name: spaces.text_of(value) if isinstance(value, list | tuple) else value
+            for name, value in point.items()
+        }
+        for point in found
+    ]
+    found = [point for number, point in enumerate(found) if point not in found[:number]]
+    each = [(values, base.seed + s) for values in found for s in range(settings.seeds)]
+    if how == "grid" and settings.seeds > 1:
+        order = {later: number for number, later in enumerate(dict.fromkeys(map(_later, found)))}
+        each = sorted(each, key=lambda entry: order[_later(entry[0])])
+    return [
+        {"values": values, "seed": seed, "member": i if settings.scheduler == "pbt" else None}
+        for i, (values, seed) in enumerate(each)
+    ]
+
+
+def _later(point: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(value for name, value in sorted(point.items()) if name.startswith("e_step."))
+
+
+class Listed(Searcher):
+    """Points made beforehand, one after the other."""
+
+    def __init__(self, configs: list[dict[str, Any]]):
+        super().__init__(metric=_SCORE, mode="max")
+        self._configs, self._next = configs, 0
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._next >= len(self._configs):
+            return Searcher.FINISHED
+        self._next += 1
+        return copy.deepcopy(self._configs[self._next - 1])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Learns nothing from it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_text(str(self._next))
+
+    def restore(self, checkpoint_path: str) -> None:
+        self._next = int(Path(checkpoint_path).read_text())
+
+
+def optuna(space: Space, settings: SweepConfig) -> Any:
+    """Optuna's TPE over the space; with several seeds it sees one value a configuration, the mean."""
+    domains: Any = spaces.to_tune(space)
+    inner: Any = _Snapped(domains, metric=_SCORE, mode="max", seed=settings.search_seed)
+    inner.snap = partial(spaces.snap, space, levels=settings.temperature_levels)
+    return _Repeated(inner, repeat=settings.seeds) if settings.seeds > 1 else inner
+
+
+class _Snapped(OptunaSearch):
+    """Suggestions with τ on its levels, numbers as they are written."""
+
+    snap: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def suggest(self, trial_id: str) -> Any:
+        suggested = super().suggest(trial_id)
+        if not isinstance(suggested, dict):
+            return suggested
+        return self.snap(
+            {
+                name: float(f"{value:.6g}") if isinstance(value, float) else value
+                for name, value in suggested.items()
+            }
+        )
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A trial that waits for another's warm-up, or cannot go on, tells so and has no score yet."""
+        if _SCORE in result:
+            super().on_trial_result(trial_id, result)
+
+
+class _Repeated(Repeater):
+    """Ray's Repeater, which forgets its groups in a restored experiment."""
+
+    def save(self, checkpoint_path: str) -> None:  # type: ignore[override]
+        self.searcher.save(f"{checkpoint_path}.inner")
+        with open(checkpoint_path, "wb") as file:
+            pickle.dump(self.get_state(), file)
+
+    def restore(self, checkpoint_path: str) -> None:  # type: ignore[override]
+        self.searcher.restore(f"{checkpoint_path}.inner")
+        with open(checkpoint_path, "rb") as file:
+            self.set_state(pickle.load(file))
+
+
+def grace_epochs(config: RunConfig) -> int:
+    """Before this epoch no trial is stopped: α and K act from the first E-step on, and a first clustering is
+    not a verdict.
+    """
+    return min(config.e_step.warmup_epochs + 2 * config.e_step.every_epochs, config.train.epochs)
+
+
+def scheduler(space: Space, settings: SweepConfig, base: RunConfig) -> TrialScheduler:
+    """Counts epochs, since `training_iteration` starts again in a resumed trial."""
+    grace, whole = grace_epochs(base), base.train.epochs
+    of_score: dict[str, Any] = {"metric": _SCORE, "mode": "max", "time_attr": _TIME}
+    match settings.scheduler:
+        case "none":
+            return FIFOScheduler()
+        case "asha":
+            return ASHAScheduler(
+                **of_score, max_t=whole, grace_period=grace, reduction_factor=settings.reduction_factor
+            )
+        case "median":
+            return MedianStoppingRule(**of_score, grace_period=grace, min_samples_required=3)
+        case "pbt":
+            return population(space, settings, base, of_score)
+
+
+def perturb_epochs(settings: SweepConfig, base: RunConfig) -> int:
+    return settings.perturb_epochs or max(round(base.train.epochs / 10), base.e_step.every_epochs)
+
+
+class _Population(PopulationBasedTraining):
+    """Ray's, which waits for ever for a member that has failed: it counts it among those that are to be
+    compared.
+    """
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_error(tune_controller, trial)
+        tune_controller.get_live_trials().discard(trial)
+        waiting = [other for other in tune_controller.get_live_trials() if other.status == other.PAUSED]
+        behind = [
+            other
+            for other in tune_controller.get_live_trials()
+            if self._trial_state[other].last_train_time < self._next_perturbation_sync
+        ]
+        # the failed one was the last that the others waited for: what came after their results is still to be
+        # done
+        if waiting and not behind:
+            first = waiting[0]
+            self.on_trial_result(tune_controller, first, self._trial_state[first].last_result or {})
+
+
+def population(
+    space: Space, settings: SweepConfig, base: RunConfig, of_score: dict[str, Any]
+) -> PopulationBasedTraining:
+    """Jaderberg et al., 2017: the weights of a weak member become those of a strong one, its values that
+    one's, perturbed. The learning rate goes on by epoch, and prototypes are made anew at the next E-step
+    anyway.
+    """
+    return _Population(
+        **of_score,
+        perturbation_interval=perturb_epochs(settings, base),
+        burn_in_period=grace_epochs(base),
+        hyperparam_mutations={name: _mutations(domain) for name, domain in spaces.to_tune(space).items()},
+        quantile_fraction=settings.quantile,
+        resample_probability=0.25,
+        custom_explore_fn=_Within(space),
+        log_config=False,
+        synch=True,
+        require_attrs=False,
+    )
+
+
+def _mutations(domain: Domain) -> Any:
+    return list(domain.categories) if isinstance(domain, Categorical) else domain
+
+
+class _Within:
+    """Perturbed by factors, a value may leave its range: it is brought back."""
+
+    def __init__(self, space: Space):
+        self.space = space
+
+    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
+        for name, domain in self.space.domains.items():
+            if name in config and isinstance(domain, Float):
+                config[name] = float(f"{min(max(config[name], domain.lower), domain.upper):.6g}")
+            elif name in config and isinstance(domain, Integer):
+                config[name] = int(min(max(config[name], domain.lower), domain.upper - 1))
+        return config
+
+
+def population_space(listed: list[dict[str, Any]], space: Space) -> dict[str, Any]:
+    """The members as Tune's own generator makes them, the only one that its populations take. Values lie
+    beside the point, where they can be changed.
+    """
+    beside = {name: tune.sample_from(_ValueOf(name)) for name in space.domains}
+    return {POINT: tune.grid_search(listed), **beside}
+
+
+class _ValueOf:
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, spec: Any) -> Any:
+        return spec["config"][POINT]["values"][self.name]

@@ -1,0 +1,89 @@
+"""One warm-up for all trials that are alike in everything that acts before the first E-step.
+
+Whoever comes first trains it, as part of its own run, and leaves a copy of its state from before the first
+E-step under sweeps/NAME/warmups/KEY. The others go on from that copy and become, bit by bit, what they would
+have been alone: until then α, K and the other knobs below have no effect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pcl_ray.checkpoints import epoch_files
+from pcl_ray.config import RunConfig
+
+_LATER = (  # first act in or after the first E-step
+    "e_step.",
+    "loss.negative_prototypes",
+    "loss.mask_duplicates",
+    "loss.prototype_weight",
+    "tracking.",
+    "train.checkpoint_every_epochs",
+    "train.keep_checkpoints",
+)
+# but these do: the length, and the figures of evaluations
+_EARLIER = ("e_step.warmup_epochs", "e_step.feature_dtype")
+_STALE_S = 30.0  # a trial that trains a warm-up says so every few seconds
+
+
+def key_of(config: RunConfig) -> str:
+    """The same for configurations whose runs are the same up to the first E-step."""
+    acting = {
+        name: value
+        for name, value in config.flatten().items()
+        if name.startswith(_EARLIER) or not name.startswith(_LATER)
+    }
+    return hashlib.sha256(json.dumps(acting, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def exists(config: RunConfig) -> bool:
+    """Whether the run has a warm-up that is followed by anything."""
+    return 0 < config.e_step.warmup_epochs < config.train.epochs
+
+
+@dataclass(frozen=True)
+class Claim:
+    """found: `path` is the state to go on from. yours: train it, and leave it in the folder `path`. wait:
+    another trial is at it.
+    """
+
+    kind: Literal["found", "yours", "wait"]
+    path: str = ""
+
+
+class Warmups:
+    """Says which trial trains which warm-up; wrapped as an actor. What has been trained is on disk, so a new
+    instance knows it too.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = Path(folder)
+        self._taken: dict[str, tuple[str, float]] = {}  # key: by which trial, when it was last heard of
+
+    def claim(self, key: str, trial: str) -> Claim:
+        """Asked again and again by a trial that must wait."""
+        path = self._folder / key
+        found = epoch_files.latest(path)
+        if found is not None:
+            self._taken.pop(key, None)
+            return Claim("found", str(found))
+        holder, heard = self._taken.get(key, (trial, 0.0))
+        if holder != trial and time.monotonic() - heard < _STALE_S:
+            return Claim("wait")
+        self._taken[key] = (trial, time.monotonic())
+        return Claim("yours", str(path))
+
+    def alive(self, key: str, trial: str) -> None:
+        """The trial is still at it."""
+        if self._taken.get(key, ("", 0.0))[0] == trial:
+            self._taken[key] = (trial, time.monotonic())
+
+    def release(self, key: str, trial: str) -> None:
+        """The trial has ended; whether it left the warm-up shows on disk."""
+        if self._taken.get(key, ("", 0.0))[0] == trial:
+            del self._taken[key]

@@ -1,0 +1,301 @@
+"""Whether a tracking store can be used, asked without MLflow: over HTTP, or by looking at the file. Every
+question has a time-out.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import socket
+import sqlite3
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from pcl_ray.support.redaction import scrubbed
+
+Level = Literal["ok", "warning", "failed"]
+Answer = tuple[Level, str, str]  # level, what was found, what to do
+
+_TIMEOUT_S = 5.0
+_MOST = 65536  # bytes of an answer that are read
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_NETWORK = ("nfs", "cifs", "smb", "lustre", "ceph", "gluster", "fuse.", "9p", "beegfs", "gpfs", "afs")
+
+
+def reachable(uri: str) -> Answer:
+    """Whether runs can be recorded there. Asks a server, looks at an sqlite file, knocks at another database.
+    No password is repeated.
+    """
+    level, said, advice = _asked_of(uri)
+    return level, scrubbed(said), advice
+
+
+def _asked_of(uri: str) -> Answer:
+    scheme = urlsplit(uri).scheme.lower()
+    kind = scheme.partition("+")[0]
+    if kind in ("http", "https"):
+        return _server(uri)
+    if kind == "sqlite":
+        return _sqlite(Path(unquote(uri.partition("://")[2].partition("?")[0].removeprefix("/"))))
+    if kind in _PORTS:
+        return _database(uri, kind)
+    return "ok", f"{kind or uri.partition(':')[0]} is not asked: only MLflow knows how to", ""
+
+
+# --- a server ---
+
+
+def _server(uri: str) -> Answer:
+    host = urlsplit(uri).netloc.rpartition("@")[2]
+    try:
+        status, text = _asked(uri, "/api/2.0/mlflow/experiments/search", {"max_results": 1})
+    except (OSError, ValueError) as error:  # refused, no such name, no answer in time, no HTTP
+        return _silent(host, error)
+    if status == 200 and _is_json(text):
+        return "ok", f"the server at {host} answers", ""
+    if status in (401, 407):
+        return (
+            "failed",
+            f"the server at {host} wants credentials (401)",
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        )
+    if status == 403 and "host" in text.lower():
+        advice = (
+            f"start it with `mlflow server --allowed-hosts {host},localhost:*,127.0.0.1:*`: setting the list"
+            " replaces the one it has by itself"
+        )
+        return (
+            "failed",
+            f"the server is up, but does not take requests for the name {host} (403: {_line(text)})",
+            advice,
+        )
+    if status == 403:
+        return (
+            "failed",
+            f"the server at {host} does not let this user in (403: {_line(text)})",
+            "ask whoever runs it, or use other credentials",
+        )
+    if status == 404 or status == 200:
+        return (
+            "failed",
+            f"something answers at {host}, but it is no MLflow server ({status})",
+            "check the address, its port and its path",
+        )
+    return (
+        "failed",
+        f"the server at {host} answers with {status} ({_line(text)})",
+        "look at its log: most likely its database is not there",
+    )
+
+
+def _silent(host: str, error: Exception) -> Answer:
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, TimeoutError):
+        return (
+            "failed",
+            f"{host} does not answer within {_TIMEOUT_S:g} s",
+            "is it an MLflow server, and is a firewall or a proxy in between?",
+        )
+    if isinstance(reason, ssl.SSLError):
+        return (
+            "failed",
+            f"no secure connection to {host} ({_line(str(reason))})",
+            "http:// instead of https://, or MLFLOW_TRACKING_SERVER_CERT_PATH",
+        )
+    advice = (
+        "start it (`mlflow server --host 127.0.0.1 --port 5000`), or correct MLFLOW_TRACKING_URI; meanwhile"
+        " runs keep their figures and send them later"
+    )
+    return "failed", f"nothing answers at {host} ({_line(str(reason))})", advice
+
+
+def _asked(uri: str, path: str, question: dict[str, Any]) -> tuple[int, str]:
+    """Status and text of the answer, that of an error too. Raises OSError where there is none, ValueError for
+    an address that cannot be one.
+    """
+    parts = urlsplit(uri)
+    address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}{path}"
+    request = urllib.request.Request(
+        address, json.dumps(question).encode(), {"Content-Type": "application/json", **_credentials(parts)}
+    )
+    context = (
+        ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
+        if parts.scheme == "https"
+        else None
+    )
+    if context and os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as answer:
+            return answer.status, answer.read(_MOST).decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        with contextlib.closing(error):
+            return error.code, error.read(_MOST).decode(errors="replace")
+
+
+def _credentials(parts: Any) -> dict[str, str]:
+    """As MLflow finds them: in the address, else in the environment."""
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if parts.username:
+        user, password = unquote(parts.username), unquote(parts.password or "")
+    if user is not None and password is not None:
+        return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _line(text: str) -> str:
+    return scrubbed(" ".join(re.sub(r"<[^>]*>", " ", text).split()))[:120]
+
+
+def _database(uri: str, kind: str) -> Answer:
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname or "localhost", parts.port or _PORTS[kind]
+        socket.create_connection((host, port), timeout=_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        return (
+            "failed",
+            f"the {kind} database does not answer ({_line(str(error))})",
+            "is it running, and are host and port right?",
+        )
+    return (
+        "ok",
+        (
+            f"something listens at {host}:{port}; whether it is the {kind} database, and takes us, shows with"
+            " the first run"
+        ),
+        "",
+    )
+
+
+# --- an sqlite file ---
+
+
+def _sqlite(file: Path) -> Answer:
+    folder = (
+        file if file.exists() else next((parent for parent in file.parents if parent.exists()), Path("/"))
+    )
+    if not os.access(folder, os.W_OK) or (file.exists() and not os.access(file.parent, os.W_OK)):
+        return (
+            "failed",
+            f"{folder} cannot be written",
+            (
+                "give yourself the right to, or set tracking.uri to a file of yours:"
+                " sqlite:////absolute/path/mlflow.db"
+            ),
+        )
+    if file.is_dir():
+        return "failed", f"{file} is a folder", "name a file in it: sqlite:////absolute/path/mlflow.db"
+    level, said, advice = _schema(file) if file.exists() else ("ok", f"{file} is made by the first run", "")
+    if level == "ok" and (kind := network_file_system(file)):
+        advice = (
+            "put the file on a local disk, or use `mlflow server`, for runs of several machines in any case"
+        )
+        return (
+            "warning",
+            f"{file} lies on a network file system ({kind}), where sqlite's locks do not always hold",
+            advice,
+        )
+    return level, said, advice
+
+
+def _schema(file: Path) -> Answer:
+    if file.stat().st_size == 0:
+        return "ok", f"{file} is empty; the first run fills it", ""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=_TIMEOUT_S)
+        ) as database:
+            tables = {
+                name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            }
+            found = (
+                [row[0] for row in database.execute("SELECT version_num FROM alembic_version")]
+                if "alembic_version" in tables
+                else []
+            )
+            runs = database.execute("SELECT COUNT(*) FROM runs").fetchone()[0] if "runs" in tables else 0
+    except sqlite3.Error as error:
+        return (
+            "failed",
+            f"{file} cannot be read as a database ({error})",
+            "is it MLflow's? If another process holds it for long, end that; else restore the file",
+        )
+    if not found:
+        return (
+            ("failed" if tables else "ok"),
+            f"{file} is {'no database of MLflow' if tables else 'empty'}",
+            "set tracking.uri to another file" if tables else "",
+        )
+    known, newest = _revisions()
+    if known and found[0] not in known:
+        return (
+            "failed",
+            f"{file} was written by a newer MLflow than the one here (schema {found[0]})",
+            "upgrade mlflow",
+        )
+    if known and found[0] not in newest:
+        advice = f"make a copy of it, then: mlflow db upgrade sqlite:///{file.absolute()}"
+        return (
+            "failed",
+            (
+                f"{file} was written by an older MLflow (schema {found[0]}), and the one here does not open"
+                " it as it is"
+            ),
+            advice,
+        )
+    return "ok", f"{file}, {runs} run{'s' * (runs != 1)}", ""
+
+
+def _revisions() -> tuple[set[str], set[str]]:
+    """Schemas that the installed MLflow knows, and those that none follows; empty where it is not found.
+    Read, not imported: that takes seconds.
+    """
+    spec = importlib.util.find_spec("mlflow")
+    folder = (
+        Path(spec.origin).parent / "store" / "db_migrations" / "versions"
+        if spec is not None and spec.origin
+        else None
+    )
+    known, followed = set(), set()
+    for file in folder.glob("*.py") if folder is not None else ():
+        text = file.read_text(encoding="utf-8", errors="replace")
+        known |= set(re.findall(r"^revision\s*=\s*[\"'](\w+)[\"']", text, re.MULTILINE))
+        followed |= set(
+            re.findall(
+                r"[\"'](\w+)[\"']", "".join(re.findall(r"^down_revision\s*=(.*)$", text, re.MULTILINE))
+            )
+        )
+    return known, known - followed
+
+
+def network_file_system(path: Path) -> str:
+    """Its kind, where the path lies on one; else ""."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    place = str(path.absolute())
+    above = [
+        (mount[1], mount[2])
+        for mount in mounts
+        if len(mount) > 2 and (place == mount[1] or place.startswith(mount[1].rstrip("/") + "/"))
+    ]
+    kind = max(above, key=lambda mount: len(mount[0]), default=("", ""))[1]
+    return kind if kind.startswith(_NETWORK) else ""

@@ -1,0 +1,342 @@
+"""`pcl-ray ui`: MLflow's dashboard on what the runs wrote, and the address where to look first.
+
+For a server elsewhere that is all. For a database one is started beside this process, in a process group of
+its own, and ended with it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.support import redaction
+from pcl_ray.tracking import saved_views
+
+FIRST_PORT = 5000
+_PORTS_TRIED = 50
+_START_S = 180.0  # it imports for ten seconds on a free machine, and may have tables to make
+_END_S = 10.0
+_RUNS_READ = 200
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # another process, for what no run of ours needs
+}
+
+
+def ui(
+    uri: str,
+    home: Path,
+    experiment: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = False,
+) -> int:
+    """Shows the dashboard of this store until Ctrl-C or SIGTERM; for a server elsewhere it prints the address
+    and comes back. Gives the exit code.
+
+    Raises ConfigError for a port, a host or a database that cannot be used, RunFailed where the server does
+    not come up or ends by itself.
+    """
+    if uri.startswith(("http://", "https://")):
+        _show(redaction.public_uri(uri), *_prepared(uri, experiment), open_browser)
+        return 0
+    if uri.partition("+")[0].partition(":")[0] not in ("sqlite", "postgresql", "mysql", "mssql"):
+        raise ConfigError(
+            f"pcl-ray ui shows what lies in a database or on an MLflow server; {redaction.public_uri(uri)}"
+            " has a dashboard of its own"
+        )
+    chosen = _free_port(host, port)
+    if not loopback(host):
+        print(
+            f"warning: whoever reaches {host}:{chosen} reads all runs, and who writes to MLflow can run code"
+            " on this machine. Safer: leave --host out, and on the other machine  ssh -N -L"
+            f" {chosen}:127.0.0.1:{chosen} {socket.gethostname()}",
+            file=sys.stderr,
+        )
+    found = _prepared(uri, experiment)
+    artifacts = home.absolute() / "mlflow" / "artifacts"
+    with _signals_end_it(), serving(uri, artifacts, host=host, port=chosen) as (address, server):
+        _show(address, *found, open_browser)
+        print("Ctrl-C ends it", flush=True)
+        server.wait()
+        raise RunFailed(
+            f"the MLflow server ended by itself, exit code {server.returncode}\n{_last_lines(server.log)}"
+        )
+    return 0
+
+
+class Server:
+    """A server's process group. Ending it ends what it started too."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], folder: Path):
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    def wait(self) -> None:
+        self._process.wait()
+
+    def end(self) -> None:
+        """Politely, then not: also what outlived the process that started it."""
+        self._signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
+        deadline = time.monotonic() + _END_S / 2
+        while self._signal(0) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        self.log.close()
+
+    def _signal(self, number: int) -> bool:
+        """False where nothing of the group is left."""
+        try:
+            os.killpg(self._process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+
+@contextmanager
+def serving(
+    uri: str, artifacts: Path, *, host: str, port: int, start_timeout_s: float = _START_S
+) -> Iterator[tuple[str, Server]]:
+    """An MLflow server on this store, once it answers: its address and its processes, which end with the
+    block. Raises RunFailed if it does not come up.
+    """
+    artifacts.mkdir(parents=True, exist_ok=True)
+    command, environment = server_command(uri, artifacts, host=host, port=port)
+    server = Server(command, environment, artifacts.parent)
+    try:
+        address = f"http://{reached_at(host)}:{port}"
+        _wait_for(server, address, start_timeout_s)
+        yield address, server
+    finally:
+        server.end()
+
+
+def server_command(uri: str, artifacts: Path, *, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """What starts an MLflow server on this store, and its environment."""
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--workers",
+        "1",
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    command += ["--artifacts-destination", artifacts.as_uri(), *_who_may_ask(host, port)]
+    # the store's address goes by the environment: a password in it must not be seen among the processes
+    return command, {
+        **redaction.without_credentials(dict(os.environ)),
+        **_ENVIRONMENT,
+        "MLFLOW_BACKEND_STORE_URI": uri,
+    }
+
+
+def _wait_for(server: Server, address: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while server.returncode is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.2)
+    why = (
+        f"did not answer within {timeout_s:.0f} s"
+        if server.returncode is None
+        else f"ended at once, exit code {server.returncode}"
+    )
+    raise RunFailed(f"the MLflow server at {address} {why}\n{_last_lines(server.log)}")
+
+
+def _last_lines(log: IO[bytes], number: int = 15) -> str:
+    log.seek(0)
+    return redaction.scrubbed("\n".join(log.read().decode(errors="replace").splitlines()[-number:]))
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal are how this ends: no error. The server is in another group and
+    gets none of them by itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    told: list[int] = []
+
+    def end(number: int, frame: Any) -> None:
+        told.append(number)
+        if len(told) == 1:  # a second one must not leave the server half ended
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for number in before:
+            signal.signal(number, end)
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port(host: str, wanted: int | None) -> int:
+    """The wanted port, if it is free; else the first free one. Raises ConfigError."""
+    if wanted is not None and not 0 <= wanted <= 65535:
+        raise ConfigError(f"--port {wanted}: a port is a number from 0 (any free one) to 65535")
+    reason = ""
+    for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED) if wanted is None else [wanted]:
+        try:
+            kind, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(kind) as trial:
+                # as servers do: what has just ended is no hindrance
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind(place)
+                return trial.getsockname()[1]
+        except socket.gaierror as error:
+            raise ConfigError(f"no server can listen at {host}:{port}: {error}") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+    if wanted is None:
+        raise ConfigError(
+            f"none of the ports {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free at {host} ({reason});"
+            " choose one by --port"
+        )
+    raise ConfigError(
+        f"port {wanted} cannot be had at {host} ({reason}); choose another --port, or leave it out"
+    )
+
+
+def loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def reached_at(host: str) -> str:
+    """What this machine's browser calls it."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{name}]" if ":" in name else name
+
+
+def _who_may_ask(host: str, port: int) -> list[str]:
+    """MLflow answers this machine only, and its page may change things only under names that it knows: others
+    are given, each with the port.
+    """
+    if loopback(host):
+        return []
+    names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
+    with suppress(OSError):
+        names |= {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
+    places = [f"{reached_at(name)}:{port}" for name in sorted({*names, "localhost", "127.0.0.1", "::1"})]
+    return [
+        "--allowed-hosts",
+        ",".join(places),
+        "--cors-allowed-origins",
+        ",".join(f"http://{place}" for place in places),
+    ]
+
+
+def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
+    """The experiment's number, if there is one, and whether it has our views: written now where it had none.
+
+    A server that does not answer changes only the address that is shown. Raises ConfigError for a database
+    that MLflow here cannot use.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, _ENVIRONMENT[name])
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is said below, in one sentence
+    try:
+        client = MlflowClient(uri)
+        there = client.get_experiment_by_name(experiment)
+        if there is None or there.lifecycle_stage != "active":
+            return None, False
+        with suppress(MlflowException):
+            saved_views.ensure(
+                client,
+                there.experiment_id,
+                saved_views.version_at(uri),
+                clusterings=_clusterings(client, there.experiment_id),
+            )
+        return there.experiment_id, saved_views.shown(client.get_experiment(there.experiment_id).tags)
+    except Exception as error:
+        if uri.startswith(("http://", "https://")):
+            print(
+                f"warning: {redaction.public_uri(uri)} does not answer ({redaction.said_of(error, uri)})",
+                file=sys.stderr,
+            )
+            return None, False
+        raise ConfigError(_unusable(uri, error)) from None
+
+
+def _clusterings(client: Any, experiment_id: str) -> int:
+    runs = client.search_runs([experiment_id], max_results=_RUNS_READ)
+    return max((sum(f"cluster/{m}/k" in run.data.metrics for m in range(100)) for run in runs), default=0)
+
+
+def _unusable(uri: str, error: Exception) -> str:
+    public = redaction.public_uri(uri)
+    if "database schema" not in str(error):
+        return f"MLflow cannot use {public}: {redaction.said_of(error, uri)}"
+    command = f"{shlex.quote(sys.executable)} -m mlflow db upgrade {shlex.quote(public)}"
+    return (
+        f"{public} was written by another version of MLflow. If it was an older one: end all runs, copy the"
+        f" database, then\n  {command}\nIf it was a newer one: install that version"
+    )
+
+
+def _show(address: str, experiment_id: str | None, views: bool, open_browser: bool) -> None:
+    first = f"{address.rstrip('/')}/#/experiments?workflowType=machine_learning"
+    if experiment_id is not None:
+        first = saved_views.link(
+            address, experiment_id, view=saved_views.RUNS if views else None, charts=True
+        )
+    print(f"dashboard   {first}")
+    if views and experiment_id is not None:
+        print(f"all trials  {saved_views.link(address, experiment_id, view=saved_views.ALL_RUNS)}")
+    sys.stdout.flush()
+    if open_browser:
+        with suppress(webbrowser.Error):
+            webbrowser.open(first)

@@ -1,0 +1,246 @@
+"""A run on an MLflow server or in a database, as the outbox wants it: found or created, described, filled.
+Private to `tracking`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pcl_ray.support import machine
+from pcl_ray.support.redaction import public_uri
+from pcl_ray.tracking import attachments, saved_views
+from pcl_ray.tracking.attachments import DataSet
+from pcl_ray.tracking.outbox import Point
+
+RUN_TAG = "pcl_ray.run_name"  # finds the run again; MLflow's own run name may be edited in the dashboard
+BATCH_NAMES = 100  # parameters or tags in one request
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a run is, beside its figures. title: what the dashboard shows instead of its name."""
+
+    run_name: str
+    title: str
+    params: dict[str, str] = field(default_factory=dict)
+    dataset: DataSet | None = None
+    clusterings: int = 0  # the experiment's saved views are made for so many
+    sweep: saved_views.Sweep | None = None  # gets a view of its own
+
+
+class Store:
+    """One run. Every method may take long and raise; only the outbox's thread calls them."""
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        artifacts: Path,
+        described: Description,
+        wanted: str | None,
+        warn: Callable[[str], None],
+    ):
+        self.uri, self._experiment, self._artifacts, self._described, self._wanted, self._warn = (
+            uri,
+            experiment,
+            artifacts,
+            described,
+            wanted,
+            warn,
+        )
+        self.name = f"MLflow at {public_uri(uri)}"
+        self.run_id: str | None = None
+        self.experiment_id: str | None = None
+        self._client: Any = None
+        self._existed = False  # the run was there before: ask it how far it got
+        self._last_steps: dict[str, int] = {}
+
+    @property
+    def view(self) -> str:
+        """Key of the saved view that shows the run among its like."""
+        sweep = self._described.sweep
+        return saved_views.sweep_key(sweep.name) if sweep else saved_views.RUNS
+
+    def open(self) -> list[str]:
+        """Finds or creates the run and describes it; does nothing once that is done. Gives back what the user
+        should know.
+        """
+        if self.run_id is not None:
+            return []
+        from mlflow import MlflowClient
+
+        # after the import, which sets levels of its own
+        for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):
+            # errors reach us as exceptions; logged too, they would bring tracebacks
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        with _one_process(self.uri):
+            self._client = MlflowClient(self.uri)
+            self.experiment_id, messages = self._find_experiment()
+            run = self._find_run()
+            self._existed = run is not None
+            if run is None:
+                tags = {
+                    RUN_TAG: self._described.run_name,
+                    "mlflow.source.name": "pcl_ray",
+                    "mlflow.user": machine.user(),
+                }
+                run = self._client.create_run(self.experiment_id, run_name=self._described.title, tags=tags)
+        self.experiment_id = run.info.experiment_id
+        if self._existed:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        self._describe(run)
+        self._adorn(run)
+        self.run_id = run.info.run_id
+        return messages
+
+    def _adorn(self, run: Any) -> None:
+        """What makes the dashboard better and is worth no failure: the data set as an input, the saved
+        views.
+        """
+        log = logging.getLogger(__name__)
+        try:
+            if self._described.dataset is not None:
+                attachments.log_dataset(self._client, run, self._described.dataset)
+        except Exception as error:  # a store without data sets
+            log.debug("data set not recorded: %s", error)
+        try:
+            if self._described.clusterings:
+                version = saved_views.version_at(self.uri)
+                saved_views.ensure(
+                    self._client,
+                    run.info.experiment_id,
+                    version,
+                    clusterings=self._described.clusterings,
+                    sweep=self._described.sweep,
+                )
+        except Exception as error:  # no right to change the experiment, another format
+            log.debug("saved views not written: %s", error)
+
+    def _find_experiment(self) -> tuple[str, list[str]]:
+        from mlflow.exceptions import MlflowException
+
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        if experiment is None:
+            # a database alone would put artifacts below the working directory; a server has a place of its
+            # own
+            try:
+                location = self._artifacts.as_uri() if is_database(self.uri) else None
+                return self._client.create_experiment(self._experiment, artifact_location=location), []
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            experiment = self._client.get_experiment_by_name(self._experiment)  # another process was faster
+        if experiment.lifecycle_stage == "active":
+            return experiment.experiment_id, []
+        self._client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id, [
+            f"the MLflow experiment {self._experiment!r} had been deleted; it is restored, with its runs"
+        ]
+
+    def _find_run(self) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        if self._wanted is not None:
+            try:
+                run = self._client.get_run(self._wanted)
+                if run.info.lifecycle_stage == "active":
+                    return run
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+        name = self._described.run_name
+        quote = '"' if "'" in name else "'"
+        found = self._client.search_runs(
+            [self.experiment_id], f"tags.`{RUN_TAG}` = {quote}{name}{quote}", max_results=1
+        )
+        return found[0] if found else None
+
+    def _describe(self, run: Any) -> None:
+        """Parameters cannot be changed, so a value that is another one after a restart becomes a tag
+        `changed.NAME`.
+        """
+        from mlflow.entities import Param, RunTag
+
+        known, tags = run.data.params, run.data.tags
+        new = [Param(name, value) for name, value in self._described.params.items() if name not in known]
+        given_again = {name: value for name, value in self._described.params.items() if name in known}
+        changed = [
+            RunTag(f"changed.{name}", value)
+            for name, value in given_again.items()
+            if value != tags.get(f"changed.{name}", known[name])
+        ]
+        for start in range(0, max(len(new), len(changed)), BATCH_NAMES):
+            part = slice(start, start + BATCH_NAMES)
+            self._client.log_batch(run.info.run_id, params=new[part], tags=changed[part], synchronous=True)
+
+    def send_points(self, points: list[Point]) -> None:
+        from mlflow.entities import Metric
+
+        for key in {point.key for point in points} - self._last_steps.keys():
+            history = self._client.get_metric_history(self.run_id, key) if self._existed else []
+            self._last_steps[key] = max((metric.step for metric in history), default=-1)
+        reached, fresh = dict(self._last_steps), []
+        for point in points:
+            if point.step > reached[point.key]:
+                reached[point.key] = point.step
+                fresh.append(Metric(point.key, point.value, point.time, point.step))
+        if fresh:
+            self._client.log_batch(self.run_id, metrics=fresh, synchronous=True)
+        self._last_steps = reached  # only now: points of a failed request are sent again
+
+    def send_tags(self, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        assert self.run_id is not None
+        rows = [
+            RunTag(name, value)
+            for name, value in attachments.without_foreign_note(self._client, self.run_id, tags).items()
+        ]
+        for start in range(0, len(rows), BATCH_NAMES):
+            self._client.log_batch(self.run_id, tags=rows[start : start + BATCH_NAMES], synchronous=True)
+
+    def send_file(self, file: str, text: str) -> None:
+        self._client.log_text(self.run_id, text, file)
+
+    def send_path(self, file: str, path: str) -> None:
+        """Under its own name in the artifact folder of `file`. A file that has gone meanwhile is no reason to
+        send nothing more.
+        """
+        if Path(path).is_file():
+            folder = file.rpartition("/")[0]
+            self._client.log_artifact(self.run_id, path, folder or None)
+
+    def do(self, task: dict[str, Any]) -> None:
+        assert self.run_id is not None
+        assert self.experiment_id is not None
+        attachments.perform(self._client, self.uri, self.run_id, self.experiment_id, task, self._warn)
+
+    def close(self, status: str) -> None:
+        self._client.set_terminated(self.run_id, status)
+
+
+@contextmanager
+def _one_process(uri: str) -> Iterator[None]:
+    """The trials of a sweep open a new sqlite file at the same moment: one after the other, or they create
+    its tables twice.
+    """
+    if not uri.startswith("sqlite"):
+        yield
+        return
+    import fcntl
+
+    database = Path(uri.partition(":///")[2].partition("?")[0])
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(database.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def is_database(uri: str) -> bool:
+    return uri.lower().startswith(_DATABASES)

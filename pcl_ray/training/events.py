@@ -1,0 +1,64 @@
+"""What a running experiment tells its driver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pcl_ray.snapshot import Exhibit
+
+
+@dataclass(frozen=True)
+class Event:
+    """kind: start (training begins or goes on at `epoch`), alive (a step was taken), step (means over some
+    steps), epoch (all figures of an epoch, after its checkpoint is safe), figures (more of an epoch that has
+    been told), phase (what is being done now), warning, exhibit (what is to be shown of an E-step), views (of
+    some images), system (of a node: how busy it is; `text` names it), waiting (for a place on the cluster;
+    `text` says for what, "": no more).
+    """
+
+    kind: Literal[
+        "start",
+        "alive",
+        "step",
+        "epoch",
+        "figures",
+        "phase",
+        "warning",
+        "exhibit",
+        "views",
+        "system",
+        "waiting",
+    ]
+    epoch: int = 0
+    step: int = 0  # global step of the last batch trained
+    metrics: dict[str, float] = field(default_factory=dict)
+    text: str = ""
+    exhibit: Exhibit | None = None
+    # [n, 2, S, S, channels] uint8, as the network sees them, before normalisation
+    views: np.ndarray | None = None
+
+
+Post = Callable[[Event], None]
+
+
+class Board:
+    """Holds events until the driver takes them; wrapped as an actor where the run has workers."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._lock = threading.Lock()
+
+    def post(self, event: Event) -> None:
+        with self._lock:
+            self._events.append(event)
+
+    def take(self) -> list[Event]:
+        with self._lock:
+            taken, self._events = self._events, []
+        return taken

@@ -1,0 +1,149 @@
+"""From exhibits to pictures: what is drawn, what is kept for the report, and that nothing of it reaches the
+training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pcl_ray import snapshot
+from pcl_ray.clustering import Clustering, ClusterSet
+from pcl_ray.data.images import ArrayImages
+from pcl_ray.report import pictures
+from pcl_ray.report.projection import places
+from pcl_ray.runs.gallery import FILE, Gallery, thumbnails_of
+from pcl_ray.training.events import Event
+
+N, C = 120, 8
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.logged: list[tuple[str, int, tuple[int, int]]] = []
+
+    def log_image(self, path: Path, key: str, step: int) -> None:
+        with Image.open(path) as picture:
+            self.logged.append((key, step, picture.size))
+
+
+def images(side: int = 8, channels: int = 1) -> ArrayImages:
+    pixels = np.random.default_rng(0).integers(0, 255, size=(N, side, side, channels), dtype=np.uint8)
+    return ArrayImages(pixels, np.arange(N) % 3, ("zero", "one", "two"))
+
+
+def shown(epoch: int = 2, step: int = 9, clusterings: int = 2) -> snapshot.Exhibit:
+    draw = np.random.default_rng(epoch)
+    features = draw.normal(size=(N, C)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    parts = []
+    for m in range(clusterings):
+        prototypes = features[: 4 * (m + 1)]
+        parts.append(
+            Clustering(
+                torch.from_numpy(prototypes),
+                torch.from_numpy((features @ prototypes.T).argmax(1)),
+                torch.linspace(0.1, 0.3, 4 * (m + 1)),
+            )
+        )
+    clusters = ClusterSet(epoch, tuple(parts)) if parts else None
+    return snapshot.make(
+        features, np.arange(N), clusters, np.arange(N) % 3, epoch=epoch, step=step, num_images=N
+    )
+
+
+def drawn(tmp_path: Path, *events: Event, small: bool = False) -> tuple[Recorder, list[str]]:
+    recorder, warnings = Recorder(), []
+    gallery = Gallery(tmp_path, images, recorder, warnings.append, small=small)
+    for event in events:
+        gallery.handle(event)
+    gallery.close(60)
+    return recorder, warnings
+
+
+def test_every_picture_has_one_key_at_all_steps(tmp_path: Path) -> None:
+    views = np.zeros((3, 2, 8, 8, 1), np.uint8)
+    first, second = Event("exhibit", exhibit=shown(0, 0)), Event("exhibit", 2, 9, exhibit=shown())
+    recorder, warnings = drawn(tmp_path, first, Event("views", views=views), second, Event("alive"))
+    keys = {key for key, _, _ in recorder.logged}
+    assert keys == {"prototypes/0", "prototypes/1", "clusters/phi", "clusters/sizes", "map", "views"}
+    assert {step for key, step, _ in recorder.logged if key == "prototypes/1"} == {0, 9}
+    assert warnings == []
+    kept, thumbnails = snapshot.load(tmp_path / FILE) or pytest.fail("no exhibit was kept")
+    assert (kept.epoch, kept.map_name, kept.places.shape) == (2, "t-SNE", (N, 2))
+    assert all(thumbnails.of(int(image)) is not None for image in kept.images())
+
+
+def test_a_trial_of_a_sweep_has_its_sheets_alone(tmp_path: Path) -> None:
+    recorder, _ = drawn(
+        tmp_path,
+        Event("exhibit", 2, 9, exhibit=shown()),
+        Event("views", views=np.zeros((1, 2, 8, 8, 3), np.uint8)),
+        small=True,
+    )
+    assert [key for key, _, _ in recorder.logged] == ["prototypes/0", "prototypes/1"]
+
+
+def test_in_the_warm_up_there_is_the_map(tmp_path: Path) -> None:
+    recorder, _ = drawn(tmp_path, Event("exhibit", 1, 4, exhibit=shown(clusterings=0)))
+    assert [key for key, _, _ in recorder.logged] == ["map"]
+
+
+def test_what_goes_wrong_is_told_once_and_raises_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pictures").write_text("a file where the folder should be")
+    _, warnings = drawn(tmp_path, Event("exhibit", exhibit=shown()), Event("exhibit", exhibit=shown()))
+    assert len(warnings) == 1
+    assert "training is not affected" in warnings[0]
+
+
+def test_thumbnails_are_the_images_themselves_where_these_are_small() -> None:
+    source = images(8, 3)
+    found = thumbnails_of(source, np.array([3, 7]))
+    assert found.pixels.shape == (2, 8, 8, 3)
+    assert (found.of(7) == source.pixels[7]).all()
+    assert thumbnails_of(images(200), np.array([5])).pixels.shape == (1, 48, 48, 3)
+
+
+def test_a_squeezed_picture_is_cut_from_its_true_shape() -> None:
+    pixels = np.zeros((1, 60, 60, 3), np.uint8)
+    pixels[0, :, 20:40] = 255  # the middle third of a picture three times as wide as high
+    [picture] = thumbnails_of(ArrayImages(pixels, sizes=np.array([[100, 300]])), np.array([0])).pixels
+    assert picture[2:-2, 4:-4].min() > 200  # which a square cut from the middle holds alone
+
+
+def test_the_sheet_shows_the_nearest_image_first() -> None:
+    source, one = images(), shown()
+    sheet = np.asarray(
+        pictures.prototype_sheet(one, 0, thumbnails_of(source, one.images()), source.class_names)
+    )
+    part = one.clusterings[0]
+    prototype = int(part.roles()["tightest"][0])
+    nearest = np.repeat(source.pixels[part.nearest[part.row_of(prototype)][0]], 3, axis=-1)
+    cell = sheet[
+        pictures._TITLE : pictures._TITLE + pictures._CELL, pictures._TEXT : pictures._TEXT + pictures._CELL
+    ]
+    assert (cell == np.asarray(pictures.enlarged(nearest, pictures._CELL))).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 40])
+def test_a_map_of_any_number_of_points(count: int) -> None:
+    found, name = places(np.random.default_rng(0).normal(size=(count, C)))
+    assert found.shape == (count, 2)
+    assert np.isfinite(found).all()
+    assert name == ("PCA" if count < 12 else "t-SNE")
+
+
+def test_a_map_that_goes_on_from_the_last_one_stays_near_it() -> None:
+    draw = np.random.default_rng(0)
+    features = np.repeat(np.eye(4, C) * 4, 20, axis=0) + draw.normal(size=(80, C)) * 0.1
+    before, _ = places(features)
+    after, _ = places(features + draw.normal(size=(80, C)) * 0.01, before)
+    centres = [
+        np.stack([found[20 * k : 20 * k + 20].mean(axis=0) for k in range(4)]) for found in (before, after)
+    ]
+    order = [np.argsort(found[:, 0]).tolist() for found in centres]
+    assert order[0] == order[1]

@@ -1,0 +1,263 @@
+"""Runs under way as `pcl-ray status` shows them, from folders that real runs leave; and processes that
+outlive who started them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pcl_ray import config as configs
+from pcl_ray.cluster import processes, status
+from pcl_ray.plan import make
+from pcl_ray.runs import event_router
+from pcl_ray.runs.folder import RunFolder, read_state_at
+from pcl_ray.support import machine
+from pcl_ray.support.durations import span
+from pcl_ray.training.events import Event
+
+CONFIG = configs.load("digits", ["tracking.enabled=false"])
+
+
+def test_a_run_under_way_is_shown_with_what_is_left() -> None:
+    plan = make(CONFIG, 1438, 359)
+    event = Event("epoch", 9, 200, {"perf/epoch_seconds": 12.0, "eval/knn_top1": 0.91, "train/loss": 3.0})
+    with RunFolder.create("mine", CONFIG) as folder:
+        folder.write_state(
+            state="running",
+            began_at=time.time(),
+            progress=event_router.progress(event, plan),
+            submission_id="job-1",
+        )
+        (row,) = status.local_runs()
+    assert (row.name, row.state, row.epoch, row.figure, row.job) == (
+        "mine",
+        "running",
+        f"10/{plan.epochs}",
+        "kNN 0.91",
+        "job-1",
+    )
+    assert row.left == span(12.0 * (plan.epochs - 10))
+
+
+def test_a_run_that_waits_says_for_what() -> None:
+    with RunFolder.create("late", CONFIG) as folder:
+        folder.write_state(state="running", waits_for="waiting for 2 GPUs", waits_since=time.time() - 200)
+        (row,) = status.local_runs()
+    assert row.state == "waiting"
+    assert row.waits_for == "waiting for 2 GPUs (for 3 min)"
+
+
+def test_a_run_whose_process_is_gone_is_marked_as_stopped() -> None:
+    with RunFolder.create("gone", CONFIG) as folder:
+        folder.write_state(state="running", machine=machine.identity())
+    (row,) = status.local_runs()
+    assert (row.state, row.waits_for) == ("stopped", "its process was killed")
+    state = read_state_at(RunFolder.path_of("gone"))
+    assert (state["state"], state["error"]) == ("stopped", "its process was killed")
+    assert status.local_runs() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"progress": 3},
+        {"progress": {"epoch": "x", "left_s": "y"}},
+        {"waits_for": 7},
+        {"waits_since": "z", "waits_for": "w"},
+    ],
+)
+def test_a_damaged_state_does_not_hide_the_other_runs(changes: dict[str, Any]) -> None:
+    with RunFolder.create("odd", CONFIG) as odd, RunFolder.create("sound", CONFIG) as sound:
+        for folder in (odd, sound):
+            folder.write_state(state="running", machine=machine.identity())
+        odd.write_state(**changes)
+        rows = status.local_runs()
+    assert [(row.name, row.state) for row in rows] == [("odd", "running"), ("sound", "running")]
+    status.table(rows, print)
+
+
+def test_names_of_others_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    console = Console(width=160, color_system=None)
+    status.table(
+        [status.Row("lr [red] [/b]", "running", "1/2", "–", "–", waits_for="for [/x]")], console.print
+    )
+    assert "lr [red] [/b]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["another machine", "", None])
+def test_a_run_of_another_machine_is_not_judged_by_its_lock(where: str | None) -> None:
+    """Storage that all nodes share need not share its locks."""
+    with RunFolder.create("elsewhere", CONFIG) as folder:
+        folder.write_state(state="running", machine=where)
+    (row,) = status.local_runs()
+    assert row.state == "running"
+    assert read_state_at(RunFolder.path_of("elsewhere"))["state"] == "running"
+
+
+def test_a_run_that_has_ended_is_not_under_way() -> None:
+    with RunFolder.create("done", CONFIG) as folder:
+        folder.write_state(state="finished")
+    assert status.local_runs() == []
+
+
+def test_mlflow_is_told_of_a_run_that_was_killed(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from mlflow import MlflowClient
+
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("pcl_ray", artifact_location=(tmp_path / "artifacts").as_uri())
+    tags = {"pcl_ray.run_name": "gone", "ray.submission_id": "job-7", "mlflow.user": "ada"}
+    run = client.create_run(experiment, run_name="gone", tags=tags).info.run_id
+    client.log_param(run, "train.epochs", 20)
+    client.log_param(run, "resources.workers", 2)
+    client.log_metric(run, "epoch", 4, step=50)
+    client.log_metric(run, "perf/device_minutes", 10.0, step=50)
+    client.log_metric(run, "eval/knn_top1", 0.5, step=50)
+    (recorded,) = status.tracking_runs.recorded(status.uri(), "pcl_ray")
+    assert (recorded.state, recorded.epoch, recorded.epochs, recorded.submission_id, recorded.user) == (
+        "running",
+        5,
+        20,
+        "job-7",
+        "ada",
+    )
+    assert recorded.left_s == pytest.approx(10 * 60 / 2 / 5 * 15)
+    strange = client.create_run(
+        experiment, run_name="strange", tags={"pcl_ray.run_name": "strange [/b]"}
+    ).info.run_id
+    client.log_param(strange, "train.epochs", "²")
+    for name in ("epoch", "perf/device_minutes", "eval/knn_top1"):
+        client.log_metric(strange, name, float("nan"), step=1)
+    assert status.tracking_runs.recorded(status.uri(), "pcl_ray")[0].name == "strange [/b]"
+    client.delete_run(strange)
+    rows, trouble = status.under_way("pcl_ray")
+    assert [row.name for row in rows] == ["gone"]  # of another machine: it is not ours to judge
+    assert trouble == ""
+    with RunFolder.create("gone", CONFIG) as folder:
+        folder.write_state(state="running", mlflow_run_id=run, machine=machine.identity())
+    status.local_runs()
+    assert client.get_run(run).info.status == "KILLED"
+    assert [run.name for run in status.tracking_runs.recorded(status.uri(), "pcl_ray", state="stopped")] == [
+        "gone"
+    ]
+    assert status.tracking_runs.recorded(status.uri(), "pcl_ray", state="running") == []
+    with pytest.raises(
+        configs.ConfigError, match="--state 'lost': one of failed, finished, running, stopped"
+    ):
+        status.tracking_runs.recorded(status.uri(), "pcl_ray", state="lost")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (89.4, "89 s"),
+        (90, "2 min"),
+        (5340, "89 min"),
+        (5400, "1 h 30 min"),
+        (172_800, "2 d 0 h"),
+        (300_000, "3 d 11 h"),
+    ],
+)
+def test_times(seconds: float, said: str) -> None:
+    assert span(seconds) == said
+
+
+# --- processes ---
+
+TREE = (
+    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    " print('up', flush=True); time.sleep(600)"
+)
+
+
+def two_generations(folder: Path) -> tuple[processes.Known, Any, Any]:
+    """A process, as it is remembered and as it is, and its child."""
+    import psutil
+
+    known = processes.start([sys.executable, "-c", TREE], {}, folder, folder / "log")
+    deadline = time.monotonic() + 60
+    while "up" not in (folder / "log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process = psutil.Process(known.pid)
+    (child,) = process.children()
+    return known, process, child
+
+
+def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    import psutil
+
+    known, process, child = two_generations(tmp_path)
+    assert known.process() is not None
+    assert processes.end(known)
+    process.wait(10)
+    assert known.process() is None
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert processes.end(known) is False
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_outlived_the_process_that_started_it_is_found_and_ended(tmp_path: Path) -> None:
+    import psutil
+
+    known, process, child = two_generations(tmp_path)
+    process.kill()
+    process.wait(10)
+    assert child.is_running()
+    assert processes.end(known)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_another_process_with_the_same_number_is_left_alone(tmp_path: Path) -> None:
+    known = processes.start(
+        [sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path, tmp_path / "log"
+    )
+    try:
+        assert processes.end(processes.Known(known.pid, known.created - 100)) is False
+        assert known.process() is not None
+    finally:
+        processes.end(known)
+
+
+# --- metrics ---
+
+
+def test_metrics_follow_from_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names and values that are set; that Ray exports them is shown on a real cluster, in tests/ray."""
+    from pcl_ray.on_ray.metrics import RayMetrics
+
+    metrics = RayMetrics("mine", 50)
+    set_: dict[str, Any] = {}
+    counted: list[float] = []
+    monkeypatch.setattr(metrics, "_ready", lambda: True)
+    monkeypatch.setattr(metrics, "_set", set_.__setitem__)
+    metrics._counter = type("Counter", (), {"inc": lambda self, value, tags: counted.append(value)})()
+    metrics.handle(Event("step", 0, 3, {"train/loss": 4.0}), 0)
+    assert set_ == {"pcl_loss": 4.0}
+    metrics.handle(
+        Event(
+            "epoch",
+            0,
+            9,
+            {"train/loss": 3.0, "epoch": 0.0, "cluster/0/empty": 0.0, "perf/e_step_seconds": 1.5},
+        ),
+        2,
+    )
+    assert (set_["pcl_epoch"], set_["pcl_e_step_seconds"], set_["pcl_prototype_age_steps"]) == (1, 1.5, 0)
+    metrics.handle(Event("step", 1, 15, {"train/loss": 2.0}), 2)
+    assert set_["pcl_prototype_age_steps"] == 6
+    metrics.handle(Event("system", 1, 15, {"train/loss": 9.0}), 5)
+    assert set_["pcl_loss"] == 2.0
+    assert counted == [2]

@@ -1,0 +1,199 @@
+"""Encoders out of files: our checkpoints, and synthetic ones in the published layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from pcl_ray import config as configs
+from pcl_ray.checkpoints import run_state
+from pcl_ray.errors import DataError
+from pcl_ray.m_step import Learner, build_learner
+from pcl_ray.model.weights import load_encoder
+
+
+def trained_learner(head: str) -> tuple[configs.RunConfig, Learner]:
+    """Not trained, but with weights and statistics that differ between query and momentum encoder."""
+    knobs = {"data.channels": 1, "loss.queue_size": 8, "encoder.dim": 6, "encoder.head": head}
+    knobs |= {"encoder.backbone": "small_resnet", "encoder.width": 4, "encoder.blocks": [1, 1]}
+    config = configs.with_overrides(configs.RunConfig(), knobs)
+    learner = build_learner(config, torch.device("cpu"))
+    torch.manual_seed(1)
+    for parameter in learner.pair.query.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    learner.pair.query(torch.randn(4, 1, 8, 8))
+    return config, learner
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str) -> None:
+    config, learner = trained_learner(head)
+    path = run_state.save(
+        run_state.RunState(3, learner.state_dict(), None, [], [], config.encoder, 1), tmp_path, keep=1
+    )
+    images = torch.randn(5, 1, 8, 8)
+    learner.pair.eval()
+    query, momentum = load_encoder(path), load_encoder(str(path), encoder="momentum")
+    assert not query.training
+    # as loaded encoders are: the sums are the same, in another order
+    learner.pair.to(memory_format=torch.contiguous_format)
+    assert torch.equal(query(images), learner.pair.query(images))
+    assert torch.equal(momentum(images), learner.pair.key(images))
+    assert not torch.allclose(query(images), momentum(images))
+    assert query.backbone(images).shape == (5, 8)
+    assert query.head(query.backbone(images)).shape == (5, 6)
+
+
+class Published(nn.Module):
+    """The reference's layout: two torchvision ResNets whose `fc` is the projection head, wrapped in
+    DataParallel (`module.`).
+    """
+
+    def __init__(self, head: str, dim: int = 16):
+        super().__init__()
+        self.encoder_q, self.encoder_k = (torchvision.models.resnet18(num_classes=dim) for _ in range(2))
+        if head == "mlp":
+            for encoder in (self.encoder_q, self.encoder_k):
+                encoder.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), encoder.fc)
+        self.register_buffer("queue", torch.randn(dim, 8))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+
+def write_published(path: Path, model: nn.Module, **changed: Any) -> Path:
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save(
+        {
+            "epoch": 200,
+            "arch": "resnet18",
+            "state_dict": state,
+            "optimizer": {"state": {}, "param_groups": []},
+            **changed,
+        },
+        path,
+    )
+    return path
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize(("which", "attribute"), [("query", "encoder_q"), ("momentum", "encoder_k")])
+def test_published_checkpoint(tmp_path: Path, head: str, which: str, attribute: str) -> None:
+    torch.manual_seed(0)
+    model = Published(head).eval()
+    path = write_published(tmp_path / "PCL.pth.tar", model)
+    images = torch.randn(2, 3, 64, 64)
+    found = load_encoder(path, encoder=which)
+    assert not found.training
+    with torch.no_grad():
+        expected = nn.functional.normalize(getattr(model, attribute)(images), dim=1)
+        assert torch.allclose(found(images), expected, atol=1e-6)
+        assert found.backbone(images).shape == (2, 512)
+
+
+def without(model: nn.Module, part: str) -> dict[str, Tensor]:
+    return {f"module.{name}": value for name, value in model.state_dict().items() if part not in name}
+
+
+def test_published_checkpoint_of_one_process_has_no_module_prefix(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Published("linear")
+    path = write_published(tmp_path / "one.pth.tar", model, state_dict=model.state_dict())
+    assert torch.equal(load_encoder(path).head.weight, model.encoder_q.fc.weight)
+
+
+@pytest.mark.parametrize("text", [b"", b"not a checkpoint", b"PK\x03\x04 cut zip"])
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=r"weights\.pt.*cannot be read as a checkpoint"):
+        load_encoder(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.pt.*does not exist"):
+        load_encoder(tmp_path / "nowhere.pt")
+
+
+def test_a_cut_checkpoint(tmp_path: Path) -> None:
+    path = write_published(tmp_path / "cut.pth.tar", Published("linear"))
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(DataError, match="cannot be read"):
+        load_encoder(path)
+
+
+class Exploit:
+    """What a hostile file does when it is unpickled without care."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+    torch.save({"state_dict": Exploit(tmp_path / "ran")}, tmp_path / "hostile.pth.tar")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_encoder(tmp_path / "hostile.pth.tar")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [{"weights": torch.ones(2)}, torch.ones(3), {"state_dict": torch.ones(2)}]
+)
+def test_neither_layout(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="neither a pcl_ray checkpoint nor"):
+        load_encoder(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"state_dict": {"module.encoder_q.conv1.weight": torch.ones(2)}},
+            "no weights under 'encoder_q.' with a projection head",
+        ),
+        ({"arch": "resnet34"}, "does not fit a resnet34"),
+        ({"arch": "vgg16"}, "vgg16"),
+    ],
+    ids=["no head", "another resnet", "no resnet"],
+)
+def test_published_checkpoint_that_does_not_fit(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    path = write_published(tmp_path / "PCL.pth.tar", Published("linear"), **changed)
+    with pytest.raises(DataError, match=said):
+        load_encoder(path)
+
+
+@pytest.mark.parametrize("part", ["encoder_q.conv1", "encoder_q.layer3.0.conv1"])
+def test_published_checkpoint_with_a_hole(tmp_path: Path, part: str) -> None:
+    model = Published("mlp")
+    path = write_published(tmp_path / "PCL.pth.tar", model, state_dict=without(model, part))
+    with pytest.raises(DataError, match="does not fit a resnet18 with a mlp head"):
+        load_encoder(path)
+
+
+def test_published_checkpoint_without_momentum_encoder(tmp_path: Path) -> None:
+    model = Published("linear")
+    path = write_published(tmp_path / "PCL.pth.tar", model, state_dict=without(model, "encoder_k"))
+    assert load_encoder(path).head.weight.shape == (16, 512)
+    with pytest.raises(DataError, match=r"encoder_k\."):
+        load_encoder(path, encoder="momentum")
+
+
+def test_our_checkpoint_with_a_hole(tmp_path: Path) -> None:
+    config, learner = trained_learner("linear")
+    state = learner.state_dict()
+    del state["model"]["query.head.weight"]
+    path = run_state.save(run_state.RunState(1, state, None, [], [], config.encoder, 1), tmp_path, keep=1)
+    with pytest.raises(DataError, match="head.weight"):
+        load_encoder(path)
+
+
+def test_only_two_encoders_to_choose_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'query' or 'momentum', not 'key'"):
+        load_encoder(tmp_path / "any.pt", encoder="key")

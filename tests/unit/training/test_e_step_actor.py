@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import pickle
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pcl_ray.clustering import ClusterSet
+from pcl_ray.config import RunConfig
+from pcl_ray.e_step import cluster
+from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer, EStepRequest
+
+N, Q, K = 60, 12, (3, 7)
+
+
+def config_of(**e_step: object) -> RunConfig:
+    knobs = {"num_clusters": K, "iterations": 5, "restarts": 1, "threads": 1, **e_step}
+    return RunConfig.model_validate({"e_step": knobs, "evaluation": {"knn_neighbours": 5}})
+
+
+CONFIG = config_of()
+REQUEST = EStepRequest(epoch=2, cluster=True, evaluate=True, shards=3, num_images=N, num_holdout=Q)
+OF = np.arange(N) % 3
+
+
+def features(n: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(n, 8)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def shards(part: str = "train", count: int = 3) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """As workers push them: each a contiguous part of the images."""
+    whole = features(N) if part == "train" else features(Q, seed=1)
+    return [(part, rows, whole[rows]) for rows in np.array_split(np.arange(len(whole)), count)]
+
+
+def filled(key: str = "1/2", parts: list[tuple[str, np.ndarray, np.ndarray]] | None = None) -> EStepActor:
+    actor = EStepActor(CONFIG)
+    for part in shards() + shards("holdout") if parts is None else parts:
+        actor.push(key, *part)
+    return actor
+
+
+def ask(
+    actor: EStepActor, request: EStepRequest = REQUEST, key: str = "1/2", previous: ClusterSet | None = None
+) -> EStepAnswer:
+    return actor.run(key, request, previous, OF, OF[:Q])
+
+
+def same(a: ClusterSet | None, b: ClusterSet | None) -> bool:
+    assert a is not None
+    assert b is not None
+    names = ("prototypes", "assignments", "concentration")
+    return all(
+        torch.equal(getattr(x, n), getattr(y, n))
+        for x, y in zip(a.clusterings, b.clusterings, strict=True)
+        for n in names
+    )
+
+
+def figures(answer: EStepAnswer) -> dict[str, float]:
+    return {name: value for name, value in answer.metrics.items() if not name.endswith("seconds")}
+
+
+def test_an_answer_holds_the_clusters_and_the_figures() -> None:
+    actor = filled()
+    actor.ping()
+    answer = ask(actor)
+    assert (answer.refused, answer.missing) == ("", "")
+    expected = cluster(
+        features(N), CONFIG.e_step, epoch=2, temperature=CONFIG.loss.temperature, seed=CONFIG.seed
+    )
+    assert same(answer.clusters, expected)
+    assert answer.clusters is not None
+    assert answer.clusters.epoch == 2
+    assert [answer.metrics[f"cluster/{m}/k"] for m in (0, 1)] == [3.0, 7.0]
+    assert {
+        "eval/rankme",
+        "eval/knn_top1",
+        "cluster/0/ami",
+        "cluster/1/purity",
+        "cluster/1/phi_mean",
+        "cluster/0/empty",
+    } <= set(answer.metrics)
+    assert all(isinstance(value, float) and np.isfinite(value) for value in answer.metrics.values())
+
+
+@given(st.permutations(range(6)), st.integers(1, 3))
+def test_the_order_in_which_shards_arrive_does_not_matter(order: list[int], repeats: int) -> None:
+    parts = shards() + shards("holdout")
+    mixed = [parts[i] for i in order]
+    reversed_rows = (
+        [(part, rows[::-1], values[::-1]) for part, rows, values in mixed] if repeats == 2 else mixed
+    )
+    answer, expected = ask(filled(parts=reversed_rows)), ask(filled())
+    assert same(answer.clusters, expected.clusters)
+    assert figures(answer) == figures(expected)
+
+
+def test_workers_push_at_the_same_time() -> None:
+    # 12 images over 20 workers: some push empty shards
+    actor, parts = EStepActor(CONFIG), shards(count=20) + shards("holdout", 20)
+    threads = [threading.Thread(target=actor.push, args=("1/2", *part)) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same(ask(actor, replace(REQUEST, shards=20)).clusters, ask(filled()).clusters)
+
+
+@pytest.mark.parametrize("arrived", [0, 1, 2])
+def test_missing_shards_are_said_and_sent_again(arrived: int) -> None:
+    actor = filled(parts=shards()[:arrived])
+    answer = ask(actor)
+    assert answer.clusters is None
+    assert answer.metrics == {}
+    assert answer.missing == f"{3 - arrived} of 3 shards of train features"
+    for part in shards() + shards("holdout"):
+        actor.push("1/2", *part)
+    assert ask(actor).missing == ""
+
+
+@pytest.mark.parametrize("arrived", [0, 2])
+def test_missing_held_out_shards_are_said_too(arrived: int) -> None:
+    parts = shards() + shards("holdout")[:arrived]
+    assert ask(filled(parts=parts)).missing == f"{3 - arrived} of 3 shards of holdout features"
+    # nor are they pushed then
+    assert ask(filled(parts=parts), replace(REQUEST, evaluate=False)).missing == ""
+
+
+def test_another_key_drops_the_old_shards() -> None:
+    actor = filled(parts=shards()[:2])
+    for part in shards()[:2]:
+        actor.push("1/3", *part)
+    assert ask(actor, key="1/3").missing == "1 of 3 shards of train features"
+    actor = filled("1/2")
+    actor.push("1/3", *shards()[0])
+    assert ask(actor, key="1/2").missing == "3 of 3 shards of train features"
+    for part in shards()[1:] + shards("holdout"):  # what was pushed under the new key is still there
+        actor.push("1/3", *part)
+    assert same(ask(actor, key="1/3").clusters, ask(filled()).clusters)
+
+
+def test_shards_are_used_once() -> None:
+    actor = filled()
+    assert ask(actor).missing == ""
+    assert ask(actor).missing == "3 of 3 shards of train features"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (np.ones((N, 8), np.float32) / np.sqrt(8), "collapsed"),
+        (np.full((N, 8), np.nan, np.float32), "not finite"),
+        (features(5)[np.arange(N) % 5], "only 5 of the 60 features differ"),
+    ],
+)
+def test_features_that_cannot_be_clustered_are_refused_and_not_raised(rows: np.ndarray, said: str) -> None:
+    actor = filled(
+        parts=[("train", ids, rows[ids]) for ids in np.array_split(np.arange(N), 3)] + shards("holdout")
+    )
+    answer = ask(actor)
+    assert answer.clusters is None
+    assert answer.missing == ""
+    assert said in answer.refused
+    assert "before epoch 3" in answer.refused
+
+
+def test_a_diverged_encoder_during_warm_up_is_no_exception() -> None:
+    broken = [
+        (part, rows, np.full_like(values, np.nan)) for part, rows, values in shards() + shards("holdout")
+    ]
+    answer = ask(filled(parts=broken), replace(REQUEST, cluster=False))
+    assert (answer.refused, answer.missing, answer.clusters) == ("", "", None)
+    assert "eval/rankme" not in answer.metrics
+
+
+def test_measuring_without_clustering() -> None:
+    answer = ask(filled(), replace(REQUEST, cluster=False))
+    assert answer.clusters is None
+    assert set(answer.metrics) == {
+        "eval/rankme",
+        "eval/areq",
+        "eval/uniformity",
+        "eval/knn_top1",
+        "perf/evaluation_seconds",
+    }
+
+
+def test_clustering_without_measuring() -> None:
+    answer = ask(filled(parts=shards()), replace(REQUEST, evaluate=False))
+    assert same(answer.clusters, ask(filled()).clusters)
+    assert not [name for name in answer.metrics if name.startswith("eval/")]
+    assert "cluster/0/phi_mean" in answer.metrics
+
+
+def test_the_held_out_part_is_what_knn_is_measured_on() -> None:
+    grouped = np.eye(8, dtype=np.float32)
+    parts = [("train", rows, grouped[OF[rows]] + 0.1 * values) for _, rows, values in shards()]
+    right = [("holdout", rows, grouped[OF[rows]]) for _, rows, _ in shards("holdout")]
+    wrong = [("holdout", rows, grouped[(OF[rows] + 1) % 3]) for _, rows, _ in shards("holdout")]
+    assert ask(filled(parts=parts + right)).metrics["eval/knn_top1"] == 1.0
+    assert ask(filled(parts=parts + wrong)).metrics["eval/knn_top1"] == 0.0
+
+
+def test_without_held_out_images_or_labels() -> None:
+    request = replace(REQUEST, num_holdout=0)
+    assert "eval/knn_top1" not in ask(filled(parts=shards()), request).metrics
+    answer = filled(parts=shards()).run("1/2", request, None, None, None)
+    assert "eval/rankme" in answer.metrics
+    assert "cluster/0/ami" not in answer.metrics
+
+
+def test_clusters_are_compared_with_the_previous_ones() -> None:
+    first = ask(filled())
+    assert "cluster/0/nmi_previous" not in first.metrics
+    again = ask(filled(), previous=first.clusters)
+    assert again.metrics["cluster/0/nmi_previous"] == pytest.approx(1.0)
+    # a warm start: the same features keep their clusters
+    later = ask(filled(), replace(REQUEST, epoch=3), previous=first.clusters)
+    assert later.metrics["cluster/1/nmi_previous"] == pytest.approx(1.0)
+    assert later.metrics["cluster/1/cold"] == 0
+    anew = EStepActor(config_of(warm_start="none"))
+    for part in shards() + shards("holdout"):
+        anew.push("1/2", *part)
+    other = ask(anew, replace(REQUEST, epoch=3), previous=first.clusters)
+    assert 0 <= other.metrics["cluster/1/nmi_previous"] < 1
+    assert other.metrics["cluster/1/cold"] == 1
+
+
+def test_answers_travel() -> None:
+    answer = ask(filled())
+    copy = pickle.loads(pickle.dumps(answer))
+    assert same(copy.clusters, answer.clusters)
+    assert copy.metrics == answer.metrics
