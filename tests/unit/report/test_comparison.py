@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from reported import digits_exhibit, digits_record, history
-from test_report_page import Reader
+from test_page import Reader
 
 from pcl_ray.report import comparison
 from pcl_ray.report.differences import (
