@@ -7,7 +7,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+FOLDER = "checkpoints"  # below the folder of a run, here and in a storage
+
 _NAME = re.compile(r"epoch_(\d{5,})\.pt$")
+
+
+def folder_of(run_dir: Path) -> Path:
+    """The folder of the checkpoints of the run in `run_dir`."""
+    return run_dir / FOLDER
 
 
 def latest(folder: Path) -> Path | None:

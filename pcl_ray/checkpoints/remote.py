@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pcl_ray.checkpoints.epoch_files import complete, epochs_done, is_complete
+from pcl_ray.checkpoints.epoch_files import FOLDER, complete, epochs_done, is_complete
 from pcl_ray.checkpoints.storage import Storage
 from pcl_ray.errors import RunFailed
-
-FOLDER = "checkpoints"
 
 
 def put(place: Storage, path: Path, keep: int, before: str | None = None) -> None:

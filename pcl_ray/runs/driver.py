@@ -24,7 +24,7 @@ from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs import final_artifacts, request, run_result, storage_mirror
 from pcl_ray.runs.console import Display
-from pcl_ray.runs.event_router import Follow
+from pcl_ray.runs.event_router import EventRouter
 from pcl_ray.runs.folder import RunFolder, State, check_writable, home
 from pcl_ray.runs.gallery import Gallery
 from pcl_ray.runs.request import Request
@@ -94,7 +94,7 @@ def start(
 def _begin_with(origin: Origin, folder: RunFolder, keeper: Keeper, display: Display) -> None:
     from pcl_ray.checkpoints import run_state  # torch: after the checks
 
-    taken = run_state.take_over(origin.checkpoint, folder.path / "checkpoints")
+    taken = run_state.take_over(origin.checkpoint, folder.checkpoints)
     folder.write_state(forked_from=origin.text)
     try:
         keeper.put_first(taken)
@@ -118,7 +118,7 @@ def resume(
         Keeper.resuming(folder, request.changed(folder.read_config(), overrides), display.warn) as keeper,
     ):
         config = request.changed(folder.read_config(), overrides)
-        newest = run_result.newest_checkpoint(folder)
+        newest = folder.newest_checkpoint()
         done = epoch_files.epochs_done(newest) if newest else 0
         state = folder.read_state()
         if state.get("state") == "finished" and done >= config.train.epochs:
@@ -129,7 +129,7 @@ def resume(
                 tracker.finish("finished", _MODEL_S)
                 run_id = tracker.run_id
                 folder.write_state(mlflow_run_id=run_id)
-            result = run_result.result(folder, "finished", run_id, run_result.history(folder))
+            result = run_result.result(folder, "finished", run_id, folder.read_history())
             result.write(result_file)
             return result
         if secret := tracking.stored_secret(config):
@@ -219,7 +219,7 @@ def _run(
         splits.train.fingerprint,
         display.warn,
         tags=told,
-        known=run_result.Known(plan, classes),
+        known=run_result.DataSummary(plan, classes),
     )
     display.say(f"run        {folder.name} in {folder.path}")
     job = current_job.current()
@@ -228,10 +228,10 @@ def _run(
     if job is not None:
         display.say(f"job        {job.id}")
     # an epoch whose figures were lost with a killed driver; known points are skipped
-    for entry in run_result.history(folder):
+    for entry in folder.read_history():
         tracker.log(entry["metrics"], entry["step"])
     gallery = Gallery(folder.path, lambda: splits.train, tracker, display.warn)
-    follow = Follow(tracker, display, folder, plan, gallery)
+    follow = EventRouter(tracker, display, folder, plan, gallery)
     state: State = "failed"
     try:
         with stopped_by_signals(folder.name, told=follow.stopped):
@@ -261,7 +261,7 @@ def _run(
         with stopped_by_signals(folder.name):
             try:
                 keeper.bring(config, hurried=state != "finished")
-                history = run_result.history(folder)
+                history = folder.read_history()
                 result = run_result.result(folder, state, tracker.run_id, history)
                 result.write(result_file)
                 for entry in history:
@@ -325,7 +325,7 @@ def _train(
 
 
 def _what_is_kept(folder: RunFolder, keeper: Keeper) -> str:
-    path = run_result.newest_checkpoint(folder)
+    path = folder.newest_checkpoint()
     if path is None and keeper.where:
         return (
             f"Checkpoints, where there are any, are in {keeper.where}; go on with: pcl-ray train --resume"

@@ -19,7 +19,7 @@ from pcl_ray.training.system_metrics import SystemLog
 WAITS_TAG = "pcl_ray.waits_for"
 
 
-class Follow:
+class EventRouter:
     """Passes events on to the display, to MLflow, to the gallery, to the metrics of the cluster, and to
     state.json what `pcl-ray status` shows.
     """

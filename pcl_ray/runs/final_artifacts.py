@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray import tracking
-from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.folder import RunFolder, State
@@ -117,6 +116,6 @@ def leave(
             f"the report could not be written ({type(error).__name__}: {error}); try `pcl-ray report"
             f" {folder.name}`"
         )
-    newest = epoch_files.latest(folder.path / "checkpoints")
+    newest = folder.newest_checkpoint()
     if state == "finished" and config.tracking.model and newest is not None:
         tracker.log_model(newest, config, dict(history[-1]["metrics"]), int(history[-1]["step"]))

@@ -14,15 +14,57 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, Self
+from typing import IO, Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from pcl_ray import config as configs
+from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
-from pcl_ray.errors import ConfigError
+from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.support.redaction import scrubbed
 
-# early: by the scheduler of its sweep
+CONFIG_FILE, STATE_FILE = "config.yaml", "state.json"
+# stopped early: by the scheduler of its sweep
 State = Literal["running", "finished", "failed", "stopped", "stopped early"]
+
+
+class StateEntries(TypedDict, total=False):
+    """The entries of state.json. Any may be missing: earlier versions wrote fewer, and runs are killed."""
+
+    state: State
+    error: str | None
+    command: str  # what was typed
+    began_at: float  # seconds since 1970
+    fingerprint: str  # of the images
+    forked_from: str  # RUN@EPOCHS
+    looked: bool  # whether the clusters of the first look have been shown
+    # how it is looked at while it goes on
+    machine: str  # `support.machine.identity` of its driver
+    submission_id: str | None  # of its Ray job
+    mlflow_run_id: str | None
+    link: str  # of the run in the dashboard
+    progress: dict[str, Any]  # see `event_router.progress`
+    waits_for: str  # "" where it does not wait
+    waits_since: float | None
+    # what reports show
+    num_images: int
+    num_holdout: int
+    num_clusters: list[int]
+    steps_per_epoch: int
+    class_names: list[str]
+    versions: dict[str, str]
+    # trials of a sweep alone
+    sweep: str
+    title: str
+    point: dict[str, Any]
+    seed: int
+    member: int | None  # of a population
+    began: int  # epochs that another trial trained for it
+    epochs: int  # done
+    trial: dict[str, Any]  # its summary
+    exploits: list[dict[str, Any]]
+    recorded: bool  # whether MLflow knows how it ended
+
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -98,8 +140,8 @@ class RunFolder:
     def existing(cls, name: str) -> Path:
         """Where the folder of this name is. Raises ConfigError where there is none."""
         path = cls.path_of(name)
-        if not (path / "config.yaml").is_file():
-            known = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob("*/config.yaml"))
+        if not (path / CONFIG_FILE).is_file():
+            known = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob(f"*/{CONFIG_FILE}"))
             near = difflib.get_close_matches(name, known, 1)
             raise ConfigError(
                 f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}"
@@ -120,7 +162,7 @@ class RunFolder:
     @classmethod
     def check_free(cls, name: str) -> None:
         """Raises ConfigError where a new one cannot have this name."""
-        if (cls.path_of(name) / "config.yaml").exists():
+        if (cls.path_of(name) / CONFIG_FILE).exists():
             raise ConfigError(
                 f"{cls.KIND} {name!r} exists already; go on with it by --resume {name}, or choose another"
                 " --name"
@@ -153,12 +195,23 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.lock.close()
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return epoch_files.folder_of(self.path)
+
+    def newest_checkpoint(self) -> Path | None:
+        return epoch_files.latest(self.checkpoints)
+
+    def read_history(self) -> list[dict[str, Any]]:
+        return read_history_at(self.path)
+
     def read_config(self) -> RunConfig:
-        return configs.load(self.path / "config.yaml")
+        return configs.load(self.path / CONFIG_FILE)
 
     def write_config(self, config: RunConfig) -> None:
         try:
-            _write(self.path / "config.yaml", config.to_yaml())
+            _write(self.path / CONFIG_FILE, config.to_yaml())
         except OSError as error:
             raise ConfigError(
                 f"{self.path} cannot be written ({error.strerror}): free some space, or set PCL_RAY_HOME to"
@@ -168,10 +221,8 @@ class RunFolder:
     def read_state(self) -> dict[str, Any]:
         return read_state_at(self.path)
 
-    def write_state(self, **changes: Any) -> None:
-        """Changes some entries of state.json: state, mlflow_run_id, fingerprint, error. A full disk must not
-        end a run for it.
-        """
+    def write_state(self, **changes: Unpack[StateEntries]) -> None:
+        """Changes some entries of state.json. A full disk must not end a run for it."""
         write_state_at(self.path, **changes)
 
 
@@ -182,21 +233,39 @@ class SweepFolder(RunFolder):
     KIND = "sweep"
 
 
-def write_state_at(path: Path, **changes: Any) -> None:
+def write_state_at(path: Path, **changes: Unpack[StateEntries]) -> None:
     """`RunFolder.write_state` from outside, for a run that another process may hold."""
-    changes |= {
-        name: scrubbed(changes[name]) for name in ("error", "command") if isinstance(changes.get(name), str)
-    }
+    state: dict[str, Any] = {**read_state_at(path), **changes}
+    for name in ("error", "command"):
+        if name in changes and isinstance(state[name], str):
+            state[name] = scrubbed(state[name])
     with suppress(OSError):
-        _write(path / "state.json", json.dumps(read_state_at(path) | changes, indent=2))
+        _write(path / STATE_FILE, json.dumps(state, indent=2))
 
 
 def read_state_at(path: Path) -> dict[str, Any]:
+    """The entries of state.json in this folder, see `StateEntries`; {} where it is missing or damaged."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / STATE_FILE).read_text())
     except (OSError, ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def read_history_at(path: Path) -> list[dict[str, Any]]:
+    """The epochs of the run in this folder, oldest first: {"epoch", "step", "metrics"}, from its newest
+    checkpoint that can be read; [] where there is none.
+    """
+    for file in reversed(epoch_files.complete(epoch_files.folder_of(path))):
+        from pcl_ray.checkpoints import (
+            run_state,  # torch takes seconds to import: where there is something to read
+        )
+
+        try:
+            return run_state.load(file).history
+        except RunFailed:
+            continue
+    return []
 
 
 def _write(path: Path, text: str) -> None:

@@ -112,7 +112,7 @@ def _bring(stored: str | None, asked: str | None, source: str, folder: Path, epo
             if epoch is None or epoch_files.epochs_done(Path(name)) == epoch
         ]
         if wanted:
-            remote.fetch(place, wanted[-1], folder / "checkpoints", keep=_ALL)
+            remote.fetch(place, wanted[-1], epoch_files.folder_of(folder), keep=_ALL)
     except RunFailed as failure:
         raise ConfigError(str(failure)) from failure
 
@@ -125,7 +125,7 @@ def _is_same(place: storage.Storage, folder: Path) -> bool:
 
 
 def _checkpoint(source: str, folder: Path, epoch: int | None) -> Path:
-    kept = epoch_files.complete(folder / "checkpoints")
+    kept = epoch_files.complete(epoch_files.folder_of(folder))
     if not kept:
         raise ConfigError(f"run {source!r} has no checkpoint to start from")
     if epoch is None:

@@ -10,11 +10,9 @@ from typing import Any
 from pcl_ray import config as configs
 from pcl_ray import snapshot as exhibits
 from pcl_ray import tracking
-from pcl_ray.checkpoints import epoch_files
-from pcl_ray.errors import RunFailed
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.runs import gallery
-from pcl_ray.runs.folder import RunFolder, read_state_at
+from pcl_ray.runs.folder import RunFolder, read_history_at, read_state_at
 from pcl_ray.support import redaction
 from pcl_ray.support.redaction import scrubbed
 
@@ -31,7 +29,7 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
     return RunRecord(
         name=path.name,
         config=tracking.public_config(configs.load(path / "config.yaml")),
-        history=_history(path) if history is None else history,
+        history=read_history_at(path) if history is None else history,
         state=state.get("state", "running"),
         error=scrubbed(str(state.get("error") or "")),
         num_images=state.get("num_images", 0),
@@ -56,15 +54,3 @@ def folder_of(name: str) -> Path:
         if "/" in name and (path / "config.yaml").is_file()
         else RunFolder.existing(name.rstrip("/").rpartition("/")[2])
     )
-
-
-def _history(path: Path) -> list[dict]:
-    """Of the newest checkpoint that can be read."""
-    from pcl_ray.checkpoints import run_state  # torch
-
-    for file in reversed(epoch_files.complete(path / "checkpoints")):
-        try:
-            return run_state.load(file).history
-        except RunFailed:
-            continue
-    return []

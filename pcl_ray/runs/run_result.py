@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray import tracking
-from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
-from pcl_ray.errors import RunFailed
 from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.folder import RunFolder, State, home
@@ -69,7 +67,7 @@ def open_tracker(
     title: str | None = None,
     tags: Mapping[str, str] | None = None,
     without: Iterable[str] = (),
-    known: Known | None = None,
+    known: DataSummary | None = None,
     sweep: tracking.Sweep | None = None,
     keep: Iterable[str] = (),
 ) -> tracking.MlflowRun | tracking.NullRun:
@@ -104,8 +102,8 @@ def open_tracker(
 
 
 @dataclass(frozen=True)
-class Known:
-    """Of a run that is about to begin."""
+class DataSummary:
+    """The plan of a run that is about to begin, and the number of classes of its images (0: no labels)."""
 
     plan: RunPlan
     classes: int
@@ -121,7 +119,7 @@ def plan_params(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def dataset_of(config: RunConfig, fingerprint: str, known: Known) -> tracking.DataSet:
+def dataset_of(config: RunConfig, fingerprint: str, known: DataSummary) -> tracking.DataSet:
     path = config.data.path or ""
     name = (
         Path(path).name or config.data.source
@@ -138,26 +136,10 @@ def dataset_of(config: RunConfig, fingerprint: str, known: Known) -> tracking.Da
     )
 
 
-def newest_checkpoint(folder: RunFolder) -> Path | None:
-    return epoch_files.latest(folder.path / "checkpoints")
-
-
-def history(folder: RunFolder) -> list[dict[str, Any]]:
-    path = newest_checkpoint(folder)
-    if path is None:
-        return []
-    from pcl_ray.checkpoints import run_state
-
-    try:
-        return run_state.load(path).history
-    except RunFailed:
-        return []  # the worker that resumes says so
-
-
 def result(
     folder: RunFolder, state: State, mlflow_run_id: str | None, entries: list[dict[str, Any]]
 ) -> RunResult:
-    path = newest_checkpoint(folder)
+    path = folder.newest_checkpoint()
     metrics = dict(entries[-1]["metrics"]) if entries else {}
     for name in ("perf/e_step_seconds", "perf/m_step_seconds", "perf/epoch_seconds"):
         metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in entries)

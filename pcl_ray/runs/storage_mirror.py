@@ -211,7 +211,7 @@ class Keeper:
 
     @property
     def _checkpoints(self) -> Path:
-        return self._folder.path / "checkpoints"
+        return self._folder.checkpoints
 
     def _claim(self, place: storage.Storage) -> None:
         content, since = place.read(OWNER), place.entry(OWNER)

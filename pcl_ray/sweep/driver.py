@@ -241,7 +241,7 @@ def _sweep(
         lambda text: console.print(f"warning: {text}", markup=False),
         tags={"objective.name": objective.metric},
         without=asked.space.domains,
-        known=run_result.Known(
+        known=run_result.DataSummary(
             plan, len(data.whole.train.class_names) if data.whole.train.labels is not None else 0
         ),
         sweep=tracking.Sweep(

@@ -183,7 +183,7 @@ def _settle(setting: Setting) -> None:
                 title=state.get("title"),
                 tags=tags,
             )
-            for entry in run_result.history(folder):
+            for entry in folder.read_history():
                 tracker.log(entry["metrics"], entry["step"])
             tracker.finish(ended)
             folder.write_state(state=ended, mlflow_run_id=tracker.run_id, recorded=tracker.run_id is not None)
@@ -254,7 +254,7 @@ def _test_accuracy(setting: Setting, whole: DataSplits, best: Row, console: Cons
 
     values = []
     for trial in best.trials:
-        newest = epoch_files.latest(RunFolder.path_of(trial.run_name) / "checkpoints")
+        newest = epoch_files.latest(epoch_files.folder_of(RunFolder.path_of(trial.run_name)))
         if newest is not None:
             config = with_overrides(setting.base, {**trial.point, "seed": trial.seed})
             try:

@@ -149,7 +149,7 @@ class Trial:
 
     def checkpoint(self) -> Path | None:
         """The newest of its own."""
-        return epoch_files.latest(RunFolder.path_of(self.name) / "checkpoints")
+        return epoch_files.latest(epoch_files.folder_of(RunFolder.path_of(self.name)))
 
     def take_over(self, donor: Path, exploit: dict[str, Any]) -> None:
         """Population-based training: goes on from another member's checkpoint, with its own values; clusters
@@ -168,7 +168,7 @@ class Trial:
                 )
             time.sleep(_WAIT_S)
         assert self._folder is not None
-        run_state.take_over(donor, self._folder.path / "checkpoints")
+        run_state.take_over(donor, self._folder.checkpoints)
         self._folder.write_state(exploits=[*known, exploit], began=0)
 
     def _open(self) -> bool:
@@ -203,7 +203,7 @@ class Trial:
 
     def _share_warmup(self, folder: RunFolder) -> bool:
         """Whether training can begin."""
-        newest = epoch_files.latest(folder.path / "checkpoints")
+        newest = folder.newest_checkpoint()
         done = epoch_files.epochs_done(newest) if newest else 0
         if (
             not self._setting.settings.shared_warmup
@@ -219,7 +219,7 @@ class Trial:
             self._claimed = key
             threading.Thread(target=self._keep_claim, args=(key,), name="claim", daemon=True).start()
         elif claim.kind == "found":
-            link(Path(claim.path), folder.path / "checkpoints")
+            link(Path(claim.path), folder.checkpoints)
             folder.write_state(began=self.plan.warmup_epochs)
         return True
 
@@ -256,7 +256,7 @@ class Trial:
         folder, setting = self._folder, self._setting
         state = folder.read_state()
         self._began = int(state.get("began", 0))
-        self._history = run_result.history(folder)
+        self._history = folder.read_history()
         tags = {
             "pcl_ray.sweep": setting.sweep,
             "pcl_ray.trial": self.title,
@@ -265,7 +265,7 @@ class Trial:
         }
         tags |= {"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {}
         tags |= {tracking.NOTE: self._note("running", {})}
-        known, metric = run_result.Known(self.plan, len(setting.class_names)), setting.objective.metric
+        known, metric = run_result.DataSummary(self.plan, len(setting.class_names)), setting.objective.metric
         self._tracker = run_result.open_tracker(
             folder,
             self.config,

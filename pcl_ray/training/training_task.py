@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
 from pcl_ray.plan import RunPlan
 
@@ -19,7 +20,7 @@ class Job:
 
     @property
     def checkpoints(self) -> Path:
-        return Path(self.run_dir, "checkpoints")
+        return epoch_files.folder_of(Path(self.run_dir))
 
 
 def longest_wait(config: RunConfig) -> float:
