@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pcl_ray.errors import Problem
+from pcl_ray.support.text import closest
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,9 @@ def explain(name: str, value: Any, mistake: Mapping[str, Any], fields: Mapping[s
         for known in fields
         if difflib.SequenceMatcher(None, leaf, known.rpartition(".")[2]).ratio() > 0.75
     ]
-    meant = (
-        same_leaf
-        or difflib.get_close_matches(name, fields, 1, 0.7)
-        or near_leaf
-        or difflib.get_close_matches(name, fields, 1, 0.55)
-    )[:1]
-    hint = f"did you mean {meant[0]!r}?" if meant else "`pcl-ray train --describe` lists every knob"
+    meant = next(iter(same_leaf), None) or closest(name, fields, 0.7)
+    meant = meant or next(iter(near_leaf), None) or closest(name, fields, 0.55)
+    hint = f"did you mean {meant!r}?" if meant else "`pcl-ray train --describe` lists every knob"
     return Problem(name, value, f"unknown key; {hint}")
 
 

@@ -7,7 +7,6 @@ Imports neither torch nor numpy, so that `--help` and a wrong key answer at once
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -31,6 +30,7 @@ from pcl_ray.config.sections import (
     TrainConfig,
 )
 from pcl_ray.errors import ConfigError, Problem
+from pcl_ray.support.text import suggestion_sentence
 
 
 class RunConfig(Section):
@@ -119,8 +119,7 @@ def _read_recipe(recipe_or_path: str | Path) -> dict[str, Any]:
             encoding="utf-8"
         )
     else:
-        meant = difflib.get_close_matches(str(recipe_or_path), recipe_names(), 1)
-        hint = f" Did you mean {meant[0]!r}?" if meant else ""
+        hint = suggestion_sentence(str(recipe_or_path), recipe_names())
         raise ConfigError(
             f"unknown recipe {str(recipe_or_path)!r}.{hint} Shipped: {', '.join(recipe_names())}; or give the"
             " path of a .yaml file"

@@ -6,7 +6,6 @@ sweeps/NAME/  config.yaml (of the recipe)  sweep.yaml  space.py  state.json  loc
 
 from __future__ import annotations
 
-import difflib
 import fcntl
 import json
 import os
@@ -21,6 +20,7 @@ from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.support.redaction import scrubbed
+from pcl_ray.support.text import suggestion
 
 CONFIG_FILE, STATE_FILE = "config.yaml", "state.json"
 # stopped early: by the scheduler of its sweep
@@ -141,11 +141,10 @@ class RunFolder:
         """Where the folder of this name is. Raises ConfigError where there is none."""
         path = cls.path_of(name)
         if not (path / CONFIG_FILE).is_file():
-            known = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob(f"*/{CONFIG_FILE}"))
-            near = difflib.get_close_matches(name, known, 1)
+            names = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob(f"*/{CONFIG_FILE}"))
+            hint = suggestion(name, names)
             raise ConfigError(
-                f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}" + (f"; {hint}" if hint else "")
             )
         return path
 

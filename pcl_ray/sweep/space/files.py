@@ -4,7 +4,6 @@ at once.
 
 from __future__ import annotations
 
-import difflib
 import runpy
 import traceback
 from abc import abstractmethod
@@ -19,6 +18,7 @@ from ray import tune
 from ray.tune.search.sample import Domain
 
 from pcl_ray.errors import ConfigError, Problem
+from pcl_ray.support.text import closest, suggestion, suggestion_sentence
 from pcl_ray.sweep.space import domains
 
 
@@ -150,8 +150,7 @@ def find(name_or_path: str) -> Path:
         return path
     if name_or_path in shipped():
         return Path(str(resources.files("tune_spaces") / f"{name_or_path}.py"))
-    meant = difflib.get_close_matches(name_or_path, shipped(), 1)
-    hint = f" Did you mean {meant[0]!r}?" if meant else ""
+    hint = suggestion_sentence(name_or_path, shipped())
     raise ConfigError(
         f"unknown space {name_or_path!r}.{hint} Shipped: {', '.join(shipped())}; or give the path of a .py or"
         " .yaml file"
@@ -161,11 +160,9 @@ def find(name_or_path: str) -> Path:
 def _read_python(path: Path) -> Written:
     found = {name: value for name, value in _run(path).items() if name.isupper()}
     known = {name.upper() for name in Written.model_fields}
-    near = {
-        name: difflib.get_close_matches(name, known - found.keys(), 1, 0.75) for name in found.keys() - known
-    }
+    near = {name: closest(name, known - found.keys(), 0.75) for name in found.keys() - known}
     # the others may be helpers of the space
-    misspelt = {name: meant[0] for name, meant in near.items() if meant}
+    misspelt = {name: meant for name, meant in near.items() if meant}
     problems = [
         Problem(name, found[name], f"unknown name; did you mean {meant!r}?")
         for name, meant in misspelt.items()
@@ -227,8 +224,6 @@ def _problem(mistake: Mapping[str, Any], cased: Callable[[str], str]) -> Problem
         return Problem(name, None, "is missing")
     if mistake["type"] == "extra_forbidden":
         known = Written.model_fields if not rest else _Steps.model_fields.keys() | _Values.model_fields.keys()
-        meant = difflib.get_close_matches(rest[-1] if rest else first, known, 1)
-        return Problem(
-            name, mistake["input"], "unknown key" + (f"; did you mean {meant[0]!r}?" if meant else "")
-        )
+        hint = suggestion(rest[-1] if rest else first, known)
+        return Problem(name, mistake["input"], "unknown key" + (f"; {hint}" if hint else ""))
     return Problem(name, mistake["input"], mistake["msg"].removeprefix("Value error, "))

@@ -4,7 +4,6 @@ searchers and schedulers see.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pcl_ray.errors import Problem
+from pcl_ray.support.text import suggestion
 from pcl_ray.sweep.space.settings import SweepConfig
 
 Direction = Literal["max", "min", "nearest_one"]
@@ -111,10 +111,8 @@ def problems(
             if re.fullmatch(pattern, metric):
                 yield Problem(name, metric, f"{reason}; use one of {', '.join(known)}")
                 return
-        near = difflib.get_close_matches(metric, known, 1)
-        yield Problem(
-            name, metric, (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(known)}"
-        )
+        hint = suggestion(metric, known)
+        yield Problem(name, metric, (f"{hint} " if hint else "") + f"allowed: {', '.join(known)}")
         return
     if metric not in _WITHOUT_LABELS and not labelled:
         yield Problem(

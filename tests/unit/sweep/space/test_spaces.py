@@ -684,7 +684,7 @@ def test_grid_search_of_no_list(tmp_path: Path) -> None:
 
 
 def test_ray_is_not_imported_by_what_answers_at_once(run_python: Callable[..., Any]) -> None:
-    done = run_python("import sys, pcl_ray.service.sweep, tune_spaces; print('ray' in sys.modules)")
+    done = run_python("import sys, pcl_ray.sweep, tune_spaces; print('ray' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr
 
 
