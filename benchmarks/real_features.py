@@ -22,7 +22,7 @@ WARMUP = 3
 
 def of_epochs(images: int, epochs: int, *, dim: int = 128, seed: int = 0) -> list[np.ndarray]:
     """[images, dim] float32 before each epoch from the warm-up's end on. Trained once, then read."""
-    from pcl_ray.runs.folder import home
+    from pcl_ray.support.paths import home
 
     folder = home() / "benchmarks" / f"fashion_{images}_{dim}_{epochs}_{seed}"
     files = [folder / f"{epoch:03d}.npy" for epoch in range(WARMUP, epochs + 1)]

@@ -41,38 +41,39 @@ def add_up_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def up(arguments: argparse.Namespace) -> int:
-    from pcl_ray.cluster import local_head, submit
+    from pcl_ray.cluster import head_processes, local_head, submit
+    from pcl_ray.on_ray import local_head_record
     from pcl_ray.tracking import server
 
-    ports = local_head.Ports(
+    ports = local_head_record.Ports(
         arguments.port, arguments.dashboard_port, arguments.metrics_port, arguments.mlflow_port
     )
     _check_ports(ports)
     for option, number in (("--num-cpus", arguments.num_cpus), ("--num-gpus", arguments.num_gpus)):
         if number is not None and number < 0:
             raise ConfigError(f"{option} {number}: 0 or more")
-    wish = local_head.Wish(arguments.host, ports, arguments.num_cpus, arguments.num_gpus)
+    request = local_head.HeadRequest(arguments.host, ports, arguments.num_cpus, arguments.num_gpus)
     # ends what was started, as Ctrl-C does
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        now = local_head.up(wish, lambda text: print(text, flush=True))
+        head = local_head.up(request, lambda text: print(text, flush=True))
     finally:
         signal.signal(signal.SIGTERM, before)
-    if not server.loopback(now.host) and now.mlflow:
+    if not server.loopback(head.host) and head.mlflow:
         print(
-            f"warning: whoever reaches {now.mlflow_uri} reads and changes all runs: MLflow asks for no"
+            f"warning: whoever reaches {head.mlflow_uri} reads and changes all runs: MLflow asks for no"
             " password there",
             file=sys.stderr,
         )
     folder, words = submit.uploaded(["digits"])
-    shown = submit.example(now.cluster, folder, words)
-    print(f"Ray         {now.cluster.address}   (asks for the token in {local_head.token_file()})")
-    print(f"MLflow      {now.mlflow_uri}/#/experiments?workflowType=machine_learning")
+    shown = submit.example(head_processes.cluster_of(head), folder, words)
+    print(f"Ray         {head.dashboard_address}   (asks for the token in {local_head_record.token_file()})")
+    print(f"MLflow      {head.mlflow_uri}/#/experiments?workflowType=machine_learning")
     print(f"submit      pcl-ray submit digits\n            {shown}")
-    if now.host != local_head.LOOPBACK:
+    if head.host != local_head_record.LOOPBACK:
         print(
             "join        with a copy of that file:  RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=… ray start"
-            f" --address {now.ray_address}"
+            f" --address {head.ray_address}"
         )
     print("then        pcl-ray status, pcl-ray runs, pcl-ray down")
     return 0

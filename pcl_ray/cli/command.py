@@ -274,7 +274,8 @@ def _print_knobs(described: Sequence[Knob]) -> None:
 def _print_result(result: RunResult) -> None:
     from pcl_ray import tracking
     from pcl_ray.runs import final_artifacts
-    from pcl_ray.runs.folder import home, read_state_at
+    from pcl_ray.runs.folder import read_state_at
+    from pcl_ray.support.paths import home
 
     stored = config.load(Path(result.run_dir, "config.yaml"))
     print()

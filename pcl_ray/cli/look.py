@@ -73,7 +73,7 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 def compare(arguments: argparse.Namespace) -> int:
     from pcl_ray.report import comparison
     from pcl_ray.runs import run_record
-    from pcl_ray.runs.folder import home
+    from pcl_ray.support.paths import home
 
     named = list(dict.fromkeys(arguments.runs))
     if not 2 <= len(named) <= _MOST_RUNS:
@@ -109,7 +109,7 @@ def add_ui_arguments(parser: argparse.ArgumentParser) -> None:
 def ui(arguments: argparse.Namespace) -> int:
     from pcl_ray import tracking
     from pcl_ray.config import TrackingConfig
-    from pcl_ray.runs.folder import home
+    from pcl_ray.support.paths import home
     from pcl_ray.tracking import server
 
     if arguments.port is not None and not 0 < arguments.port < 65536:

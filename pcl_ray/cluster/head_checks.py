@@ -1,31 +1,21 @@
-"""What is made sure of before `pcl-ray up` starts anything: the host, the ports, the token."""
+"""The checks before `pcl-ray up` starts anything: the host, the ports, the token."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 
 from pcl_ray.cluster import ray_api
 from pcl_ray.errors import ConfigError
+from pcl_ray.on_ray.local_head_record import Ports
 from pcl_ray.tracking import server
 
 
-@dataclass(frozen=True)
-class Ports:
-    ray: int = 6379
-    dashboard: int = 8265
-    metrics: int = 8080
-    mlflow: int = 5000
-
-
 def check_host(host: str) -> None:
-    """Raises ConfigError where others could reach a Ray that asks for no token: whoever does can run code
-    here.
-    """
-    if host in ("0.0.0.0", "::", "") or not _is_ours(host):
+    """Raises ConfigError where others could reach a Ray that asks for no token: they could run code here."""
+    if host in ("0.0.0.0", "::", "") or not _is_of_this_machine(host):
         raise ConfigError(
             f"--host {host!r}: give one address of this machine, by which the others of the cluster reach it"
         )
@@ -37,7 +27,7 @@ def check_host(host: str) -> None:
         )
 
 
-def _is_ours(host: str) -> bool:
+def _is_of_this_machine(host: str) -> bool:
     with socket.socket() as trial:
         try:
             trial.bind((host, 0))
@@ -47,15 +37,15 @@ def _is_ours(host: str) -> bool:
 
 
 def make_token(file: Path) -> None:
-    """Where there is none yet. Raises ConfigError for one that others could have read."""
+    """Writes a token where there is none yet. Raises ConfigError for one that others could have read."""
     try:
-        there = file.exists() and ray_api.read_token(file)
+        has_token = file.exists() and ray_api.read_token(file)
     except (OSError, ValueError):
         raise ConfigError(
             f"{file} holds no token that can be read: remove it, and start again with a new one (`pcl-ray"
             " down`, then `up`)"
         ) from None
-    if not there:
+    if not has_token:
         ray_api.write_token(file, secrets.token_hex(32))
     elif ray_api.open_to_others(file):
         raise ConfigError(
@@ -65,13 +55,13 @@ def make_token(file: Path) -> None:
 
 
 def check_ports(host: str, ports: Ports, *, ray: bool, mlflow: bool) -> None:
-    """All that are wanted, before anything is started. Raises ConfigError for one that is taken."""
-    wanted = (
-        {"--port": ports.ray, "--dashboard-port": ports.dashboard, "--metrics-port": ports.metrics}
-        if ray
-        else {}
-    )
-    _check_free(host, wanted | ({"--mlflow-port": ports.mlflow} if mlflow else {}))
+    """Tries the ports of what will be started. Raises ConfigError for one that is taken."""
+    wanted: dict[str, int] = {}
+    if ray:
+        wanted |= {"--port": ports.ray, "--dashboard-port": ports.dashboard, "--metrics-port": ports.metrics}
+    if mlflow:
+        wanted["--mlflow-port"] = ports.mlflow
+    _check_free(host, wanted)
 
 
 def _check_free(host: str, ports: dict[str, int]) -> None:

@@ -18,9 +18,8 @@ from typing import Literal
 from pcl_ray import tracking
 from pcl_ray.config import TrackingConfig
 from pcl_ray.errors import ConfigError
-from pcl_ray.runs import folder
 from pcl_ray.runs.request import gpus_here
-from pcl_ray.support import machine, redaction
+from pcl_ray.support import machine, paths, redaction
 from pcl_ray.tracking.reachability import network_file_system, reachable
 
 Level = Literal["ok", "warning", "failed"]
@@ -367,10 +366,10 @@ def _limit(*files: str) -> int | None:
 
 def home_folder() -> Check:
     try:
-        folder.check_writable()
+        paths.check_writable()
     except ConfigError as error:
         return Check("PCL_RAY_HOME", "failed", str(error))
-    place = folder.home()
+    place = paths.home()
     free = shutil.disk_usage(place).free / 1e9
     said = f"{place}, {free:.1f} GB free" + (
         f", on a network file system ({kind})" if (kind := network_file_system(place)) else ""
@@ -383,8 +382,8 @@ def home_folder() -> Check:
 
 def tracking_store() -> Check:
     config = TrackingConfig()
-    uri = tracking.tracking_uri(config, folder.home())
-    if problems := tracking.check_uri(config, folder.home()):
+    uri = tracking.tracking_uri(config, paths.home())
+    if problems := tracking.check_uri(config, paths.home()):
         return Check(
             "tracking", "failed", "; ".join(f"{problem.value}: {problem.message}" for problem in problems)
         )

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray import tracking
-from pcl_ray.cluster import local_head
 from pcl_ray.cluster.ray_api import Cluster
 from pcl_ray.config import TrackingConfig
 from pcl_ray.errors import ConfigError, RunFailed
-from pcl_ray.runs.folder import home, read_state_at, write_state_at
+from pcl_ray.on_ray import local_head_record
+from pcl_ray.runs.folder import read_state_at, write_state_at
 from pcl_ray.support import machine
 from pcl_ray.support.durations import span
+from pcl_ray.support.paths import home
 from pcl_ray.tracking import run_list
 from pcl_ray.tracking.run_list import RecordedRun
 
@@ -111,9 +112,9 @@ def uri() -> str:
     """Where runs are recorded: as for a run that begins here, or the server of `pcl-ray up` on the same
     store, which has links.
     """
-    ours = local_head.recorded()
-    if not os.environ.get("MLFLOW_TRACKING_URI") and ours and ours.mlflow and ours.mlflow.process():
-        return ours.mlflow_uri
+    head = local_head_record.read()
+    if not os.environ.get("MLFLOW_TRACKING_URI") and head and head.mlflow and head.mlflow.process():
+        return head.mlflow_uri
     return tracking.tracking_uri(TrackingConfig(), home())
 
 

@@ -19,10 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pcl_ray.cluster import local_head
+from pcl_ray.cluster import head_processes
 from pcl_ray.cluster.ray_api import DEFAULT_ADDRESS, Cluster, checked_address, token_here
 from pcl_ray.errors import ConfigError
-from pcl_ray.on_ray import current_job
+from pcl_ray.on_ray import current_job, local_head_record
+from pcl_ray.on_ray.local_head_record import LocalHead
 from pcl_ray.support import machine
 
 DRIVER_GB = 1.0
@@ -51,31 +52,29 @@ def cluster(address: str | None) -> Cluster:
     """The named one; else that of RAY_API_SERVER_ADDRESS, of `pcl-ray up`, or Ray's default. Raises
     ConfigError.
     """
-    ours = _our_head()
-    wanted = (
-        address
-        or os.environ.get("RAY_API_SERVER_ADDRESS")
-        or (ours.cluster.address if ours else DEFAULT_ADDRESS)
-    )
-    place = checked_address(wanted)
-    return ours.cluster if ours and ours.cluster.address == place else Cluster(place, token_here())
+    head = _local_head()
+    default = head.dashboard_address if head else DEFAULT_ADDRESS
+    dashboard = checked_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or default)
+    if head and head.dashboard_address == dashboard:
+        return head_processes.cluster_of(head)
+    return Cluster(dashboard, token_here())
 
 
 def environment(to: Cluster) -> dict[str, str]:
     """What Ray's commands need beside the user's own environment: the mode is always said, and where our own
     head keeps its token.
     """
-    ours = _our_head()
-    if ours and ours.cluster.address == to.address:
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(local_head.token_file())}
+    head = _local_head()
+    if head and head.dashboard_address == to.address:
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(local_head_record.token_file())}
     return {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE") or ("token" if to.token else "disabled")}
 
 
-def _our_head() -> local_head.Up | None:
-    """That of `pcl-ray up`, if it runs and the user has not named another token."""
-    ours = local_head.recorded()
+def _local_head() -> LocalHead | None:
+    """The head of `pcl-ray up`, if it runs and the user has not named another token."""
+    head = local_head_record.read()
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return ours if ours and ours.ray and ours.ray.process() and not named else None
+    return head if head and head.ray and head.ray.process() and not named else None
 
 
 def line(
@@ -163,9 +162,9 @@ def uploaded(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     files = [word for word in words if _is_file(word)]
     if not files:
         return None, list(words)
-    place = local_head.folder() / "submitted"
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = Path(tempfile.mkdtemp(dir=place))
+    parent = local_head_record.folder() / "submitted"
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = Path(tempfile.mkdtemp(dir=parent))
     for file in files:
         shutil.copy(file, folder)
     return folder, [Path(word).name if word in files else word for word in words]

@@ -1,5 +1,5 @@
-"""Environment of Ray. Ray reads it while it is imported, so `set_defaults` comes before the first `import
-ray`; it is the only thing here.
+"""The environment variables of Ray. Ray reads them while it is imported, so `set_defaults` comes before the
+first `import ray`, and nothing here imports it.
 """
 
 from __future__ import annotations
@@ -7,14 +7,16 @@ from __future__ import annotations
 import os
 import secrets
 
+from pcl_ray.on_ray import local_head_record
+
 # Ray resolves the loopback address to the network's, unless it believes that it cannot form clusters. Then
 # all its ports are this machine's alone.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def set_defaults() -> None:
-    """No usage reports, no doubled prints; and for a Ray of our own the loopback address, and a token in
-    memory: no other user of the machine can submit code to it.
+    """Sets no usage reports and no doubled prints; and for a Ray of our own the loopback address, and a token
+    in memory: no other user of the machine can submit code to it.
 
     What the user has set stands. Without RAY_ADDRESS a Ray of our own is started; where it names the one that
     `pcl-ray up` started, its token is used.
@@ -22,7 +24,7 @@ def set_defaults() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     if address := os.environ.get("RAY_ADDRESS"):
-        _as_started_by_us(address)
+        _set_for_local_head(address)
     else:
         _set(LOOPBACK_ONLY)
         # Ray runs its workers at niceness 15. On a machine that they fill, Ray's own helpers then interrupt
@@ -33,14 +35,12 @@ def set_defaults() -> None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def _as_started_by_us(address: str) -> None:
-    from pcl_ray.cluster import local_head
-
-    ours = local_head.recorded()
-    if ours and ours.ray_address == address and not os.environ.get("RAY_AUTH_TOKEN"):
+def _set_for_local_head(address: str) -> None:
+    head = local_head_record.read()
+    if head and head.ray_address == address and not os.environ.get("RAY_AUTH_TOKEN"):
         _set(
-            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(local_head.token_file())}
-            | (LOOPBACK_ONLY if ours.host == local_head.LOOPBACK else {})
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(local_head_record.token_file())}
+            | (LOOPBACK_ONLY if head.host == local_head_record.LOOPBACK else {})
         )
 
 

@@ -25,7 +25,7 @@ from pcl_ray.plan import RunPlan
 from pcl_ray.runs import final_artifacts, request, run_result, storage_mirror
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.event_router import EventRouter
-from pcl_ray.runs.folder import RunFolder, State, check_writable, home
+from pcl_ray.runs.folder import RunFolder, State
 from pcl_ray.runs.gallery import Gallery
 from pcl_ray.runs.request import Request
 from pcl_ray.runs.run_result import RunResult
@@ -33,6 +33,7 @@ from pcl_ray.runs.signals import Stopped as Stopped
 from pcl_ray.runs.signals import stopped_by_signals
 from pcl_ray.runs.storage_mirror import Keeper
 from pcl_ray.support import machine, redaction
+from pcl_ray.support.paths import check_writable, home
 from pcl_ray.training.events import Event
 from pcl_ray.training.system_metrics import SystemWatch
 

@@ -19,6 +19,7 @@ from pcl_ray import config as configs
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import scrubbed
 from pcl_ray.support.text import suggestion
 
@@ -66,35 +67,6 @@ class StateEntries(TypedDict, total=False):
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def home() -> Path:
-    """PCL_RAY_HOME, or ~/.pcl_ray. Absolute: a submitted job's working directory is thrown away."""
-    given = os.environ.get("PCL_RAY_HOME") or "~/.pcl_ray"
-    if "?" in given:
-        raise ConfigError(
-            f"PCL_RAY_HOME = {given!r} has a '?', which the address of a database in it cannot have; choose"
-            " another folder"
-        )
-    try:
-        return Path(given).expanduser().absolute()
-    except RuntimeError:
-        raise ConfigError(f"PCL_RAY_HOME = {given!r} names a home folder that does not exist") from None
-
-
-def check_writable() -> None:
-    """Raises ConfigError where nothing can be written under PCL_RAY_HOME."""
-    folder = home() / "runs"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(bytes(4096))  # an empty file would fit on a full disk
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a"
-            " folder of yours"
-        ) from None
 
 
 class Busy(ConfigError):

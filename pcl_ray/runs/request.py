@@ -19,6 +19,7 @@ from pcl_ray.data import datasets
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs import folder, storage_mirror
+from pcl_ray.support import paths
 
 _CONNECT_S = 5
 # Knobs that may change when a run goes on: where and how it is computed and shown, not what is computed.
@@ -136,7 +137,7 @@ def _checked(
     wrong = {problem.name for problem in problems}
     problems = problems + [
         problem
-        for problem in tracking.check_uri(config.tracking, folder.home(), stored=stored)
+        for problem in tracking.check_uri(config.tracking, paths.home(), stored=stored)
         if problem.name not in wrong
     ]
     told = {problem.name for problem in problems}

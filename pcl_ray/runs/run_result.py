@@ -17,8 +17,9 @@ from pcl_ray import tracking
 from pcl_ray.config import RunConfig
 from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan
-from pcl_ray.runs.folder import RunFolder, State, home
+from pcl_ray.runs.folder import RunFolder, State
 from pcl_ray.support import redaction
+from pcl_ray.support.paths import home
 
 
 @dataclass(frozen=True)

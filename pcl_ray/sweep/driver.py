@@ -33,8 +33,9 @@ from pcl_ray.errors import ConfigError, DataError, RunFailed
 from pcl_ray.report.sweep.leaderboard import is_number
 from pcl_ray.runs import driver, run_result
 from pcl_ray.runs.console import Display
-from pcl_ray.runs.folder import SweepFolder, home
+from pcl_ray.runs.folder import SweepFolder
 from pcl_ray.support import redaction
+from pcl_ray.support.paths import home
 from pcl_ray.sweep import pickle_safety, results
 from pcl_ray.sweep import request as requests
 from pcl_ray.sweep.request import SweepRequest

@@ -25,7 +25,8 @@ from pcl_ray.errors import ConfigError
 from pcl_ray.report.sweep import leaderboard
 from pcl_ray.report.sweep.leaderboard import Row, TrialRecord
 from pcl_ray.runs import run_result
-from pcl_ray.runs.folder import RunFolder, SweepFolder, home, read_state_at
+from pcl_ray.runs.folder import RunFolder, SweepFolder, read_state_at
+from pcl_ray.support.paths import home
 from pcl_ray.sweep.request import SweepRequest
 from pcl_ray.sweep.trial import Setting
 

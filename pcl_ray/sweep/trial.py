@@ -25,8 +25,9 @@ from pcl_ray.data.images import Images
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs import final_artifacts, request, run_result
-from pcl_ray.runs.folder import Busy, RunFolder, home, read_state_at
+from pcl_ray.runs.folder import Busy, RunFolder, read_state_at
 from pcl_ray.runs.gallery import Gallery
+from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import scrubbed
 from pcl_ray.sweep import warm_ups
 from pcl_ray.sweep.point import Point, run_name_of, title_of

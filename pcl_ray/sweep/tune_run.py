@@ -18,7 +18,8 @@ from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import admission, connection, node_checks
-from pcl_ray.runs.folder import SweepFolder, home
+from pcl_ray.runs.folder import SweepFolder
+from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import CLOUD_KEYS
 from pcl_ray.sweep import capacity, driver, pickle_safety, results
 from pcl_ray.sweep.driver import Ended

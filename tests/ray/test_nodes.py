@@ -20,9 +20,10 @@ from processes import free_port
 from small import DIGITS_RUN
 
 from pcl_ray.checkpoints import storage
-from pcl_ray.cluster import processes
 from pcl_ray.cluster.ray_api import Cluster
 from pcl_ray.on_ray import node_checks as check
+from pcl_ray.support import processes
+from pcl_ray.support.processes import StartedProcess
 
 LIMIT_S = 300
 TOKEN = "t" * 32
@@ -114,7 +115,7 @@ class Nodes:
         )
         self._wait(2)
 
-    def _start(self, command: list[str], name: str) -> processes.Known:
+    def _start(self, command: list[str], name: str) -> StartedProcess:
         return processes.start(command, self.environment, self.place, self.place / f"{name}.log")
 
     def _wait(self, nodes: int) -> None:

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from small import DIGITS_RUN
 
-from pcl_ray.runs.folder import home
+from pcl_ray.support.paths import home
 
 LIMIT_S = 300  # a guard against hanging, not a measurement
 SMALL = (

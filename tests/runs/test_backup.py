@@ -14,7 +14,7 @@ from processes import free_port
 from small import DIGITS_RUN
 
 from pcl_ray import cli
-from pcl_ray.runs.folder import home
+from pcl_ray.support.paths import home
 from pcl_ray.tracking import server
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from small import DIGITS_RUN
 from pcl_ray import cli, tracking
 from pcl_ray.runs import driver, final_artifacts, request, run_record
 from pcl_ray.runs.console import Display
-from pcl_ray.runs.folder import home
+from pcl_ray.support.paths import home
 from pcl_ray.tracking import server as tracking_server
 from pcl_ray.training.events import Event
 from pcl_ray.training.system_metrics import PHASES, SystemLog, SystemWatch, node_figures

@@ -27,8 +27,9 @@ from small import DIGITS_RUN
 
 from pcl_ray import cli, config, tracking
 from pcl_ray.errors import RunFailed
-from pcl_ray.runs.folder import RunFolder, home
+from pcl_ray.runs.folder import RunFolder
 from pcl_ray.support import redaction
+from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import holds_secret, public_uri, scrubbed
 from pcl_ray.tracking import server
 from pcl_ray.training import loop

@@ -16,7 +16,8 @@ from pcl_ray import config, plan
 from pcl_ray.checkpoints import run_state
 from pcl_ray.data import datasets
 from pcl_ray.errors import RunFailed
-from pcl_ray.runs.folder import RunFolder, home, read_state_at, write_state_at
+from pcl_ray.runs.folder import RunFolder, read_state_at, write_state_at
+from pcl_ray.support.paths import home
 from pcl_ray.sweep import warm_ups
 from pcl_ray.sweep.epoch_thread import InThread
 from pcl_ray.sweep.point import Point, run_name_of

@@ -31,7 +31,8 @@ from pcl_ray.embedding.embedder import SETTINGS_FILE, WEIGHTS_FILE, Embedder
 from pcl_ray.errors import ConfigError, DataError, RunFailed
 from pcl_ray.model.weights import load_encoder
 from pcl_ray.runs import run_record
-from pcl_ray.runs.folder import RunFolder, SweepFolder, home, read_state_at
+from pcl_ray.runs.folder import RunFolder, SweepFolder, read_state_at
+from pcl_ray.support.paths import home
 from pcl_ray.sweep import pickle_safety
 from pcl_ray.tracking import outbox
 

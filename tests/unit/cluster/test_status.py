@@ -1,10 +1,7 @@
-"""Runs under way as `pcl-ray status` shows them, from folders that real runs leave; and processes that
-outlive who started them.
-"""
+"""Runs under way as `pcl-ray status` shows them, from folders that real runs leave."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,8 @@ from typing import Any
 import pytest
 
 from pcl_ray import config as configs
-from pcl_ray.cluster import processes, status
+from pcl_ray.cluster import status
+from pcl_ray.errors import ConfigError
 from pcl_ray.plan import make
 from pcl_ray.runs import event_router
 from pcl_ray.runs.folder import RunFolder, read_state_at
@@ -125,7 +123,7 @@ def test_mlflow_is_told_of_a_run_that_was_killed(
     client.log_metric(run, "epoch", 4, step=50)
     client.log_metric(run, "perf/device_minutes", 10.0, step=50)
     client.log_metric(run, "eval/knn_top1", 0.5, step=50)
-    (recorded,) = status.tracking_runs.recorded(status.uri(), "pcl_ray")
+    (recorded,) = status.run_list.recorded(status.uri(), "pcl_ray")
     assert (recorded.state, recorded.epoch, recorded.epochs, recorded.submission_id, recorded.user) == (
         "running",
         5,
@@ -140,7 +138,7 @@ def test_mlflow_is_told_of_a_run_that_was_killed(
     client.log_param(strange, "train.epochs", "²")
     for name in ("epoch", "perf/device_minutes", "eval/knn_top1"):
         client.log_metric(strange, name, float("nan"), step=1)
-    assert status.tracking_runs.recorded(status.uri(), "pcl_ray")[0].name == "strange [/b]"
+    assert status.run_list.recorded(status.uri(), "pcl_ray")[0].name == "strange [/b]"
     client.delete_run(strange)
     rows, trouble = status.under_way("pcl_ray")
     assert [row.name for row in rows] == ["gone"]  # of another machine: it is not ours to judge
@@ -149,14 +147,12 @@ def test_mlflow_is_told_of_a_run_that_was_killed(
         folder.write_state(state="running", mlflow_run_id=run, machine=machine.identity())
     status.local_runs()
     assert client.get_run(run).info.status == "KILLED"
-    assert [run.name for run in status.tracking_runs.recorded(status.uri(), "pcl_ray", state="stopped")] == [
+    assert [run.name for run in status.run_list.recorded(status.uri(), "pcl_ray", state="stopped")] == [
         "gone"
     ]
-    assert status.tracking_runs.recorded(status.uri(), "pcl_ray", state="running") == []
-    with pytest.raises(
-        configs.ConfigError, match="--state 'lost': one of failed, finished, running, stopped"
-    ):
-        status.tracking_runs.recorded(status.uri(), "pcl_ray", state="lost")
+    assert status.run_list.recorded(status.uri(), "pcl_ray", state="running") == []
+    with pytest.raises(ConfigError, match="--state 'lost': one of failed, finished, running, stopped"):
+        status.run_list.recorded(status.uri(), "pcl_ray", state="lost")
 
 
 @pytest.mark.parametrize(
@@ -173,91 +169,3 @@ def test_mlflow_is_told_of_a_run_that_was_killed(
 )
 def test_times(seconds: float, said: str) -> None:
     assert span(seconds) == said
-
-
-# --- processes ---
-
-TREE = (
-    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
-    " print('up', flush=True); time.sleep(600)"
-)
-
-
-def two_generations(folder: Path) -> tuple[processes.Known, Any, Any]:
-    """A process, as it is remembered and as it is, and its child."""
-    import psutil
-
-    known = processes.start([sys.executable, "-c", TREE], {}, folder, folder / "log")
-    deadline = time.monotonic() + 60
-    while "up" not in (folder / "log").read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process = psutil.Process(known.pid)
-    (child,) = process.children()
-    return known, process, child
-
-
-def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
-    import psutil
-
-    known, process, child = two_generations(tmp_path)
-    assert known.process() is not None
-    assert processes.end(known)
-    process.wait(10)
-    assert known.process() is None
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-    assert processes.end(known) is False
-    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
-
-
-def test_what_outlived_the_process_that_started_it_is_found_and_ended(tmp_path: Path) -> None:
-    import psutil
-
-    known, process, child = two_generations(tmp_path)
-    process.kill()
-    process.wait(10)
-    assert child.is_running()
-    assert processes.end(known)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-
-
-def test_another_process_with_the_same_number_is_left_alone(tmp_path: Path) -> None:
-    known = processes.start(
-        [sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path, tmp_path / "log"
-    )
-    try:
-        assert processes.end(processes.Known(known.pid, known.created - 100)) is False
-        assert known.process() is not None
-    finally:
-        processes.end(known)
-
-
-# --- metrics ---
-
-
-def test_metrics_follow_from_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names and values that are set; that Ray exports them is shown on a real cluster, in tests/ray."""
-    from pcl_ray.on_ray.metrics import RayMetrics
-
-    metrics = RayMetrics("mine", 50)
-    set_: dict[str, Any] = {}
-    counted: list[float] = []
-    monkeypatch.setattr(metrics, "_ready", lambda: True)
-    monkeypatch.setattr(metrics, "_set", set_.__setitem__)
-    metrics._counter = type("Counter", (), {"inc": lambda self, value, tags: counted.append(value)})()
-    metrics.handle(Event("step", 0, 3, {"train/loss": 4.0}), 0)
-    assert set_ == {"pcl_loss": 4.0}
-    metrics.handle(
-        Event(
-            "epoch",
-            0,
-            9,
-            {"train/loss": 3.0, "epoch": 0.0, "cluster/0/empty": 0.0, "perf/e_step_seconds": 1.5},
-        ),
-        2,
-    )
-    assert (set_["pcl_epoch"], set_["pcl_e_step_seconds"], set_["pcl_prototype_age_steps"]) == (1, 1.5, 0)
-    metrics.handle(Event("step", 1, 15, {"train/loss": 2.0}), 2)
-    assert set_["pcl_prototype_age_steps"] == 6
-    metrics.handle(Event("system", 1, 15, {"train/loss": 9.0}), 5)
-    assert set_["pcl_loss"] == 2.0
-    assert counted == [2]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pcl_ray.config import RunConfig, load
 from pcl_ray.errors import ConfigError
-from pcl_ray.runs.folder import RunFolder, check_writable, home
+from pcl_ray.runs.folder import RunFolder
+from pcl_ray.support.paths import home
 
 CONFIG = load(
     "digits", ["loss.temperature=0.35", "data.path=/somewhere/ä b", "e_step.num_clusters=[10,0.25]"]
@@ -199,26 +200,6 @@ def test_a_free_name_is_always_allowed(stem: str) -> None:
         for entry in folder.path.iterdir():
             entry.unlink()
         folder.path.rmdir()
-
-
-def test_a_writable_home_is_made_and_left_clean() -> None:
-    check_writable()
-    assert (home() / "runs").is_dir()
-    assert list((home() / "runs").iterdir()) == []
-
-
-@pytest.mark.parametrize("below", ["", "deeper/still"])
-def test_a_home_that_cannot_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("PCL_RAY_HOME", str(tmp_path / "file" / below))
-    with pytest.raises(
-        ConfigError,
-        match=r"PCL_RAY_HOME = '.*file.*' cannot be written \(.+\); set PCL_RAY_HOME to a folder of yours",
-    ):
-        check_writable()
-    assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_the_state_is_plain_json() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pcl_ray.cli import main
-from pcl_ray.runs.folder import home
+from pcl_ray.support.paths import home
 
 FULL_OF_MISTAKES = """
 base: digits

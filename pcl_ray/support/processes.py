@@ -1,4 +1,4 @@
-"""Processes that outlive the command that started them, and are found again by a later one."""
+"""Processes that outlive the command that started them, and that a later command recognises and ends."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _SAME_S = 1.0
 
 
 @dataclass(frozen=True)
-class Known:
-    """A process as it is remembered: numbers are used again, but not at the same second."""
+class StartedProcess:
+    """A process by its number and when it was created: numbers are used again, but not at the same second."""
 
     pid: int
     created: float
 
     @classmethod
-    def of(cls, content: Mapping[str, object]) -> Known:
-        """From JSON. Raises KeyError, TypeError or ValueError where it is not one."""
+    def of(cls, content: Mapping[str, object]) -> StartedProcess:
+        """Reads one out of JSON. Raises KeyError, TypeError or ValueError where it is none."""
         pid, created = content["pid"], content["created"]
         if not isinstance(pid, int) or not isinstance(created, float) or not 1 < pid < 2**31:
             raise ValueError(f"{pid!r} at {created!r} is no process")
         return cls(pid, created)
 
     def process(self) -> psutil.Process | None:
-        """None where it has ended, whoever has its number now."""
+        """The process while it runs; None where it has ended, whoever has its number now."""
         try:
-            found = psutil.Process(self.pid)
-            return found if self.same(found) and found.status() != psutil.STATUS_ZOMBIE else None
+            process = psutil.Process(self.pid)
+            return process if self.same(process) and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None
 
@@ -43,9 +43,10 @@ class Known:
         return abs(other.create_time() - self.created) < _SAME_S
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> Known:
-    """In a session of its own, so that Ctrl-C at this terminal does not reach it. What it says goes to `log`,
-    which only its owner may read.
+def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> StartedProcess:
+    """Starts a process in a session of its own, so that Ctrl-C at this terminal does not reach it.
+
+    Its output goes to `log`, which only its owner may read.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
@@ -58,14 +59,15 @@ def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return Known(process.pid, psutil.Process(process.pid).create_time())
+    return StartedProcess(process.pid, psutil.Process(process.pid).create_time())
 
 
-def end(known: Known, limit_s: float = _END_S) -> bool:
-    """Politely, then not; with everything that it started, also where it has ended before them. False where
-    nothing was left.
+def end(started: StartedProcess, limit_s: float = _END_S) -> bool:
+    """Ends a process and everything that it started: politely (SIGTERM), and after `limit_s` by force.
+
+    Those that it started are ended also where it has ended before them. False where nothing was left.
     """
-    process, family = known.process(), _session(known)
+    process, family = started.process(), _session(started)
     if process is not None:
         with suppress(psutil.Error):
             family += [one for one in (process, *process.children(recursive=True)) if one not in family]
@@ -80,23 +82,25 @@ def end(known: Known, limit_s: float = _END_S) -> bool:
     return process is not None or bool(left)
 
 
-def _session(known: Known) -> list[psutil.Process]:
-    """Those that it started and that have not left its session: each process that `start` begins has one of
-    its own. Its number is given to no other process as long as one of them lives.
+def _session(started: StartedProcess) -> list[psutil.Process]:
+    """The processes that it started and that have not left its session.
+
+    Each process that `start` begins has a session of its own, whose number is given to no other process as
+    long as one of them lives.
     """
-    found = []
+    members: list[psutil.Process] = []
     with suppress(psutil.Error):
-        if not known.same(psutil.Process(known.pid)):
+        if not started.same(psutil.Process(started.pid)):
             return []
-    for one in psutil.process_iter():
+    for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if (
-                os.getsid(one.pid) == known.pid
-                and one.create_time() >= known.created - _SAME_S
-                and one.pid != os.getpid()
+                os.getsid(process.pid) == started.pid
+                and process.create_time() >= started.created - _SAME_S
+                and process.pid != os.getpid()
             ):
-                found.append(one)
-    return found
+                members.append(process)
+    return members
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -107,6 +111,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def last_lines(log: Path, number: int = 15) -> str:
+    """The end of a log; "" where it cannot be read."""
     try:
         return "\n".join(log.read_text(errors="replace").splitlines()[-number:])
     except OSError:

@@ -1,0 +1,81 @@
+"""The record of what `pcl-ray up` started on this machine, which later commands and runs read.
+
+PCL_RAY_HOME/service/  up.json (what runs, under which process numbers)  ray_token (what this Ray asks for)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pcl_ray.support.paths import home
+from pcl_ray.support.processes import StartedProcess
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports of the Ray head, its dashboard, its metrics for Prometheus, and the MLflow server."""
+
+    ray: int = 6379
+    dashboard: int = 8265
+    metrics: int = 8080
+    mlflow: int = 5000
+
+
+@dataclass(frozen=True)
+class LocalHead:
+    """What runs, as up.json holds it; `mlflow` is None where a server elsewhere is used."""
+
+    host: str
+    ports: Ports
+    mlflow_uri: str
+    ray: StartedProcess | None = None
+    mlflow: StartedProcess | None = None
+
+    @property
+    def dashboard_address(self) -> str:
+        return f"http://{self.host}:{self.ports.dashboard}"
+
+    @property
+    def ray_address(self) -> str:
+        return f"{self.host}:{self.ports.ray}"
+
+
+def folder() -> Path:
+    return home() / "service"
+
+
+def token_file() -> Path:
+    return folder() / "ray_token"
+
+
+def read() -> LocalHead | None:
+    """What `up` started last and `down` has not ended; None where there is no record or a damaged one.
+
+    Whether the processes still run is another question: ask them.
+    """
+    try:
+        content = json.loads((folder() / "up.json").read_text())
+        return LocalHead(
+            host=str(content["host"]),
+            ports=Ports(**{name: int(port) for name, port in content["ports"].items()}),
+            mlflow_uri=str(content["mlflow_uri"]),
+            ray=StartedProcess.of(content["ray"]) if content.get("ray") else None,
+            mlflow=StartedProcess.of(content["mlflow"]) if content.get("mlflow") else None,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+
+
+def write(head: LocalHead) -> None:
+    partial = folder() / "up.json.partial"
+    partial.write_text(json.dumps(asdict(head), indent=2))
+    os.replace(partial, folder() / "up.json")
+
+
+def remove() -> None:
+    (folder() / "up.json").unlink(missing_ok=True)
