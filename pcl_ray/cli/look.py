@@ -29,7 +29,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
         checks = machine_check.check()
         print(machine_check.as_text(checks))
-        return int(any(check.ok == "failed" for check in checks))
+        return int(any(check.level == "failed" for check in checks))
     from pcl_ray.report.doctor import diagnosis as rules
     from pcl_ray.runs import run_record
 

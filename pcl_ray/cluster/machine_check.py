@@ -1,5 +1,6 @@
-"""Whether this machine can train: what is installed, what it has, and whom it reaches. Nothing is left
-running, and nothing may take long.
+"""Whether this machine can train: what is installed, what it has, and which services it reaches.
+
+Nothing is left running, and nothing may take long.
 """
 
 from __future__ import annotations
@@ -7,53 +8,88 @@ from __future__ import annotations
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from pcl_ray.cluster import machine_questions as questions
-from pcl_ray.cluster.machine_questions import Check as Check
-from pcl_ray.cluster.machine_questions import Level as Level
-
-_LIMIT_S = 12.0  # for all questions together; those to others are asked at the same time
+from pcl_ray.cluster import machine_hardware, machine_services, machine_software
+from pcl_ray.cluster.check import Check as Check
 
 
-def check() -> list[Check]:
-    """Everything that can be asked without training; takes up to a dozen seconds, most of them for
-    imports.
+@dataclass(frozen=True)
+class MachineCheck:
+    """A check that can be made: its name, and the function that makes it, which may raise."""
+
+    name: str
+    run: Callable[[], Check]
+    elsewhere: bool = False  # it asks another process or machine: begun at once, while the others run
+
+
+CHECKS = (
+    MachineCheck("packages", machine_software.packages),
+    MachineCheck("Ray", machine_services.ray_cluster, elsewhere=True),
+    MachineCheck("Ray's token", machine_services.ray_token),
+    MachineCheck("GPUs", machine_hardware.gpus),
+    MachineCheck("faiss", machine_software.faiss),
+    MachineCheck("shared memory", machine_hardware.shared_memory),
+    MachineCheck("memory", machine_hardware.memory),
+    MachineCheck("cores", machine_hardware.cores),
+    MachineCheck("PCL_RAY_HOME", machine_hardware.home_folder),
+    MachineCheck("tracking", machine_services.tracking_store, elsewhere=True),
+)
+
+
+def check(checks: Sequence[MachineCheck] = CHECKS, limit_s: float = 12.0) -> list[Check]:
+    """Everything that can be asked without training, in the order of `checks`.
+
+    limit_s: for all of them together; most of the time goes into imports.
     """
-    asked = {
-        "packages": questions.packages,
-        "Ray": questions.ray_cluster,
-        "Ray's token": questions.ray_token,
-        "GPUs": questions.gpus,
-        "faiss": questions.faiss,
-        "shared memory": questions.shared_memory,
-        "memory": questions.memory,
-        "cores": questions.cores,
-        "PCL_RAY_HOME": questions.home_folder,
-        "tracking": questions.tracking_store,
-    }
-    end = time.monotonic() + _LIMIT_S
-    elsewhere = {name: _begin(name, asked[name]) for name in ("Ray", "tracking")}
-    return [
-        _answer(name, elsewhere.get(name) or _begin(name, question), end) for name, question in asked.items()
-    ]
+    end = time.monotonic() + limit_s
+    started = {entry.name: _Started(entry) for entry in checks if entry.elsewhere}
+    return [(started.get(entry.name) or _Started(entry)).result(end) for entry in checks]
+
+
+class _Started:
+    """A check in a thread, which the process does not wait for at its end: a driver or a file system may hang
+    for good.
+    """
+
+    def __init__(self, entry: MachineCheck):
+        self._entry = entry
+        self._result: Check | None = None
+        self._thread = threading.Thread(target=self._run, name=f"check-{entry.name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._entry.run()
+        except Exception as error:  # whatever it is, the other checks are still made
+            message = f"could not be looked at: {type(error).__name__}: {error}"
+            self._result = Check(self._entry.name, "failed", message)
+
+    def result(self, end: float) -> Check:
+        """The result at the time `end` (of time.monotonic) at the latest; each has half a second at least."""
+        self._thread.join(max(end - time.monotonic(), 0.5))
+        return self._result or Check(
+            self._entry.name,
+            "failed",
+            "gave no answer in time",
+            "something hangs: a driver, a file system or a server that does not answer",
+        )
 
 
 def as_text(checks: list[Check], width: int = 100) -> str:
-    """A line or two each, what to do below it; and a line that sums up."""
+    """A line or two for each check, what to do below it; and a line that sums up."""
     marks = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
-    lines = []
-    for one in checks:
-        lines.append(_wrapped(f"{marks[one.ok]}  {one.name}: {one.said}", width))
-        lines += [_wrapped(f"         → {one.advice}", width)] if one.advice else []
-    failed, warned = (sum(one.ok == level for one in checks) for level in ("failed", "warning"))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{failed} failed, {warned} warning{'s' * (warned != 1)}" if failed or warned else "all is well",
-        ]
-    )
+    lines: list[str] = []
+    for entry in checks:
+        lines.append(_wrapped(f"{marks[entry.level]}  {entry.name}: {entry.message}", width))
+        if entry.advice:
+            lines.append(_wrapped(f"         → {entry.advice}", width))
+    failed, warned = (sum(entry.level == level for entry in checks) for level in ("failed", "warning"))
+    summary = "all is well"
+    if failed or warned:
+        summary = f"{failed} failed, {warned} warning{'s' * (warned != 1)}"
+    return "\n".join([*lines, "", summary])
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -64,36 +100,4 @@ def _wrapped(text: str, width: int) -> str:
         break_long_words=False,
         break_on_hyphens=False,
         drop_whitespace=True,
-    )
-
-
-def _begin(name: str, question: Callable[[], Check]) -> tuple[threading.Thread, list[Check]]:
-    """In a thread, which the process does not wait for at its end: a driver or a file system may hang for
-    good.
-    """
-    found: list[Check] = []
-
-    def ask() -> None:
-        try:
-            found.append(question())
-        except Exception as error:  # whatever it is, the other questions are still asked
-            found.append(Check(name, "failed", f"could not be looked at: {type(error).__name__}: {error}"))
-
-    thread = threading.Thread(target=ask, name=f"check-{name}", daemon=True)
-    thread.start()
-    return thread, found
-
-
-def _answer(name: str, begun: tuple[threading.Thread, list[Check]], end: float) -> Check:
-    thread, found = begun
-    thread.join(max(end - time.monotonic(), 0.5))
-    return (
-        found[0]
-        if found
-        else Check(
-            name,
-            "failed",
-            "gave no answer in time",
-            "something hangs: a driver, a file system or a server that does not answer",
-        )
     )

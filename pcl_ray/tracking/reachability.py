@@ -30,35 +30,35 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _NETWORK = ("nfs", "cifs", "smb", "lustre", "ceph", "gluster", "fuse.", "9p", "beegfs", "gpfs", "afs")
 
 
-def reachable(uri: str) -> Answer:
+def reachable(uri: str, timeout_s: float = _TIMEOUT_S) -> Answer:
     """Whether runs can be recorded there. Asks a server, looks at an sqlite file, knocks at another database.
     No password is repeated.
     """
-    level, said, advice = _asked_of(uri)
+    level, said, advice = _asked_of(uri, timeout_s)
     return level, scrubbed(said), advice
 
 
-def _asked_of(uri: str) -> Answer:
+def _asked_of(uri: str, timeout_s: float) -> Answer:
     scheme = urlsplit(uri).scheme.lower()
     kind = scheme.partition("+")[0]
     if kind in ("http", "https"):
-        return _server(uri)
+        return _server(uri, timeout_s)
     if kind == "sqlite":
         return _sqlite(Path(unquote(uri.partition("://")[2].partition("?")[0].removeprefix("/"))))
     if kind in _PORTS:
-        return _database(uri, kind)
+        return _database(uri, kind, timeout_s)
     return "ok", f"{kind or uri.partition(':')[0]} is not asked: only MLflow knows how to", ""
 
 
 # --- a server ---
 
 
-def _server(uri: str) -> Answer:
+def _server(uri: str, timeout_s: float) -> Answer:
     host = urlsplit(uri).netloc.rpartition("@")[2]
     try:
-        status, text = _asked(uri, "/api/2.0/mlflow/experiments/search", {"max_results": 1})
+        status, text = _asked(uri, "/api/2.0/mlflow/experiments/search", {"max_results": 1}, timeout_s)
     except (OSError, ValueError) as error:  # refused, no such name, no answer in time, no HTTP
-        return _silent(host, error)
+        return _silent(host, error, timeout_s)
     if status == 200 and _is_json(text):
         return "ok", f"the server at {host} answers", ""
     if status in (401, 407):
@@ -96,12 +96,12 @@ def _server(uri: str) -> Answer:
     )
 
 
-def _silent(host: str, error: Exception) -> Answer:
+def _silent(host: str, error: Exception, timeout_s: float) -> Answer:
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
         return (
             "failed",
-            f"{host} does not answer within {_TIMEOUT_S:g} s",
+            f"{host} does not answer within {timeout_s:g} s",
             "is it an MLflow server, and is a firewall or a proxy in between?",
         )
     if isinstance(reason, ssl.SSLError):
@@ -117,7 +117,7 @@ def _silent(host: str, error: Exception) -> Answer:
     return "failed", f"nothing answers at {host} ({_line(str(reason))})", advice
 
 
-def _asked(uri: str, path: str, question: dict[str, Any]) -> tuple[int, str]:
+def _asked(uri: str, path: str, question: dict[str, Any], timeout_s: float) -> tuple[int, str]:
     """Status and text of the answer, that of an error too. Raises OSError where there is none, ValueError for
     an address that cannot be one.
     """
@@ -134,7 +134,7 @@ def _asked(uri: str, path: str, question: dict[str, Any]) -> tuple[int, str]:
     if context and os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_s, context=context) as answer:
             return answer.status, answer.read(_MOST).decode(errors="replace")
     except urllib.error.HTTPError as error:
         with contextlib.closing(error):
@@ -163,11 +163,11 @@ def _line(text: str) -> str:
     return scrubbed(" ".join(re.sub(r"<[^>]*>", " ", text).split()))[:120]
 
 
-def _database(uri: str, kind: str) -> Answer:
+def _database(uri: str, kind: str, timeout_s: float) -> Answer:
     try:
         parts = urlsplit(uri)
         host, port = parts.hostname or "localhost", parts.port or _PORTS[kind]
-        socket.create_connection((host, port), timeout=_TIMEOUT_S).close()
+        socket.create_connection((host, port), timeout=timeout_s).close()
     except (OSError, ValueError) as error:
         return (
             "failed",
