@@ -4,7 +4,13 @@ second.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from pcl_ray import config as configs
+from pcl_ray.errors import ConfigError
 
 DIGITS_RUN = (
     "augment.image_size=8",
@@ -27,3 +33,10 @@ GREY_ENCODER: dict[str, Any] = {
     "encoder.width": 4,
     "encoder.blocks": [1, 1],
 }
+
+
+def config_error(overrides: list[str] | dict[str, Any], recipe: str | Path = "digits") -> ConfigError:
+    """What `config.load` refuses these overrides with."""
+    with pytest.raises(ConfigError) as caught:
+        configs.load(recipe, overrides)
+    return caught.value

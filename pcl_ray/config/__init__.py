@@ -3,21 +3,16 @@
 Imports neither torch nor numpy, so that a wrong key is answered in a third of a second.
 """
 
-from pcl_ray.config.run_config import (
-    RunConfig,
-    describe,
-    load,
-    load_leniently,
-    parse,
-    recipe_names,
-    with_overrides,
-)
+from pcl_ray.config.knobs import describe, properties
+from pcl_ray.config.loading import load, load_leniently, parse, recipe_names, with_overrides
+from pcl_ray.config.run_config import RunConfig
 from pcl_ray.config.sections import (
     AugmentConfig,
     DataConfig,
     EncoderConfig,
     EStepConfig,
     EvaluationConfig,
+    KnobProperties,
     LossConfig,
     OptimizerConfig,
     ResourcesConfig,
@@ -32,6 +27,7 @@ __all__ = [
     "EStepConfig",
     "EncoderConfig",
     "EvaluationConfig",
+    "KnobProperties",
     "LossConfig",
     "OptimizerConfig",
     "ResourcesConfig",
@@ -40,9 +36,11 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "describe",
+    "knobs",
     "load",
     "load_leniently",
     "parse",
+    "properties",
     "recipe_names",
     "with_overrides",
 ]

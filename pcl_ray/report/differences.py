@@ -8,22 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pcl_ray.config import properties
 from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.drawing.html import duration, number
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.report.summary import middle, setting
 
-_SILENT = ("tracking.",)  # knobs that no figure depends on
-_SCALE_OF_LOSS = (
-    "loss.",
-    "augment.",
-    "e_step.num_clusters",
-    "e_step.alpha",
-    "e_step.clip",
-    "e_step.normalise",
-    "train.batch_size",
-    "data.",
-)
 _SAME = 0.1  # times that differ by less than this share are called the same
 _NAMED = 4  # knobs that a sentence names
 
@@ -53,7 +43,8 @@ class Knob:
 
     @property
     def silent(self) -> bool:
-        return self.name.startswith(_SILENT)
+        """Whether no figure can depend on it."""
+        return not properties(self.name).changes_figures
 
 
 def letters(records: Sequence[RunRecord]) -> list[str]:
@@ -81,7 +72,7 @@ def common_evaluation(records: Sequence[RunRecord]) -> int | None:
 def measures(records: Sequence[RunRecord], knobs: Sequence[Knob]) -> list[Measure]:
     """Those that at least one run has."""
     changed = [knob.name for knob in knobs]
-    losses_compare = not any(name.startswith(_SCALE_OF_LOSS) for name in changed)
+    losses_compare = not any(properties(name).scales_the_loss for name in changed)
     ranks_compare = "encoder.dim" not in changed
     found = [
         Measure("kNN top-1", 1, _value("eval/knn_top1")),

@@ -17,24 +17,6 @@ from pcl_ray.runs.folder import RunFolder, read_state_at
 from pcl_ray.runs.run_result import RunResult
 
 _ALL = 10**9
-# The weights, the queue and the optimizer's state would not fit, or a step would be another number of images:
-# then the figures before and after have no common axis.
-FIXED = (
-    "encoder.backbone",
-    "encoder.stem",
-    "encoder.width",
-    "encoder.blocks",
-    "encoder.head",
-    "encoder.dim",
-    "loss.queue_size",
-    "optimizer.name",
-    "train.batch_size",
-    "data.source",
-    "data.channels",
-    "data.limit",
-    "data.holdout",
-    "data.unlabelled",
-)
 
 
 def fork(
@@ -77,7 +59,7 @@ def fork(
 def _changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     new = configs.with_overrides(config, overrides)
     before, after = config.flatten(), new.flatten()
-    fixed = [name for name in FIXED if after[name] != before[name]]
+    fixed = [name for name in after if after[name] != before[name] and configs.properties(name).fixed_in_fork]
     if fixed:
         raise ConfigError(
             [

@@ -22,26 +22,6 @@ from pcl_ray.runs import folder, storage_mirror
 from pcl_ray.support import paths
 
 _CONNECT_S = 5
-# Knobs that may change when a run goes on: where and how it is computed and shown, not what is computed.
-CHANGEABLE = (
-    "resources.",
-    "tracking.",
-    "evaluation.",
-    "data.path",
-    "data.loader_workers",
-    "data.prefetch",
-    "e_step.mode",
-    "e_step.shards",
-    "e_step.memory_gb",
-    "e_step.backend",
-    "e_step.threads",
-    "e_step.timeout_s",
-    "e_step.patience",
-    "train.epochs",
-    "train.log_every_steps",
-    "train.checkpoint_every_epochs",
-    "train.keep_checkpoints",
-)
 
 
 @dataclass(frozen=True)
@@ -84,7 +64,11 @@ def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
         problem for problem in tracking.secret_knobs(new) if after[problem.name] != before[problem.name]
     ]:
         raise ConfigError(secrets)
-    fixed = [name for name in after if after[name] != before[name] and not name.startswith(CHANGEABLE)]
+    fixed = [
+        name
+        for name in after
+        if after[name] != before[name] and not configs.properties(name).changeable_on_resume
+    ]
     if fixed:
         raise ConfigError(
             [

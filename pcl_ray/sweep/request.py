@@ -272,12 +272,13 @@ def _population_problems(
             asked_for.concurrency,
             "all members of a population are under way, taking turns where they do not fit; leave it out",
         )
+    perturbable = [name for name in configs.knobs.names() if configs.properties(name).perturbable]
     for name in space.domains:
-        if name not in search.PERTURBABLE:
+        if name not in perturbable:
             yield Problem(
                 name,
                 spaces.described(space),
-                f"cannot change while a member trains; pbt takes {', '.join(search.PERTURBABLE)}",
+                f"cannot change while a member trains; pbt takes {', '.join(perturbable)}",
             )
     if how == "random" and (members := len(search.points(space, asked_for, base) or [])) < 2:
         yield Problem("sweep.samples", members, "a population needs 2 members or more, of different values")

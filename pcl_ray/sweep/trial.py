@@ -20,11 +20,11 @@ from typing import Any, Protocol
 from pcl_ray import plan as plans
 from pcl_ray import tracking
 from pcl_ray.checkpoints import epoch_files
-from pcl_ray.config import RunConfig
+from pcl_ray.config import RunConfig, properties
 from pcl_ray.data.images import Images
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.plan import RunPlan
-from pcl_ray.runs import final_artifacts, request, run_result
+from pcl_ray.runs import final_artifacts, run_result
 from pcl_ray.runs.folder import Busy, RunFolder, read_state_at
 from pcl_ray.runs.gallery import Gallery
 from pcl_ray.support.paths import home
@@ -394,7 +394,7 @@ class Trial:
 
 def _differing(stored: RunConfig, wanted: RunConfig) -> list[str]:
     one, two = stored.flatten(), wanted.flatten()
-    return [name for name in two if one.get(name) != two[name] and not name.startswith(request.CHANGEABLE)]
+    return [name for name in two if one.get(name) != two[name] and not properties(name).changeable_on_resume]
 
 
 def link(source: Path, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 Whoever comes first trains it, as part of its own run, and leaves a copy of its state from before the first
 E-step under sweeps/NAME/warmups/KEY. The others go on from that copy and become, bit by bit, what they would
-have been alone: until then α, K and the other knobs below have no effect.
+have been alone: until then α, K and the other knobs that act later have no effect.
 """
 
 from __future__ import annotations
@@ -15,28 +15,15 @@ from pathlib import Path
 from typing import Literal
 
 from pcl_ray.checkpoints import epoch_files
-from pcl_ray.config import RunConfig
+from pcl_ray.config import RunConfig, properties
 
-_LATER = (  # first act in or after the first E-step
-    "e_step.",
-    "loss.negative_prototypes",
-    "loss.mask_duplicates",
-    "loss.prototype_weight",
-    "tracking.",
-    "train.checkpoint_every_epochs",
-    "train.keep_checkpoints",
-)
-# but these do: the length, and the figures of evaluations
-_EARLIER = ("e_step.warmup_epochs", "e_step.feature_dtype")
 _STALE_S = 30.0  # a trial that trains a warm-up says so every few seconds
 
 
 def key_of(config: RunConfig) -> str:
     """The same for configurations whose runs are the same up to the first E-step."""
     acting = {
-        name: value
-        for name, value in config.flatten().items()
-        if name.startswith(_EARLIER) or not name.startswith(_LATER)
+        name: value for name, value in config.flatten().items() if properties(name).acts_before_first_e_step
     }
     return hashlib.sha256(json.dumps(acting, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

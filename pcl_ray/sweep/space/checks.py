@@ -16,7 +16,6 @@ from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem
-from pcl_ray.runs import request
 from pcl_ray.sweep.space import domains, spaces
 from pcl_ray.sweep.space.spaces import Space
 
@@ -90,7 +89,8 @@ def _unsweepable(name: str) -> str | None:
         return "would change how trials are measured, not the trials; set it for all, as a constant"
     if name.startswith("data."):
         return "trials on other data cannot be compared with each other; set it for all, as a constant"
-    if name.startswith(request.CHANGEABLE) and name != "train.epochs":
+    is_knob = name in configs.knobs.names()
+    if is_knob and configs.properties(name).changeable_on_resume and name != "train.epochs":
         return (
             "would change how trials are computed or recorded, not what they learn; set it for all, as a"
             " constant"

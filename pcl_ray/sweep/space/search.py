@@ -31,13 +31,6 @@ from pcl_ray.sweep.trainable import POINT
 
 _GRID_UP_TO = 64  # combinations that are all tried where nothing else is said
 _SAMPLES = 20
-PERTURBABLE = (
-    "loss.temperature",
-    "loss.prototype_weight",
-    "e_step.alpha",
-    "e_step.num_clusters",
-    "optimizer.lr",
-)
 _SCORE, _TIME = "score", "epoch"
 
 

@@ -1,0 +1,182 @@
+"""Recipes and overrides as a RunConfig, with every mistake reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pcl_ray.config import knobs
+from pcl_ray.config.run_config import RunConfig, leaves
+from pcl_ray.config.sections import Section
+from pcl_ray.errors import ConfigError, Problem
+from pcl_ray.support.text import suggestion_sentence
+
+
+def recipe_names() -> list[str]:
+    """The recipes shipped with the package."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("pcl_ray.config.recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def load(recipe_or_path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> RunConfig:
+    """A shipped recipe by name, or a YAML file, with overrides (`KEY=VALUE` strings, or a mapping of dotted
+    names).
+
+    Raises ConfigError with every mistake in recipe and overrides.
+    """
+    return _validated(_read_recipe(recipe_or_path), overrides)
+
+
+def with_overrides(config: RunConfig, overrides: Iterable[str] | Mapping[str, Any]) -> RunConfig:
+    """A copy of `config` with some knobs changed. Raises ConfigError with every mistake."""
+    return _validated(config.model_dump(), overrides)
+
+
+def load_leniently(
+    recipe_or_path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> tuple[RunConfig, list[Problem]]:
+    """What `load` gives, and the mistakes, whose knobs fall back to their defaults: so the cross-checks can
+    report their part in the same breath.
+    """
+    tree = _read_recipe(recipe_or_path)
+    problems = _apply(tree, overrides)
+    config, more_problems = _build(tree)
+    return config, problems + more_problems
+
+
+def _validated(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> RunConfig:
+    problems = _apply(tree, overrides)
+    config, more_problems = _build(tree)
+    if problems or more_problems:
+        raise ConfigError(problems + more_problems)
+    return config
+
+
+def _read_recipe(recipe_or_path: str | Path) -> dict[str, Any]:
+    shown = repr(str(recipe_or_path))
+    text = _recipe_text(str(recipe_or_path))
+    try:
+        tree = yaml.safe_load(text) or {}
+    # ValueError: dates like 2024-13-45, numbers of thousands of digits
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"recipe {shown} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {shown} must be a mapping of sections, not {type(tree).__name__}")
+    return _sections(tree)
+
+
+def _recipe_text(recipe_or_path: str) -> str:
+    """The YAML of a file or a shipped recipe. Raises ConfigError where there is none that can be read."""
+    path = Path(recipe_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"recipe file {recipe_or_path!r} does not exist")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {recipe_or_path!r} cannot be read: {error}") from None
+    if recipe_or_path not in recipe_names():
+        hint = suggestion_sentence(recipe_or_path, recipe_names())
+        raise ConfigError(
+            f"unknown recipe {recipe_or_path!r}.{hint} Shipped: {', '.join(recipe_names())}; or give the path"
+            " of a .yaml file"
+        )
+    return (resources.files("pcl_ray.config.recipes") / f"{recipe_or_path}.yaml").read_text(encoding="utf-8")
+
+
+def _sections(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same recipe with text keys, and with `loss.temperature: 0.1` as `loss: {temperature: 0.1}`: a knob
+    has its dotted name here too.
+    """
+    sections: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
+    for key, value in tree.items():
+        field = RunConfig.model_fields.get(str(key))
+        if value is None and field is not None and isinstance(field.default, Section):
+            continue  # a section's heading with nothing below it
+        with_text_keys = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+        (dotted if "." in str(key) else sections)[str(key)] = with_text_keys
+    _apply(sections, dotted)
+    return sections
+
+
+def _apply(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> list[Problem]:
+    """Writes overrides into the tree; gives back the ones that could not even be read."""
+    problems: list[Problem] = []
+    if not isinstance(overrides, Mapping):
+        overrides, problems = parse(overrides)
+    for name, value in overrides.items():
+        *parents, leaf = str(name).split(".")
+        node = tree
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[leaf] = value
+    return problems
+
+
+def parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """`KEY=VALUE` words as a mapping, and those that are not written so."""
+    parsed: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            problems.append(Problem(text, text, "overrides are written KEY=VALUE, e.g. loss.temperature=0.1"))
+            continue
+        try:
+            parsed[name.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError):  # what is no YAML is plain text
+            parsed[name.strip()] = value
+    return parsed, problems
+
+
+def _build(tree: dict[str, Any]) -> tuple[RunConfig, list[Problem]]:
+    """The config and the mistakes; wrong knobs are taken out and left at their defaults."""
+    try:
+        return RunConfig.model_validate(tree), []
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+    fields = knobs.fields_of(RunConfig)
+    problems: dict[str, Problem] = {}
+    wrong_paths = []
+    for mistake in mistakes:
+        path = knobs.knob_of([str(part) for part in mistake["loc"]], fields)
+        value = _lookup(tree, ".".join(path), mistake.get("input"))
+        for name, wrong_value in _wrong_knobs(path, value):
+            problems.setdefault(name, knobs.explain(name, wrong_value, mistake, fields))
+        wrong_paths.append(path)
+    for path in wrong_paths:
+        _remove(tree, path)
+    return RunConfig.model_validate(tree), list(problems.values())
+
+
+def _wrong_knobs(path: list[str], value: Any) -> list[tuple[str, Any]]:
+    """The knob at this path; of a section that does not exist, all that is written below it."""
+    is_section = len(path) == 1 and path[0] not in RunConfig.model_fields and isinstance(value, Mapping)
+    if is_section and value:
+        return list(leaves(value, f"{path[0]}."))
+    return [(".".join(path), value)]
+
+
+def _lookup(tree: Any, name: str, otherwise: Any) -> Any:
+    for part in name.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return otherwise
+        tree = tree[part]
+    return tree
+
+
+def _remove(tree: dict[str, Any], path: list[str]) -> None:
+    for part in path[:-1]:
+        tree = tree[part]
+    tree.pop(path[-1], None)

@@ -1,0 +1,106 @@
+"""Which images a run learns from, and the views that are made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pcl_ray.config.sections.base import IMAGES, READING, VIEWS, Section, knob
+
+DataSource = Literal["digits", "idx", "cifar10", "cifar100", "stl10", "imagenet", "folder", "arrays"]
+
+
+class DataConfig(Section):
+    """Which images, and how they are read."""
+
+    source: DataSource = knob(
+        "digits", IMAGES, "Where the images come from; every source gives each image a stable index."
+    )
+    path: str | None = knob(
+        None,
+        READING,
+        (
+            "Folder (idx, cifar10, cifar100, stl10, imagenet, folder) or .npy/.npz file (arrays). Not used by"
+            " digits."
+        ),
+    )
+    channels: Literal[1, 3] = knob(3, IMAGES, "Images are converted to grey (1) or RGB (3).")
+    holdout: float = knob(
+        0.2,
+        IMAGES,
+        "Share of the images kept for evaluation, where the data set has no held-out part of its own.",
+        ge=0,
+        le=0.9,
+    )
+    limit: int | None = knob(
+        None, IMAGES, "Train on a fixed random choice of this many images; null takes all.", ge=2
+    )
+    unlabelled: bool = knob(True, IMAGES, "STL-10: add the 100,000 unlabelled images to the training part.")
+    on_bad_image: Literal["fail", "skip"] = knob(
+        "fail", VIEWS, "Broken or empty image files: stop, or go on without them. Either way all are listed."
+    )
+    check_images: bool = knob(
+        True,
+        VIEWS,
+        "Decode every file once before the first run on a folder; the outcome is kept for later runs.",
+    )
+    in_memory: bool | Literal["auto"] = knob(
+        "auto",
+        VIEWS,
+        (
+            "Decode all files once and keep them in one array that all workers share; auto: where they take"
+            " up to memory_gb. Arrays always are."
+        ),
+    )
+    memory_gb: float = knob(
+        4.0, VIEWS, "GB of decoded files up to which in_memory = auto keeps them in memory.", gt=0
+    )
+    reduced_decoding: bool = knob(
+        True, VIEWS, "Decode large JPEGs at a half, a quarter or an eighth where the views need no more."
+    )
+    loader_workers: int | None = knob(
+        None,
+        READING,
+        "Processes per Train worker that decode files; null: as fits its CPUs. 0 does it in the worker.",
+        ge=0,
+        le=128,
+    )
+    prefetch: int | None = knob(
+        None,
+        READING,
+        "Batches made ready ahead (by each loader process); null: 2, and 0 for memory to CPU.",
+        ge=0,
+        le=64,
+    )
+
+
+class AugmentConfig(Section):
+    """The two random views of an image, and the fixed view for evaluation."""
+
+    engine: Literal["batch", "torchvision"] = knob(
+        "batch",
+        VIEWS,
+        (
+            "batch: a whole batch at once, on the training device; torchvision: one image after the other,"
+            " the slow reference."
+        ),
+    )
+    version: Literal["v1", "v2"] = knob(
+        "v2", VIEWS, "v1: MoCo's first set; v2: SimCLR's, with blur (PCL v1 and v2)."
+    )
+    image_size: int = knob(224, VIEWS, "Side of the square views, in pixels.", ge=4, le=1024)
+    min_crop: float = knob(
+        0.2, VIEWS, "Smallest share of the image's area that a random crop keeps.", gt=0, le=1
+    )
+    flip: float = knob(
+        0.5, VIEWS, "Probability of a left-right flip; 0 where left and right mean something.", ge=0, le=1
+    )
+    jitter: float = knob(0.4, VIEWS, "Strength of brightness, contrast and saturation jitter.", ge=0, le=1)
+    hue: float = knob(0.1, VIEWS, "Strength of hue jitter (the paper: 0.4 in v1, 0.1 in v2).", ge=0, le=0.5)
+    grey: float = knob(0.2, VIEWS, "Probability of dropping the colours.", ge=0, le=1)
+    blur: float = knob(0.5, VIEWS, "Probability of a Gaussian blur (v2 only).", ge=0, le=1)
+    mean: tuple[float, ...] = knob((0.485, 0.456, 0.406), VIEWS, "Mean a channel, of pixel values in 0..1.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = knob(
+        (0.229, 0.224, 0.225), VIEWS, "Standard deviation a channel."
+    )
