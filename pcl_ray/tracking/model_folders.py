@@ -112,7 +112,7 @@ def save_embedder(served: Embedder, folder: Path) -> None:
         served.save(Path(stage, "embedder"))
         mlflow.pyfunc.save_model(
             str(folder),
-            python_model=str(package / "served_model.py"),
+            python_model=str(package / "embedding" / "served_model.py"),
             artifacts={"embedder": str(Path(stage, "embedder"))},
             # not only the modules needed: a part of a package would hide an installed one
             code_paths=[str(package)],

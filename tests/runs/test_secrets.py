@@ -34,7 +34,7 @@ from pcl_ray.support.redaction import holds_secret, public_uri, scrubbed
 from pcl_ray.tracking import server
 from pcl_ray.training import loop
 
-ROOT = Path(cli.__file__).parents[1]
+ROOT = Path(cli.__file__).parents[2]
 IN_URI, PASSWORD, TOKEN = "planted-in-uri-7Qx/2", "planted-password-9Zk", "planted-token-4Wv"
 RAY, AWS = "planted-ray-1d2c3b4a5f", "planted-aws-8Hn+3/kk="
 PLANTED = {
@@ -472,8 +472,8 @@ del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 ENTRIES = [
-    ("pcl_ray/cli/command.py", "sweep", "temperature", "--dry-run"),
-    ("pcl_ray/cli/command.py", "ui"),
+    ("pcl_ray/cli/__main__.py", "sweep", "temperature", "--dry-run"),
+    ("pcl_ray/cli/__main__.py", "ui"),
     ("jobs/train.py", "digits", *SMALL),
     ("jobs/sweep.py", "temperature", "--dry-run"),
 ]

@@ -237,7 +237,7 @@ def check_in_a_fresh_interpreter(trained: Trained, logged: Logged, folder: Path)
         for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")
     }
-    command = [sys.executable, "-c", ALONE, str(Path(model_folders.__file__).parents[1]), str(folder)]
+    command = [sys.executable, "-c", ALONE, str(Path(model_folders.__file__).parents[2]), str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout.splitlines()[-1])

@@ -413,7 +413,7 @@ print("run", run.run_id)
 
 
 def test_processes_that_open_a_new_store_at_once_all_succeed_and_print_nothing(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[2])}
     command = [sys.executable, "-c", _ONE_PROCESS, str(tmp_path / "new")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     started = [

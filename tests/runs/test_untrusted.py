@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from small import DIGITS_RUN
 
+import pcl_ray
 from pcl_ray import cli, config, snapshot, tracking
 from pcl_ray.checkpoints import run_state
 from pcl_ray.config import DataConfig, TrackingConfig
@@ -36,7 +37,7 @@ from pcl_ray.support.paths import home
 from pcl_ray.sweep import pickle_safety
 from pcl_ray.tracking import outbox
 
-SOURCES = Path(cli.__file__).parent
+SOURCES = Path(pcl_ray.__file__).parent
 QUICK = (*DIGITS_RUN, "resources.workers=0", "train.epochs=2")
 
 

@@ -290,7 +290,7 @@ def test_without_triton_torch_does_it_and_nothing_heavy_is_imported(
         "import sys\n"
         "sys.modules['triton'] = None\n"
         "import torch\n"
-        "from pcl_ray.clustering import fused\n"
+        "from pcl_ray.clustering.assign import fused\n"
         "print(fused.available(), fused.nearest(torch.eye(3), torch.eye(3), half=True).tolist())\n"
         "print([name for name in ('ray', 'faiss', 'mlflow', 'pydantic', 'sklearn') if name in sys.modules])"
     )
