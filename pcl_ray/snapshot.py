@@ -8,8 +8,6 @@ everything that Ray carries.
 from __future__ import annotations
 
 import json
-import os
-import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pcl_ray.clustering import Clustering, ClusterSet
+from pcl_ray.support.files import atomic_file
 
 Role = Literal["tightest", "loosest", "largest", "smallest"]
 ROLES: tuple[Role, ...] = ("tightest", "loosest", "largest", "smallest")
@@ -331,10 +330,8 @@ def save(path: Path, exhibit: Exhibit, thumbnails: Thumbnails) -> None:
     }
     for m, shown in enumerate(exhibit.clusterings):
         arrays |= {f"{m}/{name}": getattr(shown, name) for name in _OF_SHOWN}
-    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
-    with partial.open("wb") as file:
+    with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(partial, path)
 
 
 def load(path: Path) -> tuple[Exhibit, Thumbnails] | None:

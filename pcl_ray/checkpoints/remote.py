@@ -4,15 +4,13 @@ use it before it takes seconds to load it.
 
 from __future__ import annotations
 
-import fcntl
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pcl_ray.checkpoints.epoch_files import FOLDER, complete, epochs_done, is_complete
 from pcl_ray.checkpoints.storage import Storage
 from pcl_ray.errors import RunFailed
+from pcl_ray.support.files import LockHeld, file_lock
 
 
 def put(place: Storage, path: Path, keep: int, before: str | None = None) -> None:
@@ -61,7 +59,9 @@ def fetch(place: Storage, name: str, folder: Path, keep: int) -> Path:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / ".fetch", place.limit_s(entry.size)):
+        with ExitStack() as locks:
+            with suppress(LockHeld):  # a file fetched twice is not wrong
+                locks.enter_context(file_lock(folder / ".fetch", place.limit_s(entry.size)))
             if not entry.is_of(path):
                 place.get(key, path)
     except OSError as error:
@@ -82,21 +82,3 @@ def forget_newer(folder: Path, name: str | None) -> None:
         if epochs_done(path) > done:
             with suppress(OSError):
                 path.unlink()
-
-
-@contextmanager
-def _alone(path: Path, limit_s: float) -> Iterator[None]:
-    """Among this node's processes. After the limit, or where there are no locks, it goes on all the same: a
-    file fetched twice is not wrong.
-    """
-    deadline = time.monotonic() + limit_s
-    with path.open("w") as file:
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.2)
-            except OSError:
-                break
-        yield

@@ -4,9 +4,7 @@ stopped.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from pcl_ray.checkpoints.epoch_files import epochs_done as epochs_done
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import RunFailed
+from pcl_ray.support.files import atomic_file
 
 FORMAT = 3  # 2: the state of the E-step beside its clusters; 3: an E-step that is owed
 
@@ -61,7 +60,6 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
     cannot be written.
     """
     target = folder / f"epoch_{state.epoch:05d}.pt"
-    partial = target.with_suffix(".partial")
     content = {
         "format": "pcl_ray",
         "version": FORMAT,
@@ -79,15 +77,9 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with atomic_file(target, sync=True, only_writer=True) as partial, partial.open("wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-        _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        with suppress(OSError):  # the folder itself may be missing
-            partial.unlink()
         kept = latest(folder)
         raise RunFailed(
             f"the checkpoint after epoch {state.epoch} could not be written to {folder} ({_reason(error)}). "
@@ -152,14 +144,6 @@ def take_over(source: Path, folder: Path) -> Path:
 def prune(folder: Path, keep: int) -> None:
     for path in complete(folder)[:-keep]:
         path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:

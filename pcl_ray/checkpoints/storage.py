@@ -26,6 +26,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pcl_ray.checkpoints.storage_address import problem as problem
 from pcl_ray.checkpoints.storage_address import shown as shown
 from pcl_ray.errors import RunFailed
+from pcl_ray.support.files import atomic_file, sync_to_disk
 
 VARIABLE = "PCL_RAY_STORAGE"
 _WHOLE = ("s3", "gcs", "abfs")  # there, an object shows when it is complete
@@ -120,20 +121,16 @@ class Storage:
         entry = self.entry(key)
         if entry is None:
             raise StorageFailed(self, f"{key} could not be fetched", "it is not there")
-        partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.fetched")
 
         def work(fs: Any, root: str) -> Entry:
             file.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with atomic_file(file) as partial:
                 with fs.open_input_stream(f"{root}/{key}") as source, partial.open("wb") as target:
                     while piece := source.read(_PIECE):
                         target.write(piece)
                 if partial.stat().st_size != entry.size:
                     raise OSError("it arrived in part")
                 _stamp(partial, entry)
-                os.replace(partial, file)
-            finally:
-                partial.unlink(missing_ok=True)
             return entry
 
         return self._call(f"{key} could not be fetched", work, entry.size)
@@ -257,15 +254,10 @@ def _write(fs: Any, path: str, source: IO[bytes]) -> Entry:
         raise
     stream.close()
     if fs.type_name == "local":
-        _sync(target)
+        sync_to_disk(Path(target))
     if not whole:
         fs.move(target, path)
     return _entry(fs.get_file_info(path))
-
-
-def _sync(path: str) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _stamp(file: Path, entry: Entry) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pcl_ray import config
 from pcl_ray.plan import FILE_SOURCES, RunPlan, decoded_bytes
 from pcl_ray.runs.request import Request
-
-_BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
+from pcl_ray.support.text import binary_size
 
 
 def show(asked: Request) -> None:
@@ -38,9 +37,9 @@ def show(asked: Request) -> None:
         "R": f"{plan.queue_size} keys in the queue",
         "evaluation": f"after epochs {_ranges([epoch + 1 for epoch in plan.evaluation_epochs])}",
         "clustering": _where_clustered(asked.config, plan),
-        "features": f"{_size(plan.feature_bytes)} in the E-step, {_features_from(asked.config.e_step)}",
-        "assignments": _size(plan.assignment_bytes),
-        "queue": f"{_size(plan.queue_bytes)} a worker",
+        "features": f"{binary_size(plan.feature_bytes)} in the E-step, {_features_from(asked.config.e_step)}",
+        "assignments": binary_size(plan.assignment_bytes),
+        "queue": f"{binary_size(plan.queue_bytes)} a worker",
     }
     for name, value in rows.items():
         print(f"{name:<12} {value}")
@@ -89,7 +88,7 @@ def _how_read(settings: config.RunConfig, plan: RunPlan) -> str:
     held = "one array in memory"
     if settings.data.source in FILE_SOURCES:
         pixels = decoded_bytes(settings, plan.num_images + plan.num_holdout)
-        held += f", decoded once, at most {plan.memory_side} px a side and {_size(pixels)}"
+        held += f", decoded once, at most {plan.memory_side} px a side and {binary_size(pixels)}"
     return f"{held}; {threads}"
 
 
@@ -103,10 +102,3 @@ def _ranges(numbers: Sequence[int]) -> str:
             parts.append([number])
     shown = [f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts]
     return ", ".join(shown if len(shown) <= 8 else [*shown[:4], "…", shown[-1]])
-
-
-def _size(count: float) -> str:
-    power = 0
-    while count >= 1024 and power < len(_BYTES) - 1:
-        count, power = count / 1024, power + 1
-    return f"{count:.1f} {_BYTES[power]}" if power else f"{count:.0f} B"

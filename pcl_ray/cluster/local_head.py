@@ -9,7 +9,6 @@ Jobs API runs whatever it is sent.
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.on_ray import local_head_record
 from pcl_ray.on_ray.local_head_record import LOOPBACK, LocalHead, Ports
 from pcl_ray.support import processes, redaction
+from pcl_ray.support.files import LockHeld, acquire_lock
 from pcl_ray.support.paths import home
 from pcl_ray.tracking import server
 
@@ -124,18 +124,18 @@ def _alone() -> Iterator[None]:
     folder = local_head_record.folder()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (folder / "lock").open("w")
+        lock = acquire_lock(folder / "lock")
     except OSError as error:
         raise ConfigError(
             f"PCL_RAY_HOME = {str(home())!r} cannot be written ({error.strerror}); set PCL_RAY_HOME to a"
             " folder of yours"
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError("another `pcl-ray up` or `down` is under way; wait for it") from None
+    except LockHeld:
+        raise ConfigError("another `pcl-ray up` or `down` is under way; wait for it") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _check_same(before: LocalHead, request: HeadRequest) -> None:

@@ -4,7 +4,6 @@ them waits for.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +19,9 @@ from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.on_ray import local_head_record
 from pcl_ray.runs.folder import read_state_at, write_state_at
 from pcl_ray.support import machine
-from pcl_ray.support.durations import span
+from pcl_ray.support.files import is_unlocked
 from pcl_ray.support.paths import home
+from pcl_ray.support.text import duration
 from pcl_ray.tracking import run_list
 from pcl_ray.tracking.run_list import RecordedRun
 
@@ -51,7 +51,7 @@ def local_runs() -> list[Row]:
         folder, state = path.parent, read_state_at(path.parent)
         if state.get("state") != "running":
             continue
-        if state.get("machine") == machine.identity() != "" and _abandoned(folder):
+        if state.get("machine") == machine.identity() != "" and is_unlocked(folder / "lock"):
             reached = reached and _mark(folder, state)  # a server that does not answer is asked once
             state |= {"state": "stopped", "waits_for": KILLED}
         try:
@@ -67,31 +67,19 @@ def _local_row(name: str, state: dict[str, Any]) -> Row:
     if waits.endswith(" so far"):
         waits = waits.rpartition("; ")[0]
     if waits and state.get("waits_since"):
-        waits += f" (for {span(time.time() - state['waits_since'])})"
+        waits += f" (for {duration(time.time() - state['waits_since'])})"
     done, epochs, value = progress.get("epoch", 0), progress.get("epochs", 0), progress.get("value")
     left = progress.get("left_s", 0.0) - (time.time() - progress.get("at", time.time())) if progress else None
     return Row(
         name=name,
         state="waiting" if state["state"] == "running" and state.get("waits_for") else state["state"],
         epoch=f"{done}/{epochs}" if epochs else "–",
-        left=span(max(0.0, left)) if left is not None and state["state"] == "running" else "–",
+        left=duration(max(0.0, left)) if left is not None and state["state"] == "running" else "–",
         figure=_figure(progress.get("figure", ""), value),
         waits_for=waits,
         job=state.get("submission_id") or "",
         began=state.get("began_at") or 0.0,
     )
-
-
-def _abandoned(folder: Path) -> bool:
-    """Nobody of this machine holds its lock; locks of others are not seen on every storage. Where locks are
-    not to be had, it is not known.
-    """
-    try:
-        with (folder / "lock").open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _mark(folder: Path, state: dict[str, Any]) -> bool:
@@ -124,7 +112,7 @@ def recorded_rows(runs: Sequence[RecordedRun]) -> list[Row]:
             name=run.name,
             state="waiting" if run.waits_for else run.state,
             epoch=f"{run.epoch}/{run.epochs}" if run.epochs else "–",
-            left=span(run.left_s) if run.left_s is not None else "–",
+            left=duration(run.left_s) if run.left_s is not None else "–",
             figure=_figure(run.figure, run.value),
             waits_for=run.waits_for,
             job=run.submission_id,
@@ -159,7 +147,9 @@ def cluster_lines(cluster: Cluster) -> list[str]:
     for job in jobs:
         if job["status"] in ("PENDING", "RUNNING"):
             said = f": {job['message']}" if job["status"] == "PENDING" and job.get("message") else ""
-            since = f", for {span(time.time() - job['start_time'] / 1000)}" if job.get("start_time") else ""
+            since = (
+                f", for {duration(time.time() - job['start_time'] / 1000)}" if job.get("start_time") else ""
+            )
             lines.append(f"job         {job['submission_id']}  {job['status'].lower()}{since}{said}")
     return lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torchvision.models.resnet import BasicBlock, conv1x1
 
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import ConfigError, Problem
+from pcl_ray.support.text import alike
 
 
 class Encoder(nn.Module):
@@ -99,7 +99,7 @@ def timm_problem(backbone: str) -> Problem | None:
 
     if timm.is_model(name):
         return None
-    near = difflib.get_close_matches(name, timm.list_models(), 5)
+    near = alike(name, timm.list_models(), 5)
     return Problem("encoder.backbone", backbone, f"timm has no such model; near: {', '.join(near) or 'none'}")
 
 

@@ -22,7 +22,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from pcl_ray.errors import RunFailed
 from pcl_ray.support import machine
-from pcl_ray.support.durations import span
+from pcl_ray.support.text import duration
 
 Say = Callable[[str], None]
 
@@ -113,10 +113,11 @@ class _Patience:
         waited = now - self._begun
         if waited > self._timeout_s:
             raise RunFailed(
-                f"gave up after {span(waited)} (resources.queue_timeout_s = {self._timeout_s:g}) of {reason}"
+                f"gave up after {duration(waited)} (resources.queue_timeout_s = {self._timeout_s:g}) of"
+                f" {reason}"
             )
         if what != self._what or now - self._told >= _SAY_EVERY_S:
-            self._say(reason if not self._what else f"{reason}; {span(waited)} so far")
+            self._say(reason if not self._what else f"{reason}; {duration(waited)} so far")
             self._what, self._told = what, now
 
     def over(self) -> None:

@@ -6,10 +6,10 @@ PCL_RAY_HOME/service/  up.json (what runs, under which process numbers)  ray_tok
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pcl_ray.support.files import write_text
 from pcl_ray.support.paths import home
 from pcl_ray.support.processes import StartedProcess
 
@@ -72,9 +72,7 @@ def read() -> LocalHead | None:
 
 
 def write(head: LocalHead) -> None:
-    partial = folder() / "up.json.partial"
-    partial.write_text(json.dumps(asdict(head), indent=2))
-    os.replace(partial, folder() / "up.json")
+    write_text(folder() / "up.json", json.dumps(asdict(head), indent=2))
 
 
 def remove() -> None:

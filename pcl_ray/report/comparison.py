@@ -18,7 +18,7 @@ from pcl_ray.report.differences import (
     sentences,
     warnings,
 )
-from pcl_ray.report.drawing.html import Html, count, document, number, percent, section, table, tag
+from pcl_ray.report.drawing.html import Html, document, section, table, tag
 from pcl_ray.report.drawing.sprites import Sheet, sheet_of
 from pcl_ray.report.drawing.svg import swatch
 from pcl_ray.report.explorer import class_name
@@ -26,6 +26,7 @@ from pcl_ray.report.page import footer, save
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.report.summary import knob_name, setting, state_badge
 from pcl_ray.snapshot import Exhibit, Shown
+from pcl_ray.support.text import count, number, percent
 
 _ROLES = (("tightest", 2), ("largest", 2), ("loosest", 2))
 _PICTURES = 6

@@ -10,9 +10,9 @@ from typing import Any
 
 from pcl_ray.config import properties
 from pcl_ray.report.curves import clustering_names
-from pcl_ray.report.drawing.html import duration, number
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.report.summary import middle, setting
+from pcl_ray.support.text import measured_duration, number
 
 _SAME = 0.1  # times that differ by less than this share are called the same
 _NAMED = 4  # knobs that a sentence names
@@ -91,7 +91,7 @@ def measures(records: Sequence[RunRecord], knobs: Sequence[Knob]) -> list[Measur
         ),
         Measure("Images a second", 1, _median("perf/images_per_second"), relative=True),
         Measure("Seconds of an E-step", -1, _median("perf/e_step_seconds"), relative=True),
-        Measure("Time", -1, time_until, duration, relative=True, note="all epochs so far"),
+        Measure("Time", -1, time_until, measured_duration, relative=True, note="all epochs so far"),
     ]
     return [
         measure
@@ -273,7 +273,7 @@ def _cost(record: RunRecord, first: RunRecord, epoch: int | None) -> str:
         return ""
     if abs(here / there - 1) < _SAME:
         return ", in about the same time"
-    return f", in {duration(here)} instead of {duration(there)}"
+    return f", in {measured_duration(here)} instead of {measured_duration(there)}"
 
 
 def _of_chance(

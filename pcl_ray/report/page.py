@@ -16,6 +16,7 @@ from pcl_ray.report.explorer import explorer, said
 from pcl_ray.report.feature_map import feature_map
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.report.summary import knob_table, pairs, recipe, state_badge, tiles
+from pcl_ray.support.files import write_text
 
 _SEVERITIES = {"problem": "Problem", "warning": "Warning", "note": "Note", "good": "Good"}
 
@@ -28,9 +29,8 @@ def write(record: RunRecord, path: Path) -> Path:
 
 
 def save(text: str, path: Path) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(text.encode("utf-8", "replace"))  # a folder may have a name that no text can have
-    return partial.replace(path)
+    write_text(path, text, errors="replace")  # a folder may have a name that no text can have
+    return path
 
 
 def html_of(record: RunRecord) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 from pcl_ray import config
 from pcl_ray.report.curves import clustering_names
-from pcl_ray.report.drawing.html import Html, count, cut, duration, number, percent, table, tag
+from pcl_ray.report.drawing.html import Html, cut, table, tag
 from pcl_ray.report.run_record import RunRecord
+from pcl_ray.support.text import count, measured_duration, number, percent, value_text
 
 _STATES = {
     "finished": "good",
@@ -149,7 +150,11 @@ def _rate(record: RunRecord) -> Tile:
 def _e_step(record: RunRecord) -> Tile:
     whole, part = total(record, "perf/epoch_seconds"), total(record, "perf/e_step_seconds")
     return (
-        ("E-step", percent(part / whole), f"Of the time goes into features and clustering: {duration(part)}.")
+        (
+            "E-step",
+            percent(part / whole),
+            f"Of the time goes into features and clustering: {measured_duration(part)}.",
+        )
         if whole and part
         else None
     )
@@ -161,8 +166,8 @@ def _time(record: RunRecord) -> Tile:
         return None
     return (
         "Time",
-        duration(seconds),
-        f"All epochs together, {duration(seconds / record.epochs)} each; without the start.",
+        measured_duration(seconds),
+        f"All epochs together, {measured_duration(seconds / record.epochs)} each; without the start.",
     )
 
 
@@ -208,14 +213,8 @@ def knob_name(name: str) -> Html:
 
 def setting(value: Any) -> str:
     """A knob's value as one writes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple | list):
-        return ", ".join(setting(part) for part in value)
-    # 0.12, not 0.12000000000000001
-    return f"{value:.10g}" if isinstance(value, float) else cut(str(value), 120)
+    shown = cut(value, 120) if isinstance(value, str) else value
+    return value_text(shown, digits=10, separator=", ")  # 0.12, not 0.12000000000000001
 
 
 def pairs(rows: Iterable[tuple[str, Any]], class_: str = "facts-list") -> Html:

@@ -5,7 +5,6 @@ dashboard, its model. None of it can fail a run.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pcl_ray import tracking
 from pcl_ray.config import RunConfig
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.folder import RunFolder, State
+from pcl_ray.support.files import atomic_file
 
 REPORT, FIGURES = "report.html", "figures.csv"
 _SHOWN = (
@@ -75,8 +75,7 @@ def note(
 def write_figures(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Every figure of every epoch; an empty cell where there was none."""
     names = sorted({name for entry in history for name in entry["metrics"]})
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["epoch", "step", *(name for name in names if name != "epoch")])
         for entry in history:
@@ -87,7 +86,6 @@ def write_figures(history: Sequence[Mapping[str, Any]], path: Path) -> None:
                     *(entry["metrics"].get(name, "") for name in names if name != "epoch"),
                 ]
             )
-    os.replace(partial, path)
 
 
 def leave(

@@ -6,19 +6,20 @@ sweeps/NAME/  config.yaml (of the recipe)  sweep.yaml  space.py  state.json  loc
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
+
+from filelock import BaseFileLock
 
 from pcl_ray import config as configs
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.support.files import LockHeld, acquire_lock, write_text
 from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import scrubbed
 from pcl_ray.support.text import suggestion
@@ -82,7 +83,7 @@ class RunFolder:
 
     name: str
     path: Path
-    lock: IO[str]
+    lock: BaseFileLock
 
     @classmethod
     def create(cls, name: str, config: RunConfig) -> Self:
@@ -114,10 +115,8 @@ class RunFolder:
         path = cls.path_of(name)
         if not (path / CONFIG_FILE).is_file():
             names = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob(f"*/{CONFIG_FILE}"))
-            hint = suggestion(name, names)
-            raise ConfigError(
-                f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}" + (f"; {hint}" if hint else "")
-            )
+            hint = suggestion(name, names, start="; ")
+            raise ConfigError(f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}{hint}")
         return path
 
     @classmethod
@@ -147,24 +146,19 @@ class RunFolder:
         return next(name for name in names if not cls.path_of(name).exists())
 
     @classmethod
-    def _locked(cls, path: Path, name: str) -> IO[str]:
-        file = (path / "lock").open("w")
+    def _locked(cls, path: Path, name: str) -> BaseFileLock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
+            return acquire_lock(path / "lock")
+        except LockHeld:
             raise Busy(
                 f"{cls.KIND} {name!r} is being trained by another process; wait for it or stop it first"
             ) from None
-        except OSError:
-            pass  # storage without locks, as some network file systems are
-        return file
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lock.close()
+        self.lock.release()
 
     @property
     def checkpoints(self) -> Path:
@@ -182,7 +176,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         try:
-            _write(self.path / CONFIG_FILE, config.to_yaml())
+            write_text(self.path / CONFIG_FILE, config.to_yaml())
         except OSError as error:
             raise ConfigError(
                 f"{self.path} cannot be written ({error.strerror}): free some space, or set PCL_RAY_HOME to"
@@ -211,7 +205,7 @@ def write_state_at(path: Path, **changes: Unpack[StateEntries]) -> None:
         if name in changes and isinstance(state[name], str):
             state[name] = scrubbed(state[name])
     with suppress(OSError):
-        _write(path / STATE_FILE, json.dumps(state, indent=2))
+        write_text(path / STATE_FILE, json.dumps(state, indent=2))
 
 
 def read_state_at(path: Path) -> dict[str, Any]:
@@ -237,9 +231,3 @@ def read_history_at(path: Path) -> list[dict[str, Any]]:
         except RunFailed:
             continue
     return []
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(f"{path.suffix}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

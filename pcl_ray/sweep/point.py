@@ -11,6 +11,7 @@ from typing import Any
 
 from pcl_ray.config import RunConfig, with_overrides
 from pcl_ray.plan import RunPlan
+from pcl_ray.support.text import value_text
 
 _SHORT = {"loss.temperature": "tau", "e_step.alpha": "a", "e_step.num_clusters": "K"}
 
@@ -38,7 +39,7 @@ def title_of(point: Point, config: RunConfig, plan: RunPlan) -> str:
         value = (
             "+".join(map(str, plan.num_clusters))
             if name == "e_step.num_clusters"
-            else _text(point.values[name])
+            else value_text(point.values[name])
         )
         parts.append(f"{_SHORT.get(name, name.rpartition('.')[2])}{value}")
     parts.append(f"s{config.seed}" if point.member is None else f"s{config.seed}-p{point.member}")
@@ -52,7 +53,3 @@ def run_name_of(sweep: str, point: Point) -> str:
     identity: Any = {**point.values, "seed": point.seed} if point.member is None else {"member": point.member}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]
     return f"{sweep}.{digest}"
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,6 +14,7 @@ from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import FILE_SOURCES, RunPlan
 from pcl_ray.runs import request
+from pcl_ray.support.text import value_text
 from pcl_ray.sweep.space import checks, domains, objective, search, settings, spaces
 from pcl_ray.sweep.space.objective import Objective
 from pcl_ray.sweep.space.settings import PREFIX, SweepConfig
@@ -139,9 +140,7 @@ def _clusterings(space: Space, base: RunConfig) -> list[int]:
     swept = space.domains.get("e_step.num_clusters")
     lists = domains.values(swept) if swept is not None else None
     return (
-        [len(spaces.text_of(value).split(",")) for value in lists]
-        if lists
-        else [len(base.e_step.num_clusters)]
+        [len(value_text(value).split(",")) for value in lists] if lists else [len(base.e_step.num_clusters)]
     )
 
 

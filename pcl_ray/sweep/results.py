@@ -27,6 +27,7 @@ from pcl_ray.report.sweep.leaderboard import Row, TrialRecord
 from pcl_ray.runs import run_result
 from pcl_ray.runs.folder import RunFolder, SweepFolder, read_state_at
 from pcl_ray.support.paths import home
+from pcl_ray.support.text import value_text
 from pcl_ray.sweep.request import SweepRequest
 from pcl_ray.sweep.trial import Setting
 
@@ -400,7 +401,7 @@ def _note(folder: SweepFolder, setting: Setting, totals: dict[str, float], best:
         f"- go on: `pcl-ray sweep --resume {folder.name}`; folder `{folder.path}`",
     ]
     if best is not None and best.mean is not None:
-        point = ", ".join(f"{name} = {leaderboard.text(value)}" for name, value in best.point.items())
+        point = ", ".join(f"{name} = {value_text(value)}" for name, value in best.point.items())
         lines += [
             f"- best: {point}: {metric} {best.mean:.4f} (`best.yaml`, `leaderboard.md` among the artifacts)"
         ]

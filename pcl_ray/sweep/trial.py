@@ -27,6 +27,7 @@ from pcl_ray.plan import RunPlan
 from pcl_ray.runs import final_artifacts, run_result
 from pcl_ray.runs.folder import Busy, RunFolder, read_state_at
 from pcl_ray.runs.gallery import Gallery
+from pcl_ray.support.files import atomic_file
 from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import scrubbed
 from pcl_ray.sweep import warm_ups
@@ -240,7 +241,7 @@ class Trial:
         ):
             return None
         summary = state.get("trial") or {}
-        self._folder.lock.close()
+        self._folder.lock.release()
         self._folder = None
         score = {"score": summary["score"]} if summary.get("score") is not None else {}
         return {
@@ -389,7 +390,7 @@ class Trial:
             folder.write_state(mlflow_run_id=tracker.run_id, recorded=True)
         elif state == "failed":
             folder.write_state(state=state)
-        folder.lock.close()
+        folder.lock.release()
 
 
 def _differing(stored: RunConfig, wanted: RunConfig) -> list[str]:
@@ -402,13 +403,11 @@ def link(source: Path, folder: Path) -> None:
     checkpoints are never written in place.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{os.getpid()}.partial"
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, partial)
-    os.replace(partial, folder / source.name)
+    with atomic_file(folder / source.name) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, partial)
 
 
 def read_state(run_name: str) -> dict[str, Any]:

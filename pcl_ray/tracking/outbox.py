@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pcl_ray.support.redaction import scrubbed
+from pcl_ray.support.text import value_text
 
 BATCH_POINTS = 500  # so many wake the thread early, and go into one request (MLflow takes at most 1,000)
 BUFFER_POINTS = 10_000  # more than that are not kept in memory during an outage
@@ -278,16 +279,9 @@ def clean_name(name: str) -> str:
 
 def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Parameters or tags as MLflow accepts them."""
-    return {clean_name(name): _as_text(value)[:_LONGEST_VALUE] for name, value in values.items()}
-
-
-def _as_text(value: Any) -> str:
-    """As the command line would have it: `250,500`, `true`, `null`, `0.2`."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return ",".join(map(_as_text, value))
-    return "null" if value is None else str(value)
+    return {
+        clean_name(name): value_text(value, digits=None)[:_LONGEST_VALUE] for name, value in values.items()
+    }
 
 
 def append(path: Path, unsent: Unsent) -> None:

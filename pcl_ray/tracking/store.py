@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray.support import machine
+from pcl_ray.support.files import WAIT_FOREVER, file_lock
 from pcl_ray.support.redaction import public_uri
 from pcl_ray.tracking import attachments, saved_views
 from pcl_ray.tracking.attachments import DataSet
@@ -233,12 +234,9 @@ def _one_process(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite"):
         yield
         return
-    import fcntl
-
     database = Path(uri.partition(":///")[2].partition("?")[0])
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(database.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(database.with_name(database.name + ".lock"), WAIT_FOREVER):
         yield
 
 

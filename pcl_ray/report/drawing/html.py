@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any, TypeAlias
 
-_PERCENT = "\u00a0%"  # the line does not break before the sign
 _VOID = {"br", "hr", "img", "input", "link", "meta"}
 _FRAGILE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 # Nothing may be fetched, whatever a name or an error message contains.
@@ -114,43 +113,6 @@ def table(header: Sequence[Child], rows: Iterable[Sequence[Child]], class_: str 
 
 def _cell(cell: Child) -> Html:
     return cell if isinstance(cell, Html) and cell.startswith("<td") else tag("td", cell)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """With `digits` significant ones below 1,000, thousands set apart above; "–" where there is none."""
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return str(value)
-    if abs(value) >= 1000 or (value == int(value) and abs(value) >= 1):
-        return f"{value:,.0f}"
-    return f"{value:#.{digits}g}".rstrip(".") if abs(value) >= 1e-3 else f"{value:.{digits}g}"
-
-
-def percent(share: float) -> str:
-    """Never rounded up to all, nor down to nothing."""
-    if 0 < share < 0.01 or 0.99 < share < 1:
-        return (
-            f"{100 * share:.1f}{_PERCENT}"
-            if 0.001 <= share <= 0.999
-            else (f"< 0.1{_PERCENT}" if share < 0.5 else f"> 99.9{_PERCENT}")
-        )
-    return f"{100 * share:.0f}{_PERCENT}"
-
-
-def duration(seconds: float) -> str:
-    """ "42 s", "12 min", "3 h 05 min"."""
-    if seconds < 1:
-        return f"{seconds:.2g} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60:02d} min"
-
-
-def count(amount: int, word: str, plural: str = "") -> str:
-    """ "1 image", "1,438 images"."""
-    return f"{amount:,} {word if amount == 1 else plural or word + 's'}"
 
 
 def cut(text: str, length: int = 40) -> str:

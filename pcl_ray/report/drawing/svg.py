@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pcl_ray.report.drawing.html import Html, data_script, number, tag
+from pcl_ray.report.drawing.html import Html, data_script, tag
+from pcl_ray.support.text import number
 
 COLOURS = 7  # --s0 … --s6 of the style
 _DASHES = ("", "7 4", "2 3")

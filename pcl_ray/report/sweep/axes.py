@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from pcl_ray.report.sweep.leaderboard import is_number, log_scaled, short, text
+from pcl_ray.report.sweep.leaderboard import is_number, log_scaled, short
+from pcl_ray.support.text import value_text
 
 _MOST_TICKS = 6
 _NAMES = {"τ": "temperature τ", "α": "concentration smoothing α", "K": "clusters K"}
@@ -24,14 +25,16 @@ class Scale:
 
     def __init__(self, knob: str, values: Sequence[Any]):
         self.numeric = all(is_number(value) for value in values)
-        self.categories = [] if self.numeric else sorted({text(value) for value in values}, key=by_numbers)
+        self.categories = (
+            [] if self.numeric else sorted({value_text(value) for value in values}, key=by_numbers)
+        )
         self.log = self.numeric and log_scaled(knob, values)
         spots = [self.spot(value) for value in values] or [0.0]
         self.low, self.high = min(spots), max(spots)
         self.spots = sorted(set(spots))
 
     def spot(self, value: Any) -> float:
-        return float(value) if self.numeric else float(self.categories.index(text(value)))
+        return float(value) if self.numeric else float(self.categories.index(value_text(value)))
 
     def share(self, value: Any) -> float:
         """0 at the lowest value, 1 at the highest."""

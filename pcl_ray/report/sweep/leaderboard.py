@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pcl_ray.support.text import value_text
+
 State = Literal["finished", "stopped early", "failed", "unfinished"]
 Direction = Literal["max", "min", "nearest_one"]
 
@@ -96,7 +98,8 @@ def score(value: float, direction: Direction) -> float:
 def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
     """Equal for equal points: 10 and 10.0 are the same K, lists can be compared."""
     return tuple(
-        (name, float(point[name]) if is_number(point[name]) else text(point[name])) for name in sorted(point)
+        (name, float(point[name]) if is_number(point[name]) else value_text(point[name]))
+        for name in sorted(point)
     )
 
 
@@ -183,7 +186,7 @@ def _column(name: str, records: Sequence[TrialRecord]) -> list[float] | list[str
         return None
     values = [record.point[name] for record in records]
     if not all(is_number(value) for value in values):
-        texts = [text(value) for value in values]
+        texts = [value_text(value) for value in values]
         return texts if len(set(texts)) > 1 else None
     numbers = [float(value) for value in values]
     if len(set(numbers)) < 2:
@@ -262,13 +265,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def text(value: Any) -> str:
-    """A knob's value in words: %g for numbers, K of several clusterings as "0.02,0.04"."""
-    if isinstance(value, list | tuple):
-        return ",".join(text(part) for part in value)
-    return f"{value:g}" if is_number(value) else str(value)
-
-
 def log_scaled(knob: str, values: Sequence[float]) -> bool:
     """Whether these numbers belong on a logarithmic axis: positive, and τ, α or more than a factor 20."""
     return (
@@ -289,7 +285,7 @@ def table(rows: Sequence[Row], knobs: Sequence[str], objective: str, limit: int)
             if row.mean is None
             else f"{row.mean:.4f}" + ("" if row.spread is None else f" ± {row.spread:.4f}")
         )
-        values = [text(row.point[knob]) if knob in row.point else "–" for knob in knobs]
+        values = [value_text(row.point[knob]) if knob in row.point else "–" for knob in knobs]
         lines.append(
             [
                 str(rank),
@@ -317,7 +313,9 @@ def as_csv(rows: Sequence[Row], knobs: Sequence[str]) -> str:
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["rank", "mean", "spread", "seeds", *knobs, "device_minutes", "state", "note"])
     for rank, row in enumerate(rows, start=1):
-        values = [value if is_number(value := row.point.get(knob, "")) else text(value) for knob in knobs]
+        values = [
+            value if is_number(value := row.point.get(knob, "")) else value_text(value) for knob in knobs
+        ]
         writer.writerow(
             [
                 rank,

@@ -16,6 +16,7 @@ from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem
+from pcl_ray.support.text import value_text
 from pcl_ray.sweep.space import domains, spaces
 from pcl_ray.sweep.space.spaces import Space
 
@@ -69,7 +70,7 @@ def _knob(name: str, domain: Domain, base: RunConfig) -> tuple[list[Problem], Do
     edges = domains.edges(domain)
     if name not in base.flatten():
         return _mistakes(base, {name: edges[0]}), None  # the same for each value
-    distinct = {spaces.text_of(value): value for value in edges}.values()
+    distinct = {value_text(value): value for value in edges}.values()
     of_values = [(value, _mistakes(base, {name: value})) for value in distinct]
     wrong = [problem for _, mistakes in of_values for problem in mistakes]
     if isinstance(domain, Categorical):
@@ -123,8 +124,7 @@ def _together(space: Space, base: RunConfig, num_images: int, num_holdout: int) 
                 ""
                 if swept
                 else (
-                    " (with"
-                    f" {', '.join(f'{name} = {spaces.text_of(value)}' for name, value in point.items())})"
+                    f" (with {', '.join(f'{name} = {value_text(value)}' for name, value in point.items())})"
                 )
             )
             found.setdefault(_likeness(problem, space), replace(problem, message=problem.message + there))

@@ -21,6 +21,8 @@ from ray.tune.search.sample import (
     Quantized,
 )
 
+from pcl_ray.support.text import value_text
+
 _COUNTABLE = 1000  # an integer range of more values is searched, not tried out
 
 
@@ -79,7 +81,7 @@ def _wrong_choice(domain: Categorical) -> str | None:
 
 def repeated(domain: Domain) -> str | None:
     """Which values a choice lists twice, in a sentence; `0.01` and `[0.01]` are the same."""
-    times = Counter(map(text_of, domain.categories)) if isinstance(domain, Categorical) else {}
+    times = Counter(map(value_text, domain.categories)) if isinstance(domain, Categorical) else {}
     often = [text for text, count in times.items() if count > 1]
     return f"lists {'; '.join(often)} more than once" if often else None
 
@@ -97,7 +99,7 @@ def _wrong_range(domain: Float | Integer) -> str | None:
     if not np.isfinite(lower) or not np.isfinite(upper):
         return "needs two finite ends"
     if not lower < upper:
-        return f"its lower end {text_of(lower)} must be below its upper end {text_of(upper)}"
+        return f"its lower end {value_text(lower)} must be below its upper end {value_text(upper)}"
     return "its step must be above 0" if step is not None and not step > 0 else None
 
 
@@ -139,7 +141,7 @@ def is_log(domain: Domain) -> bool:
 def words(domain: Domain) -> str:
     """`log-uniform 0.05 … 0.5`, `one of 1, 3, 10`."""
     if isinstance(domain, Categorical):
-        texts = [text_of(value) for value in domain.categories]
+        texts = [value_text(value) for value in domain.categories]
         return f"one of {('; ' if any(',' in text for text in texts) else ', ').join(texts) or 'nothing'}"
     if isinstance(domain, Function):
         return "computed from others"
@@ -148,19 +150,8 @@ def words(domain: Domain) -> str:
     kind = ("log-uniform" if is_log(domain) else "uniform") + (
         " whole numbers" if isinstance(domain, Integer) else ""
     )
-    steps = f" in steps of {text_of(_step(domain))}" if _step(domain) is not None else ""
-    return f"{kind} {text_of(domain.lower)} … {text_of(_last(domain))}{steps}"
-
-
-def text_of(value: Any) -> str:
-    """The value as the command line would have it: `0.01,0.02`, `true`, `null`, six significant digits."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ",".join(map(text_of, value)) if isinstance(value, list | tuple) else str(value)
+    steps = f" in steps of {value_text(_step(domain))}" if _step(domain) is not None else ""
+    return f"{kind} {value_text(domain.lower)} … {value_text(_last(domain))}{steps}"
 
 
 def _sampler(domain: Domain) -> Any:

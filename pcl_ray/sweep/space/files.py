@@ -224,6 +224,6 @@ def _problem(mistake: Mapping[str, Any], cased: Callable[[str], str]) -> Problem
         return Problem(name, None, "is missing")
     if mistake["type"] == "extra_forbidden":
         known = Written.model_fields if not rest else _Steps.model_fields.keys() | _Values.model_fields.keys()
-        hint = suggestion(rest[-1] if rest else first, known)
-        return Problem(name, mistake["input"], "unknown key" + (f"; {hint}" if hint else ""))
+        hint = suggestion(rest[-1] if rest else first, known, start="; ")
+        return Problem(name, mistake["input"], f"unknown key{hint}")
     return Problem(name, mistake["input"], mistake["msg"].removeprefix("Value error, "))

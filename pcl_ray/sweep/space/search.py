@@ -24,6 +24,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from pcl_ray.config import RunConfig
+from pcl_ray.support.text import value_text
 from pcl_ray.sweep.space import spaces
 from pcl_ray.sweep.space.settings import SweepConfig
 from pcl_ray.sweep.space.spaces import Space
@@ -68,7 +69,7 @@ def points(space: Space, settings: SweepConfig, base: RunConfig) -> list[dict[st
     found = [spaces.snap(space, point, settings.temperature_levels) for point in found]
     found = [
         {
-            name: spaces.text_of(value) if isinstance(value, list | tuple) else value
+            name: value_text(value) if isinstance(value, list | tuple) else value
             for name, value in point.items()
         }
         for point in found

@@ -28,22 +28,10 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from pcl_ray.errors import ConfigError, Problem
+from pcl_ray.support.text import value_text
 from pcl_ray.sweep.space import domains, files
-from pcl_ray.sweep.space.domains import text_of
 
-__all__ = [
-    "Space",
-    "described",
-    "draw",
-    "grid",
-    "load",
-    "size",
-    "snap",
-    "snapped",
-    "source",
-    "text_of",
-    "to_tune",
-]
+__all__ = ["Space", "described", "draw", "grid", "load", "size", "snap", "snapped", "source", "to_tune"]
 
 _TEMPERATURE = "loss.temperature"
 
@@ -131,7 +119,7 @@ def draw(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _as_written(value: Any) -> Any:
-    return float(text_of(value)) if isinstance(value, float) else value
+    return float(value_text(value)) if isinstance(value, float) else value
 
 
 def snapped(space: Space, levels: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -182,7 +170,9 @@ def to_tune(space: Space) -> dict[str, Domain]:
 
 
 def _primitive(domain: Categorical) -> Categorical:
-    return tune.choice([text_of(value) if isinstance(value, list) else value for value in domain.categories])
+    return tune.choice(
+        [value_text(value) if isinstance(value, list) else value for value in domain.categories]
+    )
 
 
 def some_value(domain: Domain) -> Any:
@@ -201,4 +191,4 @@ def described(space: Space) -> list[tuple[str, str]]:
     "fixed 20").
     """
     searched = [(name, domains.words(domain)) for name, domain in space.domains.items()]
-    return searched + [(name, f"fixed {text_of(value)}") for name, value in space.fixed.items()]
+    return searched + [(name, f"fixed {value_text(value)}") for name, value in space.fixed.items()]

@@ -15,7 +15,7 @@ from pcl_ray.plan import make
 from pcl_ray.runs import event_router
 from pcl_ray.runs.folder import RunFolder, read_state_at
 from pcl_ray.support import machine
-from pcl_ray.support.durations import span
+from pcl_ray.support.text import duration
 from pcl_ray.training.events import Event
 
 CONFIG = configs.load("digits", ["tracking.enabled=false"])
@@ -39,7 +39,7 @@ def test_a_run_under_way_is_shown_with_what_is_left() -> None:
         "kNN 0.91",
         "job-1",
     )
-    assert row.left == span(12.0 * (plan.epochs - 10))
+    assert row.left == duration(12.0 * (plan.epochs - 10))
 
 
 def test_a_run_that_waits_says_for_what() -> None:
@@ -153,19 +153,3 @@ def test_mlflow_is_told_of_a_run_that_was_killed(
     assert status.run_list.recorded(status.uri(), "pcl_ray", state="running") == []
     with pytest.raises(ConfigError, match="--state 'lost': one of failed, finished, running, stopped"):
         status.run_list.recorded(status.uri(), "pcl_ray", state="lost")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0, "0 s"),
-        (89.4, "89 s"),
-        (90, "2 min"),
-        (5340, "89 min"),
-        (5400, "1 h 30 min"),
-        (172_800, "2 d 0 h"),
-        (300_000, "3 d 11 h"),
-    ],
-)
-def test_times(seconds: float, said: str) -> None:
-    assert span(seconds) == said

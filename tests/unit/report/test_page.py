@@ -421,23 +421,6 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     assert all(low - 1e-6 <= tick <= high + 1e-6 for tick in found)
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (0.9610027, "0.961"),
-        (26.88, "26.9"),
-        (2768.8, "2,769"),
-        (0.0, "0"),
-        (None, "–"),
-        (29, "29"),
-        (1.2e-5, "1.2e-05"),
-        (100.4, "100."),
-    ],
-)
-def test_numbers(value: float | None, said: str) -> None:
-    assert html_parts.number(value) == said.rstrip(".")
-
-
 def test_tags_escape_but_for_markup() -> None:
     made = html_parts.tag("p", "<", html_parts.tag("b", "&"), class_='"', data_level=0, hidden=True, id=None)
     assert made == '<p class="&quot;" data-level="0" hidden>&lt;<b>&amp;</b></p>'

@@ -110,14 +110,14 @@ def test_a_write_that_fails_keeps_what_was_there(monkeypatch: pytest.MonkeyPatch
 def test_a_name_is_taken_once(held: bool) -> None:
     folder = RunFolder.create("first", CONFIG)
     if not held:
-        folder.lock.close()
+        folder.lock.release()
     with pytest.raises(
         ConfigError,
         match=r"run 'first' exists already; go on with it by --resume first, or choose another --name",
     ):
         RunFolder.create("first", RunConfig())
     assert folder.read_config() == CONFIG
-    folder.lock.close()
+    folder.lock.release()
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -136,7 +136,7 @@ def test_usual_names_are_fine(name: str) -> None:
 
 def test_an_unknown_run_is_refused_with_the_nearest_name() -> None:
     for name in ("digits-first", "stl"):
-        RunFolder.create(name, CONFIG).lock.close()
+        RunFolder.create(name, CONFIG).lock.release()
     (home() / "runs" / "digits-fist").mkdir()  # no run: it has no configuration
     with pytest.raises(
         ConfigError, match=r"there is no run 'digits-fisrt' under .*; did you mean 'digits-first'\?"
@@ -163,7 +163,7 @@ def test_a_run_is_held_once() -> None:
                 RunFolder.open("first")
     with RunFolder.open("first"), pytest.raises(ConfigError, match="another process"):
         RunFolder.open("first")
-    RunFolder.open("first").lock.close()
+    RunFolder.open("first").lock.release()
 
 
 def test_a_run_is_held_against_other_processes_and_let_go_when_they_die(
@@ -179,7 +179,7 @@ def test_a_run_is_held_against_other_processes_and_let_go_when_they_die(
         assert held.stdout == ""
     killed = run_python(script)
     assert (killed.stdout.strip(), killed.returncode) == ("first", 9), killed.stderr
-    RunFolder.open("first").lock.close()
+    RunFolder.open("first").lock.release()
 
 
 def test_runs_are_held_each_for_itself() -> None:

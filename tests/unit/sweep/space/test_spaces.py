@@ -19,6 +19,7 @@ from ray import tune  # noqa: E402
 from ray.tune.search.optuna import OptunaSearch  # noqa: E402
 from ray.tune.search.sample import Categorical, Domain, Float  # noqa: E402
 
+from pcl_ray.support.text import value_text  # noqa: E402
 from pcl_ray.sweep.space import checks, files, spaces  # noqa: E402
 from pcl_ray.sweep.space.spaces import Space  # noqa: E402
 
@@ -383,7 +384,7 @@ def test_draw_stays_in_the_domains_and_is_written_as_it_is() -> None:
     points = spaces.draw(space_of(MIXED), 200, 0)
     assert all(
         0.05 <= point["loss.temperature"] <= 0.5
-        and float(spaces.text_of(point["loss.temperature"])) == point["loss.temperature"]
+        and float(value_text(point["loss.temperature"])) == point["loss.temperature"]
         for point in points
     )
     assert {point["encoder.width"] for point in points} == {4, 5, 6, 7, 8}
@@ -474,25 +475,6 @@ def test_a_searcher_gets_primitives() -> None:
 
 
 # --- words
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "null"),
-        (True, "true"),
-        (False, "false"),
-        (0.1, "0.1"),
-        (20.0, "20"),
-        (0.123456789, "0.123457"),
-        (100_000_000, "100000000"),
-        ([0.01, 0.02], "0.01,0.02"),
-        ((250, 500), "250,500"),
-        ("0.05", "0.05"),
-    ],
-)
-def test_text_of(value: object, text: str) -> None:
-    assert spaces.text_of(value) == text
 
 
 def test_described() -> None:
