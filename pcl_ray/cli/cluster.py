@@ -252,7 +252,7 @@ def submit(arguments: argparse.Namespace, verb: str, words: Sequence[str], asked
     named = [] if asked.resume or asked.name else ["--name", run]
     to = submits.cluster(arguments.address)
     folder, there = submits.uploaded(words)
-    line = submits.line(
+    line = submits.experiment(
         to,
         verb,
         [*there, *named],

@@ -1,5 +1,6 @@
-"""Questions to a Ray cluster's dashboard over HTTP. Without Ray: importing it takes two seconds, and
-attaching to a cluster a worker process.
+"""A client of a Ray cluster's dashboard over HTTP: its jobs, its nodes, what is in use.
+
+It does without Ray: importing that takes two seconds, and attaching to a cluster a worker process.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class Cluster:
             return False
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Submitted ones, the newest first. Raises RunFailed, ConfigError for a token that is missing or
+        """The submitted jobs, the newest first. Raises RunFailed; ConfigError for a token that is missing or
         wrong.
         """
-        found = [job for job in self._listed(self._ask("/api/jobs/")) if job.get("submission_id")]
-        return sorted(found, key=lambda job: job.get("start_time") or 0, reverse=True)
+        jobs = [job for job in self._listed(self._ask("/api/jobs/")) if job.get("submission_id")]
+        return sorted(jobs, key=lambda job: job.get("start_time") or 0, reverse=True)
 
     def job(self, number: str) -> dict[str, Any]:
         return self._table(self._ask(f"/api/jobs/{quote(number, safe='')}"))
@@ -57,25 +58,25 @@ class Cluster:
 
     def usage(self) -> dict[str, tuple[float, float]]:
         """CPU, GPU, memory …: what is in use, and what there is (bytes of memory)."""
-        told = self._table(self._ask("/api/cluster_status"))
-        report = ((told.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
+        answer = self._table(self._ask("/api/cluster_status"))
+        report = ((answer.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
         return {kind: (float(used), float(has)) for kind, (used, has) in (report.get("usage") or {}).items()}
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Those that are alive: node_ip, resources_total, is_head_node."""
-        told = self._table(self._ask("/api/v0/nodes?limit=1000"))
-        found = ((told.get("data") or {}).get("result") or {}).get("result")
-        return [node for node in self._listed(found) if node.get("state") == "ALIVE"]
+        """The nodes that are alive: node_ip, resources_total, is_head_node."""
+        answer = self._table(self._ask("/api/v0/nodes?limit=1000"))
+        nodes = ((answer.get("data") or {}).get("result") or {}).get("result")
+        return [node for node in self._listed(nodes) if node.get("state") == "ALIVE"]
 
-    def _table(self, told: Any) -> dict[str, Any]:
-        if not isinstance(told, dict):
+    def _table(self, answer: Any) -> dict[str, Any]:
+        if not isinstance(answer, dict):
             raise RunFailed(f"what answers at {self.address} is no dashboard of Ray")
-        return told
+        return answer
 
-    def _listed(self, told: Any) -> list[dict[str, Any]]:
-        if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+    def _listed(self, answer: Any) -> list[dict[str, Any]]:
+        if not isinstance(answer, list) or not all(isinstance(entry, dict) for entry in answer):
             raise RunFailed(f"what answers at {self.address} is no dashboard of Ray")
-        return told
+        return answer
 
     def _ask(self, path: str, method: str = "GET") -> Any:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -102,28 +103,27 @@ class Cluster:
             ) from None
 
     def _refused(self, code: int) -> str:
-        what = (
-            "asks for a token, and there is none"
-            if code == 401 and not self.token
-            else "does not take this token"
-        )
-        return f"the cluster at {self.address} {what}: RAY_AUTH_TOKEN_PATH=/file/with/the/cluster's/token"
+        reason = "does not take this token"
+        if code == 401 and not self.token:
+            reason = "asks for a token, and there is none"
+        return f"the cluster at {self.address} {reason}: RAY_AUTH_TOKEN_PATH=/file/with/the/cluster's/token"
 
 
-class _StayHere(urllib.request.HTTPRedirectHandler):
-    """A token is for whom it was given, not for where that one points."""
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: a token is for the server that it was given for, not for one that it points to."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         return None
 
 
 def opened(request: str | urllib.request.Request, timeout_s: float) -> Any:
-    """The answer, to be closed. This machine is asked without the proxy that others may be reached through,
-    and nobody is asked elsewhere than wanted.
+    """Sends a request, and gives back the answer, to be closed.
+
+    This machine is asked without the proxy that others may be reached through, and no redirect is followed.
     """
     address = request if isinstance(request, str) else request.full_url
     direct = [urllib.request.ProxyHandler({})] if loopback(urlsplit(address).hostname or "") else []
-    return urllib.request.build_opener(_StayHere, *direct).open(request, timeout=timeout_s)
+    return urllib.request.build_opener(_NoRedirects, *direct).open(request, timeout=timeout_s)
 
 
 def checked_address(address: str) -> str:
@@ -139,9 +139,10 @@ def checked_address(address: str) -> str:
     )
 
 
-def token_here() -> str:
-    """As Ray finds it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; "" where RAY_AUTH_MODE is
-    disabled, or there is none.
+def user_token() -> str:
+    """The token that Ray would use here: of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+
+    "" where RAY_AUTH_MODE is disabled, or there is none.
 
     Raises ConfigError for a file that cannot be read.
     """
@@ -166,12 +167,12 @@ def read_token(file: Path) -> str:
 
 
 def write_token(file: Path, token: str) -> None:
-    """Readable for its owner alone, from the first byte on."""
+    """Writes a token that only its owner can read, from the first byte on."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as opened:
+    with os.fdopen(descriptor, "w") as stream:
         os.fchmod(descriptor, 0o600)
-        opened.write(token)
+        stream.write(token)
 
 
 def open_to_others(file: Path) -> bool:

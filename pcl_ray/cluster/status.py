@@ -1,5 +1,5 @@
-"""What is under way: the cluster, its jobs, the runs of this PCL_RAY_HOME and of MLflow, and what each of
-them waits for.
+"""What is under way: the cluster, its jobs, the runs of this PCL_RAY_HOME and of MLflow, and what they wait
+for.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ KILLED = "its process was killed"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A run as a line of a table."""
+class StatusRow:
+    """A run as a line of the table of `pcl-ray status` and `pcl-ray runs`."""
 
     name: str
     state: str
@@ -42,11 +42,12 @@ class Row:
     began: float = 0.0
 
 
-def local_runs() -> list[Row]:
+def local_runs() -> list[StatusRow]:
     """The runs of this PCL_RAY_HOME that are under way, from their folders: also where MLflow does not
-    answer. Those whose process was killed are marked.
+    answer. Those whose process was killed are marked so, in their folder and in MLflow.
     """
-    rows, reached = [], True
+    rows: list[StatusRow] = []
+    reached = True
     for path in sorted((home() / "runs").glob("*/state.json")):
         folder, state = path.parent, read_state_at(path.parent)
         if state.get("state") != "running":
@@ -57,34 +58,40 @@ def local_runs() -> list[Row]:
         try:
             rows.append(_local_row(folder.name, state))
         except (TypeError, ValueError, AttributeError):  # a damaged file
-            rows.append(Row(folder.name, str(state["state"]), "–", "–", "–"))
+            rows.append(StatusRow(folder.name, str(state["state"]), "–", "–", "–"))
     return rows
 
 
-def _local_row(name: str, state: dict[str, Any]) -> Row:
+def _local_row(name: str, state: dict[str, Any]) -> StatusRow:
     progress = state.get("progress") or {}
-    waits = state.get("waits_for") or ""
-    if waits.endswith(" so far"):
-        waits = waits.rpartition("; ")[0]
-    if waits and state.get("waits_since"):
-        waits += f" (for {duration(time.time() - state['waits_since'])})"
-    done, epochs, value = progress.get("epoch", 0), progress.get("epochs", 0), progress.get("value")
-    left = progress.get("left_s", 0.0) - (time.time() - progress.get("at", time.time())) if progress else None
-    return Row(
+    running = state["state"] == "running"
+    waits_for = state.get("waits_for") or ""
+    waiting = running and waits_for
+    if waits_for.endswith(" so far"):
+        waits_for = waits_for.rpartition("; ")[0]
+    if waits_for and state.get("waits_since"):
+        waits_for += f" (for {duration(time.time() - state['waits_since'])})"
+    epochs = progress.get("epochs", 0)
+    left = "–"
+    if progress and running:
+        since = time.time() - progress.get("at", time.time())
+        left = duration(max(0.0, progress.get("left_s", 0.0) - since))
+    return StatusRow(
         name=name,
-        state="waiting" if state["state"] == "running" and state.get("waits_for") else state["state"],
-        epoch=f"{done}/{epochs}" if epochs else "–",
-        left=duration(max(0.0, left)) if left is not None and state["state"] == "running" else "–",
-        figure=_figure(progress.get("figure", ""), value),
-        waits_for=waits,
+        state="waiting" if waiting else state["state"],
+        epoch=f"{progress.get('epoch', 0)}/{epochs}" if epochs else "–",
+        left=left,
+        figure=_figure(progress.get("figure", ""), progress.get("value")),
+        waits_for=waits_for,
         job=state.get("submission_id") or "",
         began=state.get("began_at") or 0.0,
     )
 
 
 def _mark(folder: Path, state: dict[str, Any]) -> bool:
-    """Stopped, here and in MLflow, where it would read RUNNING for ever. False where MLflow does not answer:
-    then it is left for the next time.
+    """Marks a killed run as stopped, here and in MLflow, where it would read RUNNING for ever.
+
+    False where MLflow does not answer: then it is left for the next time.
     """
     write_state_at(folder, state="stopped", error=KILLED)
     if run_id := state.get("mlflow_run_id"):
@@ -97,8 +104,8 @@ def _mark(folder: Path, state: dict[str, Any]) -> bool:
 
 
 def uri() -> str:
-    """Where runs are recorded: as for a run that begins here, or the server of `pcl-ray up` on the same
-    store, which has links.
+    """Where runs are recorded: the server of `pcl-ray up` if it runs, so that links work; else the store of
+    a run that begins here.
     """
     head = local_head_record.read()
     if not os.environ.get("MLFLOW_TRACKING_URI") and head and head.mlflow and head.mlflow.process():
@@ -106,9 +113,9 @@ def uri() -> str:
     return tracking.tracking_uri(TrackingConfig(), home())
 
 
-def recorded_rows(runs: Sequence[RecordedRun]) -> list[Row]:
+def recorded_rows(runs: Sequence[RecordedRun]) -> list[StatusRow]:
     return [
-        Row(
+        StatusRow(
             name=run.name,
             state="waiting" if run.waits_for else run.state,
             epoch=f"{run.epoch}/{run.epochs}" if run.epochs else "–",
@@ -122,15 +129,15 @@ def recorded_rows(runs: Sequence[RecordedRun]) -> list[Row]:
     ]
 
 
-def under_way(experiment: str) -> tuple[list[Row], str]:
+def under_way(experiment: str) -> tuple[list[StatusRow], str]:
     """All runs under way, local ones first, and why MLflow's are missing ("" if they are not)."""
     rows = local_runs()
     try:
         elsewhere = recorded_rows(run_list.recorded(uri(), experiment, state="running"))
     except RunFailed as error:
         return rows, str(error)
-    known = {row.name for row in rows}
-    return rows + [row for row in elsewhere if row.name not in known], ""
+    local_names = {row.name for row in rows}
+    return rows + [row for row in elsewhere if row.name not in local_names], ""
 
 
 def cluster_lines(cluster: Cluster) -> list[str]:
@@ -146,21 +153,22 @@ def cluster_lines(cluster: Cluster) -> list[str]:
     lines = [f"cluster     {cluster.address}: {len(nodes)} node{'s' * (len(nodes) != 1)}, {', '.join(parts)}"]
     for job in jobs:
         if job["status"] in ("PENDING", "RUNNING"):
-            said = f": {job['message']}" if job["status"] == "PENDING" and job.get("message") else ""
-            since = (
-                f", for {duration(time.time() - job['start_time'] / 1000)}" if job.get("start_time") else ""
-            )
-            lines.append(f"job         {job['submission_id']}  {job['status'].lower()}{since}{said}")
+            line = f"job         {job['submission_id']}  {job['status'].lower()}"
+            if job.get("start_time"):
+                line += f", for {duration(time.time() - job['start_time'] / 1000)}"
+            if job["status"] == "PENDING" and job.get("message"):
+                line += f": {job['message']}"
+            lines.append(line)
     return lines
 
 
-def table(rows: Sequence[Row], say: Callable[[Any], None], *, dated: bool = False) -> None:
-    """As a table of rich; columns that no row fills are left out."""
-    from rich import box
+def table(rows: Sequence[StatusRow], say: Callable[[Any], None], *, dated: bool = False) -> None:
+    """Says the runs as a table of rich; columns that no row fills are left out."""
+    from rich import box  # rich takes a while to import, and --json needs none
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     columns = [
         ("run", "name"),
         ("state", "state"),
@@ -176,15 +184,15 @@ def table(rows: Sequence[Row], say: Callable[[Any], None], *, dated: bool = Fals
         if any(getattr(row, name) not in ("", "–") for row in rows) or name in ("name", "state")
     ]
     for title, name in filled:
-        shown.add_column(title, overflow="fold", no_wrap=name in ("state", "epoch", "left"))
+        grid.add_column(title, overflow="fold", no_wrap=name in ("state", "epoch", "left"))
     if dated:
-        shown.add_column("began", no_wrap=True)
+        grid.add_column("began", no_wrap=True)
     for row in rows:
         cells = [Text(str(getattr(row, name))) for _, name in filled]  # brackets in a name are no markup
-        shown.add_row(
-            *cells, *([datetime.fromtimestamp(row.began).strftime("%Y-%m-%d %H:%M")] if dated else [])
-        )
-    say(shown)
+        if dated:
+            cells.append(Text(datetime.fromtimestamp(row.began).strftime("%Y-%m-%d %H:%M")))
+        grid.add_row(*cells)
+    say(grid)
 
 
 def as_json(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
@@ -200,5 +208,5 @@ def cluster_or_none(cluster: Cluster) -> list[str]:
 
 
 def _figure(name: str, value: float | None) -> str:
-    said = {"eval/knn_top1": "kNN", "eval/rankme": "RankMe", "train/loss": "loss"}.get(name, name)
-    return f"{said} {value:.4g}" if value is not None else "–"
+    label = {"eval/knn_top1": "kNN", "eval/rankme": "RankMe", "train/loss": "loss"}.get(name, name)
+    return f"{label} {value:.4g}" if value is not None else "–"

@@ -1,4 +1,4 @@
-"""`pcl-ray submit`: the `ray job submit` line of an experiment, and what it needs to be run here.
+"""`pcl-ray submit`: the `ray job submit` command of an experiment, and what it needs to be run here.
 
 The run's name is fixed before the job exists, so that each knows the other: the job's metadata name the run,
 the run's tags the job.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pcl_ray.cluster import head_processes
-from pcl_ray.cluster.ray_api import DEFAULT_ADDRESS, Cluster, checked_address, token_here
+from pcl_ray.cluster.ray_api import DEFAULT_ADDRESS, Cluster, checked_address, user_token
 from pcl_ray.errors import ConfigError
 from pcl_ray.on_ray import current_job, local_head_record
 from pcl_ray.on_ray.local_head_record import LocalHead
@@ -31,8 +31,8 @@ _STOP_WAIT_S = "60"  # of Ray, between telling a driver to stop and killing it
 
 
 @dataclass(frozen=True)
-class Line:
-    """What is typed; its environment holds no secret."""
+class SubmitCommand:
+    """A command of Ray as it can be typed; its environment holds no secret."""
 
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
@@ -40,29 +40,26 @@ class Line:
     run: str = ""
 
     def __str__(self) -> str:
-        return " ".join(
-            [
-                *(f"{name}={shlex.quote(value)}" for name, value in self.environment.items()),
-                shlex.join([machine.as_typed(self.command[0]), *self.command[1:]]),
-            ]
-        )
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join([machine.as_typed(self.command[0]), *self.command[1:]])])
 
 
 def cluster(address: str | None) -> Cluster:
-    """The named one; else that of RAY_API_SERVER_ADDRESS, of `pcl-ray up`, or Ray's default. Raises
-    ConfigError.
+    """The cluster at an address; else that of RAY_API_SERVER_ADDRESS, of `pcl-ray up`, or Ray's default.
+
+    Raises ConfigError for an address that is none.
     """
     head = _local_head()
     default = head.dashboard_address if head else DEFAULT_ADDRESS
     dashboard = checked_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or default)
     if head and head.dashboard_address == dashboard:
         return head_processes.cluster_of(head)
-    return Cluster(dashboard, token_here())
+    return Cluster(dashboard, user_token())
 
 
 def environment(to: Cluster) -> dict[str, str]:
-    """What Ray's commands need beside the user's own environment: the mode is always said, and where our own
-    head keeps its token.
+    """What Ray's commands need beside the user's own environment: the mode in any case, and the token file of
+    our own head.
     """
     head = _local_head()
     if head and head.dashboard_address == to.address:
@@ -77,7 +74,7 @@ def _local_head() -> LocalHead | None:
     return head if head and head.ray and head.ray.process() and not named else None
 
 
-def line(
+def experiment(
     to: Cluster,
     verb: str,
     words: Sequence[str],
@@ -86,62 +83,47 @@ def line(
     memory_gb: float,
     wait: bool,
     folder: Path | None,
-) -> Line:
-    """verb: train or sweep. words: as after `pcl-ray train`, with the run's name. memory_gb: that the driver
+) -> SubmitCommand:
+    """The command that submits an experiment.
+
+    verb: train or sweep. words: as after `pcl-ray train`, with the run's name. memory_gb: that the driver
     reserves. folder: what is uploaded; None where the cluster has all that is needed.
     """
     number = f"pcl-{run}-{secrets.token_hex(3)}"
     metadata = json.dumps({current_job.RUN_KEY: run})
     runtime = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_WAIT_S}})
-    script = (
-        ["python", f"jobs/{verb}.py"]
-        if folder is not None and (folder / "jobs" / f"{verb}.py").is_file()
-        else ["python", "-m", "pcl_ray.cli", verb]
-    )
-    command = [
-        "ray",
-        "job",
-        "submit",
-        "--address",
-        to.address,
-        "--submission-id",
-        number,
-        "--metadata-json",
-        metadata,
-        "--runtime-env-json",
-        runtime,
-    ]
-    command += _driver(memory_gb)
-    command += [] if wait else ["--no-wait"]
-    command += ["--working-dir", str(folder)] if folder is not None else []
-    return Line((*command, "--", *script, *words), environment(to), number, run)
+    script = ["python", "-m", "pcl_ray.cli", verb]
+    if folder is not None and (folder / "jobs" / f"{verb}.py").is_file():
+        script = ["python", f"jobs/{verb}.py"]
+    command = ["ray", "job", "submit", "--address", to.address, "--submission-id", number]
+    command += ["--metadata-json", metadata, "--runtime-env-json", runtime, *_driver(memory_gb)]
+    if not wait:
+        command.append("--no-wait")
+    if folder is not None:
+        command += ["--working-dir", str(folder)]
+    return SubmitCommand((*command, "--", *script, *words), environment(to), number, run)
 
 
-def example(to: Cluster, folder: Path | None, words: Sequence[str]) -> Line:
-    """The shortest line that does: without what the run and its job know of each other."""
+def example(to: Cluster, folder: Path | None, words: Sequence[str]) -> SubmitCommand:
+    """The shortest command that does: without what the run and its job know of each other."""
     script = ["python", "jobs/train.py"] if folder is not None else ["python", "-m", "pcl_ray.cli", "train"]
-    command = [
-        "ray",
-        "job",
-        "submit",
-        "--address",
-        to.address,
-        *_driver(DRIVER_GB),
-        *(["--working-dir", "."] if folder is not None else []),
-    ]
-    return Line((*command, "--", *script, *words), environment(to))
+    command = ["ray", "job", "submit", "--address", to.address, *_driver(DRIVER_GB)]
+    if folder is not None:
+        command += ["--working-dir", "."]
+    return SubmitCommand((*command, "--", *script, *words), environment(to))
 
 
 def _driver(memory_gb: float) -> list[str]:
-    """What a driver reserves: with anything of its own it may run on any node, and sees no GPU. No CPU: those
-    of drivers that wait for a place would be missing to the one whose turn it is.
+    """What a driver reserves: memory, since with anything of its own it may run on any node, and sees no GPU.
+
+    No CPU: those of drivers that wait for their turn would be missing to the one whose turn it is.
     """
     return ["--entrypoint-memory", str(int(memory_gb * 1e9))]
 
 
 def uploaded(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The folder that goes along, and the words as they are right in it. Raises ConfigError for a file that
-    cannot go along.
+    """The folder that is uploaded with a job, and the words with their files as they are named in it. Raises
+    ConfigError for a file that cannot be uploaded.
 
     In a checkout that is the checkout (without what .rayignore and .gitignore name); elsewhere a folder of
     its own with the recipe or space file alone, kept so that a printed line can be typed later; None where
@@ -178,18 +160,21 @@ def _inside(word: str) -> str:
     return str(Path(word).resolve().relative_to(Path.cwd().resolve())) if _is_file(word) else word
 
 
-def run(what: Line, to: Cluster) -> int:
-    """Runs it to its end, and gives back the exit code of the experiment where that is known. Ctrl-C leaves
-    the job running.
+def run(submission: SubmitCommand, to: Cluster) -> int:
+    """Runs the command to its end, and gives back the exit code of the experiment where that is known.
+
+    Ctrl-C leaves the job running.
     """
     program = Path(sys.executable).parent / "ray"
-    ours = {
+    variables = {
         **os.environ,
-        **what.environment,
+        **submission.environment,
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
     }
     process = subprocess.Popen(
-        [str(program) if program.exists() else "ray", *what.command[1:]], env=ours, stdin=subprocess.DEVNULL
+        [str(program) if program.exists() else "ray", *submission.command[1:]],
+        env=variables,
+        stdin=subprocess.DEVNULL,
     )
     try:
         code = process.wait()
@@ -197,17 +182,19 @@ def run(what: Line, to: Cluster) -> int:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
-        print(f"\nthe job goes on; end it by:  {stop_line(what, to)}", file=sys.stderr)
+        print(f"\nthe job goes on; end it by:  {stop_line(submission, to)}", file=sys.stderr)
         return 130
     if code == 0:
         return 0
     try:
-        ended = to.job(what.submission_id).get("driver_exit_code")
+        driver_code = to.job(submission.submission_id).get("driver_exit_code")
     # it was never accepted, or the cluster has gone: then the code of `ray job submit` is all there is
     except Exception:
         return code
-    return int(ended) if ended else code
+    return int(driver_code) if driver_code else code
 
 
-def stop_line(what: Line, to: Cluster) -> str:
-    return str(Line(("ray", "job", "stop", "--address", to.address, what.submission_id), what.environment))
+def stop_line(submission: SubmitCommand, to: Cluster) -> str:
+    """The command that stops the job."""
+    command = ("ray", "job", "stop", "--address", to.address, submission.submission_id)
+    return str(SubmitCommand(command, submission.environment))

@@ -41,12 +41,12 @@ def test_a_token_is_its_owner_s_alone(tmp_path: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
-    assert ray_api.token_here() == "abc"
+    assert ray_api.user_token() == "abc"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH"):
-        ray_api.token_here()
+        ray_api.user_token()
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert ray_api.token_here() == ""
+    assert ray_api.user_token() == ""
 
 
 def test_a_token_goes_neither_through_a_proxy_nor_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

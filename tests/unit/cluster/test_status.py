@@ -84,7 +84,7 @@ def test_names_of_others_are_no_markup(capsys: pytest.CaptureFixture[str]) -> No
 
     console = Console(width=160, color_system=None)
     status.table(
-        [status.Row("lr [red] [/b]", "running", "1/2", "–", "–", waits_for="for [/x]")], console.print
+        [status.StatusRow("lr [red] [/b]", "running", "1/2", "–", "–", waits_for="for [/x]")], console.print
     )
     assert "lr [red] [/b]" in capsys.readouterr().out
 

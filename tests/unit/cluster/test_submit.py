@@ -18,7 +18,7 @@ from pcl_ray.support.processes import StartedProcess
 def test_the_line_names_run_and_job_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     to = Cluster("http://127.0.0.1:8265", "t0ken")
-    line = submit.line(
+    line = submit.experiment(
         to, "train", ["digits", "--name", "mine"], "mine", memory_gb=1, wait=False, folder=None
     )
     words = list(line.command)
