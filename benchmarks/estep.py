@@ -446,9 +446,10 @@ def parts_of_an_epoch(metrics: dict[str, float]) -> Row:
 
 def trained(config: RunConfig, scratch: str) -> list[dict[str, float]]:
     """The figures of every epoch of a run."""
-    from pcl_ray.training.e_step_schedule import LocalEStep
     from pcl_ray.training.events import Event
-    from pcl_ray.training.loop import Job, train
+    from pcl_ray.training.local_e_step import LocalEStep
+    from pcl_ray.training.loop import train
+    from pcl_ray.training.training_task import TrainingTask
 
     splits = datasets.load(config.data, cache_dir=Path(scratch))
     history: list[dict[str, float]] = []
@@ -458,14 +459,14 @@ def trained(config: RunConfig, scratch: str) -> list[dict[str, float]]:
             history.append(event.metrics)
 
     with tempfile.TemporaryDirectory(dir=scratch) as run_dir:
-        job = Job(config, plans.make(config, len(splits.train), splits.num_holdout), run_dir)
+        task = TrainingTask(config, plans.make(config, len(splits.train), splits.num_holdout), run_dir)
         if not config.resources.workers:
             train(
-                job,
+                task,
                 splits,
                 device=torch.device("cpu"),
                 e_step=LocalEStep(config, splits),
-                share=lambda value: value,
+                broadcast=lambda value: value,
                 post=post,
             )
             return history
@@ -476,7 +477,7 @@ def trained(config: RunConfig, scratch: str) -> list[dict[str, float]]:
         ):
             from pcl_ray.on_ray.launch import train_on_ray
 
-            train_on_ray(job, splits, post)
+            train_on_ray(task, splits, post)
     return history
 
 
@@ -492,20 +493,19 @@ class Pusher:
         self._first = number * count
         self._features = Mixture(MODES).draw(count, seed=10 + number).numpy()
 
-    def push(self, job: Any, actor: Any, key: str, request: Any) -> None:
-        from pcl_ray.on_ray.worker import ActorEStep, WorkerTask
+    def push(self, task: Any, actor: Any, key: str, request: Any) -> None:
+        from pcl_ray.on_ray.worker import ActorEStep, WorkerInput
 
         nothing: Any = None
-        task = WorkerTask(job, nothing, nothing, nothing, actor, nothing)
+        worker_input = WorkerInput(task, nothing, actor, nothing)
         ids = np.arange(self._first, self._first + len(self._features))
-        ActorEStep(task, torch.device("cpu"))._push(
-            key, request, {"train": FeatureShard(ids, self._features)}
-        )
+        e_step = ActorEStep(worker_input, torch.device("cpu"))
+        e_step.push(key, request, {"train": FeatureShard(ids, self._features)})
 
 
 def gather(given: Namespace, report: Report) -> None:
     from pcl_ray.training.e_step_shards import EStepRequest
-    from pcl_ray.training.loop import Job
+    from pcl_ray.training.training_task import TrainingTask
 
     half = 100_000 if given.quick else 640_000
     changes = {
@@ -515,7 +515,7 @@ def gather(given: Namespace, report: Report) -> None:
         "resources.workers": 2,
     }
     config = configs.load("fashion_mnist", changes)
-    job = Job(config, plans.make(config, 2 * half), "")
+    task = TrainingTask(config, plans.make(config, 2 * half), "")
     size = 2 * half * DIM * 4
     report.row("sizes", N=2 * half, bytes=size)
     with common.own_ray(4) as ray:
@@ -535,7 +535,7 @@ def gather(given: Namespace, report: Report) -> None:
 
         def push(key: str) -> None:
             ray.get(
-                [pusher.push.remote(job, actor, key, request(True)) for pusher in pushers], timeout=LIMIT_S
+                [pusher.push.remote(task, actor, key, request(True)) for pusher in pushers], timeout=LIMIT_S
             )
 
         def gathered(number: int) -> None:

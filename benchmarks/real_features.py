@@ -38,8 +38,9 @@ def _train(images: int, epochs: int, dim: int, seed: int, folder: Path) -> None:
     from pcl_ray import config, plan
     from pcl_ray.data import datasets
     from pcl_ray.features import assemble
-    from pcl_ray.training.e_step_schedule import LocalEStep
-    from pcl_ray.training.loop import Job, train
+    from pcl_ray.training.local_e_step import LocalEStep
+    from pcl_ray.training.loop import train
+    from pcl_ray.training.training_task import TrainingTask
 
     settings = config.load(
         "fashion_mnist",
@@ -64,13 +65,13 @@ def _train(images: int, epochs: int, dim: int, seed: int, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory() as run_dir:
         made = plan.make(settings, len(splits.train), splits.num_holdout)
-        job = Job(settings, made, run_dir)
+        task = TrainingTask(settings, made, run_dir)
         train(
-            job,
+            task,
             splits,
             device=torch.device("cpu"),
             e_step=Keeps(settings, splits),
-            share=lambda value: value,
+            broadcast=lambda value: value,
             post=lambda event: None,
         )
 

@@ -42,7 +42,8 @@ from pcl_ray.support.machine import cores
 from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer
 from pcl_ray.training.e_step_shards import EStepRequest
 from pcl_ray.training.events import Event
-from pcl_ray.training.loop import Job, train
+from pcl_ray.training.loop import train
+from pcl_ray.training.training_task import TrainingTask
 
 _EPOCHS = 3  # of a run; the first warms up
 
@@ -174,7 +175,7 @@ def through_ray(config: RunConfig, images: int, device: str) -> list[dict[str, A
     events: list[Event] = []
     with tempfile.TemporaryDirectory() as folder:
         plan = plans.make(config, images, 1000)
-        train_on_ray(Job(config, plan, folder), splits_of(images), events.append)
+        train_on_ray(TrainingTask(config, plan, folder), splits_of(images), events.append)
     return [{"metrics": event.metrics} for event in events if event.kind == "epoch"]
 
 
@@ -216,11 +217,11 @@ def run_process(number: int, recipe: str, images: int, device: str, folder: str)
     events: list[Event] = []
     splits = splits_of(images)
     train(
-        Job(config, plan, folder),
+        TrainingTask(config, plan, folder),
         splits,
         device=where,
         e_step=PlainEStep(config, splits),
-        share=from_first,
+        broadcast=from_first,
         post=events.append,
     )
     if number == 0:

@@ -29,11 +29,11 @@ from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import admission, node_checks
 from pcl_ray.on_ray.connection import SharedData, connected, share
-from pcl_ray.on_ray.worker import WorkerTask, run_worker
+from pcl_ray.on_ray.worker import WorkerInput, run_worker
 from pcl_ray.training.e_step_actor import EStepActor
 from pcl_ray.training.e_step_shards import EStepShard
-from pcl_ray.training.events import Board, Event
-from pcl_ray.training.training_task import Job, longest_silence, longest_wait
+from pcl_ray.training.events import Event, EventBoard
+from pcl_ray.training.training_task import TrainingTask, longest_silence, longest_wait
 
 _POLL_S = 0.5
 # not in the placement group of the trial that may have started us, which has room for itself alone
@@ -42,28 +42,27 @@ _SLACK = 1e-6
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
 
 
-def train_on_ray(job: Job, splits: DataSplits, handle: Callable[[Event], None]) -> None:
+def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event], None]) -> None:
     """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and
     ConfigError where the cluster can never fit the run.
     """
-    resources = job.config.resources
+    resources = task.config.resources
     with connected(
-        resources.workers * resources.cpus_per_worker + (1 + job.plan.e_step_shards) * resources.e_step_cpus
+        resources.workers * resources.cpus_per_worker + (1 + task.plan.e_step_shards) * resources.e_step_cpus
     ) as others:
 
         def look() -> None:
-            node_checks.check(Path(job.run_dir), splits, job.config.data.path, resources.storage)
+            node_checks.check(Path(task.run_dir), splits, task.config.data.path, resources.storage)
 
         if others and not resources.autoscaling:
             look()
         # nodes that are added for the run can only be asked when they are there
-        train_shared(
-            job, share(splits), handle, queue=others, ready=look if others and resources.autoscaling else None
-        )
+        ready = look if others and resources.autoscaling else None
+        train_shared(task, share(splits), handle, queue=others, ready=ready)
 
 
 def train_shared(
-    job: Job,
+    task: TrainingTask,
     data: SharedData,
     handle: Callable[[Event], None],
     *,
@@ -75,16 +74,16 @@ def train_shared(
     queue: others may use the cluster too, and all start one after the other. ready: is called when there is
     room, and may still refuse.
     """
-    config = job.config
-    bundles = _bundles(config.resources, job.plan.e_step_shards)
+    config = task.config
+    bundles = _bundles(config.resources, task.plan.e_step_shards)
     if not config.resources.autoscaling:
-        _check_cluster(config.resources, job.plan.e_step_shards)
+        _check_cluster(config.resources, task.plan.e_step_shards)
         _check_nodes(bundles)
     if not queue:
-        _train(job, data, handle)
+        _train(task, data, handle)
         return
     turn = admission.take(
-        Path(job.run_dir).name,
+        Path(task.run_dir).name,
         bundles,
         config.resources.queue_timeout_s,
         lambda text: handle(Event("waiting", text=text)),
@@ -98,26 +97,26 @@ def train_shared(
     try:
         if ready is not None:
             ready()
-        _train(job, data, started)
+        _train(task, data, started)
     finally:
         turn.release()
 
 
-def _train(job: Job, data: SharedData, handle: Callable[[Event], None]) -> None:
-    config = job.config
+def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]) -> None:
+    config = task.config
     actor = _e_step_actor(config)
     shards = tuple(
-        _shard_actor(config, number, job.plan.e_step_shards) for number in range(job.plan.e_step_shards)
+        _shard_actor(config, number, task.plan.e_step_shards) for number in range(task.plan.e_step_shards)
     )
     board: Any = (
-        ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
+        ray.remote(EventBoard).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
     )
     try:
         for part in (actor, *shards):
             _wait_until_up(part, config.resources)
         if config.tracking.enabled and config.tracking.system_metrics_s:
             actor.watch.remote(config.tracking.system_metrics_s, board)
-        _fit(_trainer(job, WorkerTask(job, data, actor, board, shards)), job, board, handle)
+        _fit(_trainer(WorkerInput(task, data, actor, board, shards)), task, board, handle)
     finally:
         for part in (actor, board, *shards):
             with suppress(RayError):
@@ -207,12 +206,13 @@ def _wait_until_up(actor: Any, resources: ResourcesConfig) -> None:
         raise RunFailed(f"the E-step actor could not start: {_last_line(error)}") from error
 
 
-def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
-    resources = job.config.resources
+def _trainer(worker_input: WorkerInput) -> TorchTrainer:
+    task = worker_input.task
+    resources = task.config.resources
     for name, value in {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.5,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": resources.start_timeout_s,
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": longest_wait(job.config),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": longest_wait(task.config),
     }.items():
         os.environ.setdefault(name, str(value))
     per_worker = {"CPU": resources.cpus_per_worker} | (
@@ -232,20 +232,20 @@ def _trainer(job: Job, task: WorkerTask) -> TorchTrainer:
         # name.
         "run_config": RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=os.path.join(job.run_dir, "ray"),
+            storage_path=os.path.join(task.run_dir, "ray"),
             failure_config=failures,
         ),
     }
     loop: Any = run_worker  # gives back a str; Ray declares None
     return TorchTrainer(
         loop,
-        train_loop_config={"task": task},
-        torch_config=TorchConfig(timeout_s=int(longest_wait(job.config))),
+        train_loop_config={"input": worker_input},
+        torch_config=TorchConfig(timeout_s=int(longest_wait(task.config))),
         **settings,
     )
 
 
-def _fit(trainer: TorchTrainer, job: Job, board: Any, handle: Callable[[Event], None]) -> None:
+def _fit(trainer: TorchTrainer, task: TrainingTask, board: Any, handle: Callable[[Event], None]) -> None:
     """Runs the trainer in a thread, so that this one can show events, take signals, and notice when nothing
     happens any more.
     """
@@ -264,7 +264,7 @@ def _fit(trainer: TorchTrainer, job: Job, board: Any, handle: Callable[[Event], 
         thread.join(_POLL_S)
         if _hand_over(board, handle):
             seen = time.monotonic()
-        limit = longest_silence(job.config)
+        limit = longest_silence(task.config)
         if time.monotonic() - seen > limit:
             raise RunFailed(
                 f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and"

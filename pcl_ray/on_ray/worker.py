@@ -8,6 +8,7 @@ all again; the loop then goes on from the newest checkpoint.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from pcl_ray.training.e_step_actor import EStepAnswer, evaluation_stride
 from pcl_ray.training.e_step_shards import EStepRequest, attempt, range_of
 from pcl_ray.training.events import Event
 from pcl_ray.training.system_metrics import SystemWatch
-from pcl_ray.training.training_task import Job
+from pcl_ray.training.training_task import TrainingTask
 
 _TRIES = 3
 _PIECE = 131072  # rows that are sent at a time
@@ -41,38 +42,32 @@ _ACTOR_GONE = (ActorUnavailableError, ActorDiedError)
 
 
 @dataclass(frozen=True)
-class WorkerTask:
-    """What a worker is given."""
+class WorkerInput:
+    """What every worker of a run is given."""
 
-    job: Job
+    task: TrainingTask
     data: SharedData
-    actor: Any  # handle of an EStepActor
-    board: Any  # handle of a Board
-    shards: tuple[Any, ...] = ()  # handles of EStepShards, in mode sharded
+    e_step_actor: Any  # handle of an EStepActor
+    board: Any  # handle of an EventBoard
+    e_step_shards: tuple[Any, ...] = ()  # handles of EStepShards, in mode sharded
 
 
-def run_worker(config: dict[str, WorkerTask]) -> str:
+def run_worker(config: dict[str, WorkerInput]) -> str:
     """Trains to the end. Gives back "" or, on every worker alike, why the run cannot go on."""
-    task = config["task"]
-    job = task.job
-    torch.set_num_threads(_threads(job))
-    splits = ray.get(task.data.splits, timeout=job.config.resources.start_timeout_s)
-    interval = (
-        job.config.tracking.system_metrics_s
-        if job.config.tracking.enabled and get_context().get_local_rank() == 0
-        else 0
-    )
-    watch = SystemWatch(interval, task.board.post.remote)
+    worker_input = config["input"]
+    task = worker_input.task
+    settings = task.config
+    torch.set_num_threads(_threads(task))
+    splits = ray.get(worker_input.data.splits, timeout=settings.resources.start_timeout_s)
+    interval_s = 0.0
+    if settings.tracking.enabled and get_context().get_local_rank() == 0:
+        interval_s = settings.tracking.system_metrics_s
+    post = worker_input.board.post.remote
+    watch = SystemWatch(interval_s, post)
     try:
         device = get_device()
-        loop.train(
-            job,
-            splits,
-            device=device,
-            e_step=ActorEStep(task, device),
-            share=broadcast_from_rank_zero,
-            post=task.board.post.remote,
-        )
+        e_step = ActorEStep(worker_input, device)
+        loop.train(task, splits, device=device, e_step=e_step, broadcast=broadcast_from_rank_zero, post=post)
     except (RunFailed, ConfigError) as failure:
         return str(failure)
     finally:
@@ -80,27 +75,65 @@ def run_worker(config: dict[str, WorkerTask]) -> str:
     return ""
 
 
-def _threads(job: Job) -> int:
-    """As planned, and never more than this node's cores for all its workers: a laptop's Ray promises more
-    CPUs than there are.
+def _threads(task: TrainingTask) -> int:
+    """CPU threads of this worker: as planned, and never more than this node's cores for all its workers,
+    since a laptop's Ray promises more CPUs than there are.
     """
-    return max(1, min(job.plan.threads, cores() // get_context().get_local_world_size()))
+    return max(1, min(task.plan.threads, cores() // get_context().get_local_world_size()))
+
+
+class RayCalls:
+    """What `ActorEStep` asks of Ray, so that tests can do without it."""
+
+    def get(self, references: Any, timeout_s: float) -> Any:
+        return ray.get(references, timeout=timeout_s)
+
+    def put(self, value: Any) -> Any:
+        return ray.put(value)
+
+    def is_ready(self, reference: Any) -> bool:
+        return bool(ray.wait([reference], timeout=0)[0])
+
+    def barrier(self) -> None:
+        """Waits until all workers have come here."""
+        barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every worker."""
+        return broadcast_from_rank_zero(value)
+
+
+@dataclass(frozen=True)
+class TryResult:
+    """How one try of an E-step has ended: with a reference to its answer, or with a problem."""
+
+    answer: Any = None  # reference to an EStepAnswer
+    problem: str = ""
+    final: bool = False  # another try would be useless
 
 
 class ActorEStep:
-    """`between.EStep` through the actor: the workers push, rank 0 asks, all read the answer. What died is
-    filled again, a few times.
+    """An `e_step_schedule.EStep` through the actor: the workers push, rank 0 asks, all read the answer. An
+    actor that died is filled again, a few times.
     """
 
-    def __init__(self, task: WorkerTask, device: torch.device):
-        self.task, self.device = task, device
-        self.limit_s = task.job.config.e_step.timeout_s
+    def __init__(self, worker_input: WorkerInput, device: torch.device, calls: RayCalls | None = None):
+        task = worker_input.task
+        self.device = device
+        self.calls = calls or RayCalls()
+        self.limit_s = task.config.e_step.timeout_s
+        self._config = task.config
+        self._mode = task.plan.e_step_mode
+        self._data = worker_input.data
+        self._actor = worker_input.e_step_actor
+        self._shards = worker_input.e_step_shards
+        self._board = worker_input.board
         self._joined = False
 
     def begin(
         self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
-    ) -> Asked:
-        return Asked(self, key, request, shards, previous)
+    ) -> PendingActorEStep:
+        return PendingActorEStep(self, key, request, shards, previous)
 
     def hand_over(
         self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
@@ -108,139 +141,124 @@ class ActorEStep:
         """Sends what the actor needs of this worker: its features; where clustering is the workers' or the
         shards', their answers and a sample.
         """
-        match self.task.job.plan.e_step_mode:
-            case "single":
-                self._push(key, request, shards)
-            case "distributed":
-                if request.cluster:
-                    mine = shards["train"]
-                    rows, ids = (
-                        torch.from_numpy(mine.features).to(self.device),
-                        torch.from_numpy(mine.indices),
-                    )
-                    group = TorchGroup(device=self.device) if world_size() > 1 else None
-                    answer = attempt(rows, ids, request, self.task.job.config, previous, group)
-                    self._get([self.task.actor.push_result.remote(key, answer)])
-                self._push(key, request, _sample(shards, request))
-            case "sharded":
-                if request.cluster:
-                    self._push_to_shards(key, shards["train"], request.num_images)
-                self._push(key, request, _sample(shards, request))
-        barrier()  # everything is there, or its worker has seen the actor go
+        if self._mode == "single":
+            self.push(key, request, shards)
+        else:
+            if request.cluster and self._mode == "distributed":
+                answer = self._clustered_here(request, shards["train"], previous)
+                self._await([self._actor.push_result.remote(key, answer)])
+            elif request.cluster:
+                self._send(self._pieces_for_shards(key, shards["train"], request.num_images))
+            self.push(key, request, _sample(shards, request))
+        self.calls.barrier()  # everything is there, or its worker has seen the actor go
 
-    def ask(self, key: str, request: EStepRequest, previous: ClusterSet | None) -> ray.ObjectRef:
-        """On rank 0: a reference to the answer, which may be long in coming."""
-        task, mode = self.task, self.task.job.plan.e_step_mode
-        shared = ray.put(previous)
+    def ask(self, key: str, request: EStepRequest, previous: ClusterSet | None) -> Any:
+        """A reference to the answer, which may be long in coming. Called on rank 0."""
+        shared = self.calls.put(previous)
+        answers: list[Any] = []
         results = 0
-        if request.cluster and mode == "sharded":
+        if request.cluster and self._mode == "sharded":
             self._join()
-            answers = [shard.run.remote(key, request, shared) for shard in task.shards]
-            return task.actor.run.remote(
-                key, request, shared, task.data.labels, task.data.holdout_labels, len(answers), *answers
-            )
-        if request.cluster and mode == "distributed":
+            answers = [shard.run.remote(key, request, shared) for shard in self._shards]
+            results = len(answers)
+        elif request.cluster and self._mode == "distributed":
             results = world_size()
-        return task.actor.run.remote(
-            key, request, shared, task.data.labels, task.data.holdout_labels, results
-        )
+        labels, holdout_labels = self._data.labels, self._data.holdout_labels
+        return self._actor.run.remote(key, request, shared, labels, holdout_labels, results, *answers)
 
-    def resolve(self, answer: ray.ObjectRef, request: EStepRequest) -> tuple[bool, str, bool]:
-        """On rank 0, waiting: whether the answer is there; else why not, and whether another try is
-        useless.
-        """
+    def resolve(self, answer: Any, request: EStepRequest) -> TryResult:
+        """Waits for the answer; where an actor was lost, until it is there again. Called on rank 0."""
         try:
-            missing = ray.get(answer, timeout=self.limit_s).missing
+            missing = self.calls.get(answer, self.limit_s).missing
         except GetTimeoutError:
             # The first clustering still runs; a second one beside it would only slow both down.
-            return (
-                False,
-                (
-                    f"no answer within e_step.timeout_s = {self.limit_s:g} s; raise it, or lower"
-                    " e_step.num_clusters or e_step.restarts"
-                ),
-                True,
+            problem = (
+                f"no answer within e_step.timeout_s = {self.limit_s:g} s; raise it, or lower"
+                " e_step.num_clusters or e_step.restarts"
             )
+            return TryResult(problem=problem, final=True)
         except _ACTOR_GONE as error:
             missing = f"the actor ({type(error).__name__})"
         except RayTaskError as error:
-            if self.task.job.plan.e_step_mode != "sharded":
+            if self._mode != "sharded":
                 raise
             missing = f"a shard ({str(error).strip().splitlines()[-1]})"
         if not missing:
-            return True, "", False
-        self.task.board.post.remote(
-            Event(
-                "warning",
-                request.epoch,
-                text=f"the E-step actor was restarted; sending the features again (lost: {missing})",
-            )
-        )
+            return TryResult(answer)
+        text = f"the E-step actor was restarted; sending the features again (lost: {missing})"
+        self._board.post.remote(Event("warning", request.epoch, text=text))
         self._joined = False
-        for part in (self.task.actor, *self.task.shards):
-            self._wait_for(part)
-        return False, f"lost {missing}", False
+        for actor in (self._actor, *self._shards):
+            self._wait_until_up(actor)
+        return TryResult(problem=f"lost {missing}")
 
-    def _push(self, key: str, request: EStepRequest, shards: dict[str, FeatureShard]) -> None:
-        """In pieces, so that the store never holds a second copy of everything."""
-        pushes = []
+    def push(self, key: str, request: EStepRequest, shards: dict[str, FeatureShard]) -> None:
+        """Sends features to the actor in pieces, so that the store never holds a second copy of all."""
+        self._send(self._pieces_for_actor(key, request, shards))
+
+    def _clustered_here(self, request: EStepRequest, shard: FeatureShard, previous: ClusterSet | None) -> Any:
+        """This worker's part of a clustering that all workers make together."""
+        rows = torch.from_numpy(shard.features).to(self.device)
+        group = TorchGroup(device=self.device) if world_size() > 1 else None
+        return attempt(rows, torch.from_numpy(shard.indices), request, self._config, previous, group)
+
+    def _pieces_for_actor(
+        self, key: str, request: EStepRequest, shards: dict[str, FeatureShard]
+    ) -> Iterator[Any]:
         for part, shard in shards.items():
             total = request.num_holdout if part == "holdout" else request.num_images
-            if part == "train" and self.task.job.plan.e_step_mode != "single":
+            if part == "train" and self._mode != "single":
                 total = -(-total // evaluation_stride(total))
             pieces = max(1, -(-len(shard.indices) // _PIECE))
-            for number, (ids, rows) in enumerate(
-                zip(
-                    np.array_split(shard.indices, pieces), np.array_split(shard.features, pieces), strict=True
-                )
-            ):
-                pushes.append(self.task.actor.push.remote(key, part, ids, rows, total, number == pieces - 1))
-                if len(pushes) > _AHEAD:
-                    self._get([pushes.pop(0)])
-        self._get(pushes)
+            ids, rows = np.array_split(shard.indices, pieces), np.array_split(shard.features, pieces)
+            for number in range(pieces):
+                last = number == pieces - 1
+                yield self._actor.push.remote(key, part, ids[number], rows[number], total, last)
 
-    def _push_to_shards(self, key: str, shard: FeatureShard, num_images: int) -> None:
-        pushes = []
-        for number, actor in enumerate(self.task.shards):
-            first, last = range_of(number, len(self.task.shards), num_images)
+    def _pieces_for_shards(self, key: str, shard: FeatureShard, num_images: int) -> Iterator[Any]:
+        for number, actor in enumerate(self._shards):
+            first, last = range_of(number, len(self._shards), num_images)
             # a worker's images are neighbours, rising
             start, end = np.searchsorted(shard.indices, [first, last])
             for at in range(start, end, _PIECE):
                 piece = slice(at, min(at + _PIECE, end))
-                pushes.append(actor.push.remote(key, num_images, shard.indices[piece], shard.features[piece]))
-                if len(pushes) > _AHEAD:
-                    self._get([pushes.pop(0)])
-        self._get(pushes)
+                yield actor.push.remote(key, num_images, shard.indices[piece], shard.features[piece])
 
-    def _get(self, pushes: list[ray.ObjectRef]) -> None:
-        try:
-            ray.get(pushes, timeout=self.limit_s)
-        except (*_ACTOR_GONE, GetTimeoutError):
-            pass  # `run` finds the part missing, and all push again
+    def _send(self, pieces: Iterator[Any]) -> None:
+        """Lets a few pieces be on their way at a time."""
+        under_way: list[Any] = []
+        for reference in pieces:
+            under_way.append(reference)
+            if len(under_way) > _AHEAD:
+                self._await([under_way.pop(0)])
+        self._await(under_way)
+
+    def _await(self, references: list[Any]) -> None:
+        # Where an actor is gone, `run` finds the part missing, and all push again.
+        with suppress(*_ACTOR_GONE, GetTimeoutError):
+            self.calls.get(references, self.limit_s)
 
     def _join(self) -> None:
-        if self._joined or not self.task.shards:
+        """Lets the shards meet, unless they have. Where that fails the run fails too, and is tried again."""
+        if self._joined or not self._shards:
             return
-        # then their run fails, and all is tried again
         with suppress(*_ACTOR_GONE, GetTimeoutError, RayTaskError):
-            address = ray.get(self.task.shards[0].address.remote(), timeout=60)
-            ray.get(
-                [shard.join.remote(address) for shard in self.task.shards],
-                timeout=self.task.job.config.resources.start_timeout_s,
-            )
+            address = self.calls.get(self._shards[0].address.remote(), 60)
+            joins = [shard.join.remote(address) for shard in self._shards]
+            self.calls.get(joins, self._config.resources.start_timeout_s)
             self._joined = True
 
-    def _wait_for(self, part: Any) -> None:
-        deadline = time.monotonic() + self.task.job.config.resources.start_timeout_s
+    def _wait_until_up(self, actor: Any) -> None:
+        deadline = time.monotonic() + self._config.resources.start_timeout_s
         while time.monotonic() < deadline:
             try:
-                ray.get(part.ping.remote(), timeout=30)
+                self.calls.get(actor.ping.remote(), 30)
                 return
             except (*_ACTOR_GONE, GetTimeoutError):
                 time.sleep(0.5)
 
 
-class Asked:
+class PendingActorEStep:
     """An E-step under way. The features are kept until the answer is there, for the case that an actor
     dies.
     """
@@ -253,44 +271,40 @@ class Asked:
         shards: dict[str, FeatureShard],
         previous: ClusterSet | None,
     ):
-        self._e_step, self._key, self._request, self._shards, self._previous = (
-            e_step,
-            key,
-            request,
-            shards,
-            previous,
-        )
-        self._answer = self._ask(0)
+        self._e_step = e_step
+        self._key = key
+        self._request = request
+        self._shards = shards
+        self._previous = previous
+        self._answer = self._begin_try(0)
 
-    def _ask(self, attempt_number: int) -> ray.ObjectRef | None:
-        key = f"{self._key}/{attempt_number}"
+    def _begin_try(self, number: int) -> Any:
+        """A reference to the answer on rank 0, None elsewhere."""
+        key = f"{self._key}/{number}"
         self._e_step.hand_over(key, self._request, self._shards, self._previous)
         return self._e_step.ask(key, self._request, self._previous) if rank() == 0 else None
 
     def ready(self) -> bool:
         """Whether `wait` would not wait; the same on all workers, who all have to call it."""
-        here = self._answer is not None and bool(ray.wait([self._answer], timeout=0)[0])
-        return any_worker(here, self._e_step.device)
+        answered = self._answer is not None and self._e_step.calls.is_ready(self._answer)
+        return any_worker(answered, self._e_step.device)
 
     def wait(self) -> EStepAnswer:
         """The answer, the same on all workers. Raises RunFailed, on all of them, where there is none."""
-        reason = ""
+        calls, epoch = self._e_step.calls, self._request.epoch
+        problem = ""
         for number in range(_TRIES):
             if number:
-                self._answer = self._ask(number)
-            verdict = (
-                (self._answer, *self._e_step.resolve(self._answer, self._request))
-                if self._answer is not None
-                else None
-            )
-            answer, there, reason, useless = broadcast_from_rank_zero(verdict)
-            if there:
-                return ray.get(answer, timeout=self._e_step.limit_s)
-            if useless:
-                raise RunFailed(f"the E-step before epoch {self._request.epoch + 1}: {reason}")
+                self._answer = self._begin_try(number)
+            result = self._e_step.resolve(self._answer, self._request) if rank() == 0 else None
+            result = calls.broadcast(result)
+            if not result.problem:
+                return calls.get(result.answer, self._e_step.limit_s)
+            if result.final:
+                raise RunFailed(f"the E-step before epoch {epoch + 1}: {result.problem}")
+            problem = result.problem
         raise RunFailed(
-            f"the E-step before epoch {self._request.epoch + 1} failed {_TRIES} times; the last time:"
-            f" {reason}"
+            f"the E-step before epoch {epoch + 1} failed {_TRIES} times; the last time: {problem}"
         )
 
 
@@ -301,6 +315,6 @@ def _sample(shards: dict[str, FeatureShard], request: EStepRequest) -> dict[str,
     if not request.evaluate:
         return {}
     stride = evaluation_stride(request.num_images)
-    chosen = shards["train"].indices % stride == 0
-    train = FeatureShard(shards["train"].indices[chosen] // stride, shards["train"].features[chosen])
+    sampled = shards["train"].indices % stride == 0
+    train = FeatureShard(shards["train"].indices[sampled] // stride, shards["train"].features[sampled])
     return shards | {"train": train}

@@ -290,18 +290,19 @@ def _run(
 def _train(
     folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]
 ) -> None:
-    from pcl_ray.training.e_step_schedule import LocalEStep  # torch takes seconds to import: after the checks
-    from pcl_ray.training.loop import Job, train
+    from pcl_ray.training.local_e_step import LocalEStep  # torch takes seconds to import: after the checks
+    from pcl_ray.training.loop import train
+    from pcl_ray.training.training_task import TrainingTask
 
-    look = plan.first_look and not folder.read_state().get("looked")
-    job = Job(tracking.public_config(config), plan, str(folder.path), look=look)
+    first_look = plan.first_look and not folder.read_state().get("looked")
+    task = TrainingTask(tracking.public_config(config), plan, str(folder.path), first_look=first_look)
     if config.resources.workers:
         from pcl_ray.on_ray import environment
 
         environment.set_defaults()
         from pcl_ray.on_ray.launch import train_on_ray
 
-        train_on_ray(job, splits, handle)
+        train_on_ray(task, splits, handle)
         return
     import torch
 
@@ -313,11 +314,11 @@ def _train(
     torch.set_num_threads(min(threads, plan.threads))
     try:
         train(
-            job,
+            task,
             splits,
             device=device,
             e_step=LocalEStep(config, splits),
-            share=lambda value: value,
+            broadcast=lambda value: value,
             post=handle,
         )
     finally:

@@ -92,8 +92,8 @@ class Gallery:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (event := self._waiting.get()) is not None:
             try:
-                if event.exhibit is not None:
-                    self._show(event.exhibit)
+                if event.snapshot is not None:
+                    self._show(event.snapshot)
                 elif event.views is not None:
                     from pcl_ray.report import pictures
 

@@ -14,7 +14,7 @@ from pcl_ray.data.reading import Readers
 from pcl_ray.evaluation import knn_accuracy
 from pcl_ray.model.learner import build_learner
 from pcl_ray.plan import loader_workers
-from pcl_ray.training.e_step_schedule import FeaturePass
+from pcl_ray.training.feature_pass import FeaturePass
 
 
 def test_accuracy(path: Path, config: RunConfig, whole: DataSplits, share: float) -> float:

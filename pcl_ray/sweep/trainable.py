@@ -28,7 +28,7 @@ from pcl_ray.sweep.point import Point
 from pcl_ray.sweep.trial import Setting, Trial, link
 from pcl_ray.sweep.warm_ups import Claim
 from pcl_ray.training.events import Post
-from pcl_ray.training.training_task import Job, longest_silence
+from pcl_ray.training.training_task import TrainingTask, longest_silence
 
 POINT = "point"  # of a list of points made beforehand: {"values", "seed", "member"}
 SEED_INDEX = "__trial_index__"  # Ray's name for the number of a repetition
@@ -132,28 +132,30 @@ class TrialProcess(tune.Trainable):
             self._splits = ray.get(self.shared.data.splits, timeout=_DATA_S)
         return self._splits.train
 
-    def _epochs(self, job: Job, post: Post) -> Iterator[int]:
-        if job.config.resources.workers:
+    def _epochs(self, task: TrainingTask, post: Post) -> Iterator[int]:
+        if task.config.resources.workers:
             from pcl_ray.on_ray.launch import train_shared  # torch
 
-            return InThread(partial(train_shared, job, self.shared.data), post, longest_silence(job.config))
-        return self._here(job, post)
+            return InThread(partial(train_shared, task, self.shared.data), post, longest_silence(task.config))
+        return self._here(task, post)
 
-    def _here(self, job: Job, post: Post) -> Iterator[int]:
+    def _here(self, task: TrainingTask, post: Post) -> Iterator[int]:
         import torch
 
-        from pcl_ray.training.e_step_schedule import LocalEStep
+        from pcl_ray.training.local_e_step import LocalEStep
         from pcl_ray.training.loop import epochs
 
         self._images()
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), int(job.config.resources.cpus_per_worker))))
-        device = torch.device("cuda" if job.config.resources.gpus_per_worker else "cpu")
+        torch.set_num_threads(
+            max(1, min(torch.get_num_threads(), int(task.config.resources.cpus_per_worker)))
+        )
+        device = torch.device("cuda" if task.config.resources.gpus_per_worker else "cpu")
         return epochs(
-            job,
+            task,
             self._splits,
             device=device,
-            e_step=LocalEStep(job.config, self._splits),
-            share=lambda value: value,
+            e_step=LocalEStep(task.config, self._splits),
+            broadcast=lambda value: value,
             post=post,
         )
 

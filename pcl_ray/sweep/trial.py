@@ -36,7 +36,7 @@ from pcl_ray.sweep.space.objective import WORST, Objective
 from pcl_ray.sweep.space.settings import SweepConfig
 from pcl_ray.sweep.warm_ups import Claim
 from pcl_ray.training.events import Event, Post
-from pcl_ray.training.training_task import Job
+from pcl_ray.training.training_task import TrainingTask
 
 _WAIT_S = 2.0  # a trial that waits for another gives word this often
 _ALIVE_EVERY_S = 5.0
@@ -75,7 +75,7 @@ class Office(Protocol):
 class Epochs(Protocol):
     """Trains the job: gives back how many epochs are done, one after the other. Raises RunFailed."""
 
-    def __call__(self, job: Job, post: Post, /) -> Iterator[int]: ...
+    def __call__(self, task: TrainingTask, post: Post, /) -> Iterator[int]: ...
 
 
 class Trial:
@@ -290,7 +290,9 @@ class Trial:
             **final_artifacts.facts(self.plan, setting.class_names, ""),
         )
         leave = str(home() / "sweeps" / setting.sweep / "warmups" / self._claimed) if self._claimed else None
-        self._epochs = self._make_epochs(Job(self.config, self.plan, str(folder.path), leave), self._handle)
+        self._epochs = self._make_epochs(
+            TrainingTask(self.config, self.plan, str(folder.path), leave), self._handle
+        )
 
     def _handle(self, event: Event) -> None:
         if self._tracker is not None and event.kind in ("step", "epoch", "figures"):

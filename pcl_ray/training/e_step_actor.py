@@ -44,7 +44,7 @@ class EStepAnswer:
     outcome: Outcome = "clustered"
     missing: str = ""  # what has not arrived, because the actor was restarted; pushing again helps
     warnings: tuple[str, ...] = ()
-    exhibit: Exhibit | None = None
+    snapshot: Exhibit | None = None
 
 
 @dataclass
@@ -171,12 +171,14 @@ class EStepActor:
             )
             answer.metrics.update(measure_clusters(answer.clusters, labels))
             if request.show:
-                answer = _with_exhibit(answer, features, stride, request, answer.clusters or previous, labels)
+                answer = _with_snapshot(
+                    answer, features, stride, request, answer.clusters or previous, labels
+                )
             answer.metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         return answer
 
 
-def _with_exhibit(
+def _with_snapshot(
     answer: EStepAnswer,
     features: np.ndarray,
     stride: int,
@@ -195,7 +197,7 @@ def _with_exhibit(
         return replace(
             answer, warnings=(*answer.warnings, f"cannot be shown ({type(error).__name__}: {error})")
         )
-    return replace(answer, exhibit=made)
+    return replace(answer, snapshot=made)
 
 
 def evaluation_stride(num_images: int) -> int:

@@ -1,48 +1,36 @@
-"""What happens between two epochs: features, the E-step, figures; and what a run does where an E-step brings
-no new clusters.
+"""When clusters are made, when they come into force, and what a run does where an E-step brings none.
 
-epoch e − 1 ─→ features (a pass, or the bank) ─→ EStep.begin ─→ Pending ─→ answer: clusters of epoch e,
-                                                    │                      or the earlier ones, or none
+epoch e − 1 ─→ features (a pass, or the bank) ─→ EStep.begin ─→ PendingEStep ─→ answer: clusters of epoch e,
+                                                    │                           or the earlier ones, or none
                                                     └ with e_step.overlap: epoch e trains on the earlier
                                                       clusters meanwhile
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterable
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from pcl_ray.checkpoints.run_state import EStepState
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
-from pcl_ray.data.datasets import DataSplits
-from pcl_ray.data.loaders import EvaluationLoader
-from pcl_ray.data.reading import Readers
-from pcl_ray.e_step import extract_features
 from pcl_ray.errors import RunFailed
-from pcl_ray.evaluation.augmented import AugmentedViews
 from pcl_ray.features import FeatureShard
 from pcl_ray.m_step import Learner
 from pcl_ray.model.bank import FeatureBank
-from pcl_ray.model.distributed import rank, world_size
-from pcl_ray.model.learner import precision, views_for
+from pcl_ray.model.distributed import world_size
 from pcl_ray.plan import RunPlan
-from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer
+from pcl_ray.training.e_step_actor import EStepAnswer
 from pcl_ray.training.e_step_shards import EStepRequest
 from pcl_ray.training.events import Event, Post
+from pcl_ray.training.feature_pass import FeaturePass
+from pcl_ray.training.worker_checkpoints import Progress
 
 _POLL_STEPS = 8  # with overlap: steps between two looks whether the E-step is done
 
 
-class Pending(Protocol):
+class PendingEStep(Protocol):
     """An E-step under way."""
 
     def ready(self) -> bool:
@@ -59,123 +47,24 @@ class EStep(Protocol):
 
     def begin(
         self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
-    ) -> Pending: ...
-
-
-@dataclass
-class Progress:
-    """Where the run is: between two epochs, exactly what a checkpoint keeps beside the learner."""
-
-    epoch: int  # the next to train
-    clusters: ClusterSet | None
-    history: list[dict[str, Any]]
-    e_step: EStepState = EStepState()
-
-
-class LocalEStep:
-    """The E-step in this process: the actor's class without the actor. With `e_step.overlap` in a thread,
-    since clustering leaves Python's lock alone.
-    """
-
-    def __init__(self, config: RunConfig, splits: DataSplits):
-        self._actor = EStepActor(config)
-        self._settings = config.e_step
-        self._labels = splits.train.labels
-        self._holdout_labels = splits.holdout.labels if splits.holdout is not None else None
-
-    def begin(
-        self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
-    ) -> Pending:
-        for part, shard in shards.items():
-            self._actor.push(
-                key,
-                part,
-                shard.indices,
-                shard.features,
-                request.num_images if part == "train" else request.num_holdout,
-            )
-        found: Future[EStepAnswer] = Future()
-
-        def run() -> None:
-            try:
-                found.set_result(self._actor.run(key, request, previous, self._labels, self._holdout_labels))
-            except BaseException as error:  # carried to whoever waits
-                found.set_exception(error)
-
-        if self._settings.overlap:
-            threading.Thread(target=run, name="e-step", daemon=True).start()
-        else:
-            run()
-        return _InThread(found, self._settings.timeout_s)
+    ) -> PendingEStep: ...
 
 
 @dataclass(frozen=True)
-class _InThread:
-    found: Future[EStepAnswer]
-    limit_s: float
+class EStepOutput:
+    """What an E-step or an evaluation brought, as far as it is there."""
 
-    def ready(self) -> bool:
-        return self.found.done()
-
-    def wait(self) -> EStepAnswer:
-        try:
-            return self.found.result(timeout=self.limit_s)
-        except TimeoutError:
-            raise RunFailed(
-                f"the E-step has not answered within e_step.timeout_s = {self.limit_s:g} s; raise it, or"
-                " lower e_step.num_clusters"
-            ) from None
+    clusters: ClusterSet | None = None  # new ones
+    encoder_figures: dict[str, float] = field(default_factory=dict)  # of the epoch that made the encoder
+    # of the epoch that is trained now or, between two epochs, is recorded next: seconds that it waited, too
+    epoch_figures: dict[str, float] = field(default_factory=dict)
 
 
-class FeaturePass:
-    """Momentum features of this worker's part of the images."""
-
-    def __init__(self, splits: DataSplits, config: RunConfig, device: torch.device, readers: Readers):
-        place: Any = {"rank": rank(), "world_size": world_size(), "device": device, "readers": readers}
-        self.num_images, self.num_holdout, self._config, self._device = (
-            len(splits.train),
-            splits.num_holdout,
-            config,
-            device,
-        )
-        self._dtype = np.dtype(config.e_step.feature_dtype)
-        self._train = EvaluationLoader(splits.train, config, **place)
-        self._holdout = (
-            EvaluationLoader(splits.holdout, config, **place) if splits.holdout is not None else None
-        )
-        self._augmented = (
-            AugmentedViews(splits.train, config, device, readers) if config.evaluation.lidar_views else None
-        )
-
-    def train(self, learner: Learner) -> FeatureShard:
-        return self._features(learner, self._train)
-
-    def holdout(self, learner: Learner) -> FeatureShard | None:
-        return self._features(learner, self._holdout) if self._holdout is not None else None
-
-    def lidar(self, learner: Learner) -> dict[str, float]:
-        """The figures from random views, where they are asked for."""
-        return self._augmented.figures(learner) if self._augmented is not None else {}
-
-    def some(self, learner: Learner, rows: np.ndarray) -> np.ndarray:
-        """[n, C] float32 of these training images, made by this worker alone."""
-        batches = np.array_split(rows, max(1, len(rows) // 64))
-        return self._features(learner, self._train.batches(batches)).features.astype(np.float32, copy=False)
-
-    def _features(self, learner: Learner, loader: Iterable[tuple[Tensor, Tensor]]) -> FeatureShard:
-        with precision(self._config, self._device):  # as the keys of the M-step
-            shard = extract_features(
-                learner.pair.key, ((views_for(learner, views), ids) for views, ids in loader), self._device
-            )
-        return FeatureShard(shard.indices, shard.features.astype(self._dtype, copy=False))
-
-
-class Between:
-    """What happens between two epochs: new clusters for the next, figures of the last, where the plan asks
-    for either.
+class EStepSchedule:
+    """New clusters for the next epoch and figures of the last one, where the plan asks for either.
 
     Without overlap all of it happens in `begin`. With it, `switch` and `finish` bring the answer in during
-    the next epoch.
+    the next epoch. All three put new clusters, and how E-steps have ended of late, into `progress`.
     """
 
     def __init__(
@@ -187,35 +76,38 @@ class Between:
         config: RunConfig,
         plan: RunPlan,
         e_step: EStep,
-        tell: Post,
+        post: Post,
     ):
-        self._attempt, self._learner, self._features, self._progress = attempt, learner, features, progress
-        self._settings, self._plan, self._e_step, self._tell = config.e_step, plan, e_step, tell
-        self._pending: Pending | None = None
-        self._epoch, self._clustering = 0, False
-        self._noted: dict[str, float] = {}
+        """attempt: a name of this start of the run, the same on all workers, that no other start has."""
+        self._attempt = attempt
+        self._learner = learner
+        self._features = features
+        self._progress = progress
+        self._settings = config.e_step
+        self._plan = plan
+        self._e_step = e_step
+        self._post = post
+        self._pending: PendingEStep | None = None
+        self._epoch = 0
+        self._clustering = False
 
-    def begin(self, epoch: int, evaluate: bool, *, anew: bool = False) -> None:
+    def begin(self, epoch: int, *, evaluate: bool, anew: bool = False) -> EStepOutput:
         """Features of the encoder as it is now, and the E-step before `epoch`; waits for it unless it may
         overlap with that epoch.
 
         anew: there is an E-step also where the plan has none, and it is waited for.
         """
-        plan, config, progress = self._plan, self._settings, self._progress
-        self._epoch, self._clustering = epoch, anew or plan.clusters_before(epoch)
+        plan, progress = self._plan, self._progress
+        self._epoch = epoch
+        self._clustering = anew or plan.clusters_before(epoch)
         if not self._clustering and not evaluate:
-            return
-        self._tell(Event("phase", epoch, text="features"))
-        if evaluate:
-            # Straight to the epoch whose encoder this is: where an E-step is begun again after a stop, what
-            # is noted goes to the next one.
-            self._progress.history[-1]["metrics"] |= self._features.lidar(self._learner)
+            return EStepOutput()
+        self._post(Event("phase", epoch, text="features"))
+        encoder_figures = self._features.lidar(self._learner) if evaluate else {}
         start = time.perf_counter()
         shards = self._shards(epoch, evaluate)
-        self._note({"perf/feature_seconds": time.perf_counter() - start})
-        self._tell(Event("phase", epoch, text="clustering" if self._clustering else "evaluation"))
-        step = epoch * plan.steps_per_epoch - 1 if epoch else None
-        show = evaluate and plan.shows_after(epoch - 1)
+        figures = {"perf/feature_seconds": time.perf_counter() - start}
+        self._post(Event("phase", epoch, text="clustering" if self._clustering else "evaluation"))
         request = EStepRequest(
             epoch,
             self._clustering,
@@ -223,95 +115,95 @@ class Between:
             world_size(),
             self._features.num_images,
             self._features.num_holdout,
-            step,
-            show,
+            step=epoch * plan.steps_per_epoch - 1 if epoch else None,
+            show=evaluate and plan.shows_after(epoch - 1),
         )
-        self._pending = self._e_step.begin(f"{self._attempt}/{epoch}", request, shards, progress.clusters)
-        # With no clusters to train with meanwhile, and after the last epoch, there is nothing to overlap
-        # with.
-        if anew or not (
-            config.overlap
-            and progress.clusters is not None
-            and progress.e_step.usable
-            and epoch < plan.epochs
-        ):
-            self._note(self._take(start))
+        before = progress.clusters
+        self._pending = self._e_step.begin(f"{self._attempt}/{epoch}", request, shards, before)
+        if anew or not self._may_overlap(epoch):
+            figures |= self._conclude(self._pending, start)
         elif self._clustering:
-            self._note({"perf/e_step_seconds": time.perf_counter() - start})
+            figures["perf/e_step_seconds"] = time.perf_counter() - start
+        return EStepOutput(self._newer_than(before), encoder_figures, figures)
 
-    def _shards(self, epoch: int, evaluate: bool) -> dict[str, FeatureShard]:
-        learner, settings = self._learner, self._settings
-        banked = settings.features == "bank" and self._clustering
-        if (
-            banked
-            and learner.bank is not None
-            and not self._plan.takes_fresh_features(epoch, settings.fresh_every)
-        ):
-            train = learner.bank.shard()
-        else:
-            train = self._features.train(learner)
-            if banked:
-                learner.bank = FeatureBank.of(train, settings.bank_momentum, learner.device)
-        holdout = self._features.holdout(learner) if evaluate else None
-        return {"train": train} | ({"holdout": holdout} if holdout is not None else {})
-
-    def switch(self, step_in_epoch: int) -> ClusterSet | None:
-        """With overlap: the new clusters, before the step at which all workers change over to them."""
+    def switch(self, step_in_epoch: int) -> EStepOutput | None:
+        """With overlap: what the E-step brought, before the step at which all workers change over to its
+        clusters; None before all other steps.
+        """
         if self._pending is None:
             return None
         fixed = self._settings.switch_step
-        if (
-            step_in_epoch == fixed
-            if fixed is not None
-            else step_in_epoch % _POLL_STEPS == 0 and self._pending.ready()
-        ):
-            return self.finish()
-        return None
+        if fixed is not None:
+            due = step_in_epoch == fixed
+        else:
+            due = step_in_epoch % _POLL_STEPS == 0 and self._pending.ready()
+        return self.finish() if due else None
 
-    def finish(self) -> ClusterSet | None:
-        """Waits for what is still under way; gives back new clusters, if it brings any. The figures belong to
-        the epoch whose encoder made the features.
-        """
+    def finish(self) -> EStepOutput | None:
+        """Waits for what is still under way, and gives back what it brought; None where nothing is."""
         if self._pending is None:
             return None
-        before, last = self._progress.clusters, self._progress.history[-1]
-        start = time.perf_counter()
-        figures = self._take(start)
-        # waited for in this epoch
-        self._note({"perf/e_step_seconds": figures.pop("perf/e_step_seconds", 0.0)})
-        last["metrics"] |= figures
-        self._tell(Event("figures", last["epoch"], last["step"], figures))
-        return self._progress.clusters if self._progress.clusters is not before else None
+        before = self._progress.clusters
+        figures = self._conclude(self._pending, time.perf_counter())
+        waited = {"perf/e_step_seconds": figures.pop("perf/e_step_seconds", 0.0)}
+        return EStepOutput(self._newer_than(before), figures, waited)
 
-    def figures(self) -> dict[str, float]:
-        """Of everything since the last call: what was measured, seconds in features, and in E-steps that
-        training waited for.
+    def _may_overlap(self, epoch: int) -> bool:
+        """With no clusters to train with meanwhile, and after the last epoch, there is nothing to overlap
+        with.
         """
-        taken, self._noted = self._noted, {}
-        return taken
+        has_clusters = self._progress.clusters is not None and self._progress.e_step.usable
+        return self._settings.overlap and has_clusters and epoch < self._plan.epochs
 
-    def _take(self, start: float) -> dict[str, float]:
-        """Waits for the answer, and makes it what the next epoch trains with."""
-        assert self._pending is not None
-        pending, self._pending = self._pending, None
-        answer, progress = pending.wait(), self._progress
+    def _newer_than(self, before: ClusterSet | None) -> ClusterSet | None:
+        clusters = self._progress.clusters
+        return clusters if clusters is not before else None
+
+    def _shards(self, epoch: int, evaluate: bool) -> dict[str, FeatureShard]:
+        """This worker's features, by part of the images: from the bank, or from a pass over the images."""
+        learner, settings = self._learner, self._settings
+        banked = settings.features == "bank" and self._clustering
+        fresh = learner.bank is None or self._plan.takes_fresh_features(epoch, settings.fresh_every)
+        if banked and learner.bank is not None and not fresh:
+            shards = {"train": learner.bank.shard()}
+        else:
+            shards = {"train": self._features.train(learner)}
+            if banked:
+                learner.bank = FeatureBank.of(shards["train"], settings.bank_momentum, learner.device)
+        holdout = self._features.holdout(learner) if evaluate else None
+        if holdout is not None:
+            shards["holdout"] = holdout
+        return shards
+
+    def _conclude(self, pending: PendingEStep, start: float) -> dict[str, float]:
+        """Waits for the answer, and makes it what the next epoch trains with; gives back its figures, and
+        with those of an E-step the seconds since `start`.
+        """
+        self._pending = None
+        answer = pending.wait()
         if answer.outcome == "refused" or answer.missing:
-            raise RunFailed(
-                f"the E-step {answer.refused}" if answer.refused else f"the E-step lacks {answer.missing}"
-            )
-        if answer.exhibit is not None:
-            self._tell(Event("exhibit", self._epoch, answer.exhibit.step, exhibit=answer.exhibit))
+            reason = answer.refused if answer.refused else f"lacks {answer.missing}"
+            raise RunFailed(f"the E-step {reason}")
+        if answer.snapshot is not None:
+            shown = answer.snapshot
+            self._post(Event("exhibit", self._epoch, shown.step, snapshot=shown))
         for text in answer.warnings:
-            self._tell(Event("warning", self._epoch, text=f"the E-step {text}"))
+            self._post(Event("warning", self._epoch, text=f"the E-step {text}"))
+        progress = self._progress
         if answer.refused:
-            self._keep(answer)
+            self._go_on_without(answer)
         elif answer.clusters is not None:
             progress.clusters, progress.e_step = answer.clusters, EStepState(concluded=self._epoch)
+        if not self._clustering:
+            return dict(answer.metrics)
         waited = time.perf_counter() - start - answer.metrics.get("perf/evaluation_seconds", 0.0)
-        of_clustering = {"perf/e_step_seconds": waited, "cluster/failures": float(progress.e_step.failures)}
-        return answer.metrics | (of_clustering if self._clustering else {})
+        failures = float(progress.e_step.failures)
+        return answer.metrics | {"perf/e_step_seconds": waited, "cluster/failures": failures}
 
-    def _keep(self, answer: EStepAnswer) -> None:
+    def _go_on_without(self, answer: EStepAnswer) -> None:
+        """The E-step brought no clusters: the last good ones stay in force, or the next epoch trains on
+        InfoNCE alone. Raises RunFailed where that has happened `e_step.patience` times in a row.
+        """
         progress, limit = self._progress, self._settings.patience
         failures = progress.e_step.failures + 1
         usable = answer.outcome == "rejected" and progress.clusters is not None
@@ -321,27 +213,12 @@ class Between:
                 f"the E-step {answer.refused}. That was the {_ordinal(failures)} time in a row"
                 f" (e_step.patience = {limit})"
             )
-        instead = (
-            "the last good clustering stays in force" if usable else "the next epoch trains on InfoNCE alone"
-        )
-        self._tell(
-            Event(
-                "warning",
-                self._epoch,
-                text=(
-                    f"the E-step {answer.refused}. Meanwhile {instead} ({failures} of {limit} times in a row)"
-                ),
-            )
-        )
-
-    def _note(self, figures: dict[str, float]) -> None:
-        """Seconds add up: the first epoch of a run may have an E-step before it and one after."""
-        summed = {
-            name: self._noted[name] + value
-            for name, value in figures.items()
-            if name in ("perf/e_step_seconds", "perf/feature_seconds") and name in self._noted
-        }
-        self._noted |= figures | summed
+        if usable:
+            consequence = "the last good clustering stays in force"
+        else:
+            consequence = "the next epoch trains on InfoNCE alone"
+        text = f"the E-step {answer.refused}. Meanwhile {consequence} ({failures} of {limit} times in a row)"
+        self._post(Event("warning", self._epoch, text=text))
 
 
 def _ordinal(number: int) -> str:

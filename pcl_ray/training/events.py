@@ -1,4 +1,4 @@
-"""What a running experiment tells its driver."""
+"""What a running experiment reports to its driver."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """kind: start (training begins or goes on at `epoch`), alive (a step was taken), step (means over some
-    steps), epoch (all figures of an epoch, after its checkpoint is safe), figures (more of an epoch that has
-    been told), phase (what is being done now), warning, exhibit (what is to be shown of an E-step), views (of
-    some images), system (of a node: how busy it is; `text` names it), waiting (for a place on the cluster;
-    `text` says for what, "": no more).
+    """One thing that happened, with what is to be shown or recorded of it.
+
+    kind: start (training begins or goes on at `epoch`), alive (a step was taken), step (means over some
+    steps), epoch (all figures of an epoch, after its checkpoint is safe), figures (more of an epoch that was
+    reported before), phase (what is being done now), warning, exhibit (what is to be shown of an E-step),
+    views (of some images), system (how busy a node is; `text` names it), waiting (for its turn and for
+    resources on the cluster; `text` says for what, "": no more).
     """
 
     kind: Literal[
@@ -39,7 +41,7 @@ class Event:
     step: int = 0  # global step of the last batch trained
     metrics: dict[str, float] = field(default_factory=dict)
     text: str = ""
-    exhibit: Exhibit | None = None
+    snapshot: Exhibit | None = None
     # [n, 2, S, S, channels] uint8, as the network sees them, before normalisation
     views: np.ndarray | None = None
 
@@ -47,8 +49,8 @@ class Event:
 Post = Callable[[Event], None]
 
 
-class Board:
-    """Holds events until the driver takes them; wrapped as an actor where the run has workers."""
+class EventBoard:
+    """Holds events until the driver takes them; an actor where the run has workers."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -60,5 +62,5 @@ class Board:
 
     def take(self) -> list[Event]:
         with self._lock:
-            taken, self._events = self._events, []
-        return taken
+            events, self._events = self._events, []
+        return events

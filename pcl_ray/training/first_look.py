@@ -1,5 +1,5 @@
-"""What is shown before the first step: how the untrained encoder groups a sample of the images. The start of
-every picture's course over the run.
+"""What is shown before the first step: how the untrained encoder groups a sample of the images. The pictures
+of the run's course begin with it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pcl_ray.evaluation.augmented import sampled
 from pcl_ray.m_step import Learner
 from pcl_ray.plan import RunPlan
 from pcl_ray.snapshot import Exhibit
-from pcl_ray.training.e_step_schedule import FeaturePass
+from pcl_ray.training.feature_pass import FeaturePass
 
 _SAMPLE = 2048
 _ROWS_OF_VIEWS = 8
 
 
-def first_exhibit(
+def untrained_snapshot(
     features: FeaturePass, learner: Learner, labels: np.ndarray | None, config: RunConfig, plan: RunPlan
 ) -> Exhibit:
-    """On one worker. K is as much smaller as the sample is; where even that cannot be clustered there is the
-    map alone. Uses no random state.
+    """A snapshot of the untrained encoder, made on one worker. K is as much smaller as the sample is; where
+    even that cannot be clustered there is the map alone. Uses no random state.
     """
     rows = sampled(plan.num_images, _SAMPLE)
-    found = features.some(learner, rows)
+    sample = features.some(learner, rows)
     counts = tuple(max(2, round(count * len(rows) / plan.num_images)) for count in plan.num_clusters)
     # An untrained encoder sees all images in a narrow cone, which is no fault yet.
     loose = {
@@ -41,15 +41,16 @@ def first_exhibit(
     settings = config.e_step.model_copy(update=loose)
     try:
         clusters = e_step.cluster(
-            found, settings, epoch=0, temperature=config.loss.temperature, seed=config.seed
+            sample, settings, epoch=0, temperature=config.loss.temperature, seed=config.seed
         )
-    except (e_step.EStepRefused, e_step.Collapsed, e_step.Rejected):
+    except e_step.EStepRefused:
         clusters = None
-    known = None if labels is None else np.asarray(labels)[rows]
-    shown = snapshot.make(found, np.arange(len(rows)), clusters, known, epoch=0, step=0, num_images=len(rows))
-    note = "untrained encoder" + (
-        f", {len(rows)} of {plan.num_images} images" if len(rows) < plan.num_images else ""
-    )
+    sample_labels = None if labels is None else np.asarray(labels)[rows]
+    ids = np.arange(len(rows))
+    shown = snapshot.make(sample, ids, clusters, sample_labels, epoch=0, step=0, num_images=len(rows))
+    note = "untrained encoder"
+    if len(rows) < plan.num_images:
+        note += f", {len(rows)} of {plan.num_images} images"
     return replace(shown.renumbered(rows), note=note)
 
 

@@ -1,4 +1,4 @@
-"""Training that waits for images: whether it does, and which knob helps."""
+"""Whether training waits for images, and which knob helps then."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from pcl_ray.plan import RunPlan, batches_ahead, decoded_bytes
 _TOLERATED = 0.1  # of the time of an M-step
 
 
-class WaitingForData:
-    """Speaks once in a run. The first epoch, in which loader processes start, counts only where it is the
-    only one.
+class InputStall:
+    """Advice against waiting for images, given once in a run. The first epoch, in which loader processes
+    start, counts only where it is the only one.
     """
 
     def __init__(self, config: RunConfig, plan: RunPlan, device: torch.device, epochs: int):
-        """epochs: that are to be trained now."""
+        """epochs: how many are to be trained now."""
         self._config, self._plan, self._device, self._epochs = config, plan, device, epochs
-        self._silent = False
+        self._given = False
 
-    def said_after(self, number: int, share: float) -> str:
-        """What to tell the user after epoch `number` (0: the first since the run began or went on), in which
+    def advice_after(self, number: int, share: float) -> str:
+        """The text for the user after epoch `number` (0: the first since the run began or went on), in which
         `share` of the time was waiting; or "".
         """
-        if share <= _TOLERATED or self._silent or (number == 0 and self._epochs > 1):
+        if share <= _TOLERATED or self._given or (number == 0 and self._epochs > 1):
             return ""
-        self._silent = True
-        help_with_it = self._help()
-        return f"training waits for images {share:.0%} of the time: {help_with_it}" if help_with_it else ""
+        self._given = True
+        remedy = self._remedy()
+        return f"training waits for images {share:.0%} of the time: {remedy}" if remedy else ""
 
-    def _help(self) -> str:
+    def _remedy(self) -> str:
         """The knob that helps; "" where none does."""
         plan, resources = self._plan, self._config.resources
         # Without Ray all cores are taken anyway.
-        cpus = (
-            f" and resources.cpus_per_worker (now {resources.cpus_per_worker:g})" if resources.workers else ""
-        )
+        cpus = ""
+        if resources.workers:
+            cpus = f" and resources.cpus_per_worker (now {resources.cpus_per_worker:g})"
         if self._config.augment.engine == "torchvision":
             return "augment.engine=batch makes the views many times faster"
         if not plan.in_memory:
@@ -51,14 +51,19 @@ class WaitingForData:
         # Here nothing waits: the views are made in between. Only where some of that can be left out is it
         # worth a word.
         costly = [f"{name}=0" for name in self._costly()]
+        if not costly:
+            return ""
         return (
             f"making the views is a large part of the work for an encoder this small; {' and '.join(costly)}"
             " would save most of it"
-            if costly
-            else ""
         )
 
     def _costly(self) -> list[str]:
+        """The views' slow parts that are switched on, by their knobs."""
         augment = self._config.augment
-        hue = augment.hue > 0 and self._config.data.channels == 3
-        return ["augment.hue"] * hue + ["augment.blur"] * (augment.blur > 0 and augment.version == "v2")
+        names = []
+        if augment.hue > 0 and self._config.data.channels == 3:
+            names.append("augment.hue")
+        if augment.blur > 0 and augment.version == "v2":
+            names.append("augment.blur")
+        return names

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from pcl_ray.checkpoints.run_state import EStepState
+from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
@@ -34,18 +35,25 @@ from pcl_ray.m_step import EpochMetrics, build_learner, run_epoch
 from pcl_ray.model.distributed import average_buffers, rank, world_size
 from pcl_ray.plan import RunPlan
 from pcl_ray.training import worker_checkpoints
-from pcl_ray.training.e_step_schedule import Between, EStep, FeaturePass, Progress
+from pcl_ray.training.e_step_schedule import EStep, EStepOutput, EStepSchedule
 from pcl_ray.training.events import Event, Post
-from pcl_ray.training.first_look import first_exhibit, rows_of_views
-from pcl_ray.training.input_stall import WaitingForData
-from pcl_ray.training.training_task import Job as Job
-from pcl_ray.training.worker_checkpoints import Share
+from pcl_ray.training.feature_pass import FeaturePass
+from pcl_ray.training.first_look import rows_of_views, untrained_snapshot
+from pcl_ray.training.input_stall import InputStall
+from pcl_ray.training.training_task import TrainingTask
+from pcl_ray.training.worker_checkpoints import Broadcast, EpochRecord, Progress
 
 _ALIVE_EVERY_S = 2.0
 
 
 def train(
-    job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post
+    task: TrainingTask,
+    splits: DataSplits,
+    *,
+    device: torch.device,
+    e_step: EStep,
+    broadcast: Broadcast,
+    post: Post,
 ) -> None:
     """Trains what is left of the run. `post` is called on rank 0 only, but for a warning of whoever cannot
     read the checkpoint.
@@ -53,129 +61,131 @@ def train(
     Raises RunFailed on all workers alike: loss not finite, features that cannot be clustered, checkpoint that
     cannot be written or read.
     """
-    for _ in epochs(job, splits, device=device, e_step=e_step, share=share, post=post):
+    for _ in epochs(task, splits, device=device, e_step=e_step, broadcast=broadcast, post=post):
         pass
 
 
 def epochs(
-    job: Job, splits: DataSplits, *, device: torch.device, e_step: EStep, share: Share, post: Post
+    task: TrainingTask,
+    splits: DataSplits,
+    *,
+    device: torch.device,
+    e_step: EStep,
+    broadcast: Broadcast,
+    post: Post,
 ) -> Iterator[int]:
     """`train`, epoch by epoch: gives back how many are done, after the checkpoint of each and its event."""
-    config, plan = job.config, job.plan
-    tell: Post = post if rank() == 0 else lambda event: None
-    attempt = share(uuid.uuid4().hex)
-    learner = build_learner(config, device, warn=lambda text: tell(Event("warning", 0, text=text)))
-    progress = worker_checkpoints.restore(job, learner, splits, share, post)
+    config, plan = task.config, task.plan
+    post_once: Post = post if rank() == 0 else _post_nothing
+    attempt = broadcast(uuid.uuid4().hex)
+    learner = build_learner(config, device, warn=lambda text: post_once(Event("warning", 0, text=text)))
+    progress = worker_checkpoints.restore(task, learner, splits, broadcast, post)
     readers = Readers(config, device, plan.loader_workers)
     batches = TrainingLoader(
         splits.train, config, rank=rank(), world_size=world_size(), device=device, readers=readers
     )
     features = FeaturePass(splits, config, device, readers)
-    between = Between(attempt, learner, features, progress, config, plan, e_step, tell)
-    watch = WaitingForData(config, plan, device, plan.epochs - progress.epoch)
-    tell(Event("start", progress.epoch, progress.epoch * plan.steps_per_epoch))
+    schedule = EStepSchedule(attempt, learner, features, progress, config, plan, e_step, post_once)
+    stall = InputStall(config, plan, device, plan.epochs - progress.epoch)
+    post_once(Event("start", progress.epoch, progress.epoch * plan.steps_per_epoch))
 
-    if job.look and progress.epoch == 0 and rank() == 0:
+    if task.first_look and progress.epoch == 0 and rank() == 0:
+        labels = splits.train.labels
         _show(
-            tell,
-            lambda: Event(
-                "exhibit", exhibit=first_exhibit(features, learner, splits.train.labels, config, plan)
-            ),
+            post_once,
+            lambda: Event("exhibit", snapshot=untrained_snapshot(features, learner, labels, config, plan)),
         )
-        _show(tell, partial(_views_event, batches, -1, 0, splits, config))
+        _show(post_once, partial(_views_event, batches, -1, 0, splits, config))
     start = time.perf_counter()  # an E-step before the first epoch counts to it
-    if progress.e_step.owed:
-        _make_up(between, progress, plan, tell)
-    elif progress.e_step.anew:
-        between.begin(progress.epoch, evaluate=False, anew=True)
-    # Without warm-up, where a run that ended in its warm-up is made longer, and with overlap, the first
-    # epoch's clusters are still to be made.
-    elif (
-        progress.epoch < plan.epochs
-        and plan.clusters_before(progress.epoch)
-        and progress.e_step.concluded != progress.epoch
-    ):
-        between.begin(
-            progress.epoch, evaluate=config.e_step.overlap and plan.evaluates_after(progress.epoch - 1)
-        )
     first = progress.epoch
+    first_figures = _before_first_epoch(schedule, progress, config, plan, post_once)
     for epoch in range(first, plan.epochs):
-        current = progress.clusters if epoch >= plan.warmup_epochs and progress.e_step.usable else None
-        steps = _telling(batches.epoch(epoch), epoch, plan, tell)
+        record = EpochRecord(epoch, metrics=first_figures if epoch == first else {})
+        conclude = partial(_conclude_overlap, progress, record, post_once)
         trained = run_epoch(
             learner,
-            steps,
-            current,
+            _with_signs_of_life(batches.epoch(epoch), epoch, plan, post_once),
+            progress.clusters if epoch >= plan.warmup_epochs and progress.e_step.usable else None,
             config,
             plan,
             epoch,
-            on_progress=_step_events(epoch, plan, tell),
-            switch=between.switch,
+            on_progress=_step_events(epoch, plan, post_once),
+            switch=lambda step, conclude=conclude: conclude(schedule.switch(step)),
         )
-        between.finish()
+        conclude(schedule.finish())
         average_buffers(learner.pair)
-        metrics = _training_metrics(trained, epoch, plan)
+        record.step = trained.last_step
+        record.add(_training_metrics(trained, epoch, plan))
         progress.epoch = epoch + 1
-        progress.history.append({"epoch": epoch, "step": trained.last_step, "metrics": metrics})
-        if job.leave_warmup is not None and progress.epoch == plan.warmup_epochs:
-            metrics["perf/epoch_seconds"] = time.perf_counter() - start
-            worker_checkpoints.save(
-                job, learner, replace(progress, e_step=EStepState(owed=True)), share, Path(job.leave_warmup)
-            )
-        between.begin(epoch + 1, plan.evaluates_after(epoch))
-        metrics |= between.figures()
-        metrics["perf/epoch_seconds"] = time.perf_counter() - start
-        spent = sum(entry["metrics"].get("perf/epoch_seconds", 0.0) for entry in progress.history)
-        metrics["perf/device_minutes"] = plan.devices * spent / 60
-        metrics["perf/e_step_share"] = metrics.get("perf/e_step_seconds", 0.0) / metrics["perf/epoch_seconds"]
-        if said := watch.said_after(epoch - first, metrics["perf/data_share"]):
-            tell(Event("warning", epoch, text=said))
+        progress.history.append(record)
+        if task.warmup_copy is not None and progress.epoch == plan.warmup_epochs:
+            record.metrics["perf/epoch_seconds"] = time.perf_counter() - start
+            owing = replace(progress, e_step=EStepState(owed=True))
+            worker_checkpoints.save(task, learner, owing, broadcast, Path(task.warmup_copy))
+        output = schedule.begin(epoch + 1, evaluate=plan.evaluates_after(epoch))
+        record.add(output.encoder_figures | output.epoch_figures)
+        record.add(_epoch_times(progress, time.perf_counter() - start, plan))
+        if advice := stall.advice_after(epoch - first, record.metrics["perf/data_share"]):
+            post_once(Event("warning", epoch, text=advice))
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
-            worker_checkpoints.save(job, learner, progress, share, job.checkpoints)
-        tell(Event("epoch", epoch, trained.last_step, metrics))
+            worker_checkpoints.save(task, learner, progress, broadcast, task.checkpoints)
+        post_once(Event("epoch", epoch, record.step, dict(record.metrics)))
         if config.tracking.enabled and plan.shows_after(epoch) and rank() == 0:
-            _show(tell, partial(_views_event, batches, epoch, trained.last_step, splits, config))
+            _show(post_once, partial(_views_event, batches, epoch, record.step, splits, config))
         yield progress.epoch
         start = time.perf_counter()
 
 
-def _show(tell: Post, make: Callable[[], Event]) -> None:
-    """A picture less is no reason to lose a run: other workers would wait for this one."""
-    try:
-        tell(make())
-    except Exception as error:
-        tell(
-            Event(
-                "warning",
-                text=f"something could not be shown ({type(error).__name__}: {error}); training goes on",
-            )
-        )
-
-
-def _views_event(
-    batches: TrainingLoader, epoch: int, step: int, splits: DataSplits, config: RunConfig
-) -> Event:
-    """Both views of a few images in this epoch (−1: in the first, before it), as the network sees them but
-    for the normalisation.
+def _before_first_epoch(
+    schedule: EStepSchedule, progress: Progress, config: RunConfig, plan: RunPlan, post: Post
+) -> dict[str, float]:
+    """The E-step that is still to be made where the run begins or goes on, if any; gives back its figures
+    that belong to the first epoch that is trained now.
     """
-    (batch,) = batches.views(max(epoch, 0), [rows_of_views(len(splits.train))])
-    both = torch.stack([batch.query_views, batch.key_views], dim=1).float().cpu()
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.augment.mean, config.augment.std))
-    pixels = ((both * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
-    return Event("views", epoch + 1, step, views=pixels.numpy())
+    epoch = progress.epoch
+    if progress.e_step.owed:
+        _make_up(schedule, progress, plan, post)
+        return {}
+    if progress.e_step.anew:
+        output = schedule.begin(epoch, evaluate=False, anew=True)
+    # Without warm-up, where a run that ended in its warm-up is made longer, and with overlap, the first
+    # epoch's clusters are still to be made.
+    elif epoch < plan.epochs and plan.clusters_before(epoch) and progress.e_step.concluded != epoch:
+        evaluate = config.e_step.overlap and plan.evaluates_after(epoch - 1)
+        output = schedule.begin(epoch, evaluate=evaluate)
+    else:
+        return {}
+    if output.encoder_figures:
+        progress.history[-1].add(output.encoder_figures)
+    return output.epoch_figures
 
 
-def _make_up(between: Between, progress: Progress, plan: RunPlan, tell: Post) -> None:
+def _make_up(schedule: EStepSchedule, progress: Progress, plan: RunPlan, post: Post) -> None:
     """The E-step and the evaluation that the state of another run's warm-up still owes; the figures belong to
     its last epoch.
     """
     last = progress.history[-1]
-    begun = time.perf_counter()
-    between.begin(progress.epoch, plan.evaluates_after(progress.epoch - 1))
-    last["metrics"] |= between.figures()
-    last["metrics"]["perf/owed_seconds"] = time.perf_counter() - begun
+    start = time.perf_counter()
+    output = schedule.begin(progress.epoch, evaluate=plan.evaluates_after(progress.epoch - 1))
+    last.add(output.encoder_figures | output.epoch_figures)
+    last.metrics["perf/owed_seconds"] = time.perf_counter() - start
     progress.e_step = replace(progress.e_step, owed=False)
-    tell(Event("figures", last["epoch"], last["step"], last["metrics"]))
+    post(Event("figures", last.epoch, last.step, dict(last.metrics)))
+
+
+def _conclude_overlap(
+    progress: Progress, record: EpochRecord, post: Post, output: EStepOutput | None
+) -> ClusterSet | None:
+    """Records what an E-step brought that went on while the epoch of `record` trained, and gives back its
+    clusters. Its figures belong to the epoch before, whose encoder made the features.
+    """
+    if output is None:
+        return None
+    last = progress.history[-1]
+    last.add(output.encoder_figures)
+    record.add(output.epoch_figures)
+    post(Event("figures", last.epoch, last.step, output.encoder_figures))
+    return output.clusters
 
 
 def _training_metrics(trained: EpochMetrics, epoch: int, plan: RunPlan) -> dict[str, float]:
@@ -192,25 +202,63 @@ def _training_metrics(trained: EpochMetrics, epoch: int, plan: RunPlan) -> dict[
     }
 
 
-def _step_events(epoch: int, plan: RunPlan, tell: Post) -> Callable[[int, dict[str, float]], None]:
+def _epoch_times(progress: Progress, seconds: float, plan: RunPlan) -> dict[str, float]:
+    """How long the newest epoch has taken with its E-step, and what the run has used up by now."""
+    *earlier, newest = progress.history
+    before = sum(record.metrics.get("perf/epoch_seconds", 0.0) for record in earlier)
+    return {
+        "perf/epoch_seconds": seconds,
+        "perf/device_minutes": plan.devices * (before + seconds) / 60,
+        "perf/e_step_share": newest.metrics.get("perf/e_step_seconds", 0.0) / seconds,
+    }
+
+
+def _step_events(epoch: int, plan: RunPlan, post: Post) -> Callable[[int, dict[str, float]], None]:
     start, first = time.perf_counter(), epoch * plan.steps_per_epoch
 
     def on_progress(step: int, means: dict[str, float]) -> None:
         if (step + 1) % plan.steps_per_epoch == 0:
             return  # a step has one point: that of the last is the mean of the epoch, which follows
         rate = (step + 1 - first) * plan.global_batch / (time.perf_counter() - start)
-        tell(
-            Event("step", epoch, step, means | {"perf/images_per_second": rate, "train/lr": plan.lr_at(step)})
-        )
+        figures = means | {"perf/images_per_second": rate, "train/lr": plan.lr_at(step)}
+        post(Event("step", epoch, step, figures))
 
     return on_progress
 
 
-def _telling(batches: Iterator[Batch], epoch: int, plan: RunPlan, tell: Post) -> Iterator[Batch]:
-    """The batches, with a sign of life now and then."""
-    told = 0.0
+def _with_signs_of_life(batches: Iterator[Batch], epoch: int, plan: RunPlan, post: Post) -> Iterator[Batch]:
+    """The batches; now and then one is announced, so that the driver knows that training goes on."""
+    last_sign = 0.0
     for step, batch in enumerate(batches, start=epoch * plan.steps_per_epoch):
-        if time.monotonic() - told > _ALIVE_EVERY_S:
-            tell(Event("alive", epoch, step))
-            told = time.monotonic()
+        if time.monotonic() - last_sign > _ALIVE_EVERY_S:
+            post(Event("alive", epoch, step))
+            last_sign = time.monotonic()
         yield batch
+
+
+def _show(post: Post, make: Callable[[], Event]) -> None:
+    """Posts an event with something to be shown. A picture less is no reason to lose a run: other workers
+    would wait for this one.
+    """
+    try:
+        post(make())
+    except Exception as error:
+        text = f"something could not be shown ({type(error).__name__}: {error}); training goes on"
+        post(Event("warning", text=text))
+
+
+def _views_event(
+    batches: TrainingLoader, epoch: int, step: int, splits: DataSplits, config: RunConfig
+) -> Event:
+    """Both views of a few images in this epoch (−1: in the first, before it), as the network sees them but
+    for the normalisation.
+    """
+    (batch,) = batches.views(max(epoch, 0), [rows_of_views(len(splits.train))])
+    both = torch.stack([batch.query_views, batch.key_views], dim=1).float().cpu()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.augment.mean, config.augment.std))
+    pixels = ((both * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
+    return Event("views", epoch + 1, step, views=pixels.numpy())
+
+
+def _post_nothing(event: Event) -> None:
+    """Stands for `post` on all ranks but 0."""

@@ -40,7 +40,7 @@ class SystemWatch:
         import psutil
 
         own = psutil.Process()
-        psutil.cpu_percent()  # the first reading of each is about nothing
+        psutil.cpu_percent()  # the first reading of each covers no time yet
         own.cpu_percent()
         while not self._ended.wait(self._interval_s):
             with suppress(Exception):  # a figure that a container hides, a board that is being restarted
@@ -89,8 +89,8 @@ def _gpu_figures() -> dict[str, float]:
 
 
 class SystemLog:
-    """On the driver: from each node the figures of one process alone, on one axis (seconds since the run
-    began), with the phase that the run is in.
+    """Records on the driver, from each node, the figures of one process alone, on one axis (seconds since the
+    run began), with the phase that the run is in.
     """
 
     def __init__(self, log: Callable[[dict[str, float], int], None], began: float):

@@ -1,4 +1,6 @@
-"""What a run is to do, as workers are given it. Without torch, which the drivers need late or not at all."""
+"""What a run is to train, as its workers are given it. Imports no torch, which drivers need late or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,18 @@ from pcl_ray.plan import RunPlan
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingTask:
+    """One run to train, from its newest checkpoint to its last epoch."""
+
     config: RunConfig
     plan: RunPlan
     run_dir: str
-    leave_warmup: str | None = None  # folder that gets a copy of the state before the first E-step
-    look: bool = False  # show the untrained encoder
+    warmup_copy: str | None = None  # folder that gets a copy of the state before the first E-step
+    first_look: bool = False  # show how the untrained encoder groups the images
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
         return epoch_files.folder_of(Path(self.run_dir))
 
 

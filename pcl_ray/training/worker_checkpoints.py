@@ -1,10 +1,10 @@
-"""A worker's checkpoints: all go on from the same one, rank 0 writes them, and puts them into the storage of
-the run where it has one.
+"""A worker's checkpoints: all workers go on from the same one; rank 0 writes them, and puts them into the
+storage of the run where it has one.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,38 +13,74 @@ import torch
 from torch import Tensor
 
 from pcl_ray.checkpoints import remote, run_state, storage
-from pcl_ray.checkpoints.run_state import RunState
+from pcl_ray.checkpoints.run_state import EStepState, RunState
 from pcl_ray.checkpoints.storage import Storage
+from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
 from pcl_ray.m_step import Learner
 from pcl_ray.model.bank import FeatureBank
 from pcl_ray.model.distributed import all_gather, any_worker, rank, world_size
-from pcl_ray.training.e_step_schedule import Progress
 from pcl_ray.training.events import Event, Post
-from pcl_ray.training.training_task import Job
+from pcl_ray.training.training_task import TrainingTask
+
+# An epoch may wait for two E-steps: the first of a run has one before it and one after.
+_SECONDS_THAT_ADD_UP = ("perf/e_step_seconds", "perf/feature_seconds")
 
 
-class Share(Protocol):
+@dataclass
+class EpochRecord:
+    """The figures of one epoch, which arrive in several parts; an entry of a checkpoint's history."""
+
+    epoch: int
+    step: int = 0  # global step of the last batch
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def add(self, figures: dict[str, float]) -> None:
+        """Takes over more figures; seconds of features and E-steps add up, others replace earlier ones."""
+        sums = {
+            name: self.metrics[name] + figures[name]
+            for name in _SECONDS_THAT_ADD_UP
+            if name in figures and name in self.metrics
+        }
+        self.metrics |= figures | sums
+
+
+@dataclass
+class Progress:
+    """Where the run is between two epochs: exactly what a checkpoint keeps beside the learner."""
+
+    epoch: int  # the next to train
+    clusters: ClusterSet | None
+    history: list[EpochRecord]
+    e_step: EStepState = EStepState()
+
+
+class Broadcast(Protocol):
     """Gives every worker rank 0's value."""
 
     def __call__(self, value: Any, /) -> Any: ...
 
 
-def restore(job: Job, learner: Learner, splits: DataSplits, share: Share, post: Post) -> Progress:
-    """The newest checkpoint's state, or that of a fresh run. Rank 0 chooses the file for all."""
+def restore(
+    task: TrainingTask, learner: Learner, splits: DataSplits, broadcast: Broadcast, post: Post
+) -> Progress:
+    """The newest checkpoint's state, or that of a fresh run. Rank 0 chooses the file for all.
+
+    Raises RunFailed on all workers where one of them cannot read it; that one also posts a warning.
+    """
     # dropout and the like: another stream on each worker
-    torch.manual_seed(job.config.seed + 7919 * (rank() + 1))
-    place = _place(job)
-    name = _chosen(job, place, share)
-    if place is not None:
-        remote.forget_newer(job.checkpoints, name)
+    torch.manual_seed(task.config.seed + 7919 * (rank() + 1))
+    run_storage = _storage_of(task)
+    name = _checkpoint_for_all(task, run_storage, broadcast)
+    if run_storage is not None:
+        remote.forget_newer(task.checkpoints, name)
     if name is None:
         return Progress(0, None, [])
     state, problem = None, ""
     try:
-        state = _loaded(job, place, name)
+        state = _load(task, run_storage, name)
     except RunFailed as error:
         problem = str(error)
         if rank():
@@ -57,76 +93,84 @@ def restore(job: Job, learner: Learner, splits: DataSplits, share: Share, post: 
     if len(state.random_states) == world_size():
         _set_random_state(state.random_states[rank()], learner.device)
     if state.e_step.bank is not None:
-        mine = np.array_split(np.arange(len(splits.train)), world_size())[rank()]
-        rows = state.e_step.bank[torch.from_numpy(mine)].to(learner.device)
-        learner.bank = FeatureBank(int(mine[0]) if len(mine) else 0, rows, job.config.e_step.bank_momentum)
-    return Progress(state.epoch, state.clusters, state.history, replace(state.e_step, bank=None))
+        images = np.array_split(np.arange(len(splits.train)), world_size())[rank()]
+        first = int(images[0]) if len(images) else 0
+        rows = state.e_step.bank[torch.from_numpy(images)].to(learner.device)
+        learner.bank = FeatureBank(first, rows, task.config.e_step.bank_momentum)
+    history = [EpochRecord(**entry) for entry in state.history]
+    return Progress(state.epoch, state.clusters, history, replace(state.e_step, bank=None))
 
 
-def _place(job: Job) -> Storage | None:
-    uri = job.config.resources.storage
-    return storage.of_run(uri, Path(job.run_dir).name) if uri else None
+def _storage_of(task: TrainingTask) -> Storage | None:
+    uri = task.config.resources.storage
+    return storage.of_run(uri, Path(task.run_dir).name) if uri else None
 
 
-def _chosen(job: Job, place: Storage | None, share: Share) -> str | None:
+def _checkpoint_for_all(task: TrainingTask, run_storage: Storage | None, broadcast: Broadcast) -> str | None:
     """The name of the checkpoint that all go on from: the newest of the storage where there is one, else of
     rank 0's folder.
     """
     name, problem = None, ""
     if rank() == 0:
         try:
-            newest = run_state.latest(job.checkpoints)
-            name = remote.newest(place) if place is not None else newest.name if newest else None
+            newest = run_state.latest(task.checkpoints)
+            if run_storage is not None:
+                name = remote.newest(run_storage)
+            elif newest is not None:
+                name = newest.name
         except RunFailed as error:
             problem = str(error)
-    name, problem = share((name, problem))
+    name, problem = broadcast((name, problem))
     if problem:
         raise RunFailed(problem)
     return name
 
 
-def _loaded(job: Job, place: Storage | None, name: str) -> RunState:
-    if place is None:
-        path = job.checkpoints / name
+def _load(task: TrainingTask, run_storage: Storage | None, name: str) -> RunState:
+    if run_storage is None:
+        path = task.checkpoints / name
         if not path.is_file():
             raise RunFailed(
                 f"worker {rank()} does not see {path}: PCL_RAY_HOME must lie on storage that all nodes share,"
                 " or resources.storage name one that all can reach (s3://bucket/path)"
             )
         return run_state.load(path)
-    path = remote.fetch(place, name, job.checkpoints, job.config.train.keep_checkpoints)
+    path = remote.fetch(run_storage, name, task.checkpoints, task.config.train.keep_checkpoints)
     try:
         return run_state.load(path)
     except RunFailed as error:
-        raise RunFailed(f"{error}, there and in the storage {place}") from error
+        raise RunFailed(f"{error}, there and in the storage {run_storage}") from error
 
 
-def save(job: Job, learner: Learner, progress: Progress, share: Share, folder: Path) -> None:
-    """Rank 0 writes, and puts it into the storage of the run; all learn whether that worked."""
+def save(
+    task: TrainingTask, learner: Learner, progress: Progress, broadcast: Broadcast, folder: Path
+) -> None:
+    """Writes a checkpoint into `folder` on rank 0 and, where that is the run's own folder, puts it into the
+    run's storage. All workers learn whether that worked: RunFailed on all of them if not.
+    """
     states = list(all_gather(_random_state(learner.device)[None].to(learner.device)).cpu())
     problem = None
     bank = _whole_bank(learner)
     if rank() == 0:
-        encoder, channels = job.config.encoder, job.config.data.channels
-        e_step = replace(progress.e_step, bank=bank)
         state = RunState(
             progress.epoch,
             learner.state_dict(),
             progress.clusters,
             states,
-            progress.history,
-            encoder,
-            channels,
-            e_step,
+            [vars(record) for record in progress.history],
+            task.config.encoder,
+            task.config.data.channels,
+            replace(progress.e_step, bank=bank),
         )
-        keep, before = job.config.train.keep_checkpoints, run_state.latest(folder)
+        keep, before = task.config.train.keep_checkpoints, run_state.latest(folder)
         try:
             path = run_state.save(state, folder, keep)
-            if folder == job.checkpoints and (place := _place(job)) is not None:
-                remote.put(place, path, keep, before.name if before else None)
+            run_storage = _storage_of(task) if folder == task.checkpoints else None
+            if run_storage is not None:
+                remote.put(run_storage, path, keep, before.name if before else None)
         except RunFailed as error:
             problem = str(error)
-    if problem := share(problem):
+    if problem := broadcast(problem):
         raise RunFailed(problem)
 
 
@@ -140,7 +184,9 @@ def _whole_bank(learner: Learner) -> Tensor | None:
 
 def _random_state(device: torch.device) -> Tensor:
     """Torch's generators of this process as bytes: the CPU's, followed by the device's where it is a GPU."""
-    parts = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    parts = [torch.get_rng_state()]
+    if device.type == "cuda":
+        parts.append(torch.cuda.get_rng_state(device))
     return torch.cat(parts)
 
 

@@ -17,7 +17,7 @@ from pcl_ray import config as configs, plan as plans
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import ArrayImages
 from pcl_ray.on_ray import connection as ray_connection, launch as ray_setup
-from pcl_ray.training.loop import Job
+from pcl_ray.training.training_task import TrainingTask
 
 def look(shared):
     def private():
@@ -43,7 +43,7 @@ with ray_connection.connected(3):
         run = configs.with_overrides(config, {"seed": number})
         plan = plans.make(run, len(splits.train))
         events = []
-        ray_setup.train_shared(Job(run, plan, f"{sys.argv[1]}/{number}"), shared, events.append)
+        ray_setup.train_shared(TrainingTask(run, plan, f"{sys.argv[1]}/{number}"), shared, events.append)
         assert [event.epoch for event in events if event.kind == "epoch"] == [0], events
 print("shared")
 """

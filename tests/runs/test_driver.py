@@ -462,7 +462,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("pcl_ray.training.loop.run_epoch", broken)
+    monkeypatch.setattr("pcl_ray.training.feature_pass.FeaturePass.train", broken)
     with pytest.raises(AssertionError):
         train("--name", "bug")
     assert "AssertionError" in (home() / "runs/bug/error.txt").read_text()

@@ -22,8 +22,8 @@ from pcl_ray.features import FeatureShard
 from pcl_ray.model.bank import FeatureBank
 from pcl_ray.runs import driver, request
 from pcl_ray.runs.console import Display
-from pcl_ray.training import e_step_actor
-from pcl_ray.training.e_step_actor import EStepAnswer
+from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer
+from pcl_ray.training.e_step_shards import EStepRequest
 from pcl_ray.training.events import Event
 
 TINY = ("resources.workers=0", *DIGITS_RUN, "train.log_every_steps=2", "train.keep_checkpoints=20")
@@ -96,18 +96,27 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, .
 
 
 def test_overlap_trains_on_the_earlier_prototypes_until_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pcl_ray.training import e_step_schedule
+    from pcl_ray.training.e_step_schedule import EStepOutput, EStepSchedule
 
     seen: list[tuple[int, int]] = []
-    original = e_step_schedule.Between.switch
+    in_force: list[int] = []  # the epochs of the clusters that came, the newest last
+    begin, switch = EStepSchedule.begin, EStepSchedule.switch
 
-    def noting(self: Any, step: int) -> Any:
-        newer = original(self, step)
-        if self._progress.clusters is not None:
-            seen.append((step, self._progress.clusters.epoch))
-        return newer
+    def noted(output: EStepOutput | None) -> EStepOutput | None:
+        if output is not None and output.clusters is not None:
+            in_force.append(output.clusters.epoch)
+        return output
 
-    monkeypatch.setattr(e_step_schedule.Between, "switch", noting)
+    def noting(self: EStepSchedule, step: int) -> EStepOutput | None:
+        output = noted(switch(self, step))
+        if in_force:
+            seen.append((step, in_force[-1]))
+        return output
+
+    monkeypatch.setattr(
+        EStepSchedule, "begin", lambda self, *given, **named: noted(begin(self, *given, **named))
+    )
+    monkeypatch.setattr(EStepSchedule, "switch", noting)
     assert train("--name", "late", *OVERLAP, "train.epochs=4") == 0
     # 4 steps an epoch. The first E-step, before epoch 1 (from 0), has nothing to overlap with.
     assert seen == [(step, 1) for step in range(4)] + [(0, 1), (1, 1), (2, 2), (3, 2)] + [
@@ -145,14 +154,12 @@ def test_overlap_and_waiting_agree_on_the_figures_of_the_same_encoder() -> None:
 
 
 def test_the_bank_saves_the_pass_over_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pcl_ray.training import e_step_schedule
+    from pcl_ray.training.feature_pass import FeaturePass
 
     passes: list[int] = []
-    original = e_step_schedule.FeaturePass.train
+    original = FeaturePass.train
     monkeypatch.setattr(
-        e_step_schedule.FeaturePass,
-        "train",
-        lambda self, learner: passes.append(1) or original(self, learner),
+        FeaturePass, "train", lambda self, learner: passes.append(1) or original(self, learner)
     )
     words = ("evaluation.every_epochs=0", "train.epochs=6", "e_step.features=bank")
     assert train("--name", "bank", *words) == 0
@@ -180,17 +187,17 @@ def test_a_bank_row_is_the_normalised_mean_and_holes_keep_theirs() -> None:
 
 def answers(monkeypatch: pytest.MonkeyPatch, *outcomes: str) -> None:
     """The E-steps of a run end so, one after the other; "clustered" is the real one."""
-    original, left = e_step_actor._concluded, list(outcomes)
+    original, left = EStepActor.run, list(outcomes)
 
-    def concluded(*arguments: Any) -> EStepAnswer:
-        outcome = left.pop(0) if left else "clustered"
-        return (
-            original(*arguments)
-            if outcome == "clustered"
-            else EStepAnswer(refused=f"said {outcome}", outcome=outcome)
-        )
+    def run(self: EStepActor, key: str, request: EStepRequest, *arguments: Any) -> EStepAnswer:
+        answer = original(self, key, request, *arguments)
+        outcome = left.pop(0) if left and request.cluster else "clustered"
+        if outcome == "clustered":
+            return answer
+        measured = {name: value for name, value in answer.metrics.items() if not name.startswith("cluster/")}
+        return EStepAnswer(metrics=measured, refused=f"said {outcome}", outcome=outcome)
 
-    monkeypatch.setattr(e_step_actor, "_concluded", concluded)
+    monkeypatch.setattr(EStepActor, "run", run)
 
 
 def test_after_a_collapse_an_epoch_trains_on_info_nce_alone(
@@ -243,16 +250,18 @@ def test_three_in_a_row_end_the_run_and_the_count_survives_a_stop(
 def test_a_really_collapsed_encoder_is_found_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pcl_ray.training import e_step_schedule
+    from pcl_ray.training.feature_pass import FeaturePass
 
-    def one_point(encoder: Any, batches: Any, device: Any) -> FeatureShard:
-        indices = np.concatenate([ids.numpy() for _, ids in batches])
+    original = FeaturePass.train
+
+    def one_point(self: FeaturePass, learner: Any) -> FeatureShard:
+        indices = original(self, learner).indices
         rows = np.ones((len(indices), 16), np.float32) + 1e-5 * np.random.default_rng(0).normal(
             size=(len(indices), 16)
         ).astype(np.float32)
         return FeatureShard(indices, rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
-    monkeypatch.setattr(e_step_schedule, "extract_features", one_point)
+    monkeypatch.setattr(FeaturePass, "train", one_point)
     assert train("--name", "flat", "train.epochs=9") == 1
     said = capsys.readouterr().err
     assert "collapsed onto one point" in said
@@ -325,14 +334,14 @@ def test_where_a_run_clusters_may_change_when_it_goes_on() -> None:
 def test_an_e_step_that_does_not_end_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, calls = e_step_actor.attempt, []
+    original, calls = EStepActor.run, []
 
-    def slow(*arguments: Any, **options: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
         calls.append(1)
-        time.sleep(30 if len(calls) == 2 else 0)  # the first is waited for in the thread as well
-        return original(*arguments, **options)
+        time.sleep(30 if len(calls) == 3 else 0)  # the first E-step is waited for in the thread as well
+        return original(*arguments)
 
-    monkeypatch.setattr(e_step_actor, "attempt", slow)
+    monkeypatch.setattr(EStepActor, "run", slow)
     assert train("--name", "endless", *OVERLAP, "e_step.timeout_s=3") == 1
     said = capsys.readouterr().err
     assert "e_step.timeout_s = 3 s" in said

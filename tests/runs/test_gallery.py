@@ -67,7 +67,7 @@ def drawn(tmp_path: Path, *events: Event, small: bool = False) -> tuple[Recorder
 
 def test_every_picture_has_one_key_at_all_steps(tmp_path: Path) -> None:
     views = np.zeros((3, 2, 8, 8, 1), np.uint8)
-    first, second = Event("exhibit", exhibit=shown(0, 0)), Event("exhibit", 2, 9, exhibit=shown())
+    first, second = Event("exhibit", snapshot=shown(0, 0)), Event("exhibit", 2, 9, snapshot=shown())
     recorder, warnings = drawn(tmp_path, first, Event("views", views=views), second, Event("alive"))
     keys = {key for key, _, _ in recorder.logged}
     assert keys == {"prototypes/0", "prototypes/1", "clusters/phi", "clusters/sizes", "map", "views"}
@@ -81,7 +81,7 @@ def test_every_picture_has_one_key_at_all_steps(tmp_path: Path) -> None:
 def test_a_trial_of_a_sweep_has_its_sheets_alone(tmp_path: Path) -> None:
     recorder, _ = drawn(
         tmp_path,
-        Event("exhibit", 2, 9, exhibit=shown()),
+        Event("exhibit", 2, 9, snapshot=shown()),
         Event("views", views=np.zeros((1, 2, 8, 8, 3), np.uint8)),
         small=True,
     )
@@ -89,13 +89,13 @@ def test_a_trial_of_a_sweep_has_its_sheets_alone(tmp_path: Path) -> None:
 
 
 def test_in_the_warm_up_there_is_the_map(tmp_path: Path) -> None:
-    recorder, _ = drawn(tmp_path, Event("exhibit", 1, 4, exhibit=shown(clusterings=0)))
+    recorder, _ = drawn(tmp_path, Event("exhibit", 1, 4, snapshot=shown(clusterings=0)))
     assert [key for key, _, _ in recorder.logged] == ["map"]
 
 
 def test_what_goes_wrong_is_told_once_and_raises_nothing(tmp_path: Path) -> None:
     (tmp_path / "pictures").write_text("a file where the folder should be")
-    _, warnings = drawn(tmp_path, Event("exhibit", exhibit=shown()), Event("exhibit", exhibit=shown()))
+    _, warnings = drawn(tmp_path, Event("exhibit", snapshot=shown()), Event("exhibit", snapshot=shown()))
     assert len(warnings) == 1
     assert "training is not affected" in warnings[0]
 

@@ -25,9 +25,10 @@ from pcl_ray.sweep.space import objective
 from pcl_ray.sweep.space.settings import SweepConfig
 from pcl_ray.sweep.trial import Setting, Trial
 from pcl_ray.sweep.warm_ups import Warmups
-from pcl_ray.training.e_step_schedule import LocalEStep
 from pcl_ray.training.events import Event, Post
-from pcl_ray.training.loop import Job, epochs
+from pcl_ray.training.local_e_step import LocalEStep
+from pcl_ray.training.loop import epochs
+from pcl_ray.training.training_task import TrainingTask
 
 BASE = config.load(
     "digits",
@@ -50,13 +51,13 @@ def setting(base: config.RunConfig = BASE, metric: str = "eval/knn_top1", **knob
     )
 
 
-def here(job: Job, post: Post) -> Iterator[int]:
+def here(task: TrainingTask, post: Post) -> Iterator[int]:
     return epochs(
-        job,
+        task,
         SPLITS,
         device=torch.device("cpu"),
-        e_step=LocalEStep(job.config, SPLITS),
-        share=lambda value: value,
+        e_step=LocalEStep(task.config, SPLITS),
+        broadcast=lambda value: value,
         post=post,
     )
 
@@ -238,7 +239,7 @@ def test_two_trials_of_one_point_do_not_train_it_twice(monkeypatch: pytest.Monke
 
 
 def test_a_failure_costs_the_trial_and_is_kept_with_its_reason() -> None:
-    def failing(job: Job, post: Post) -> Iterator[int]:
+    def failing(task: TrainingTask, post: Post) -> Iterator[int]:
         yield from ()
         raise RunFailed("the loss is nan in epoch 1")
 
@@ -253,7 +254,7 @@ def test_a_failure_costs_the_trial_and_is_kept_with_its_reason() -> None:
 
 
 def test_a_bug_or_lack_of_memory_is_a_failure_too() -> None:
-    def broken(job: Job, post: Post) -> Iterator[int]:
+    def broken(task: TrainingTask, post: Post) -> Iterator[int]:
         raise MemoryError("no room")
 
     trial = Trial(Point({}, 0), setting(), broken, office())

@@ -9,7 +9,7 @@ from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray.config import RunConfig
 from pcl_ray.support import machine
-from pcl_ray.training.input_stall import WaitingForData
+from pcl_ray.training.input_stall import InputStall
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 KNOBS = {
@@ -22,15 +22,15 @@ KNOBS = {
 FILES = {"data.source": "folder", "data.path": "/pictures", "data.in_memory": False}
 
 
-def watch(device: torch.device = CPU, **changed: Any) -> WaitingForData:
+def watch(device: torch.device = CPU, **changed: Any) -> InputStall:
     config = configs.with_overrides(
         RunConfig(), KNOBS | {name.replace("__", "."): value for name, value in changed.items()}
     )
-    return WaitingForData(config, plans.make(config, 1000, 200), device, config.train.epochs)
+    return InputStall(config, plans.make(config, 1000, 200), device, config.train.epochs)
 
 
 def said(device: torch.device, knobs: dict[str, Any]) -> str:
-    return watch(device, **{name.replace(".", "__"): value for name, value in knobs.items()}).said_after(
+    return watch(device, **{name.replace(".", "__"): value for name, value in knobs.items()}).advice_after(
         1, 0.5
     )
 
@@ -38,27 +38,27 @@ def said(device: torch.device, knobs: dict[str, Any]) -> str:
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.1])
 def test_silent_while_images_keep_up(share: float) -> None:
     waiting = watch()
-    assert [waiting.said_after(number, share) for number in range(5)] == [""] * 5
+    assert [waiting.advice_after(number, share) for number in range(5)] == [""] * 5
 
 
 def test_the_share_is_said_in_per_cent() -> None:
-    assert watch().said_after(1, 0.101).startswith("training waits for images 10% of the time: ")
-    assert watch().said_after(1, 0.996).startswith("training waits for images 100% of the time: ")
+    assert watch().advice_after(1, 0.101).startswith("training waits for images 10% of the time: ")
+    assert watch().advice_after(1, 0.996).startswith("training waits for images 100% of the time: ")
 
 
 def test_the_first_of_several_epochs_does_not_count() -> None:
     waiting = watch()
-    assert waiting.said_after(0, 0.9) == ""
-    assert waiting.said_after(1, 0.9) != ""
+    assert waiting.advice_after(0, 0.9) == ""
+    assert waiting.advice_after(1, 0.9) != ""
 
 
 def test_an_only_epoch_counts() -> None:
-    assert watch(train__epochs=1, loss__queue_size=50).said_after(0, 0.9) != ""
+    assert watch(train__epochs=1, loss__queue_size=50).advice_after(0, 0.9) != ""
 
 
 def test_it_speaks_once() -> None:
     waiting = watch()
-    spoken = [waiting.said_after(number, share) for number, share in enumerate([0.9, 0.05, 0.2, 0.9, 0.9])]
+    spoken = [waiting.advice_after(number, share) for number, share in enumerate([0.9, 0.05, 0.2, 0.9, 0.9])]
     assert [bool(text) for text in spoken] == [False, False, True, False, False]
 
 
@@ -155,7 +155,7 @@ def test_silent_where_no_knob_helps(knobs: dict[str, Any]) -> None:
 
 def test_an_only_epoch_after_a_resume_counts() -> None:
     config = configs.with_overrides(RunConfig(), KNOBS)
-    assert WaitingForData(config, plans.make(config, 1000, 200), CPU, 1).said_after(0, 0.9) != ""
+    assert InputStall(config, plans.make(config, 1000, 200), CPU, 1).advice_after(0, 0.9) != ""
 
 
 def test_one_process_tells_what_it_takes_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
