@@ -34,3 +34,11 @@ class DataError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that had started could not go on (exit code 1). The message says where, why, and what is kept."""
+
+
+class Stopped(Exception):
+    """The run or sweep was told to stop by Ctrl-C or SIGTERM; its last checkpoint stands."""
+
+    def __init__(self, name: str, signal_number: int, verb: str = "train"):
+        self.exit_code = 128 + signal_number
+        super().__init__(f"stopped; go on with: pcl-ray {verb} --resume {name}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pcl_ray import __version__, config
 from pcl_ray.cli import cluster, look, sweep
 from pcl_ray.config.knobs import Knob
-from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
+from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed, Stopped
 from pcl_ray.support import machine, redaction
 
 # Before anything imports Ray or MLflow, which read them then: nothing is told to their makers, unless the
@@ -24,7 +24,7 @@ from pcl_ray.support import machine, redaction
 _NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 if TYPE_CHECKING:
-    from pcl_ray.runs.driver import RunResult
+    from pcl_ray.runs.final_artifacts import RunResult
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,7 +149,7 @@ def _train(arguments: argparse.Namespace) -> int:
             )
         else:
             result = driver.resume(arguments.resume, overrides, result_file=arguments.result)
-    except driver.Stopped as stopped:
+    except Stopped as stopped:
         return _complain(str(stopped), stopped.exit_code)
     _print_result(result)
     return 0
@@ -163,11 +163,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.result is not None:
         _check_result_file(arguments.result)
-    from pcl_ray.runs import driver
 
     try:
         sweep.run(arguments)
-    except driver.Stopped as stopped:
+    except Stopped as stopped:
         return _complain(str(stopped), stopped.exit_code)
     return 0
 
@@ -209,7 +208,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _fork(arguments: argparse.Namespace) -> int:
     if arguments.result is not None:
         _check_result_file(arguments.result)
-    from pcl_ray.runs import driver, fork
+    from pcl_ray.runs import fork
 
     typed = shlex.join(
         [
@@ -229,7 +228,7 @@ def _fork(arguments: argparse.Namespace) -> int:
             command=redaction.scrubbed(typed),
             result_file=arguments.result,
         )
-    except driver.Stopped as stopped:
+    except Stopped as stopped:
         return _complain(str(stopped), stopped.exit_code)
     _print_result(result)
     return 0

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError, DataError, RunFailed; `runs.driver.Stopped` on a signal."""
+    """Raises ConfigError, DataError, RunFailed; Stopped on a signal."""
     from pcl_ray.on_ray import environment
 
     environment.set_defaults()  # before spaces, which import Ray

@@ -1,4 +1,4 @@
-"""The driver of one run: checks the request, holds the run's folder, trains, and follows what happens.
+"""The driver of one run: checks the request, holds the run's folder, trains, and passes on what happens.
 
 request → data → folder (new or resumed) → training (in this process, or on Ray) ─ events → display, MLflow
                                                                                   → state.json → RunResult
@@ -6,40 +6,39 @@ request → data → folder (new or resumed) → training (in this process, or o
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from pcl_ray import plan as plans
 from pcl_ray import tracking
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
-from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
-from pcl_ray.errors import DataError, RunFailed
+from pcl_ray.errors import DataError, RunFailed, Stopped
 from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan
-from pcl_ray.runs import final_artifacts, request, run_result, storage_mirror
+from pcl_ray.runs import final_artifacts, preparation, storage_mirror
+from pcl_ray.runs import request as requests
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.event_router import EventRouter
-from pcl_ray.runs.folder import RunFolder, State
+from pcl_ray.runs.final_artifacts import RunResult
+from pcl_ray.runs.folder import EndState, RunFolder, State
 from pcl_ray.runs.gallery import Gallery
 from pcl_ray.runs.request import Request
-from pcl_ray.runs.run_result import RunResult
-from pcl_ray.runs.signals import Stopped as Stopped
-from pcl_ray.runs.signals import stopped_by_signals
-from pcl_ray.runs.storage_mirror import Keeper
+from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
 from pcl_ray.support import machine, redaction
-from pcl_ray.support.paths import check_writable, home
+from pcl_ray.support.signals import stopped_by_signals
 from pcl_ray.training.events import Event
 from pcl_ray.training.system_metrics import SystemWatch
+from pcl_ray.training.training_task import TrainingTask
 
-# How long the end of a run may wait for what is drawn and sent; one that is told to stop may be killed half a
+# How long the end of a run may wait for what is drawn and sent. One that is told to stop may be killed half a
 # minute later.
-_PICTURES_S, _MODEL_S, _HURRY_S, _STOPPED_S = 180.0, 180.0, 30.0, 2.0
+_DRAWING_S: dict[EndState, float] = {"finished": 180.0, "failed": 30.0, "stopped": 2.0}
+_SENDING_S, _SENDING_MODEL_S = 30.0, 180.0
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,12 @@ class Origin:
 
     @property
     def text(self) -> str:
+        """RUN@EPOCHS, as it is recorded."""
         return f"{self.run}@{epoch_files.epochs_done(self.checkpoint)}"
 
 
 def start(
-    asked: Request,
+    request: Request,
     *,
     name: str | None = None,
     stem: str = "run",
@@ -68,37 +68,39 @@ def start(
     """Trains a new run to its end. Raises ConfigError or DataError before anything has started, RunFailed
     after, Stopped on a signal.
 
-    command: what was typed, for the record. origin: where it begins, instead of with random weights.
-    result_file: gets the RunResult as JSON however the run ends, once it has started.
+    name: None makes one that begins with `stem`. command: what was typed, for the record. origin: where it
+    begins, instead of with random weights. result_file: gets the RunResult as JSON however the run ends, once
+    it has started.
     """
     display = display or Display()
-    before_anything()
+    preparation.prepare_process()
     if name:
         RunFolder.check_free(name)  # before a million images are looked at
-        storage_mirror.check_free(asked.config, name)
-    splits, plan = load(asked.config, display)
+        storage_mirror.check_free(request.config, name)
+    splits, plan = preparation.load_data(request.config, display)
     if origin and origin.fingerprint not in (None, splits.train.fingerprint):
         raise DataError(f"the images are not those of run {origin.run!r}; a fork goes on with the same ones")
-    _say(asked, splits, plan, display)
+    _show_plan(request, splits, plan, display)
+    name = name or RunFolder.free_name(stem, datetime.now().strftime("%m%d-%H%M%S"))
     with (
-        RunFolder.create(
-            name or RunFolder.free_name(stem, datetime.now().strftime("%m%d-%H%M%S")), asked.config
-        ) as folder,
-        Keeper(folder, asked.config.resources.storage, display.warn, new=True) as keeper,
+        RunFolder.create(name, request.config) as folder,
+        storage_mirror.for_new_run(folder, request.config, display.warn) as mirror,
     ):
         folder.write_state(fingerprint=splits.train.fingerprint, began_at=time.time(), command=command)
         if origin:
-            _begin_with(origin, folder, keeper, display)
-        return _run(folder, asked.config, plan, splits, display, result_file, keeper)
+            _begin_with(origin, folder, mirror, display)
+        return _Run(folder, request.config, plan, splits, mirror, display, result_file).to_its_end()
 
 
-def _begin_with(origin: Origin, folder: RunFolder, keeper: Keeper, display: Display) -> None:
-    from pcl_ray.checkpoints import run_state  # torch: after the checks
+def _begin_with(
+    origin: Origin, folder: RunFolder, mirror: StorageMirror | NullMirror, display: Display
+) -> None:
+    from pcl_ray.checkpoints import run_state  # torch takes seconds to import: after the checks
 
-    taken = run_state.take_over(origin.checkpoint, folder.checkpoints)
+    checkpoint = run_state.take_over(origin.checkpoint, folder.checkpoints)
     folder.write_state(forked_from=origin.text)
     try:
-        keeper.put_first(taken)
+        mirror.upload_first_checkpoint(checkpoint)
     except RunFailed as failure:
         folder.write_state(state="failed", error=str(failure))
         raise
@@ -112,188 +114,225 @@ def resume(
     `start` does.
     """
     display = display or Display()
-    before_anything()
+    preparation.prepare_process()
     storage_mirror.fetch(name, overrides)
-    with (
-        RunFolder.open(name) as folder,
-        Keeper.resuming(folder, request.changed(folder.read_config(), overrides), display.warn) as keeper,
-    ):
-        config = request.changed(folder.read_config(), overrides)
-        newest = folder.newest_checkpoint()
-        done = epoch_files.epochs_done(newest) if newest else 0
-        state = folder.read_state()
-        if state.get("state") == "finished" and done >= config.train.epochs:
-            display.say(f"run {name} has finished all its {done} epochs: nothing left to do")
-            run_id = state.get("mlflow_run_id")
-            if (folder.path / tracking.PENDING_FILE).exists():  # what MLflow did not take at the time
-                tracker = run_result.open_tracker(folder, config, state.get("fingerprint", ""), display.warn)
-                tracker.finish("finished", _MODEL_S)
-                run_id = tracker.run_id
-                folder.write_state(mlflow_run_id=run_id)
-            result = run_result.result(folder, "finished", run_id, folder.read_history())
-            result.write(result_file)
-            return result
-        if secret := tracking.stored_secret(config):
-            display.warn(secret)
-        asked = request.check_config(config, stored=True)
-        splits, plan = load(config, display)
-        known = state.get("fingerprint")
-        if known and known != splits.train.fingerprint:
-            raise DataError(
-                f"the images of run {name!r} have changed since it began (others, or in another order); start"
-                " a new run"
-            )
-        folder.write_config(config)
-        _say(asked, splits, plan, display)
-        return _run(folder, config, plan, splits, display, result_file, keeper)
+    with RunFolder.open(name) as folder:
+        config = requests.changed(folder.read_config(), overrides)
+        with storage_mirror.for_resumed_run(folder, config, display.warn) as mirror:
+            config = requests.changed(folder.read_config(), overrides)  # the storage may have another one
+            newest = folder.newest_checkpoint()
+            done = epoch_files.epochs_done(newest) if newest else 0
+            state = folder.read_state()
+            if state.get("state") == "finished" and done >= config.train.epochs:
+                display.say(f"run {name} has finished all its {done} epochs: nothing left to do")
+                return _result_of_finished(folder, config, display, result_file)
+            if secret := tracking.stored_secret(config):
+                display.warn(secret)
+            request = requests.check_config(config, stored=True)
+            splits, plan = preparation.load_data(config, display)
+            fingerprint = state.get("fingerprint")
+            if fingerprint and fingerprint != splits.train.fingerprint:
+                raise DataError(
+                    f"the images of run {name!r} have changed since it began (others, or in another order);"
+                    " start a new run"
+                )
+            folder.write_config(config)
+            _show_plan(request, splits, plan, display)
+            return _Run(folder, config, plan, splits, mirror, display, result_file).to_its_end()
 
 
-def before_anything() -> None:
-    """Of a run or a sweep. Raises ConfigError where nothing can be written."""
-    # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want
-    # the cores. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    current_job.without_gpus()
-    check_writable()
+def _result_of_finished(
+    folder: RunFolder, config: RunConfig, display: Display, result_file: Path | None
+) -> RunResult:
+    """The result of a run with nothing left to train. What MLflow did not take at the time is sent now."""
+    state = folder.read_state()
+    run_id = state.get("mlflow_run_id")
+    if (folder.path / tracking.PENDING_FILE).exists():
+        tracker = preparation.open_tracker(folder, config, state.get("fingerprint", ""), display.warn)
+        tracker.finish("finished", _SENDING_MODEL_S)
+        run_id = tracker.run_id
+        folder.write_state(mlflow_run_id=run_id)
+    result = final_artifacts.result_of(folder, "finished", run_id, folder.read_history())
+    result.write(result_file)
+    return result
 
 
-def load(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
-    """The images, in memory where they are to be, and the plan. Raises DataError."""
-
-    def progress(done: int, total: int) -> None:
-        display.say(f"checking images: {done} of {total}")
-
-    try:
-        splits = datasets.load(config.data, cache_dir=home() / "checked_images", progress=progress)
-    except OSError as error:  # a folder that may be listed but not read, a disk that fails
-        raise DataError(
-            f"{error.filename or config.data.path} cannot be read: {error.strerror or error}"
-        ) from error
-    if splits.bad:
-        listed = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
-        display.warn(f"{len(splits.bad)} images cannot be read and are left out:\n{listed}")
-    plan = plans.make(config, len(splits.train), splits.num_holdout)
-    if plan.in_memory and config.data.source in plans.FILE_SOURCES:
-        from pcl_ray.data.memory import in_memory
-
-        splits = in_memory(
-            splits, plan.memory_side, lambda done, total: display.say(f"decoding images: {done} of {total}")
-        )
-    return splits, plan
-
-
-def _say(asked: Request, splits: DataSplits, plan: RunPlan, display: Display) -> None:
-    classes = (
-        f", {len(splits.train.class_names)} classes" if splits.train.labels is not None else ", no labels"
-    )
+def _show_plan(request: Request, splits: DataSplits, plan: RunPlan, display: Display) -> None:
+    classes = preparation.num_classes(splits)
+    labels = f"{classes} classes" if splits.train.labels is not None else "no labels"
+    counts = ", ".join(map(str, plan.num_clusters))
     display.say(
-        f"data       {asked.config.data.source}: {plan.num_images} images to train on, {plan.num_holdout}"
-        f" held out{classes}"
+        f"data       {request.config.data.source}: {plan.num_images} images to train on, {plan.num_holdout}"
+        f" held out, {labels}"
     )
     display.say(
         f"plan       {plan.epochs} epochs × {plan.steps_per_epoch} steps of {plan.global_batch} images; K ="
-        f" {', '.join(map(str, plan.num_clusters))}"
+        f" {counts}"
     )
-    for note in asked.notes:
+    for note in request.notes:
         display.say(f"note       {note}")
 
 
-def _run(
-    folder: RunFolder,
-    config: RunConfig,
-    plan: RunPlan,
-    splits: DataSplits,
-    display: Display,
-    result_file: Path | None,
-    keeper: Keeper,
-) -> RunResult:
-    stored, names = folder.read_state(), splits.train.class_names
-    classes = len(names) if splits.train.labels is not None else 0
-    command = redaction.scrubbed(stored.get("command", ""))  # that of an earlier version may hold one
-    forked = {"pcl_ray.forked_from": stored["forked_from"]} if stored.get("forked_from") else {}
-    told = forked | {
-        tracking.NOTE: final_artifacts.note(folder.name, command, config, plan, classes, "running", {})
-    }
-    tracker = run_result.open_tracker(
-        folder,
-        config,
-        splits.train.fingerprint,
-        display.warn,
-        tags=told,
-        known=run_result.DataSummary(plan, classes),
-    )
-    display.say(f"run        {folder.name} in {folder.path}")
-    job = current_job.current()
-    here = {"submission_id": job.id if job else None, "waits_for": "", "machine": machine.identity()}
-    folder.write_state(state="running", error=None, **here, **final_artifacts.facts(plan, names, command))
-    if job is not None:
-        display.say(f"job        {job.id}")
-    # an epoch whose figures were lost with a killed driver; known points are skipped
-    for entry in folder.read_history():
-        tracker.log(entry["metrics"], entry["step"])
-    gallery = Gallery(folder.path, lambda: splits.train, tracker, display.warn)
-    follow = EventRouter(tracker, display, folder, plan, gallery)
-    state: State = "failed"
-    try:
-        with stopped_by_signals(folder.name, told=follow.stopped):
-            keeper.send()
-            display.begin(plan)
-            _train(folder, config, plan, splits, keeper.watched(follow.handle))
-        state = "finished"
-    except Stopped:
-        state = "stopped"
-        raise
-    except RunFailed as failure:
-        folder.write_state(error=str(failure))
-        keeper.bring(config, hurried=True)
-        details = (
-            f"\nAll that is known is in {run_result.write_traceback(folder)}" if failure.__cause__ else ""
+class _Run:
+    """A run that has its folder, its images and its plan: begins, trains, and concludes however that ends."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        plan: RunPlan,
+        splits: DataSplits,
+        mirror: StorageMirror | NullMirror,
+        display: Display,
+        result_file: Path | None,
+    ):
+        self._folder, self._config, self._plan, self._splits = folder, config, plan, splits
+        self._mirror, self._display, self._result_file = mirror, display, result_file
+        self._classes = preparation.num_classes(splits)
+        stored = folder.read_state()
+        # scrubbed: an earlier version may have stored a secret
+        self._command = redaction.scrubbed(stored.get("command", ""))
+        self._state: EndState = "failed"  # until it is known better
+        tags = {tracking.NOTE: self._note("running", {})}
+        if origin := stored.get("forked_from"):
+            tags["pcl_ray.forked_from"] = origin
+        self._tracker = preparation.open_tracker(
+            folder,
+            config,
+            splits.train.fingerprint,
+            display.warn,
+            preparation.TrackingDetails(tags=tags, data=preparation.DataSummary(plan, self._classes)),
         )
-        raise RunFailed(f"{failure}\n{_what_is_kept(folder, keeper)}{details}") from failure
-    except Exception as error:
-        folder.write_state(error=repr(error))
-        run_result.write_traceback(folder)
-        raise
-    finally:
-        display.end()
-        # What others wait for first: a server that does not answer may hold `finish` until we are killed.
-        folder.write_state(state=state, mlflow_run_id=tracker.run_id)
-        # a second Ctrl-C, or one after the training: what waits is kept, nothing is waited for
-        with stopped_by_signals(folder.name):
+        self._gallery = Gallery(folder.path, lambda: splits.train, self._tracker, display.warn)
+        self._router = EventRouter(self._tracker, display, folder, plan, self._gallery)
+
+    def to_its_end(self) -> RunResult:
+        """Raises RunFailed or Stopped where it does not finish, after everything that is known is written."""
+        self._begin()
+        try:
+            self._train()
+        finally:
+            result = self._conclude()
+        return result
+
+    def _begin(self) -> None:
+        """Says that it trains now, in state.json and on the screen."""
+        folder, display = self._folder, self._display
+        display.say(f"run        {folder.name} in {folder.path}")
+        job = current_job.current()
+        folder.write_state(
+            state="running",
+            error=None,
+            submission_id=job.id if job else None,
+            waits_for="",
+            machine=machine.identity(),
+            **final_artifacts.report_entries(self._plan, self._splits.train.class_names, self._command),
+        )
+        if job is not None:
+            display.say(f"job        {job.id}")
+        # an epoch whose figures were lost with a killed driver; points that MLflow has are skipped
+        self._log(folder.read_history())
+
+    def _train(self) -> None:
+        """Trains to the end, or leaves in state.json why not."""
+        folder = self._folder
+        try:
+            with stopped_by_signals(folder.name, on_stop=self._router.announce_stop):
+                self._mirror.upload()
+                self._display.begin(self._plan)
+                _train(folder, self._config, self._plan, self._splits, self._handle)
+            self._state = "finished"
+        except Stopped:
+            self._state = "stopped"
+            raise
+        except RunFailed as failure:
+            folder.write_state(error=str(failure))
+            self._download_checkpoint(hurried=True)
+            message = f"{failure}\n{self._way_on()}"
+            if failure.__cause__:
+                message += f"\nAll that is known is in {final_artifacts.write_traceback(folder)}"
+            raise RunFailed(message) from failure
+        except Exception as error:
+            folder.write_state(error=repr(error))
+            final_artifacts.write_traceback(folder)
+            raise
+
+    def _handle(self, event: Event) -> None:
+        self._mirror.check_held()
+        self._router.handle(event)
+
+    def _conclude(self) -> RunResult:
+        """Tells everybody how the run ended, whoever waits for it first."""
+        self._display.end()
+        # A server that does not answer may hold what follows until we are killed.
+        self._folder.write_state(state=self._state, mlflow_run_id=self._tracker.run_id)
+        # A second Ctrl-C, or one after the training: what waits is kept, nothing is waited for.
+        with stopped_by_signals(self._folder.name):
             try:
-                keeper.bring(config, hurried=state != "finished")
-                history = folder.read_history()
-                result = run_result.result(folder, state, tracker.run_id, history)
-                result.write(result_file)
-                for entry in history:
-                    tracker.log(entry["metrics"], entry["step"])
-                if state == "finished":
-                    display.say("recording  pictures, report and model")
-                gallery.close({"finished": _PICTURES_S, "failed": _HURRY_S}.get(state, _STOPPED_S))
-                final_artifacts.leave(folder, config, state, history, tracker, display.warn)
-                tracker.tag(
-                    {
-                        tracking.NOTE: final_artifacts.note(
-                            folder.name, command, config, plan, classes, state, result.metrics
-                        )
-                    }
-                )
+                result = self._leave_results()
             finally:
-                tracker.finish(state, _MODEL_S if state == "finished" and config.tracking.model else _HURRY_S)
-        if tracker.run_id != result.mlflow_run_id:
-            folder.write_state(mlflow_run_id=tracker.run_id, link=tracker.link() or "")
-            result = replace(result, mlflow_run_id=tracker.run_id)
-            result.write(result_file)
-    return result
+                self._finish_tracking()
+        return self._with_late_run_id(result)
+
+    def _leave_results(self) -> RunResult:
+        """The result for whoever waits for it, then pictures, report, model and the note in the dashboard."""
+        folder, config, state, tracker = self._folder, self._config, self._state, self._tracker
+        self._download_checkpoint(hurried=state != "finished")
+        history = folder.read_history()
+        result = final_artifacts.result_of(folder, state, tracker.run_id, history)
+        result.write(self._result_file)
+        self._log(history)
+        if state == "finished":
+            self._display.say("recording  pictures, report and model")
+        self._gallery.close(_DRAWING_S[state])
+        final_artifacts.write_artifacts(folder, config, state, history, tracker, self._display.warn)
+        tracker.tag({tracking.NOTE: self._note(state, result.metrics)})
+        return result
+
+    def _finish_tracking(self) -> None:
+        with_model = self._state == "finished" and self._config.tracking.model
+        self._tracker.finish(self._state, _SENDING_MODEL_S if with_model else _SENDING_S)
+
+    def _with_late_run_id(self, result: RunResult) -> RunResult:
+        """The result with the number that MLflow gave the run, where it did so only at the end."""
+        tracker = self._tracker
+        if tracker.run_id == result.mlflow_run_id:
+            return result
+        self._folder.write_state(mlflow_run_id=tracker.run_id, link=tracker.link() or "")
+        result = replace(result, mlflow_run_id=tracker.run_id)
+        result.write(self._result_file)
+        return result
+
+    def _log(self, history: Sequence[Mapping[str, Any]]) -> None:
+        for entry in history:
+            self._tracker.log(entry["metrics"], entry["step"])
+
+    def _note(self, state: State, metrics: Mapping[str, float]) -> str:
+        return final_artifacts.dashboard_note(
+            self._folder.name, self._command, self._config, self._plan, self._classes, state, metrics
+        )
+
+    def _download_checkpoint(self, *, hurried: bool) -> None:
+        self._mirror.download_checkpoint(self._config.train.keep_checkpoints, hurried=hurried)
+
+    def _way_on(self) -> str:
+        """Where the last good checkpoint is, and how to go on from it."""
+        name, path = self._folder.name, self._folder.newest_checkpoint()
+        address = self._mirror.checkpoints_address
+        if path is not None:
+            return f"The last good checkpoint is {path}; go on with: pcl-ray train --resume {name}"
+        if address is not None:
+            return (
+                f"Checkpoints, where there are any, are in {address};"
+                f" go on with: pcl-ray train --resume {name}"
+            )
+        return f"No checkpoint was written; the run's folder is {self._folder.path}"
 
 
 def _train(
     folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]
 ) -> None:
-    from pcl_ray.training.local_e_step import LocalEStep  # torch takes seconds to import: after the checks
-    from pcl_ray.training.loop import train
-    from pcl_ray.training.training_task import TrainingTask
-
+    """Trains in this process, or on Ray where the run has workers. `handle` gets all events, here."""
     first_look = plan.first_look and not folder.read_state().get("looked")
     task = TrainingTask(tracking.public_config(config), plan, str(folder.path), first_look=first_look)
     if config.resources.workers:
@@ -303,15 +342,21 @@ def _train(
         from pcl_ray.on_ray.launch import train_on_ray
 
         train_on_ray(task, splits, handle)
-        return
-    import torch
+    else:
+        _train_in_this_process(task, splits, handle)
 
+
+def _train_in_this_process(task: TrainingTask, splits: DataSplits, handle: Callable[[Event], None]) -> None:
+    import torch  # takes seconds to import: after the checks
+
+    from pcl_ray.training.local_e_step import LocalEStep
+    from pcl_ray.training.loop import train
+
+    config = task.config
     watch = SystemWatch(config.tracking.system_metrics_s if config.tracking.enabled else 0, handle)
-    device, threads = (
-        torch.device("cuda" if config.resources.gpus_per_worker else "cpu"),
-        torch.get_num_threads(),
-    )
-    torch.set_num_threads(min(threads, plan.threads))
+    device = torch.device("cuda" if config.resources.gpus_per_worker else "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, task.plan.threads))
     try:
         train(
             task,
@@ -324,15 +369,3 @@ def _train(
     finally:
         watch.stop()
         torch.set_num_threads(threads)
-
-
-def _what_is_kept(folder: RunFolder, keeper: Keeper) -> str:
-    path = folder.newest_checkpoint()
-    if path is None and keeper.where:
-        return (
-            f"Checkpoints, where there are any, are in {keeper.where}; go on with: pcl-ray train --resume"
-            f" {folder.name}"
-        )
-    if path is None:
-        return f"No checkpoint was written; the run's folder is {folder.path}"
-    return f"The last good checkpoint is {path}; go on with: pcl-ray train --resume {folder.name}"

@@ -1,5 +1,5 @@
-"""Follows a run: every event goes to whoever is to know of it. In the driver's thread; nothing here may wait
-for anyone.
+"""Passes every event of a run on to whoever is to know of it: in the driver's thread, so nothing here may
+wait for anyone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ WAITS_TAG = "pcl_ray.waits_for"
 
 
 class EventRouter:
-    """Passes events on to the display, to MLflow, to the gallery, to the metrics of the cluster, and to
-    state.json what `pcl-ray status` shows.
+    """Passes events on to the display, to MLflow, to the gallery and to the metrics of the cluster; writes
+    into state.json what `pcl-ray status` shows.
     """
 
     def __init__(
@@ -32,13 +32,8 @@ class EventRouter:
         plan: RunPlan,
         gallery: Gallery,
     ):
-        self._tracker, self._display, self._folder, self._plan, self._gallery = (
-            tracker,
-            display,
-            folder,
-            plan,
-            gallery,
-        )
+        self._tracker, self._display, self._gallery = tracker, display, gallery
+        self._folder, self._plan = folder, plan
         self._system = SystemLog(tracker.log, folder.read_state().get("began_at") or time.time())
         self._metrics = RayMetrics(folder.name, plan.epochs)
         self._started = False
@@ -63,17 +58,21 @@ class EventRouter:
         if event.kind == "epoch":
             self._folder.write_state(progress=progress(event, self._plan))
         if self._tracker.run_id != self._run_id:
-            self._note_run()
+            self._record_run_id()
         if event.kind not in ("exhibit", "views", "system"):
             self._display.handle(event)
 
-    def stopped(self) -> None:
-        """At once, from a signal's handler: whoever stops us may kill us seconds later."""
+    def announce_stop(self) -> None:
+        """Says that the run was stopped: at once, from a signal's handler, since whoever stops us may kill us
+        seconds later.
+        """
         self._folder.write_state(state="stopped")
         self._tracker.announce("stopped")
 
-    def _note_run(self) -> None:
-        """As soon as MLflow has the run: by its number it is found where its process is killed."""
+    def _record_run_id(self) -> None:
+        """Records the number of the run as soon as MLflow has given it one: by that it is found where its
+        process is killed.
+        """
         self._run_id = self._tracker.run_id
         link = self._tracker.link()
         self._folder.write_state(mlflow_run_id=self._run_id, link=link or "")
@@ -82,8 +81,8 @@ class EventRouter:
 
 
 def progress(event: Event, plan: RunPlan) -> dict[str, Any]:
-    """How far a run is, for whoever looks at it from outside: seconds that are left follow from its last
-    epoch.
+    """How far a run is after the epoch of this event, for whoever looks at it from outside. The seconds that
+    are left follow from that epoch.
     """
     done = event.epoch + 1
     figure = next((name for name in tracking.OBJECTIVES if name in event.metrics), "train/loss")

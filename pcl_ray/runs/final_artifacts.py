@@ -1,18 +1,24 @@
-"""What a run leaves beside its checkpoints when it ends: its report, its figures as a table, a note in the
-dashboard, its model. None of it can fail a run.
+"""What a run leaves beside its checkpoints when it ends: its result, its report, its figures as a table, a
+note in the dashboard, its model. None of it can fail a run. Shared by single runs and the trials of a sweep.
 """
 
 from __future__ import annotations
 
 import csv
+import json
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pcl_ray import tracking
 from pcl_ray.config import RunConfig
 from pcl_ray.plan import RunPlan
-from pcl_ray.runs.folder import RunFolder, State
+from pcl_ray.runs.folder import RunFolder, State, StateEntries
+from pcl_ray.support import redaction
 from pcl_ray.support.files import atomic_file
 
 REPORT, FIGURES = "report.html", "figures.csv"
@@ -26,9 +32,65 @@ _SHOWN = (
 )
 
 
-def facts(plan: RunPlan, class_names: Sequence[str], command: str) -> dict[str, Any]:
-    """What state.json keeps for whoever looks at the run later."""
-    known: dict[str, Any] = {
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `checkpoint` is a path that `model.weights.load_encoder` takes; `metrics` are the last
+    epoch's, with totals.
+    """
+
+    run_name: str
+    mlflow_run_id: str | None
+    state: State
+    run_dir: str
+    checkpoint: str | None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def write(self, file: Path | None) -> None:
+        """Writes it as JSON, where a file was asked for. It could be written when the run began; if not now,
+        that is a warning: the run itself is safe.
+        """
+        write_result(self, file)
+
+
+def write_result(result: Any, file: Path | None) -> None:
+    """Writes the dataclass as JSON; a warning where that fails. Without a file, nothing."""
+    if file is None:
+        return
+    try:
+        file.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    except OSError as error:
+        print(f"warning: --result {file} could not be written ({error.strerror})", file=sys.stderr)
+
+
+def result_of(
+    folder: RunFolder, state: State, mlflow_run_id: str | None, history: Sequence[Mapping[str, Any]]
+) -> RunResult:
+    """The result of the run in this folder, from the epochs that it has trained."""
+    checkpoint = folder.newest_checkpoint()
+    metrics = dict(history[-1]["metrics"]) if history else {}
+    for name in ("perf/e_step_seconds", "perf/m_step_seconds", "perf/epoch_seconds"):
+        metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in history)
+    return RunResult(
+        run_name=folder.name,
+        mlflow_run_id=mlflow_run_id,
+        state=state,
+        run_dir=str(folder.path),
+        checkpoint=str(checkpoint) if checkpoint else None,
+        metrics=metrics,
+    )
+
+
+def write_traceback(folder: RunFolder) -> Path:
+    """Writes the traceback of the error that is being handled to `error.txt`, without secrets."""
+    path = folder.path / "error.txt"
+    with suppress(OSError):
+        path.write_text(redaction.scrubbed(traceback.format_exc()))
+    return path
+
+
+def report_entries(plan: RunPlan, class_names: Sequence[str], command: str) -> StateEntries:
+    """The entries of state.json that reports show. command: "" leaves the one that is there."""
+    entries: StateEntries = {
         "num_images": plan.num_images,
         "num_holdout": plan.num_holdout,
         "num_clusters": list(plan.num_clusters),
@@ -36,10 +98,12 @@ def facts(plan: RunPlan, class_names: Sequence[str], command: str) -> dict[str, 
         "class_names": list(class_names),
         "versions": tracking.run_tags(),
     }
-    return known | ({"command": command} if command else {})
+    if command:
+        entries["command"] = command
+    return entries
 
 
-def note(
+def dashboard_note(
     name: str,
     command: str,
     config: RunConfig,
@@ -64,7 +128,7 @@ def note(
         ),
     ]
     results = [
-        f"| {said} | {form.format(metrics[figure])} |" for figure, said, form in _SHOWN if figure in metrics
+        f"| {label} | {form.format(metrics[figure])} |" for figure, label, form in _SHOWN if figure in metrics
     ]
     if results and state != "running":
         lines += ["", "| result | |", "|---|---|", *results]
@@ -73,7 +137,7 @@ def note(
 
 
 def write_figures(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Every figure of every epoch; an empty cell where there was none."""
+    """Writes a table of every figure of every epoch; a cell is empty where there was none."""
     names = sorted({name for entry in history for name in entry["metrics"]})
     with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -88,7 +152,7 @@ def write_figures(history: Sequence[Mapping[str, Any]], path: Path) -> None:
             )
 
 
-def leave(
+def write_artifacts(
     folder: RunFolder,
     config: RunConfig,
     state: State,
@@ -96,8 +160,8 @@ def leave(
     tracker: tracking.MlflowRun | tracking.NullRun,
     warn: Callable[[str], None],
 ) -> None:
-    """Report and figures, in the folder and as artifacts; of a finished run also its model. What fails is a
-    warning.
+    """Writes report and figures into the folder, and hands them to MLflow; of a finished run also its model.
+    What fails is a warning.
     """
     if not history:
         return

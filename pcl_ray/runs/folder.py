@@ -26,7 +26,8 @@ from pcl_ray.support.text import suggestion
 
 CONFIG_FILE, STATE_FILE = "config.yaml", "state.json"
 # stopped early: by the scheduler of its sweep
-State = Literal["running", "finished", "failed", "stopped", "stopped early"]
+EndState = Literal["finished", "failed", "stopped", "stopped early"]
+State = Literal["running"] | EndState
 
 
 class StateEntries(TypedDict, total=False):

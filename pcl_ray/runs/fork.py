@@ -12,9 +12,9 @@ from pcl_ray import config as configs
 from pcl_ray.checkpoints import epoch_files, remote, storage
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.runs import driver, lease, request, storage_mirror
-from pcl_ray.runs.folder import RunFolder, read_state_at
-from pcl_ray.runs.run_result import RunResult
+from pcl_ray.runs import driver, lease, preparation, request, storage_mirror
+from pcl_ray.runs.final_artifacts import RunResult
+from pcl_ray.runs.folder import STATE_FILE, RunFolder, read_state_at
 
 _ALL = 10**9
 
@@ -33,7 +33,7 @@ def fork(
 
     Raises as `run.start` does.
     """
-    driver.before_anything()
+    preparation.prepare_process()
     overrides = list(overrides)
     # Where it lies on a storage, and this machine has not seen it. What is asked for is the new run's, but
     # the only one to look in where none is set.
@@ -101,9 +101,7 @@ def _bring(stored: str | None, asked: str | None, source: str, folder: Path, epo
 
 def _is_same(place: storage.Storage, folder: Path) -> bool:
     """Whether the run there is that of the folder, and not another one's of that name."""
-    return lease.read(place.read(storage_mirror.STATE) or b"").get("began_at") == read_state_at(folder).get(
-        "began_at"
-    )
+    return lease.parse(place.read(STATE_FILE) or b"").get("began_at") == read_state_at(folder).get("began_at")
 
 
 def _checkpoint(source: str, folder: Path, epoch: int | None) -> Path:

@@ -1,23 +1,91 @@
-"""Who trains a run on a storage, as its `owner.json` says."""
+"""The lease of a run in its storage: `owner.json` there says which driver trains the run.
+
+Locks of files end at a machine's door, so the driver writes its lease anew again and again, and the lease
+counts while it is fresh by the storage's own clock.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import threading
+import uuid
 from typing import Any
 
+from pcl_ray.checkpoints.storage import Storage
+from pcl_ray.errors import RunFailed
 from pcl_ray.runs.folder import Busy
 from pcl_ray.support import machine
 
-FRESH_S = 150.0  # since it was written last: then its driver is gone
+FILE = "owner.json"
+FRESH_S = 150.0  # a lease that is older counts no more: its driver is gone
+RENEW_EVERY_S = 30.0
+
+
+class Lease:
+    """This driver's lease of run `run`, from `acquire` to `release`. Each call is given the storage to ask,
+    since some may take longer than others.
+    """
+
+    def __init__(self, run: str):
+        self._run = run
+        self._owner = {**this_process(), "token": uuid.uuid4().hex}
+        self._lost = threading.Event()
+
+    def acquire(self, storage: Storage) -> None:
+        """Raises Busy where another driver has a fresh lease, RunFailed where the storage does not answer."""
+        content, entry = storage.read(FILE), storage.entry(FILE)
+        if content is not None and entry is not None:
+            check_free(self._run, content, age_s=(self._now_ns(storage) - entry.changed_ns) / 1e9)
+        self.write(storage)
+
+    def write(self, storage: Storage) -> None:
+        """Makes the lease fresh. Raises RunFailed."""
+        storage.write(FILE, json.dumps(self._owner).encode())
+
+    def release(self, asking: Storage, removing: Storage) -> None:
+        """Removes the lease where it is still this driver's. Raises RunFailed where the storage does not
+        answer; then the run is free when the lease is not fresh any more.
+        """
+        if not self.lost and self._read(asking) == self._owner:
+            removing.remove(FILE)
+
+    @property
+    def lost(self) -> bool:
+        """Whether `look` has seen another driver's lease."""
+        return self._lost.is_set()
+
+    def look(self, storage: Storage) -> None:
+        """Finds out whether another driver has taken the run over. Raises RunFailed."""
+        owner = self._read(storage)
+        if owner is not None and owner != self._owner:
+            self._lost.set()
+
+    def check_held(self, storage_address: str) -> None:
+        """Raises RunFailed after another driver has taken the run over."""
+        if self.lost:
+            raise RunFailed(
+                f"another process has taken the run over ({storage_address}/runs/{self._run}/{FILE} names it)"
+            )
+
+    def _now_ns(self, storage: Storage) -> int:
+        """The time by the storage's clock."""
+        key = f".now-{self._owner['token']}"
+        now_ns = storage.write(key, b"now").changed_ns
+        storage.remove(key)
+        return now_ns
+
+    def _read(self, storage: Storage) -> dict[str, Any] | None:
+        content = storage.read(FILE)
+        return None if content is None else parse(content)
 
 
 def check_free(name: str, content: bytes, age_s: float) -> None:
     """Raises Busy where the `owner.json` of this content and age says that another driver trains run
     `name`.
     """
-    owner = read(content)
+    owner = parse(content)
     if age_s < FRESH_S and not is_gone(owner):
         raise Busy(
             f"run {name!r} is being trained by process {owner.get('pid')} on {owner.get('host')}; stop it"
@@ -25,33 +93,29 @@ def check_free(name: str, content: bytes, age_s: float) -> None:
         )
 
 
-def read(content: bytes) -> dict[str, Any]:
-    """What the file says; nothing where it is damaged."""
+def parse(content: bytes) -> dict[str, Any]:
+    """What a JSON file in the storage says; {} where it is damaged."""
     try:
-        found = json.loads(content)
+        entries = json.loads(content)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return entries if isinstance(entries, dict) else {}
 
 
 def this_process() -> dict[str, Any]:
-    """Where this driver is: `machine` tells where its number can be asked for."""
+    """Where this driver is: `machine` tells on which machine `pid` can be asked for."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "machine": machine.identity()}
 
 
 def is_gone(owner: dict[str, Any]) -> bool:
-    """Whether it was a process of this machine that is no more."""
-    here = this_process()
-    if (
-        not here["machine"]
-        or owner.get("machine") != here["machine"]
-        or not isinstance(owner.get("pid"), int)
-    ):
+    """Whether the owner was a process of this machine that is no more."""
+    this_machine, pid = machine.identity(), owner.get("pid")
+    if not this_machine or owner.get("machine") != this_machine or not isinstance(pid, int):
         return False
     try:
-        os.kill(owner["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except OSError:
         return False
-    return owner["pid"] == os.getpid()  # of an earlier run of this very process
+    return pid == os.getpid()  # an earlier run of this very process

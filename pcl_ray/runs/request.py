@@ -143,7 +143,7 @@ def _checked(
     if (
         config.resources.storage
         and "resources.storage" not in said
-        and (refused := storage_mirror.refused(config.resources.storage))
+        and (refused := storage_mirror.problem_with(config.resources.storage))
     ):
         problems.append(refused)
     gpus = None if elsewhere else gpus_here()

@@ -29,9 +29,9 @@ from pcl_ray import plan as plans
 from pcl_ray import tracking
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
-from pcl_ray.errors import ConfigError, DataError, RunFailed
+from pcl_ray.errors import ConfigError, DataError, RunFailed, Stopped
 from pcl_ray.report.sweep.leaderboard import is_number
-from pcl_ray.runs import driver, run_result
+from pcl_ray.runs import preparation
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import SweepFolder
 from pcl_ray.support import redaction
@@ -69,9 +69,9 @@ class Ended:
 
 def start(asked: SweepRequest, *, name: str | None = None, result_file: Path | None = None) -> SweepResult:
     """Runs a new sweep to its end. Raises ConfigError or DataError before anything has started, RunFailed
-    after, `run.Stopped` on a signal.
+    after, Stopped on a signal.
     """
-    driver.before_anything()
+    preparation.prepare_process()
     if name:
         SweepFolder.check_free(name)
     chosen = name or SweepFolder.free_name(asked.space.name[:40], datetime.now().strftime("%m%d-%H%M%S"))
@@ -97,7 +97,7 @@ def resume(
     """Goes on with a sweep: ended trials are kept, the others go on from their checkpoints. Raises as `start`
     does.
     """
-    driver.before_anything()
+    preparation.prepare_process()
     with SweepFolder.open(name) as folder:
         asked = _secret_into_environment(stored(folder, words, options))
         data = _load(asked)
@@ -199,7 +199,7 @@ class _Data:
 
 def _load(asked: SweepRequest) -> _Data:
     display = Display()
-    whole, _ = driver.load(asked.base, display)
+    whole, _ = preparation.load_data(asked.base, display)
     return _Data(datasets.without_test_labels(whole, asked.settings.test_share), whole)
 
 
@@ -235,18 +235,18 @@ def _sweep(
     # then a trial that goes on alone is recorded there as well
     if uri and not base.tracking.uri and not redaction.holds_secret(uri):
         base = configs.with_overrides(base, {"tracking.uri": uri})
-    tracker = run_result.open_tracker(
+    tracker = preparation.open_tracker(
         folder,
         base,
         data.whole.train.fingerprint,
         lambda text: console.print(f"warning: {text}", markup=False),
-        tags={"objective.name": objective.metric},
-        without=asked.space.domains,
-        known=run_result.DataSummary(
-            plan, len(data.whole.train.class_names) if data.whole.train.labels is not None else 0
-        ),
-        sweep=tracking.Sweep(
-            folder.name, objective.metric, objective.direction, _numeric(asked), plan.total_steps - 1
+        preparation.TrackingDetails(
+            tags={"objective.name": objective.metric},
+            excluded_knobs=asked.space.domains,
+            data=preparation.DataSummary(plan, preparation.num_classes(data.whole)),
+            sweep=tracking.Sweep(
+                folder.name, objective.metric, objective.direction, _numeric(asked), plan.total_steps - 1
+            ),
         ),
     )
     setting = Setting(
@@ -292,7 +292,7 @@ def _sweep(
         folder.write_state(mlflow_run_id=tracker.run_id)
     result.write(result_file)
     if ended.signal_number:
-        raise driver.Stopped(folder.name, ended.signal_number, verb="sweep")
+        raise Stopped(folder.name, ended.signal_number, verb="sweep")
     if ended.reason.startswith("failures"):
         raise RunFailed(
             f"{ended.reason.removeprefix('failures: ')}\nWhat has ended is kept; mend the cause and go on"

@@ -24,7 +24,7 @@ from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError
 from pcl_ray.report.sweep import leaderboard
 from pcl_ray.report.sweep.leaderboard import Row, TrialRecord
-from pcl_ray.runs import run_result
+from pcl_ray.runs import final_artifacts, preparation
 from pcl_ray.runs.folder import RunFolder, SweepFolder, read_state_at
 from pcl_ray.support.paths import home
 from pcl_ray.support.text import value_text
@@ -57,7 +57,7 @@ class SweepResult:
 
     def write(self, file: Path | None) -> None:
         """As JSON, where a file was asked for."""
-        run_result.write_result(self, file)
+        final_artifacts.write_result(self, file)
 
 
 def _states(sweep: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -177,13 +177,12 @@ def _settle(setting: Setting) -> None:
             tags = {"trial.status": ended, "pcl_ray.sweep": setting.sweep} | (
                 {"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {}
             )
-            tracker = run_result.open_tracker(
+            tracker = preparation.open_tracker(
                 folder,
                 folder.read_config(),
                 setting.fingerprint,
                 lambda text: None,
-                title=state.get("title"),
-                tags=tags,
+                preparation.TrackingDetails(title=state.get("title"), tags=tags),
             )
             for entry in folder.read_history():
                 tracker.log(entry["metrics"], entry["step"])

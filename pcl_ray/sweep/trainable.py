@@ -51,7 +51,7 @@ class TrialProcess(tune.Trainable):
     def setup(self, config: dict[str, Any], setting: Setting, shared: Shared) -> None:  # type: ignore[override]
         os.environ["PCL_RAY_HOME"] = setting.home
         redaction.take_tracking_environment(setting.tracking_environment)
-        # as in `run.before_anything`; on a cluster the driver's environment is not ours
+        # as in `preparation.prepare_process`; on a cluster the driver's environment is not ours
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self.setting, self.shared = setting, shared
         self._splits: Any = None

@@ -24,7 +24,7 @@ from pcl_ray.config import RunConfig, properties
 from pcl_ray.data.images import Images
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.plan import RunPlan
-from pcl_ray.runs import final_artifacts, run_result
+from pcl_ray.runs import final_artifacts, preparation
 from pcl_ray.runs.folder import Busy, RunFolder, read_state_at
 from pcl_ray.runs.gallery import Gallery
 from pcl_ray.support.files import atomic_file
@@ -131,7 +131,7 @@ class Trial:
             return self._fail(str(failure))
         except Exception as error:  # out of memory, a bug: it costs this trial
             if self._folder is not None:
-                run_result.write_traceback(self._folder)
+                final_artifacts.write_traceback(self._folder)
             return self._fail(f"{type(error).__name__}: {error}")
         if done is None or done >= self.plan.epochs:
             self._conclude("finished")
@@ -267,16 +267,17 @@ class Trial:
         }
         tags |= {"mlflow.parentRunId": setting.parent_run_id} if setting.parent_run_id else {}
         tags |= {tracking.NOTE: self._note("running", {})}
-        known, metric = run_result.DataSummary(self.plan, len(setting.class_names)), setting.objective.metric
-        self._tracker = run_result.open_tracker(
+        self._tracker = preparation.open_tracker(
             folder,
             self.config,
             setting.fingerprint,
             lambda text: None,
-            title=self.title,
-            tags=tags,
-            known=known,
-            keep=(metric,),
+            preparation.TrackingDetails(
+                title=self.title,
+                tags=tags,
+                data=preparation.DataSummary(self.plan, len(setting.class_names)),
+                always_charted=(setting.objective.metric,),
+            ),
         )
         if self._images is not None:
             self._gallery = Gallery(folder.path, self._images, self._tracker, lambda text: None, small=True)
@@ -287,7 +288,7 @@ class Trial:
             error=None,
             recorded=False,
             fingerprint=setting.fingerprint,
-            **final_artifacts.facts(self.plan, setting.class_names, ""),
+            **final_artifacts.report_entries(self.plan, setting.class_names, ""),
         )
         leave = str(home() / "sweeps" / setting.sweep / "warmups" / self._claimed) if self._claimed else None
         self._epochs = self._make_epochs(
@@ -361,7 +362,7 @@ class Trial:
         return {"epoch": self._done(), "failing": self._failed, "run": self.name}
 
     def _note(self, state: Any, metrics: dict[str, float]) -> str:
-        return final_artifacts.note(
+        return final_artifacts.dashboard_note(
             f"{self.title} of sweep {self._setting.sweep}",
             "",
             self.config,

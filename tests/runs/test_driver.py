@@ -22,6 +22,7 @@ from small import DIGITS_RUN
 
 from pcl_ray import cli
 from pcl_ray.checkpoints import run_state
+from pcl_ray.errors import Stopped
 from pcl_ray.model.weights import load_encoder
 from pcl_ray.runs import driver
 from pcl_ray.runs.console import Display
@@ -124,12 +125,12 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped() -> None:
     class StopsAfterTwo(Display):
         def handle(self, event: Event) -> None:
             if event.kind == "step" and event.epoch == 2:
-                raise driver.Stopped("cut", signal.SIGTERM)
+                raise Stopped("cut", signal.SIGTERM)
 
     from pcl_ray.runs import request
 
     assert train("--name", "whole") == 0
-    with pytest.raises(driver.Stopped):
+    with pytest.raises(Stopped):
         driver.start(request.check("digits", TINY), name="cut", display=StopsAfterTwo())
     assert json.loads((home() / "runs/cut/state.json").read_text())["state"] == "stopped"
     assert run_state.latest(home() / "runs/cut/checkpoints") == home() / "runs/cut/checkpoints/epoch_00002.pt"
@@ -386,9 +387,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run_python: Any) -> None:
     class StopsAfterOne(Display):
         def handle(self, event: Event) -> None:
             if event.kind == "epoch":
-                raise driver.Stopped("full", signal.SIGTERM)
+                raise Stopped("full", signal.SIGTERM)
 
-    with pytest.raises(driver.Stopped):
+    with pytest.raises(Stopped):
         driver.start(request.check("digits", TINY), name="full", display=StopsAfterOne())
     checkpoints = home() / "runs/full/checkpoints"
     size = (checkpoints / "epoch_00001.pt").stat().st_size

@@ -18,6 +18,7 @@ from small import DIGITS_RUN
 
 from pcl_ray import cli
 from pcl_ray.checkpoints import run_state
+from pcl_ray.errors import Stopped
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.bank import FeatureBank
 from pcl_ray.runs import driver, request
@@ -71,7 +72,7 @@ class StopsIn(Display):
 
     def handle(self, event: Event) -> None:
         if event.kind == "step" and event.epoch == self.epoch:
-            raise driver.Stopped("cut", signal.SIGTERM)
+            raise Stopped("cut", signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ class StopsIn(Display):
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, ...]) -> None:
     words = (*words, "train.epochs=6")
     assert train("--name", "whole", *words) == 0
-    with pytest.raises(driver.Stopped):
+    with pytest.raises(Stopped):
         driver.start(request.check("digits", [*TINY, *words]), name="cut", display=StopsIn(4))
     assert cli.main(["train", "--resume", "cut"]) == 0
     for epoch in (4, 5, 6):
@@ -238,7 +239,7 @@ def test_three_in_a_row_end_the_run_and_the_count_survives_a_stop(
     outcome: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers(monkeypatch, "clustered", outcome, outcome, outcome)
-    with pytest.raises(driver.Stopped):
+    with pytest.raises(Stopped):
         driver.start(request.check("digits", [*TINY, "train.epochs=9"]), name="cut", display=StopsIn(2))
     assert cli.main(["train", "--resume", "cut"]) == 1
     said = capsys.readouterr().err

@@ -24,7 +24,7 @@ from small import DIGITS_RUN
 
 from pcl_ray import cli
 from pcl_ray.checkpoints import remote, run_state, storage
-from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.errors import ConfigError, RunFailed, Stopped
 from pcl_ray.runs import driver, lease, request, storage_mirror
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import Busy, RunFolder
@@ -121,11 +121,11 @@ class At(Display):
 
 
 def _stop() -> None:
-    raise driver.Stopped("cut", signal.SIGTERM)
+    raise Stopped("cut", signal.SIGTERM)
 
 
 def stopped_in(epoch: int, name: str, uri: str) -> None:
-    with pytest.raises(driver.Stopped):
+    with pytest.raises(Stopped):
         driver.start(
             request.check("digits", [*TINY, _PLACE.format(uri)]), name=name, display=At(epoch, _stop)
         )
@@ -312,7 +312,7 @@ def test_a_run_goes_on_from_its_storage_where_everything_else_is_lost(
     place = storage.of_run(uri, "cut")
     assert remote.names(place) == ["epoch_00001.pt", "epoch_00002.pt"]
     assert {"config.yaml", "state.json", "report.html", "figures.csv"} <= place.listed().keys()
-    assert storage_mirror.OWNER not in place.listed()
+    assert lease.FILE not in place.listed()
     shutil.rmtree(home())
     assert cli.main(["train", "--resume", "cut"]) == 2
     assert "there is no run 'cut'" in capsys.readouterr().err
@@ -466,12 +466,12 @@ def test_a_driver_of_this_machine_that_was_killed_is_not_waited_for(tmp_path: Pa
         file = _owned(tmp_path / "shared", **{**lease.this_process(), "pid": pid})
         with RunFolder.create(f"one{pid}", config) as here:
             here.name = "one"
-            keeper = storage_mirror.Keeper(here, str(tmp_path / "shared"), pytest.fail)
+            mirror = storage_mirror.StorageMirror(here, str(tmp_path / "shared"), pytest.fail)
             if refused:
                 with pytest.raises(Busy, match=str(pid)):
-                    keeper.__enter__()
+                    mirror.__enter__()
                 continue
-            with keeper:
+            with mirror:
                 assert json.loads(file.read_text())["pid"] == os.getpid()
             assert not file.exists()
 
@@ -482,18 +482,20 @@ def test_a_beat_that_is_slow_does_not_say_that_a_run_is_trained_which_has_ended(
     begun, write = threading.Event(), storage.Storage.write
 
     def slow(place: storage.Storage, key: str, content: bytes) -> storage.Entry:
-        if threading.current_thread().name == "storage-owner" and key == "owner.json":
+        if threading.current_thread().name == "storage-lease" and key == "owner.json":
             begun.set()
             time.sleep(1.0)
         return write(place, key, content)
 
-    monkeypatch.setattr(storage_mirror, "_BEAT_S", 0.02)
+    monkeypatch.setattr(lease, "RENEW_EVERY_S", 0.02)
     monkeypatch.setattr(storage.Storage, "write", slow)
     with RunFolder.create("one", request.check("digits", TINY).config) as here:
-        keeper = storage_mirror.Keeper(here, str(tmp_path / "shared"), pytest.fail, new=True)
-        with keeper:
+        mirror = storage_mirror.StorageMirror(here, str(tmp_path / "shared"), pytest.fail, new=True)
+        with mirror:
             assert begun.wait(60)
-        keeper._beat.join(60)
+        for thread in threading.enumerate():
+            if thread.name == "storage-lease":
+                thread.join(60)
     assert not (tmp_path / "shared/runs/one/owner.json").exists()
 
 
@@ -514,7 +516,7 @@ def test_a_run_that_did_not_start_is_free_at_once(
     with (
         RunFolder.create("one", request.check("digits", TINY).config) as here,
         pytest.raises(ConfigError if isinstance(failure, RunFailed) else type(failure)),
-        storage_mirror.Keeper(here, str(tmp_path / "shared"), pytest.fail),
+        storage_mirror.StorageMirror(here, str(tmp_path / "shared"), pytest.fail),
     ):
         pytest.fail("it began")
     assert not file.exists()
@@ -533,7 +535,7 @@ def test_the_owner_is_removed_where_the_last_files_cannot_be_sent(
 
     with (
         RunFolder.create("one", request.check("digits", TINY).config) as here,
-        storage_mirror.Keeper(here, str(tmp_path / "shared"), warned.append, new=True),
+        storage_mirror.StorageMirror(here, str(tmp_path / "shared"), warned.append, new=True),
     ):
         (here.path / "figures.csv").write_text("epoch")
         monkeypatch.setattr(storage.Storage, "write", no_figures)
@@ -545,7 +547,7 @@ def test_the_owner_is_removed_where_the_last_files_cannot_be_sent(
 def test_a_run_that_was_taken_over_ends_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(storage_mirror, "_BEAT_S", 0.02)
+    monkeypatch.setattr(lease, "RENEW_EVERY_S", 0.02)
     owner = tmp_path / "shared/runs/one/owner.json"
 
     def take_over() -> None:

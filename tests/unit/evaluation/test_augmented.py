@@ -29,6 +29,7 @@ from pcl_ray.data.images import ArrayImages, Images
 from pcl_ray.data.loaders import TrainingLoader
 from pcl_ray.data.reading import Readers
 from pcl_ray.data.views import Views
+from pcl_ray.errors import Stopped
 from pcl_ray.evaluation import augmented, lidar
 from pcl_ray.evaluation.augmented import AugmentedViews, sampled
 from pcl_ray.model.learner import Learner, build_learner
@@ -282,7 +283,7 @@ class StopsIn(Display):
 
     def handle(self, event: Event) -> None:
         if event.kind == "step" and event.epoch == self.epoch:
-            raise driver.Stopped("cut", signal.SIGTERM)
+            raise Stopped("cut", signal.SIGTERM)
 
 
 def test_a_run_that_goes_on_has_the_figures_at_the_same_epochs() -> None:
@@ -292,7 +293,7 @@ def test_a_run_that_goes_on_has_the_figures_at_the_same_epochs() -> None:
     words = ("e_step.overlap=true", "e_step.switch_step=2")
     assert train("--name", "whole", *words, *LIDAR) == 0
     for first, seen in ((LIDAR, [True] * 4), ((), [False, True, True, True])):
-        with pytest.raises(driver.Stopped):
+        with pytest.raises(Stopped):
             driver.start(
                 request.check("digits", [*TINY, *words, *first]), name=f"cut{len(first)}", display=StopsIn(2)
             )

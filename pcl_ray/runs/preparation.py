@@ -1,0 +1,139 @@
+"""What a run, a trial or a sweep needs before it trains: the state of this process, its images and plan, and
+its MLflow run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pcl_ray import plan as plans
+from pcl_ray import tracking
+from pcl_ray.config import RunConfig
+from pcl_ray.data import datasets
+from pcl_ray.data.datasets import DataSplits
+from pcl_ray.data.memory import in_memory
+from pcl_ray.errors import DataError
+from pcl_ray.on_ray import current_job
+from pcl_ray.plan import RunPlan
+from pcl_ray.runs.console import Display
+from pcl_ray.runs.folder import RunFolder
+from pcl_ray.support.paths import check_writable, home
+
+
+def prepare_process() -> None:
+    """Sets what has to be set before torch is loaded. Raises ConfigError where nothing can be written."""
+    # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want
+    # the cores. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    current_job.without_gpus()
+    check_writable()
+
+
+def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
+    """The images, decoded into memory where the plan says so, and the plan. Raises DataError."""
+
+    def show_checked(done: int, total: int) -> None:
+        display.say(f"checking images: {done} of {total}")
+
+    def show_decoded(done: int, total: int) -> None:
+        display.say(f"decoding images: {done} of {total}")
+
+    try:
+        splits = datasets.load(config.data, cache_dir=home() / "checked_images", progress=show_checked)
+    except OSError as error:  # a folder that may be listed but not read, a disk that fails
+        file = error.filename or config.data.path
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    if splits.bad:
+        lines = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
+        display.warn(f"{len(splits.bad)} images cannot be read and are left out:\n{lines}")
+    plan = plans.make(config, len(splits.train), splits.num_holdout)
+    if plan.in_memory and config.data.source in plans.FILE_SOURCES:
+        splits = in_memory(splits, plan.memory_side, show_decoded)
+    return splits, plan
+
+
+def num_classes(splits: DataSplits) -> int:
+    """The number of classes of the training images; 0 where they have no labels."""
+    return len(splits.train.class_names) if splits.train.labels is not None else 0
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """The plan of a run that is about to begin, and the number of classes of its images (0: no labels)."""
+
+    plan: RunPlan
+    classes: int
+
+
+@dataclass(frozen=True)
+class TrackingDetails:
+    """What MLflow gets of a run beside its configuration."""
+
+    title: str | None = None  # the name shown there; None: the folder's
+    tags: Mapping[str, str] = field(default_factory=dict)
+    data: DataSummary | None = None
+    sweep: tracking.Sweep | None = None  # what the saved view of a sweep is made from
+    excluded_knobs: Iterable[str] = ()  # not recorded as parameters
+    always_charted: Iterable[str] = ()  # figures that are charted in any case
+
+
+def open_tracker(
+    folder: RunFolder,
+    config: RunConfig,
+    fingerprint: str,
+    warn: Callable[[str], None],
+    details: TrackingDetails | None = None,
+) -> tracking.MlflowRun | tracking.NullRun:
+    """The MLflow run of this folder, a new one or the one that its state.json names. fingerprint: of its
+    images. warn: gets one sentence when something is wrong with the server, from another thread.
+    """
+    details = details or TrackingDetails()
+    public = tracking.public_config(config)  # without the password that a URI may hold
+    excluded = set(details.excluded_knobs)
+    params = {name: value for name, value in public.flatten().items() if name not in excluded}
+    dataset = None
+    if details.data is not None:
+        params |= _plan_params(details.data.plan)
+        dataset = _dataset(config, fingerprint, details.data)
+    own_tags = {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint}
+    return tracking.open_run(
+        config.tracking,
+        home=home(),
+        run_name=folder.name,
+        title=details.title,
+        run_dir=folder.path,
+        params=params,
+        tags=tracking.run_tags() | current_job.tags() | own_tags | dict(details.tags),
+        config_yaml=public.to_yaml(),
+        run_id=folder.read_state().get("mlflow_run_id"),
+        dataset=dataset,
+        clusterings=len(config.e_step.num_clusters),
+        sweep=details.sweep,
+        keep=details.always_charted,
+        warn=warn,
+    )
+
+
+def _plan_params(plan: RunPlan) -> dict[str, Any]:
+    """Numbers that follow from knobs and data, for the axes of charts: K as counts, N, steps."""
+    return {
+        "plan.num_images": plan.num_images,
+        "plan.steps": plan.total_steps,
+        "plan.num_clusters_total": sum(plan.num_clusters),
+        **{f"plan.num_clusters_{m}": count for m, count in enumerate(plan.num_clusters)},
+    }
+
+
+def _dataset(config: RunConfig, fingerprint: str, data: DataSummary) -> tracking.DataSet:
+    source, path = config.data.source, config.data.path or ""
+    name = source
+    if source in ("folder", "arrays", "imagenet"):
+        name = Path(path).name or source
+    plan = data.plan
+    return tracking.DataSet(
+        name, fingerprint, path or source, plan.num_images, plan.num_holdout, data.classes
+    )
