@@ -52,11 +52,11 @@ def run(arguments: argparse.Namespace) -> None:
     environment.set_defaults()  # before spaces, which import Ray
     space, words = _space_and_words(arguments)
     options = _options(arguments)
-    from pcl_ray.sweep import driver
+    from pcl_ray.sweep import driver, tune_run
     from pcl_ray.sweep import request as requests
     from pcl_ray.sweep.dry_run import show
 
-    driver.quiet_tune()
+    tune_run.quiet_tune()
     if arguments.dry_run:
         if arguments.resume:
             from pcl_ray.runs.folder import SweepFolder

@@ -9,7 +9,7 @@ from pcl_ray.support.redaction import scrubbed
 from pcl_ray.sweep import capacity, warm_ups
 from pcl_ray.sweep.request import SweepRequest
 from pcl_ray.sweep.space import search, spaces
-from pcl_ray.sweep.trainable import POINT, point_of
+from pcl_ray.sweep.trial_point import POINT, point_of
 
 
 def show(asked: SweepRequest) -> None:

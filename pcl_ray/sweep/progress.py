@@ -12,73 +12,59 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray import tune
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pcl_ray.runs.folder import RunFolder, write_state_at
-from pcl_ray.sweep.space.objective import Objective
-from pcl_ray.sweep.space.settings import SweepConfig
-from pcl_ray.sweep.trial import read_state
+from pcl_ray.runs.folder import RunFolder, read_state_at, write_state_at
+from pcl_ray.sweep.interruption import Interrupter
+from pcl_ray.sweep.session import SweepSession
+from pcl_ray.sweep.trial_point import point_of, run_name_of
 
 _LINES_EVERY_S = 30.0
 _ROWS = 12
 
 
-def _common(reasons: list[str]) -> str:
-    """The most frequent; numbers in them do not make another reason."""
-    kinds = [re.sub(r"\d[\d.e-]*", "#", reason) for reason in reasons]
-    kind, count = Counter(kinds).most_common(1)[0]
-    return f"{count} of them: {reasons[kinds.index(kind)]}"
-
-
-class Follow(tune.Callback):
-    """Ray Tune calls it in the sweep's process. `stop` ends the sweep so that it can be resumed."""
+class ProgressCallback(tune.Callback):
+    """Ray Tune calls it in the sweep's process."""
 
     def __init__(
         self,
-        console: Console,
-        objective: Objective,
-        settings: SweepConfig,
-        epochs: int,
+        session: SweepSession,
         total: int,
-        tracker: Any,
-        stop: Callable[[], None],
+        interrupter: Interrupter,
+        *,
         ended_before: Iterable[str] = (),
         first_end: Callable[[], None] = lambda: None,
-        each_turn: Callable[[], None] = lambda: None,
-        run_of: Callable[[Any], str] = lambda trial: "",
     ):
-        # called at each turn of Tune's loop; the run of a trial of Tune's
-        self._each_turn, self._run_of = each_turn, run_of
-        self._seen: set[str] = set()
-        self._first_end = first_end  # called once, in a thread
-        self._runs = set(ended_before)  # that have ended, also in earlier sessions
-        self._console, self._objective, self._settings, self._epochs, self._total = (
-            console,
-            objective,
-            settings,
-            epochs,
-            total,
-        )
-        self._tracker, self._stop = tracker, stop
+        """total: of all trials. interrupter: ends the sweep after too many failures. ended_before: runs of
+        trials that ended in earlier sessions. first_end: called once, in a thread, when the first trial ends.
+        """
+        self._session = session
+        self._total = total
+        self._interrupter = interrupter
+        self._runs_ended = set(ended_before)
+        self._first_end = first_end
+        self._epochs = session.context.base.train.epochs
+        self._trials_begun: set[str] = set()
         self._latest: dict[str, dict[str, Any]] = {}  # trial id: its last result
         self._ended: dict[str, str] = {}  # trial id: how
-        self._in_a_row: list[str] = []  # reasons
+        self._failures_in_a_row: list[str] = []  # reasons
+        self._interrupted = False
         self._live: Live | None = None
-        self._told = time.monotonic()
         self._begun = time.monotonic()
-        self.failed_of: str = ""  # set: too many failed, and most often for this
+        self._last_line = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune keeps its callbacks with the experiment; a restored one gets a new Follow
+        return {}  # Tune pickles its callbacks with the experiment; a restored one gets a new one
 
     def setup(
         self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any
     ) -> None:
-        if self._console.is_terminal:
-            self._live = Live(self._table(), console=self._console, refresh_per_second=2, transient=True)
+        console = self._session.console
+        if console.is_terminal:
+            self._live = Live(self._table(), console=console, refresh_per_second=2, transient=True)
             self._live.start()
 
     def end(self) -> None:
@@ -88,12 +74,13 @@ class Follow(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune's loop turns: what wants it to end may have come before it listened."""
-        self._each_turn()
+        self._interrupter.repeat()
         for trial in trials:
             # of a restored experiment: an earlier session's counts and limits say nothing about this one's
-            if trial.trial_id not in self._seen:
-                self._seen.add(trial.trial_id)
-                trial.max_failures, trial.run_metadata.num_failures = self._settings.process_failures, 0
+            if trial.trial_id not in self._trials_begun:
+                self._trials_begun.add(trial.trial_id)
+                trial.max_failures = self._session.context.settings.process_failures
+                trial.run_metadata.num_failures = 0
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -110,63 +97,66 @@ class Follow(tune.Callback):
         if early and "run" in result:
             write_state_at(RunFolder.path_of(result["run"]), state="stopped early")
         self._end(trial, "stopped early" if early else "finished", result)
-        self._in_a_row.clear()
+        self._failures_in_a_row.clear()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        settings = self._session.context.settings
         result = {"run": self._run_of(trial), **self._latest.get(trial.trial_id, {})}
-        reason = result.get("failing") or f"its process was lost {self._settings.process_failures + 1} times"
+        reason = result.get("failing") or f"its process was lost {settings.process_failures + 1} times"
         if "failing" not in result and RunFolder.path_of(result["run"]).is_dir():
             write_state_at(RunFolder.path_of(result["run"]), state="failed", error=reason)
         self._end(trial, f"failed: {reason}", result)
-        self._in_a_row.append(reason)
-        if len(self._in_a_row) >= self._settings.failures and not self.failed_of:
-            self.failed_of = (
-                f"{len(self._in_a_row)} trials failed one after the other. {_common(self._in_a_row)}"
+        self._failures_in_a_row.append(reason)
+        count = len(self._failures_in_a_row)
+        if count >= settings.failures and not self._interrupted:
+            self._interrupted = True
+            self._interrupter.fail(
+                f"{count} trials failed one after the other. {_most_frequent(self._failures_in_a_row)}"
             )
-            self._stop()
+
+    def _run_of(self, trial: Any) -> str:
+        """The run of a trial of Tune's."""
+        context = self._session.context
+        return run_name_of(context.sweep, point_of(trial.config, context.base.seed, trial.trial_id))
 
     def _end(self, trial: Any, how: str, result: dict[str, Any]) -> None:
         if not self._ended:
             threading.Thread(target=self._first_end, name="preload", daemon=True).start()
         self._ended[trial.trial_id] = how
-        self._runs.add(result.get("run") or trial.trial_id)
-        state = read_state(result["run"]) if "run" in result else {}
-        value = (state.get("trial") or {}).get("objective")
+        self._runs_ended.add(result.get("run") or trial.trial_id)
         if self._live is None:
-            said = f"  {self._objective.metric} {value:.4f}" if value is not None else ""
-            self._console.print(
-                f"trial {self._count()}/{self._total}  {state.get('title', trial.trial_id)}  {how},"
-                f" {result.get('epoch', 0)} epochs{said}",
-                markup=False,
-                soft_wrap=True,
-            )
-        best = self._best()
+            self._print_end(trial.trial_id, how, result)
+        scores = [latest["score"] for latest in self._latest.values() if "score" in latest]
         figures = {
-            "sweep/ended": float(self._count()),
+            "sweep/ended": float(len(self._runs_ended)),
             "sweep/failed": float(sum(text.startswith("failed") for text in self._ended.values())),
         }
-        figures |= {"sweep/best_score": best} if best is not None else {}
-        self._tracker.log(figures, self._count())
+        figures |= {"sweep/best_score": max(scores)} if scores else {}
+        self._session.tracker.log(figures, len(self._runs_ended))
         self._show()
 
-    def _count(self) -> int:
-        return len(self._runs)
-
-    def _best(self) -> float | None:
-        scores = [result["score"] for result in self._latest.values() if "score" in result]
-        return max(scores, default=None)
+    def _print_end(self, trial_id: str, how: str, result: dict[str, Any]) -> None:
+        state = _state_of(result)
+        value = (state.get("trial") or {}).get("objective")
+        objective = f"  {self._session.context.objective.metric} {value:.4f}" if value is not None else ""
+        self._session.console.print(
+            f"trial {len(self._runs_ended)}/{self._total}  {state.get('title', trial_id)}  {how},"
+            f" {result.get('epoch', 0)} epochs{objective}",
+            markup=False,
+            soft_wrap=True,
+        )
 
     def _show(self) -> None:
         now = time.monotonic()
         if self._live is not None:
             self._live.update(self._table())
-        elif now - self._told > _LINES_EVERY_S:
-            self._told = now
+        elif now - self._last_line > _LINES_EVERY_S:
+            self._last_line = now
             running = [result for trial, result in self._latest.items() if trial not in self._ended]
             epochs = ", ".join(f"{result['epoch']}/{self._epochs}" for result in running)
-            self._console.print(
-                f"running     {len(running)} trials at epochs {epochs}; {self._count()} of {self._total}"
-                " ended",
+            self._session.console.print(
+                f"running     {len(running)} trials at epochs {epochs};"
+                f" {len(self._runs_ended)} of {self._total} ended",
                 markup=False,
                 soft_wrap=True,
             )
@@ -174,23 +164,30 @@ class Follow(tune.Callback):
     def _table(self) -> Group:
         """The running trials and the best of those that have ended."""
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for title in ("trial", "state", "epoch", self._objective.metric):
+        for title in ("trial", "state", "epoch", self._session.context.objective.metric):
             table.add_column(title, no_wrap=True)
         running = [trial for trial in self._latest if trial not in self._ended]
         ended = sorted(self._ended, key=lambda trial: -self._latest.get(trial, {}).get("score", -1e9))
         for trial in [*running, *ended][:_ROWS]:
             result = self._latest.get(trial, {})
-            title = read_state(result["run"]).get("title", trial) if "run" in result else trial
+            title = _state_of(result).get("title", trial)
             value = f"{result['objective']:.4f}" if "objective" in result else ""
             state = self._ended.get(trial, "waiting" if result.get("waiting") else "running")
             table.add_row(
                 title, state[:60], f"{result.get('epoch', 0)}/{result.get('of', self._epochs)}", value
             )
         minutes = (time.monotonic() - self._begun) / 60
-        return Group(
-            table,
-            Text(
-                f"{self._count()} of {self._total} trials ended, {len(running)} running, {minutes:.1f}"
-                " minutes"
-            ),
-        )
+        counts = f"{len(self._runs_ended)} of {self._total} trials ended, {len(running)} running"
+        return Group(table, Text(f"{counts}, {minutes:.1f} minutes"))
+
+
+def _state_of(result: dict[str, Any]) -> dict[str, Any]:
+    """state.json of the run that a result is of; {} where it does not say which."""
+    return read_state_at(RunFolder.path_of(result["run"])) if "run" in result else {}
+
+
+def _most_frequent(reasons: list[str]) -> str:
+    """The most frequent reason; numbers in it do not make another one of it."""
+    kinds = [re.sub(r"\d[\d.e-]*", "#", reason) for reason in reasons]
+    kind, count = Counter(kinds).most_common(1)[0]
+    return f"{count} of them: {reasons[kinds.index(kind)]}"

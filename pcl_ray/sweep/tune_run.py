@@ -1,128 +1,122 @@
-"""Ray Tune, wired: the data and the office of warm-ups into Ray, one process a trial, as many as the cluster
-holds.
+"""Ray Tune, wired: the data and the actor of the warm-ups into Ray, one process a trial, as many at a time as
+the cluster holds.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from rich.console import Console
 
-from pcl_ray.config import RunConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import admission, connection, node_checks
-from pcl_ray.runs.folder import SweepFolder
 from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import CLOUD_KEYS
-from pcl_ray.sweep import capacity, driver, pickle_safety, results
-from pcl_ray.sweep.driver import Ended
-from pcl_ray.sweep.point import run_name_of
-from pcl_ray.sweep.progress import Follow
+from pcl_ray.sweep import capacity, pickle_safety
+from pcl_ray.sweep.interruption import Interrupter, Interruption
+from pcl_ray.sweep.progress import ProgressCallback
 from pcl_ray.sweep.request import SweepRequest
+from pcl_ray.sweep.results import conclusion, trial_records
+from pcl_ray.sweep.session import SweepSession
 from pcl_ray.sweep.space import search
-from pcl_ray.sweep.trainable import POINT, Shared, TrialProcess, point_of, resources
-from pcl_ray.sweep.trial import Setting
+from pcl_ray.sweep.trial_point import POINT
+from pcl_ray.sweep.trials.context import SweepContext
+from pcl_ray.sweep.trials.trainable import RayHandles, TrialProcess, resources_of
 from pcl_ray.sweep.warm_ups import Warmups
 from pcl_ray.training.training_task import longest_silence
 
 _LOOK_EVERY_S = 30.0
+_QUIET = {
+    # one file of results for each trial and format: ours are in the runs' folders
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial has no score before its first evaluation
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "10",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 
 
-def run(
-    folder: SweepFolder,
-    asked: SweepRequest,
-    setting: Setting,
-    splits: DataSplits,
-    tracker: Any,
-    console: Console,
-    *,
-    resumed: bool,
-) -> Ended:
-    """Trains all trials, or those that are left. Raises ConfigError where not one fits the cluster, RunFailed
-    where Tune itself fails.
+@dataclass(frozen=True)
+class TrialSchedule:
+    """Which trials there are, and how many of them train at a time."""
+
+    listed: list[dict[str, Any]] | None  # every trial's point; None where a searcher suggests them one by one
+    total: int
+    at_a_time: int
+
+
+def run(session: SweepSession, splits: DataSplits, *, resumed: bool) -> Interruption | None:
+    """Trains all trials, or those that are left; gives back what ended it before that. Raises ConfigError
+    where not one fits the cluster, RunFailed where Tune itself fails.
     """
-    driver.quiet_tune()
+    folder, request, context = session.folder, session.request, session.context
+    quiet_tune()
     _keep_keys_out_of_runtime_environments()
-    trial = capacity.bundles(setting.base, asked.plan)
-    with connection.connected(sum(cpus for cpus, _ in trial)) as others:
-        if not setting.base.resources.autoscaling:
-            concurrency(asked, setting)  # what can never fit is said before anything is waited for
-        if others and not setting.base.resources.autoscaling:
-            node_checks.check(folder.path, splits, setting.base.data.path)
-        if others:
-            _wait_for_room(folder, trial, setting.base, console)
-        if others and setting.base.resources.autoscaling:
-            node_checks.check(folder.path, splits, setting.base.data.path)
-        at_a_time = concurrency(asked, setting)
-        office: Any = (
+    bundles = capacity.bundles(context.base, request.plan)
+    with connection.connected(sum(cpus for cpus, _ in bundles)) as others:
+        _wait_for_cluster(session, splits, others=others)
+        schedule = schedule_of(request, context, concurrency(request, context, _nodes()))
+        warmups: Any = (
             ray.remote(Warmups)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=3)
             .remote(str(folder.path / "warmups"))
         )
-        shared = Shared(connection.share(splits), office)
-        listed = search.points(asked.space, asked.settings, setting.base)
-        total = (
-            len(listed)
-            if listed is not None
-            else search.samples(asked.space, asked.settings) * asked.settings.seeds
-        )
-        if asked.settings.scheduler == "pbt" and setting.base.resources.workers and at_a_time < total:
-            message = (
-                f"a population whose members have workers trains all at once, and {at_a_time} fit the"
-                " cluster; use fewer, or resources.workers=0"
-            )
-            raise ConfigError([Problem("sweep.samples", total, message)])
-        console.print(
-            f"sweep       {folder.name}: {total} trials, {at_a_time} at a time, in {folder.path}",
+        handles = RayHandles(connection.share(splits), warmups)
+        session.console.print(
+            f"sweep       {folder.name}: {schedule.total} trials, {schedule.at_a_time} at a time, in"
+            f" {folder.path}",
             markup=False,
             soft_wrap=True,
         )
-        done = [
-            record.run_name
-            for record in results.records(folder.name)
-            if record.state in ("finished", "stopped early")
-        ]
-        with driver.interruptible(asked.settings.budget_s) as (stop, nudge, reasons):
-            follow = Follow(
-                console,
-                setting.objective,
-                setting.settings,
-                setting.base.train.epochs,
-                total,
-                tracker,
-                lambda: stop(follow.failed_of),
-                ended_before=done,
-                first_end=results.preload,
-                each_turn=nudge,
-                run_of=lambda trial: run_name_of(
-                    setting.sweep, point_of(trial.config, setting.base.seed, trial.trial_id)
-                ),
+        with Interrupter(request.settings.budget_s) as interrupter:
+            progress = ProgressCallback(
+                session,
+                schedule.total,
+                interrupter,
+                ended_before=trial_records.ended(folder.name),
+                first_end=conclusion.preload,
             )
-            watching = threading.Event()
             try:
-                _watch(folder.name, longest_silence(setting.base), stop, watching)
-                tuner = _tuner(folder, asked, setting, shared, listed, total, at_a_time, follow, resumed)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    tuner.fit()
+                with _watched(folder.name, longest_silence(context.base), interrupter.fail):
+                    tuner = tuner_of(session, handles, schedule, progress, resumed=resumed)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        tuner.fit()
             except tune.TuneError as error:
                 raise RunFailed(f"Ray Tune failed: {str(error).strip().splitlines()[-1]}") from error
             finally:
-                watching.set()
-                follow.end()
-        return reasons[0] if reasons else Ended()
+                progress.end()
+        return interrupter.first
+
+
+def quiet_tune() -> None:
+    """Tune's own tables and warnings are for those who call it; ours says what its user needs. What is set
+    already stands.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray.tune", "ray.train", "ray.data", "optuna"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _keep_keys_out_of_runtime_environments() -> None:
     """Tune hands the cloud's keys to its trials by their runtime environment, which Ray writes into its logs.
-    Ours get them with the `Setting`.
+    Ours get them with the `SweepContext`.
     """
     with suppress(ImportError, AttributeError):  # of Tune's inside; another version may not do it any more
         from ray.tune.execution import class_cache
@@ -130,117 +124,169 @@ def _keep_keys_out_of_runtime_environments() -> None:
         class_cache.ENV_VARS_TO_PROPAGATE = set(class_cache.ENV_VARS_TO_PROPAGATE) - set(CLOUD_KEYS)
 
 
-def _wait_for_room(
-    folder: SweepFolder, trial: list[capacity.Bundle], base: RunConfig, console: Console
-) -> None:
-    """Until one trial fits beside what others run; from then on Tune starts the next whenever there is
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _wait_for_cluster(session: SweepSession, splits: DataSplits, *, others: bool) -> None:
+    """Checks the nodes of the cluster, and waits until one trial fits beside what others run on it. Nodes
+    that are added for the sweep can only be checked when they are there.
+    """
+    base = session.context.base
+    autoscaling = base.resources.autoscaling
+    if not autoscaling:
+        concurrency(
+            session.request, session.context, _nodes()
+        )  # what never fits is refused before any waiting
+    if not others:
+        return
+    if not autoscaling:
+        node_checks.check(session.folder.path, splits, base.data.path)
+    wait_for_room(session)
+    if autoscaling:
+        node_checks.check(session.folder.path, splits, base.data.path)
+
+
+def wait_for_room(session: SweepSession) -> None:
+    """Waits until one trial fits beside what others run; from then on Tune starts the next whenever there is
     room.
     """
 
     def say(text: str) -> None:
-        console.print(text or "there is room now", markup=False, soft_wrap=True)
-        folder.write_state(waits_for=text)
+        session.console.print(text or "there is room now", markup=False, soft_wrap=True)
+        session.folder.write_state(waits_for=text)
 
-    parts = [{"CPU": cpus, "GPU": gpus} for cpus, gpus in trial]
+    base = session.context.base
+    parts = [{"CPU": cpus, "GPU": gpus} for cpus, gpus in capacity.bundles(base, session.request.plan)]
     admission.take(
-        folder.name,
+        session.folder.name,
         [{kind: amount for kind, amount in part.items() if amount} for part in parts],
         base.resources.queue_timeout_s,
         say,
     ).release()
 
 
-def _watch(sweep: str, limit_s: float, stop: Any, ended: threading.Event) -> None:
-    """Ends the sweep where no trial has given a sign of life for longer than any step and E-step may take."""
+def concurrency(request: SweepRequest, context: SweepContext, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Trials at a time on these nodes ({"CPU": …, "GPU": …} each). Raises ConfigError where not one fits."""
+    bundles = capacity.bundles(context.base, request.plan)
+    fits = capacity.trials_at_a_time(bundles, nodes)
+    if not fits:
+        cpus, gpus = (sum(part) for part in zip(*bundles, strict=True))
+        has = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("GPU", "CPU")}
+        message = (
+            f"one trial takes {gpus:g} GPUs and {cpus:g} CPUs with its E-step actor, which no node or set of"
+            f" nodes has free together; the cluster has {has['GPU']:g} and {has['CPU']:g}"
+        )
+        raise ConfigError([Problem("resources.workers", context.base.resources.workers, message)])
+    return min(fits, request.settings.concurrency or fits)
+
+
+def schedule_of(request: SweepRequest, context: SweepContext, at_a_time: int) -> TrialSchedule:
+    """Raises ConfigError for a population that must train all at once, and cannot."""
+    settings = request.settings
+    listed = search.points(request.space, settings, context.base)
+    total = search.samples(request.space, settings) * settings.seeds if listed is None else len(listed)
+    if settings.scheduler == "pbt" and context.base.resources.workers and at_a_time < total:
+        message = (
+            f"a population whose members have workers trains all at once, and {at_a_time} fit the"
+            " cluster; use fewer, or resources.workers=0"
+        )
+        raise ConfigError([Problem("sweep.samples", total, message)])
+    return TrialSchedule(listed, total, at_a_time)
+
+
+@contextmanager
+def _watched(sweep: str, limit_s: float, fail: Callable[[str], None]) -> Iterator[None]:
+    """Inside of the block, ends the sweep where no trial has given a sign of life for longer than any step
+    and E-step may take.
+    """
     begun = time.time()
+    ended = threading.Event()
 
     def look() -> None:
         while not ended.wait(_LOOK_EVERY_S):
-            seen = [lock.stat().st_mtime for lock in (home() / "runs").glob(f"{sweep}.*/lock")]
-            if time.time() - max([begun, *seen]) > limit_s:
-                stop(
+            signs = [lock.stat().st_mtime for lock in (home() / "runs").glob(f"{sweep}.*/lock")]
+            if time.time() - max([begun, *signs]) > limit_s:
+                fail(
                     f"no sign of life from any trial for {limit_s:.0f} s; see resources.step_timeout_s and"
                     " e_step.timeout_s"
                 )
                 return
 
     threading.Thread(target=look, name="watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
-def concurrency(asked: SweepRequest, setting: Setting) -> int:
-    """Trials at a time on the cluster that is connected."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = capacity.trials_at_a_time(capacity.bundles(setting.base, asked.plan), nodes)
-    if not fits:
-        cpus, gpus = (sum(part) for part in zip(*capacity.bundles(setting.base, asked.plan), strict=True))
-        has = ray.cluster_resources()
-        message = (
-            f"one trial takes {gpus:g} GPUs and {cpus:g} CPUs with its E-step actor, which no node or set of"
-            " nodes has free together"
-        )
-        raise ConfigError(
-            [
-                Problem(
-                    "resources.workers",
-                    setting.base.resources.workers,
-                    f"{message}; the cluster has {has.get('GPU', 0):g} and {has.get('CPU', 0):g}",
-                )
-            ]
-        )
-    return min(fits, asked.settings.concurrency or fits)
-
-
-# A population is compared as a whole, so that all its members are there from the start; Ray lets them take
-# turns where they do not fit.
-def _tuner(
-    folder: SweepFolder,
-    asked: SweepRequest,
-    setting: Setting,
-    shared: Shared,
-    listed: list[dict[str, Any]] | None,
-    total: int,
-    at_a_time: int,
-    follow: Follow,
+def tuner_of(
+    session: SweepSession,
+    handles: RayHandles,
+    schedule: TrialSchedule,
+    progress: ProgressCallback,
+    *,
     resumed: bool,
 ) -> tune.Tuner:
-    place = pickle_safety.make_private(folder.path)
+    """Tune's experiment under the sweep's folder: the earlier one where the sweep is resumed, else a new
+    one.
+    """
+    tune_folder = pickle_safety.make_private(session.folder.path)
     trainable: Any = tune.with_resources(
-        tune.with_parameters(TrialProcess, setting=setting, shared=shared), resources(setting.base)
+        tune.with_parameters(TrialProcess, context=session.context, handles=handles),
+        resources_of(session.context.base),
     )
-    experiment = place / "experiment"
-    settings = asked.settings
+    # A population is compared as a whole, so that all its members are under way from the start; Ray lets them
+    # take turns where they do not fit.
+    population = session.request.settings.scheduler == "pbt"
+    at_a_time = None if population else schedule.at_a_time
+    experiment = tune_folder / "experiment"
     if resumed and tune.Tuner.can_restore(str(experiment)):
         tuner = tune.Tuner.restore(
             str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True
         )
         local: Any = tuner._local_tuner  # the only way to give a restored experiment another callback
-        local._run_config.callbacks = [follow]
-        local._tune_config.max_concurrent_trials = None if settings.scheduler == "pbt" else at_a_time
+        local._run_config.callbacks = [progress]
+        local._tune_config.max_concurrent_trials = at_a_time
         return tuner
+    return _new_tuner(session, schedule, trainable, at_a_time, experiment, progress)
+
+
+def _new_tuner(
+    session: SweepSession,
+    schedule: TrialSchedule,
+    trainable: Any,
+    at_a_time: int | None,
+    experiment: Path,
+    progress: ProgressCallback,
+) -> tune.Tuner:
+    request, base = session.request, session.context.base
+    space, settings = request.space, request.settings
+    population = settings.scheduler == "pbt"
     algorithm: Any = None
     param_space: dict[str, Any] = {}
-    if settings.scheduler == "pbt":
-        assert listed is not None
-        param_space = search.population_space(listed, asked.space)
-    elif listed is not None:
-        algorithm = search.Listed([{POINT: point} for point in listed])
+    if population:
+        assert schedule.listed is not None
+        param_space = search.population_space(schedule.listed, space)
+    elif schedule.listed is not None:
+        algorithm = search.Listed([{POINT: point} for point in schedule.listed])
     else:
-        algorithm = search.optuna(asked.space, settings)
+        algorithm = search.optuna(space, settings)
     return tune.Tuner(
         trainable,
         param_space=param_space,
         tune_config=tune.TuneConfig(
             search_alg=algorithm,
-            scheduler=search.scheduler(asked.space, settings, setting.base),
-            num_samples=1 if settings.scheduler == "pbt" else total,
-            max_concurrent_trials=None if settings.scheduler == "pbt" else at_a_time,
-            reuse_actors=setting.base.resources.workers == 0,
+            scheduler=search.scheduler(space, settings, base),
+            num_samples=1 if population else schedule.total,
+            max_concurrent_trials=at_a_time,
+            reuse_actors=base.resources.workers == 0,
         ),
         run_config=tune.RunConfig(
-            name="experiment",
-            storage_path=str(place),
-            callbacks=[follow],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=4) if settings.scheduler == "pbt" else None,
+            name=experiment.name,
+            storage_path=str(experiment.parent),
+            callbacks=[progress],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4) if population else None,
             failure_config=tune.FailureConfig(max_failures=settings.process_failures),
             verbose=0,
         ),

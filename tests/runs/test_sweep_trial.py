@@ -19,11 +19,12 @@ from pcl_ray.errors import RunFailed
 from pcl_ray.runs.folder import RunFolder, read_state_at, write_state_at
 from pcl_ray.support.paths import home
 from pcl_ray.sweep import warm_ups
-from pcl_ray.sweep.epoch_thread import InThread
-from pcl_ray.sweep.point import Point, run_name_of
 from pcl_ray.sweep.space import objective
 from pcl_ray.sweep.space.settings import SweepConfig
-from pcl_ray.sweep.trial import Setting, Trial
+from pcl_ray.sweep.trial_point import TrialPoint, run_name_of
+from pcl_ray.sweep.trials.context import SweepContext
+from pcl_ray.sweep.trials.epoch_thread import EpochThread
+from pcl_ray.sweep.trials.trial import Trial
 from pcl_ray.sweep.warm_ups import Warmups
 from pcl_ray.training.events import Event, Post
 from pcl_ray.training.local_e_step import LocalEStep
@@ -37,8 +38,8 @@ BASE = config.load(
 SPLITS = datasets.load(BASE.data, cache_dir=Path("unused"))
 
 
-def setting(base: config.RunConfig = BASE, metric: str = "eval/knn_top1", **knobs: Any) -> Setting:
-    return Setting(
+def context(base: config.RunConfig = BASE, metric: str = "eval/knn_top1", **knobs: Any) -> SweepContext:
+    return SweepContext(
         "s",
         base,
         SweepConfig(**knobs),
@@ -51,7 +52,7 @@ def setting(base: config.RunConfig = BASE, metric: str = "eval/knn_top1", **knob
     )
 
 
-def here(task: TrainingTask, post: Post) -> Iterator[int]:
+def in_this_process(task: TrainingTask, post: Post) -> Iterator[int]:
     return epochs(
         task,
         SPLITS,
@@ -62,7 +63,7 @@ def here(task: TrainingTask, post: Post) -> Iterator[int]:
     )
 
 
-def office() -> Warmups:
+def warmups() -> Warmups:
     return Warmups(str(home() / "sweeps" / "s" / "warmups"))
 
 
@@ -121,85 +122,79 @@ def assert_equal(one: Any, two: Any, where: str) -> None:
 def test_a_trial_on_a_shared_warmup_is_bit_by_bit_what_it_is_alone(extra: dict[str, Any]) -> None:
     base = config.with_overrides(BASE, extra)
     first, second = (
-        Point({"e_step.alpha": alpha, "e_step.num_clusters": k}, 3)
+        TrialPoint({"e_step.alpha": alpha, "e_step.num_clusters": k}, 3)
         for alpha, k in ((10.0, "6,12"), (1.0, "9"))
     )
-    shared = setting(base)
-    desk = office()
-    to_its_end(Trial(first, shared, here, desk))
-    results = to_its_end(Trial(second, shared, here, desk))
+    shared = context(base)
+    claims = warmups()
+    to_its_end(Trial(first, shared, in_this_process, claims))
+    results = to_its_end(Trial(second, shared, in_this_process, claims))
     assert [result["epoch"] for result in results] == [3, 4, 5]
     follower = read_state_at(RunFolder.path_of(run_name_of("s", second)))
     assert follower["began"] == 2
     assert follower["trial"]["saved_seconds"] > 0
 
-    alone = Setting(**{**vars(shared), "sweep": "alone", "settings": SweepConfig(shared_warmup=False)})
+    alone = SweepContext(**{**vars(shared), "sweep": "alone", "settings": SweepConfig(shared_warmup=False)})
     for point in (first, second):
-        assert len(to_its_end(Trial(point, alone, here, desk))) == 5
+        assert len(to_its_end(Trial(point, alone, in_this_process, claims))) == 5
         assert_same(state_of(run_name_of("s", point)), state_of(run_name_of("alone", point)))
 
 
 def test_another_temperature_or_seed_has_a_warmup_of_its_own() -> None:
-    keys = {
-        warm_ups.key_of(Point({"loss.temperature": t}, s).config(BASE)) for t in (0.1, 0.2) for s in (0, 1)
-    }
-    assert len(keys) == 4
+    points = [TrialPoint({"loss.temperature": t}, s) for t in (0.1, 0.2) for s in (0, 1)]
+    assert len({warm_ups.key_of(point.config(BASE)) for point in points}) == 4
     later = {
         "e_step.alpha": 3.0,
         "e_step.num_clusters": "5",
         "loss.prototype_weight": 0.5,
         "e_step.restarts": 3,
     }
-    assert warm_ups.key_of(Point(later, 0).config(BASE)) == warm_ups.key_of(Point({}, 0).config(BASE))
-    assert warm_ups.key_of(Point({"e_step.warmup_epochs": 3}, 0).config(BASE)) != warm_ups.key_of(
-        Point({}, 0).config(BASE)
-    )
+    key = warm_ups.key_of(TrialPoint({}, 0).config(BASE))
+    assert warm_ups.key_of(TrialPoint(later, 0).config(BASE)) == key
+    assert warm_ups.key_of(TrialPoint({"e_step.warmup_epochs": 3}, 0).config(BASE)) != key
 
 
-def test_a_trial_waits_while_another_trains_its_warmup_and_takes_over_when_that_one_is_gone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("pcl_ray.sweep.trial._WAIT_S", 0)
-    desk = office()
+def test_a_trial_waits_while_another_trains_its_warmup_and_takes_over_when_that_one_is_gone() -> None:
+    claims = warmups()
     key = warm_ups.key_of(BASE)
-    assert desk.claim(key, "other").kind == "yours"
-    trial = Trial(Point({"e_step.alpha": 1.0}, 0), setting(), here, desk)
+    assert claims.claim(key, "other").kind == "yours"
+    trial = Trial(TrialPoint({"e_step.alpha": 1.0}, 0), context(), in_this_process, claims, wait_s=0)
     assert trial.step() == {"epoch": 0, "waiting": True}
-    desk.release(key, "other")
+    claims.release(key, "other")
     assert trial.step()["epoch"] == 1
     trial.close()
-    assert desk.claim(key, "other").kind == "yours"  # closed in the warm-up: it gave its claim back
+    assert claims.claim(key, "other").kind == "yours"  # closed in the warm-up: it gave its claim back
 
 
 def test_a_claim_that_nobody_hears_of_any_more_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = office()
-    assert desk.claim("k", "a").kind == "yours"
-    assert desk.claim("k", "b").kind == "wait"
+    claims = warmups()
+    assert claims.claim("k", "a").kind == "yours"
+    assert claims.claim("k", "b").kind == "wait"
     monkeypatch.setattr("pcl_ray.sweep.warm_ups._STALE_S", -1.0)
-    assert desk.claim("k", "b").kind == "yours"
-    desk.alive("k", "a")  # the old holder: no effect
+    assert claims.claim("k", "b").kind == "yours"
+    claims.alive("k", "a")  # the old holder: no effect
     monkeypatch.setattr("pcl_ray.sweep.warm_ups._STALE_S", 30.0)
-    assert desk.claim("k", "a").kind == "wait"
+    assert claims.claim("k", "a").kind == "wait"
 
 
 def test_an_interrupted_trial_goes_on_and_ends_as_one_that_was_not() -> None:
-    point = Point({"e_step.alpha": 2.0}, 0)
-    whole = Setting(**{**vars(setting()), "sweep": "whole"})
-    to_its_end(Trial(point, whole, here, office()))
-    trial = Trial(point, setting(shared_warmup=False), here, office())
+    point = TrialPoint({"e_step.alpha": 2.0}, 0)
+    whole = SweepContext(**{**vars(context()), "sweep": "whole"})
+    to_its_end(Trial(point, whole, in_this_process, warmups()))
+    trial = Trial(point, context(shared_warmup=False), in_this_process, warmups())
     for _ in range(3):
         trial.step()
     trial.close()
     assert read_state_at(RunFolder.path_of(trial.name))["state"] == "stopped"
-    again = Trial(point, setting(shared_warmup=False), here, office())
+    again = Trial(point, context(shared_warmup=False), in_this_process, warmups())
     assert [result["epoch"] for result in to_its_end(again)] == [4, 5]
     assert_same(state_of(run_name_of("s", point)), state_of(run_name_of("whole", point)))
 
 
 def test_a_point_that_was_trained_already_gives_its_result_at_once() -> None:
-    point = Point({"e_step.alpha": 2.0}, 0)
-    last = to_its_end(Trial(point, setting(), here, office()))[-1]
-    again = Trial(point, setting(), here, office()).step()
+    point = TrialPoint({"e_step.alpha": 2.0}, 0)
+    last = to_its_end(Trial(point, context(), in_this_process, warmups()))[-1]
+    again = Trial(point, context(), in_this_process, warmups()).step()
     assert again == {
         "epoch": 5,
         "of": 5,
@@ -212,26 +207,25 @@ def test_a_point_that_was_trained_already_gives_its_result_at_once() -> None:
 
 
 def test_one_that_its_scheduler_stopped_stays_stopped() -> None:
-    trial = Trial(Point({}, 0), setting(), here, office())
+    trial = Trial(TrialPoint({}, 0), context(), in_this_process, warmups())
     trial.step()
     write_state_at(RunFolder.path_of(trial.name), state="stopped early")
     trial.close()
     assert read_state_at(RunFolder.path_of(trial.name))["state"] == "stopped early"
-    assert Trial(Point({}, 0), setting(), here, office()).step()["early"]
+    assert Trial(TrialPoint({}, 0), context(), in_this_process, warmups()).step()["early"]
 
 
 def test_a_run_of_that_name_with_other_settings_is_not_taken_for_the_trial() -> None:
-    to_its_end(Trial(Point({}, 0), setting(), here, office()))
+    to_its_end(Trial(TrialPoint({}, 0), context(), in_this_process, warmups()))
     other = config.with_overrides(BASE, {"optimizer.lr": 0.5})
     assert (
         "there already with other settings (optimizer.lr)"
-        in Trial(Point({}, 0), setting(other), here, office()).step()["failing"]
+        in Trial(TrialPoint({}, 0), context(other), in_this_process, warmups()).step()["failing"]
     )
 
 
-def test_two_trials_of_one_point_do_not_train_it_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pcl_ray.sweep.trial._WAIT_S", 0)
-    one, two = (Trial(Point({}, 0), setting(), here, office()) for _ in range(2))
+def test_two_trials_of_one_point_do_not_train_it_twice() -> None:
+    one, two = (Trial(TrialPoint({}, 0), context(), in_this_process, warmups(), wait_s=0) for _ in range(2))
     one.step()
     assert two.step() == {"epoch": 0, "waiting": True}
     to_its_end(one)
@@ -243,27 +237,28 @@ def test_a_failure_costs_the_trial_and_is_kept_with_its_reason() -> None:
         yield from ()
         raise RunFailed("the loss is nan in epoch 1")
 
-    trial = Trial(Point({}, 0), setting(), failing, office())
+    trial = Trial(TrialPoint({}, 0), context(), failing, warmups())
     assert trial.step() == {"epoch": 0, "failing": "the loss is nan in epoch 1", "run": trial.name}
     with pytest.raises(RunFailed, match="the loss is nan"):
         trial.step()
     state = read_state_at(RunFolder.path_of(trial.name))
     assert (state["state"], state["error"]) == ("failed", "the loss is nan in epoch 1")
     # asked for again, it is tried again
-    assert to_its_end(Trial(Point({}, 0), setting(), here, office()))[-1]["done"]
+    assert to_its_end(Trial(TrialPoint({}, 0), context(), in_this_process, warmups()))[-1]["done"]
 
 
 def test_a_bug_or_lack_of_memory_is_a_failure_too() -> None:
     def broken(task: TrainingTask, post: Post) -> Iterator[int]:
         raise MemoryError("no room")
 
-    trial = Trial(Point({}, 0), setting(), broken, office())
+    trial = Trial(TrialPoint({}, 0), context(), broken, warmups())
     assert trial.step()["failing"] == "MemoryError: no room"
     assert "MemoryError" in (RunFolder.path_of(trial.name) / "error.txt").read_text()
 
 
 def test_a_collapsed_trial_has_the_worst_score_and_says_why() -> None:
-    result = to_its_end(Trial(Point({}, 0), setting(metric="eval/rankme", min_rank=60.0), here, office()))[-1]
+    guarded = context(metric="eval/rankme", min_rank=60.0)
+    result = to_its_end(Trial(TrialPoint({}, 0), guarded, in_this_process, warmups()))[-1]
     assert result["score"] == objective.WORST
     assert "below sweep.min_rank = 60" in result["refused"]
     assert result["objective"] > 1
@@ -276,7 +271,10 @@ def test_the_title_says_what_sets_the_trial_apart() -> None:
         "e_step.alpha": 10,
         "optimizer.lr": 0.05,
     }
-    assert Trial(Point(values, 4), setting(), here, office()).title == "tau0.1-a10-K6+12-lr0.05-s4"
+    assert (
+        Trial(TrialPoint(values, 4), context(), in_this_process, warmups()).title
+        == "tau0.1-a10-K6+12-lr0.05-s4"
+    )
 
 
 @pytest.mark.parametrize(
@@ -286,16 +284,16 @@ def test_a_member_goes_on_from_another_with_its_own_values(extra: dict[str, Any]
     """Also where the plan has no E-step before the next epoch, or would let it overlap with that."""
     base = config.with_overrides(BASE, extra)
     strong = Trial(
-        Point({"loss.temperature": 0.1, "e_step.num_clusters": "6,12"}, 0, member=0),
-        setting(base),
-        here,
-        office(),
+        TrialPoint({"loss.temperature": 0.1, "e_step.num_clusters": "6,12"}, 0, member=0),
+        context(base),
+        in_this_process,
+        warmups(),
     )
     weak = Trial(
-        Point({"loss.temperature": 0.5, "e_step.num_clusters": "20"}, 1, member=1),
-        setting(base),
-        here,
-        office(),
+        TrialPoint({"loss.temperature": 0.5, "e_step.num_clusters": "20"}, 1, member=1),
+        context(base),
+        in_this_process,
+        warmups(),
     )
     for _ in range(3):
         strong.step()
@@ -304,7 +302,7 @@ def test_a_member_goes_on_from_another_with_its_own_values(extra: dict[str, Any]
     assert donor is not None
     weak.close()
     values = {"loss.temperature": 0.12, "e_step.num_clusters": "9"}
-    explored = Trial(Point(values, 1, member=1), setting(base), here, office())
+    explored = Trial(TrialPoint(values, 1, member=1), context(base), in_this_process, warmups())
     exploit = {"from": 0, "file": donor.name, "old": dict(strong.point.values), "new": values}
     explored.take_over(donor, exploit)
     taken = state_of(explored.name)
@@ -336,10 +334,10 @@ def test_epochs_in_a_thread_come_one_by_one_and_bring_the_failure() -> None:
             put(Event("epoch", epoch))
         raise RunFailed("over")
 
-    found = InThread(train, seen.append, limit_s=30)
-    assert [next(found), next(found)] == [1, 2]
+    epochs_done = EpochThread(train, seen.append, limit_s=30)
+    assert [next(epochs_done), next(epochs_done)] == [1, 2]
     with pytest.raises(RunFailed, match="over"):
-        next(found)
+        next(epochs_done)
     assert [event.kind for event in seen] == ["step", "epoch"] * 2
 
 
@@ -347,7 +345,7 @@ def test_epochs_in_a_thread_that_say_nothing_do_not_hang() -> None:
     import threading
 
     never = threading.Event()
-    found = InThread(lambda put: never.wait(60) and None, lambda event: None, limit_s=0.2)
+    epochs_done = EpochThread(lambda put: never.wait(60) and None, lambda event: None, limit_s=0.2)
     with pytest.raises(RunFailed, match="no sign of life"):
-        next(found)
+        next(epochs_done)
     never.set()

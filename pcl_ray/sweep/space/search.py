@@ -28,7 +28,7 @@ from pcl_ray.support.text import value_text
 from pcl_ray.sweep.space import spaces
 from pcl_ray.sweep.space.settings import SweepConfig
 from pcl_ray.sweep.space.spaces import Space
-from pcl_ray.sweep.trainable import POINT
+from pcl_ray.sweep.trial_point import POINT
 
 _GRID_UP_TO = 64  # combinations that are all tried where nothing else is said
 _SAMPLES = 20

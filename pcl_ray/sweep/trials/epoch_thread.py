@@ -9,13 +9,17 @@ from pcl_ray.errors import RunFailed
 from pcl_ray.training.events import Event, Post
 
 
-class InThread:
-    """Epochs of a run that another thread trains, as the workers of a Train group need it: `train` blocks,
-    its events come one by one.
+class EpochThread:
+    """Iterates over the epochs of a run that another thread trains, as the workers of a Train group need it:
+    `train` blocks, its events come one by one. Gives back how many epochs are done.
     """
 
     def __init__(self, train: Callable[[Callable[[Event], None]], None], handle: Post, limit_s: float):
-        self._limit_s, self._handle = limit_s, handle
+        """handle: gets every event, in the thread that iterates. limit_s: without any event for so long, the
+        next epoch raises RunFailed.
+        """
+        self._limit_s = limit_s
+        self._handle = handle
         self._events: list[Event] = []
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
@@ -37,7 +41,7 @@ class InThread:
             self._events.append(event)
             self._changed.notify_all()
 
-    def __iter__(self) -> InThread:
+    def __iter__(self) -> EpochThread:
         return self
 
     def __next__(self) -> int:

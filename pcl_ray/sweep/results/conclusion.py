@@ -1,0 +1,234 @@
+"""What a sweep ends with: leaderboard, importances, figures, the best configuration as a recipe, and its
+accuracy on the test split; written, shown, and logged to MLflow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pcl_ray import tracking
+from pcl_ray.checkpoints import epoch_files
+from pcl_ray.config import with_overrides
+from pcl_ray.data.datasets import DataSplits
+from pcl_ray.report.sweep import leaderboard
+from pcl_ray.report.sweep.leaderboard import Row
+from pcl_ray.runs import final_artifacts
+from pcl_ray.runs.folder import RunFolder
+from pcl_ray.support.text import value_text
+from pcl_ray.sweep.results import files, trial_records
+from pcl_ray.sweep.results.ranking import Ranking, ranking_of
+from pcl_ray.sweep.session import SweepSession
+
+_ROWS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended. `best_recipe` is a path that `pcl-ray train` takes; `metrics` are the best
+    configuration's means over its seeds, with totals.
+    """
+
+    sweep_name: str
+    mlflow_run_id: str | None
+    state: str
+    sweep_dir: str
+    objective: str
+    best: dict[str, Any]
+    best_recipe: str | None
+    trials: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def write(self, file: Path | None) -> None:
+        """Writes it as JSON, where a file was asked for."""
+        final_artifacts.write_result(self, file)
+
+
+def preload() -> None:
+    """Imports what `conclude` needs, some seconds' worth: done beside the training, no device waits for
+    it.
+    """
+    for name in (
+        "optuna.importance",
+        "sklearn.ensemble",
+        "scipy.stats",
+        "pcl_ray.report.sweep.figures",
+        "pcl_ray.sweep.results.test_accuracy",
+    ):
+        importlib.import_module(name)
+
+
+def conclude(session: SweepSession, whole: DataSplits, *, seconds: float, unfinished: str) -> SweepResult:
+    """Ranks, writes, shows and logs. Works on what there is, so that an interrupted sweep has its leaderboard
+    too. whole: the data with the labels of the test split. unfinished: why the sweep did not end, else "".
+    """
+    folder, tracker = session.folder, session.tracker
+    ranking = ranking_of(session, seconds)
+    best = ranking.best
+    recipe = files.write_best_recipe(session, best) if best else None
+    written = files.write(session, ranking)
+    trial_records.close_mlflow_runs(session.context)
+    test = _test_accuracy(session, whole, best) if best and not unfinished else {}
+    _show(session, ranking, test)
+    _show_next(session, recipe, unfinished)
+    _log(session, ranking, test, written, recipe)
+    metrics = trial_records.means(best) | ranking.totals | test if best else ranking.totals
+    return SweepResult(
+        sweep_name=folder.name,
+        mlflow_run_id=tracker.run_id,
+        state="stopped" if unfinished else "finished",
+        sweep_dir=str(folder.path),
+        objective=session.context.objective.metric,
+        best=dict(best.point) if best else {},
+        best_recipe=str(recipe) if recipe else None,
+        trials=len(ranking.records),
+        metrics=metrics,
+    )
+
+
+def _test_accuracy(session: SweepSession, whole: DataSplits, best: Row) -> dict[str, float]:
+    """kNN accuracy of the best configuration on held-out images that no trial was compared by; {} where there
+    are none.
+    """
+    context, holdout = session.context, whole.holdout
+    share = context.settings.test_share
+    if whole.train.labels is None or holdout is None or holdout.labels is None or not share:
+        return {}
+    from pcl_ray.sweep.results.test_accuracy import test_accuracy  # torch
+
+    values = []
+    for trial in best.trials:
+        newest = epoch_files.latest(epoch_files.folder_of(RunFolder.path_of(trial.run_name)))
+        if newest is not None:
+            config = with_overrides(context.base, {**trial.point, "seed": trial.seed})
+            try:
+                values.append(test_accuracy(newest, config, whole, share))
+            # too little memory here, an image that has gone: the sweep's results stand without this figure
+            except Exception as error:
+                session.console.print(
+                    f"warning: no figure on the test split ({type(error).__name__}: {error})",
+                    markup=False,
+                    soft_wrap=True,
+                )
+    if not values:
+        return {}
+    return {"eval/test_knn_top1": sum(values) / len(values), "eval/test_knn_top1_least": min(values)}
+
+
+def _show(session: SweepSession, ranking: Ranking, test: dict[str, float]) -> None:
+    console, totals = session.console, ranking.totals
+    _show_leaderboard(console, ranking, session.context.objective.metric)
+    if ranking.importances:
+        by_share = sorted(ranking.importances.items(), key=lambda entry: -entry[1])
+        shares = ", ".join(f"{leaderboard.short(name)} {share:.0%}" for name, share in by_share)
+        console.print(f"importance  {shares} (fANOVA)", markup=False)
+    agreement = leaderboard.agreement_with_labels(ranking.records)
+    if agreement:
+        correlations = ", ".join(f"{name} {value:+.2f}" for name, value in agreement.items())
+        console.print(f"no labels   rank correlation with kNN accuracy: {correlations}", markup=False)
+    console.print(
+        f"device time {totals['sweep/device_minutes']:.1f} minutes in {len(ranking.records)} trials",
+        markup=False,
+    )
+    if totals["sweep/trials_on_shared_warmup"]:
+        console.print(
+            f"warm-up     {totals['sweep/trials_on_shared_warmup']:.0f} trials began from another's:"
+            f" {totals['sweep/saved_minutes']:.1f} device minutes saved",
+            markup=False,
+        )
+    if session.context.settings.scheduler == "pbt":
+        console.print(
+            f"population  {len(trial_records.exploits(session.context.sweep))} times a member went on from a"
+            " stronger one (exploits.json)",
+            markup=False,
+        )
+    if test:
+        console.print(
+            f"test split  kNN accuracy of the best configuration {test['eval/test_knn_top1']:.4f}, on images"
+            " that no trial was chosen by",
+            markup=False,
+        )
+    for reason in sorted({record.error for record in ranking.records if record.state == "failed"})[:5]:
+        console.print(f"failed      {reason}", markup=False, soft_wrap=True)
+
+
+def _show_leaderboard(console: Console, ranking: Ranking, metric: str) -> None:
+    heading, *lines = leaderboard.table(ranking.rows, ranking.knobs, metric, _ROWS_SHOWN)
+    table = Table(*heading, box=None, padding=(0, 2, 0, 0))
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line))  # a reason may hold brackets, which are no markup
+    console.print()
+    console.print(table, markup=False)
+    if len(ranking.rows) > _ROWS_SHOWN:
+        console.print(f"… and {len(ranking.rows) - _ROWS_SHOWN} more in leaderboard.csv")
+
+
+def _show_next(session: SweepSession, recipe: Path | None, unfinished: str) -> None:
+    """What the user can do now."""
+    if unfinished:
+        text = f"unfinished  {unfinished}; go on with: pcl-ray sweep --resume {session.folder.name}"
+        session.console.print(text, markup=False, soft_wrap=True)
+    elif recipe:
+        text = (
+            f"\nNext:\n  pcl-ray train {shlex.quote(str(recipe))}"
+            f" train.epochs={4 * session.context.base.train.epochs}"
+        )
+        session.console.print(text, markup=False, soft_wrap=True)
+    else:
+        session.console.print(
+            "no winner   no configuration finished with all its seeds and passed the guards; the notes above"
+            " say why",
+            markup=False,
+        )
+
+
+def _log(
+    session: SweepSession,
+    ranking: Ranking,
+    test: dict[str, float],
+    written: list[tuple[Path, str]],
+    recipe: Path | None,
+) -> None:
+    """Logs figures, files and a note to the parent run in MLflow."""
+    tracker, best = session.tracker, ranking.best
+    step = int(ranking.totals["sweep/trials"])
+    importances = {f"sweep/importance/{name}": share for name, share in ranking.importances.items()}
+    tracker.log(ranking.totals | importances | test, step)
+    for path, name in written:
+        tracker.log_file(path, name)
+    if best is not None and recipe is not None:
+        tracker.log({"sweep/best": best.mean} if best.mean is not None else {}, step)
+        tracker.log_file(recipe, "best.yaml")
+        tracker.tag({f"best.{name}": str(value) for name, value in best.point.items()})
+    tracker.tag({tracking.NOTE: _note(session, ranking)})
+
+
+def _note(session: SweepSession, ranking: Ranking) -> str:
+    """The sweep in Markdown."""
+    settings, metric = session.context.settings, session.context.objective.metric
+    folder, totals, best = session.folder, ranking.totals, ranking.best
+    lines = [
+        (
+            f"**{folder.name}**: {totals['sweep/trials']:.0f} trials, {totals['sweep/finished']:.0f}"
+            f" finished, {totals['sweep/failed']:.0f} failed"
+        ),
+        "",
+        (
+            f"- objective {metric}, scheduler {settings.scheduler}, {settings.seeds} seeds;"
+            f" {totals['sweep/device_minutes']:.1f} device minutes"
+        ),
+        f"- go on: `pcl-ray sweep --resume {folder.name}`; folder `{folder.path}`",
+    ]
+    if best is not None and best.mean is not None:
+        point = ", ".join(f"{name} = {value_text(value)}" for name, value in best.point.items())
+        lines += [
+            f"- best: {point}: {metric} {best.mean:.4f} (`best.yaml`, `leaderboard.md` among the artifacts)"
+        ]
+    return "\n".join(lines)

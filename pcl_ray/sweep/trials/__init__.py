@@ -1,0 +1,1 @@
+"""The trials of a sweep: what runs in the process that Ray Tune starts for each of them."""
