@@ -266,7 +266,7 @@ def check(
         *_cluster_problems(config, num_images),
     ]
     problems += _switch_problems(config, num_images)
-    return problems, [] if problems else list(_notes(config, num_images, num_holdout))
+    return problems, [] if problems else list(notes(config, num_images, num_holdout))
 
 
 def check_alone(config: RunConfig, *, gpus: int | None = None) -> list[Problem]:
@@ -462,7 +462,7 @@ def _model_problems(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]:
+def notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]:
     counts = resolve_num_clusters(config.e_step.num_clusters, num_images)
     warmup, epochs, queue = config.e_step.warmup_epochs, config.train.epochs, config.loss.queue_size
     if warmup >= epochs:

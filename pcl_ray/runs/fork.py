@@ -10,11 +10,10 @@ from pathlib import Path
 
 from pcl_ray import config as configs
 from pcl_ray.checkpoints import epoch_files, remote, storage
-from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.runs import driver, lease, preparation, request, storage_mirror
 from pcl_ray.runs.final_artifacts import RunResult
-from pcl_ray.runs.folder import STATE_FILE, RunFolder, read_state_at
+from pcl_ray.runs.folder import CONFIG_FILE, STATE_FILE, RunFolder, read_state_at
 
 _ALL = 10**9
 
@@ -28,93 +27,78 @@ def fork(
     command: str = "",
     result_file: Path | None = None,
 ) -> RunResult:
-    """Trains a new run from the checkpoint of run `source` after `epoch` epochs (None: the newest); its next
-    epoch begins with an E-step of its own knobs.
+    """The result of a new run, trained from the checkpoint of run `source` after `epoch` epochs (None: the
+    newest); its next epoch begins with an E-step of its own knobs.
 
-    Raises as `run.start` does.
+    Raises what `driver.start` raises.
     """
     preparation.prepare_process()
     overrides = list(overrides)
-    # Where it lies on a storage, and this machine has not seen it. What is asked for is the new run's, but
-    # the only one to look in where none is set.
+    # The run may lie on a storage that this machine has never seen. The storage among the overrides is
+    # the new run's, but the only one to look in where the environment names none.
     storage_mirror.fetch(source, [] if os.environ.get(storage.VARIABLE) else overrides)
-    origin = RunFolder.existing(source)
-    stored = configs.load(origin / "config.yaml")
-    asked = request.check_config(request.with_storage(_changed(stored, overrides)))
-    config = asked.config
-    _bring(stored.resources.storage, config.resources.storage, source, origin, epoch)
-    file = _checkpoint(source, origin, epoch)
+    folder = RunFolder.existing(source)
+    stored = configs.load(folder / CONFIG_FILE)
+    new = configs.with_overrides(stored, overrides)
+    request.refuse_changes(stored, new, lambda knob: knob.fixed_in_fork, "in a fork")
+    run_request = request.check_config(request.with_storage(new))
+    config = run_request.config
+    uri = stored.resources.storage or os.environ.get(storage.VARIABLE) or config.resources.storage
+    if uri:
+        _fetch_checkpoint(uri, source, folder, epoch, is_own=bool(stored.resources.storage))
+    file = _checkpoint(source, folder, epoch)
     done = epoch_files.epochs_done(file)
     if config.train.epochs <= done:
         message = (
             f"run {source!r} has trained {done} epochs already; ask for more, or begin earlier: --epoch N"
         )
         raise ConfigError([Problem("train.epochs", config.train.epochs, message)])
-    begins = driver.Origin(file, source, read_state_at(origin).get("fingerprint"))
+    origin = driver.Origin(file, source, read_state_at(folder).get("fingerprint"))
     return driver.start(
-        asked, name=name, stem=source, command=command, origin=begins, result_file=result_file
+        run_request, name=name, stem=source, command=command, origin=origin, result_file=result_file
     )
 
 
-def _changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
-    new = configs.with_overrides(config, overrides)
-    before, after = config.flatten(), new.flatten()
-    fixed = [name for name in after if after[name] != before[name] and configs.properties(name).fixed_in_fork]
-    if fixed:
-        raise ConfigError(
-            [
-                Problem(
-                    name,
-                    after[name],
-                    f"cannot change in a fork; it is {before[name]!r} there. Start a new run",
-                )
-                for name in fixed
-            ]
-        )
-    return new
+def _fetch_checkpoint(uri: str, source: str, folder: Path, epoch: int | None, *, is_own: bool) -> None:
+    """Brings the wanted checkpoint of a run into its folder, if the storage has it. Raises ConfigError where
+    the storage does not answer.
 
-
-def _bring(stored: str | None, asked: str | None, source: str, folder: Path, epoch: int | None) -> None:
-    """The wanted checkpoint of a run whose checkpoints are on a storage. Raises ConfigError where that does
-    not answer.
-
-    stored: the storage that its own configuration names. A run that was brought to one after its end names
-    none: it is looked for in that of today.
+    is_own: the run's own configuration names this storage. A run that was brought to one after its end names
+    none: it is looked for in that of today, where another run may have its name.
     """
-    uri = stored or os.environ.get(storage.VARIABLE) or asked
-    if uri is None:
-        return
-    place = storage.of_run(uri, source)
+    run_storage = storage.of_run(uri, source)
     try:
-        if not stored and not _is_same(place, folder):
+        if not is_own and not _is_same_run(run_storage, folder):
             return
-        wanted = [
+        names = [
             name
-            for name in remote.names(place)
+            for name in remote.names(run_storage)
             if epoch is None or epoch_files.epochs_done(Path(name)) == epoch
         ]
-        if wanted:
-            remote.fetch(place, wanted[-1], epoch_files.folder_of(folder), keep=_ALL)
+        if names:
+            remote.fetch(run_storage, names[-1], epoch_files.folder_of(folder), keep=_ALL)
     except RunFailed as failure:
         raise ConfigError(str(failure)) from failure
 
 
-def _is_same(place: storage.Storage, folder: Path) -> bool:
-    """Whether the run there is that of the folder, and not another one's of that name."""
-    return lease.parse(place.read(STATE_FILE) or b"").get("began_at") == read_state_at(folder).get("began_at")
+def _is_same_run(run_storage: storage.Storage, folder: Path) -> bool:
+    """Whether the run on the storage is that of the folder: both began at the same time."""
+    state = lease.parse(run_storage.read(STATE_FILE) or b"")
+    return state.get("began_at") == read_state_at(folder).get("began_at")
 
 
 def _checkpoint(source: str, folder: Path, epoch: int | None) -> Path:
-    kept = epoch_files.complete(epoch_files.folder_of(folder))
-    if not kept:
+    """The checkpoint after `epoch` epochs (None: the newest). Raises ConfigError where there is none."""
+    checkpoints = epoch_files.complete(epoch_files.folder_of(folder))
+    if not checkpoints:
         raise ConfigError(f"run {source!r} has no checkpoint to start from")
     if epoch is None:
-        return kept[-1]
-    found = next((path for path in kept if epoch_files.epochs_done(path) == epoch), None)
-    if found is None:
-        there = ", ".join(str(epoch_files.epochs_done(path)) for path in kept)
-        raise ConfigError(
-            f"--epoch {epoch}: run {source!r} keeps the checkpoints after {there} epochs"
-            " (train.keep_checkpoints)"
-        )
-    return found
+        return checkpoints[-1]
+    for path in checkpoints:
+        if epoch_files.epochs_done(path) == epoch:
+            return path
+    epochs = ", ".join(str(epoch_files.epochs_done(path)) for path in checkpoints)
+    raise ConfigError(
+        f"--epoch {epoch}: run {source!r} keeps the checkpoints after {epochs} epochs"
+        " (train.keep_checkpoints)"
+    )

@@ -1,5 +1,5 @@
-"""What was asked for, checked before anything starts: torch and Ray are not imported here, so a mistake shows
-within a second or two.
+"""The request for a run, checked before anything starts. Torch and Ray are not imported here, so a mistake
+shows within a second or two.
 """
 
 from __future__ import annotations
@@ -7,14 +7,14 @@ from __future__ import annotations
 import glob
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray import tracking
 from pcl_ray.checkpoints import storage
-from pcl_ray.config import RunConfig
+from pcl_ray.config import KnobProperties, RunConfig
 from pcl_ray.data import datasets
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import RunPlan
@@ -26,6 +26,8 @@ _CONNECT_S = 5
 
 @dataclass(frozen=True)
 class Request:
+    """A configuration without mistakes, and what follows from it."""
+
     config: RunConfig
     plan: RunPlan  # from the sizes that the data source tells without reading it
     notes: tuple[str, ...]  # legal, but worth saying
@@ -36,22 +38,24 @@ def check(recipe_or_path: str, overrides: Iterable[str] = ()) -> Request:
     show with data and machine.
     """
     config, problems = configs.load_leniently(recipe_or_path, overrides)
-    return _checked(with_storage(config), problems)
+    return _checked(_Case.of(with_storage(config)), problems)
 
 
 def check_config(config: RunConfig, *, on_ray: bool = False, stored: bool = False) -> Request:
-    """As `check`, for a configuration that is itself all right. on_ray: it is trained there, also where it
-    has no workers of its own. stored: it is that of a run that goes on, and may hold what is refused today.
+    """The request for a configuration that is itself all right. Raises as `check` does.
+
+    on_ray: it is trained there, also where it has no workers of its own. stored: it is that of a run that
+    goes on, and may hold what is refused today.
     """
-    return _checked(config, [], on_ray, stored)
+    return _checked(_Case.of(config, on_ray=on_ray, stored=stored), [])
 
 
 def check_stored(name: str, overrides: Iterable[str]) -> Request:
     """What going on with run `name` would do. Raises as `check` does."""
     overrides = list(overrides)
     storage_mirror.fetch(name, overrides)
-    with folder.RunFolder.open(name) as stored:
-        return check_config(changed(stored.read_config(), overrides), stored=True)
+    with folder.RunFolder.open(name) as run:
+        return check_config(changed(run.read_config(), overrides), stored=True)
 
 
 def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
@@ -60,39 +64,37 @@ def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     """
     new = configs.with_overrides(config, overrides)
     before, after = config.flatten(), new.flatten()
-    if secrets := [
+    secrets = [
         problem for problem in tracking.secret_knobs(new) if after[problem.name] != before[problem.name]
-    ]:
-        raise ConfigError(secrets)
-    fixed = [
-        name
-        for name in after
-        if after[name] != before[name] and not configs.properties(name).changeable_on_resume
     ]
-    if fixed:
-        raise ConfigError(
-            [
-                Problem(
-                    name,
-                    after[name],
-                    f"cannot change when a run goes on; it is {before[name]!r} there. Start a new run",
-                )
-                for name in fixed
-            ]
-        )
+    if secrets:
+        raise ConfigError(secrets)
+    refuse_changes(config, new, lambda knob: not knob.changeable_on_resume, "when a run goes on")
     return with_storage(new)
 
 
+def refuse_changes(
+    before: RunConfig, after: RunConfig, is_fixed: Callable[[KnobProperties], bool], occasion: str
+) -> None:
+    """Raises ConfigError with every knob that has another value than before and is fixed on this occasion."""
+    old, new = before.flatten(), after.flatten()
+    problems = [
+        Problem(name, new[name], f"cannot change {occasion}; it is {old[name]!r} there. Start a new run")
+        for name in new
+        if new[name] != old[name] and is_fixed(configs.properties(name))
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def with_storage(config: RunConfig) -> RunConfig:
-    """With the storage that the environment names where the configuration has none: workers on other nodes,
-    and whoever resumes, know it from there.
+    """The configuration with the storage that the environment names, where it has none of its own: workers on
+    other nodes, and whoever resumes, know it from there.
     """
     uri = os.environ.get(storage.VARIABLE)
-    return (
-        configs.with_overrides(config, {"resources.storage": uri})
-        if uri and not config.resources.storage
-        else config
-    )
+    if not uri or config.resources.storage:
+        return config
+    return configs.with_overrides(config, {"resources.storage": uri})
 
 
 def gpus_here() -> int:
@@ -100,72 +102,109 @@ def gpus_here() -> int:
     return len(glob.glob("/dev/nvidia[0-9]*")) + len(glob.glob("/dev/dxg"))
 
 
-def _unreachable(address: str) -> str | None:
-    """Why no cluster can be there. Ray itself would try for minutes."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon:
-        return None  # auto, local: Ray finds its own
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except (OSError, ValueError, OverflowError) as error:
-        return (
-            f"no Ray cluster answers there ({error}); unset it to start a Ray on this machine, or `ray start"
-            " --head` first"
-        )
-    return None
+@dataclass(frozen=True)
+class _Case:
+    """A configuration to be checked, and the circumstances that the checks depend on."""
+
+    config: RunConfig
+    stored: bool
+    address: str  # RAY_ADDRESS of the cluster that it runs on; "" without Ray, or for a Ray of its own
+    num_images: int  # 0 where the data are missing
+    num_holdout: int
+    missing_data: str  # why there are none; "" where there are
+
+    @classmethod
+    def of(cls, config: RunConfig, *, on_ray: bool = False, stored: bool = False) -> _Case:
+        """Looks for the data, without reading them."""
+        num_images, num_holdout, missing = 0, 0, ""
+        try:
+            num_images, num_holdout = datasets.sizes(config.data)
+        except DataError as error:
+            missing = str(error)
+        except OSError as error:
+            missing = f"{error.filename or config.data.path} cannot be read: {error.strerror or error}"
+        uses_ray = config.resources.workers > 0 or on_ray
+        address = os.environ.get("RAY_ADDRESS", "") if uses_ray else ""
+        return cls(config, stored, address, num_images, num_holdout, missing)
 
 
-def _checked(
-    config: RunConfig, problems: list[Problem], on_ray: bool = False, stored: bool = False
-) -> Request:
-    wrong = {problem.name for problem in problems}
-    problems = problems + [
-        problem
-        for problem in tracking.check_uri(config.tracking, paths.home(), stored=stored)
-        if problem.name not in wrong
-    ]
-    told = {problem.name for problem in problems}
-    problems += (
-        [] if stored else [problem for problem in tracking.secret_knobs(config) if problem.name not in told]
-    )
-    missing, num_images, num_holdout = "", 0, 0
-    try:
-        num_images, num_holdout = datasets.sizes(config.data)
-    except DataError as error:
-        missing = str(error)
-    except OSError as error:
-        missing = f"{error.filename or config.data.path} cannot be read: {error.strerror or error}"
-    address = os.environ.get("RAY_ADDRESS", "") if config.resources.workers or on_ray else ""
-    elsewhere = bool(address)  # then the cluster is asked for its GPUs when we are there
-    if elsewhere and (unreachable := _unreachable(address)):
-        problems.append(Problem("RAY_ADDRESS", address, unreachable))
-    said = {problem.name for problem in problems}
-    if (
-        config.resources.storage
-        and "resources.storage" not in said
-        and (refused := storage_mirror.problem_with(config.resources.storage))
-    ):
-        problems.append(refused)
-    gpus = None if elsewhere else gpus_here()
-    crossed, notes = (
-        (plans.check_alone(config, gpus=gpus), [])
-        if missing
-        else plans.check(config, num_images, num_holdout, gpus=gpus)
-    )
-    problems += [problem for problem in crossed if problem.name not in wrong]
-    if config.encoder.backbone.startswith("timm:") and not any(
-        problem.name == "encoder.backbone" for problem in problems
-    ):
-        # torch and timm take seconds to import, and only they know timm's models
-        from pcl_ray.model.encoder import timm_problem
-
-        problems += [problem] if (problem := timm_problem(config.encoder.backbone)) else []
+def _checked(case: _Case, problems: list[Problem]) -> Request:
+    """The request, where neither checks nor caller have problems. Of a knob that is known to be
+    wrong, later checks say nothing.
+    """
+    problems = list(problems)
+    for check_case in _CHECKS:
+        wrong = {problem.name for problem in problems}
+        problems += [problem for problem in check_case(case, wrong) if problem.name not in wrong]
+    config, missing = case.config, case.missing_data
     if missing and not problems:
         raise DataError(missing)
     if missing:
-        problems.append(
-            Problem("data.path", config.data.path, missing.removeprefix(f"data.path = {config.data.path!r} "))
-        )
+        reason = missing.removeprefix(f"data.path = {config.data.path!r} ")
+        problems.append(Problem("data.path", config.data.path, reason))
     if problems:
         raise ConfigError(problems)
-    return Request(config, plans.make(config, num_images, num_holdout), tuple(notes))
+    notes = plans.notes(config, case.num_images, case.num_holdout)
+    return Request(config, plans.make(config, case.num_images, case.num_holdout), tuple(notes))
+
+
+# What follows are the checks, in the order of their messages. Each gives back its problems; the names of the
+# knobs that are wrong already save it the work where it is slow.
+
+
+def _tracking_server(case: _Case, wrong: Set[str]) -> list[Problem]:
+    return tracking.check_uri(case.config.tracking, paths.home(), stored=case.stored)
+
+
+def _secrets(case: _Case, wrong: Set[str]) -> list[Problem]:
+    return [] if case.stored else tracking.secret_knobs(case.config)
+
+
+def _cluster(case: _Case, wrong: Set[str]) -> Iterator[Problem]:
+    """Whether anything answers where the cluster should be. Ray itself would try for minutes."""
+    host, colon, port = case.address.rpartition("://")[2].rpartition(":")
+    if not colon:
+        return  # none, auto, local: Ray finds its own
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        message = (
+            f"no Ray cluster answers there ({error}); unset it to start a Ray on this machine, or `ray start"
+            " --head` first"
+        )
+        yield Problem("RAY_ADDRESS", case.address, message)
+
+
+def _storage(case: _Case, wrong: Set[str]) -> Iterator[Problem]:
+    uri = case.config.resources.storage
+    if uri and "resources.storage" not in wrong and (problem := storage_mirror.problem_with(uri)):
+        yield problem
+
+
+def _together(case: _Case, wrong: Set[str]) -> list[Problem]:
+    """What knobs get wrong together with each other, the data and the machine."""
+    gpus = None if case.address else gpus_here()  # a cluster is asked for its GPUs when we are there
+    if case.missing_data:
+        return plans.check_alone(case.config, gpus=gpus)
+    return plans.check(case.config, case.num_images, case.num_holdout, gpus=gpus)[0]
+
+
+def _timm_model(case: _Case, wrong: Set[str]) -> Iterator[Problem]:
+    backbone = case.config.encoder.backbone
+    if not backbone.startswith("timm:") or "encoder.backbone" in wrong:
+        return
+    # torch and timm take seconds to import, and only they know timm's models
+    from pcl_ray.model.encoder import timm_problem
+
+    if problem := timm_problem(backbone):
+        yield problem
+
+
+_CHECKS: tuple[Callable[[_Case, Set[str]], Iterable[Problem]], ...] = (
+    _tracking_server,
+    _secrets,
+    _cluster,
+    _storage,
+    _together,
+    _timm_model,
+)
