@@ -44,7 +44,7 @@ from pcl_ray.clustering.assign.nearest import Nearest
 from pcl_ray.clustering.points import Points
 from pcl_ray.config import EStepConfig, RunConfig
 from pcl_ray.data import datasets
-from pcl_ray.e_step import When, cluster, cluster_shard
+from pcl_ray.e_step import ShardInput, When, cluster, cluster_shard, merge_shards
 from pcl_ray.errors import RunFailed
 from pcl_ray.features import FeatureShard
 
@@ -308,14 +308,10 @@ def chain(given: Namespace, report: Report) -> None:
     clusters = ours(epochs[0], settings, epoch=0)
     ratios: list[list[float]] = []
     for epoch, features in enumerate(epochs[1:], start=1):
-        options: dict[str, Any] = {
-            "total": len(features),
-            "temperature": TEMPERATURE,
-            "seed": 0,
-            "previous": clusters,
-        }
-        result = cluster_shard(torch.from_numpy(features), None, settings, When(epoch), **options)
-        clusters = result.cluster_set(epoch, [one.labels for one in result.clusterings])
+        options: dict[str, Any] = {"temperature": TEMPERATURE, "seed": 0, "previous": clusters}
+        shard = ShardInput(torch.from_numpy(features), len(features))
+        result = cluster_shard(shard, settings, When(epoch), **options)
+        clusters = merge_shards([result], epoch, len(features))
         fresh = reference_e_step(features, counts, seed=0)
         ratios.append(
             [

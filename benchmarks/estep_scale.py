@@ -37,9 +37,9 @@ from pcl_ray.clustering.kmeans import distances_to
 from pcl_ray.clustering.lloyd import split_into_empty
 from pcl_ray.clustering.points import Moments, Points
 from pcl_ray.config import RunConfig
-from pcl_ray.e_step import When, cluster, cluster_shard
+from pcl_ray.e_step import ShardInput, When, cluster, cluster_shard, merge_shards
 from pcl_ray.errors import RunFailed
-from pcl_ray.training.e_step_shards import EStepRequest, merged, range_of
+from pcl_ray.training.e_step_shards import EStepRequest, shard_range
 
 ACTORS, FEW_ACTORS = (1, 2, 4), (1, 2)
 PIECE = 131072  # rows that are sent to an actor at a time
@@ -145,7 +145,6 @@ def single(
     config: RunConfig, rows: torch.Tensor, previous: ClusterSet, report: Report, repeats: int
 ) -> Alone:
     options: dict[str, Any] = {
-        "total": len(rows),
         "temperature": config.loss.temperature,
         "seed": config.seed,
         "previous": previous,
@@ -153,10 +152,10 @@ def single(
     seconds = []
     for _ in range(repeats + 1):  # the first one also loads libraries
         start = time.process_time()
-        result = cluster_shard(rows, None, config.e_step, When(1), **options)
+        result = cluster_shard(ShardInput(rows, len(rows)), config.e_step, When(1), **options)
         seconds.append(time.process_time() - start)
     figures = result.clusterings[0].figures
-    clusters = result.cluster_set(1, [one.labels for one in result.clusterings])
+    clusters = merge_shards([result], 1, len(rows))
     alone = Alone(clusters, min(seconds[1:]), int(figures["passes"]), figures["changed"])
     report.row(
         "mode single",
@@ -213,7 +212,7 @@ def on_actors(
                 timeout=LIMIT_S,
             )
             for number, shard in enumerate(shards):
-                first, last = range_of(number, count, len(rows))
+                first, last = shard_range(number, count, len(rows))
                 for at in range(first, last, PIECE):
                     ids = np.arange(at, min(at + PIECE, last))
                     ray.get(
@@ -244,7 +243,7 @@ def on_actors(
         "sum": sum(each),
         "wall_seconds": seconds,
     }
-    return merged(list(answers), request), work, exchanged
+    return merge_shards(list(answers), request.epoch, request.num_images), work, exchanged
 
 
 def processor_seconds(shard: Any) -> float:
@@ -320,7 +319,7 @@ def constants(given: Namespace, rows: torch.Tensor, report: Report) -> Costs:
     torch.set_num_threads(1)
     few, many = (500, 2000) if given.quick else (1000, 5000)
     count, points = len(rows), Points.of(rows)
-    squares, nearest = points.squares(), Nearest("faiss", threads=1)
+    nearest = Nearest("faiss", threads=1)
     centroids = rows[torch.randperm(count, generator=torch.Generator().manual_seed(1))[:many]].contiguous()
     labels, coarse = nearest(points, centroids), nearest(points, centroids[:few])
     around, around_few = (neighbours(points, some, CANDIDATES, 1) for some in (centroids, centroids[:few]))
@@ -328,16 +327,17 @@ def constants(given: Namespace, rows: torch.Tensor, report: Report) -> Costs:
     changed[::10] = (changed[::10] + 1) % many
     one = labels.clone()
     one[0] = (one[0] + 1) % many
-    moments = Moments.of(points, labels, squares, many)
+    moments = Moments.of(points, labels, many)
 
     def features() -> None:
         health.unusable(rows)
-        health.gauges(Points.of(rows))
-        points.squares()
+        fresh = Points.of(rows)
+        health.gauges(fresh)
+        assert len(fresh.squares) == count
         points.sums(labels, distances_to(points, centroids, labels), 10.0, many)
 
     def of_centroids() -> None:
-        moments.moved(points, labels, one, squares)
+        moments.moved(points, labels, one)
         moments.objective(centroids)
         split_into_empty(moments.means(), moments, 0)
 
@@ -346,8 +346,8 @@ def constants(given: Namespace, rows: torch.Tensor, report: Report) -> Costs:
         "graph": (lambda: neighbours(points, centroids, CANDIDATES, 1), many * many),
         "shortlist": (lambda: among(rows, centroids, labels, around), 1),
         "shortlist, few": (lambda: among(rows, centroids[:few], coarse, around_few), 1),
-        "moved": (lambda: moments.moved(points, labels, changed, squares), len(labels[::10])),
-        "means": (lambda: Moments.of(points, labels, squares, many), count),
+        "moved": (lambda: moments.moved(points, labels, changed), len(labels[::10])),
+        "means": (lambda: Moments.of(points, labels, many), count),
         "features": (features, count),
         "centroids": (of_centroids, many),
     }

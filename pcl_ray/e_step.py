@@ -1,10 +1,8 @@
 """The E-step: momentum features of all images, k-means for every K, a concentration φ for every prototype.
 
-momentum encoder → features [N, C] → can they be clustered? → for each K: warm or cold k-means → can it be
-used? else once more, cold
-                                                                           → prototypes (normalised
-                                                                           centroids), φ (from the distances
-                                                                           to the raw ones)
+momentum encoder → features [N, C] → can they be clustered?
+   └→ for each K: warm or cold k-means → can it be used? (if not: once more, cold)
+        └→ prototypes (normalised centroids), φ (from the distances to the raw ones)
 
 Everything runs on the features of one process together with its group (`clustering.group`): alone, or with
 the processes that hold the rest. All of them take the same decisions from the same reduced numbers, and on
@@ -15,8 +13,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,25 +24,37 @@ from torch import Tensor, nn
 
 from pcl_ray.clustering import Clustering, ClusterSet, health
 from pcl_ray.clustering.assign.nearest import Nearest, cpu_threads
-from pcl_ray.clustering.concentration import Hidden, concentration_of_sums
+from pcl_ray.clustering.concentration import concentration_of_sums
 from pcl_ray.clustering.group import Group
 from pcl_ray.clustering.kmeans import distances_to
+from pcl_ray.clustering.lloyd import LloydRun
 from pcl_ray.clustering.points import Points
 from pcl_ray.clustering.search import Collapsed as Collapsed
 from pcl_ray.clustering.search import EStepRefused as EStepRefused
-from pcl_ray.clustering.search import Found, Search, When, labels_before
 from pcl_ray.clustering.search import Rejected as Rejected
+from pcl_ray.clustering.search import Search, When, labels_before
+from pcl_ray.clustering.types import PickledAsNumpy
 from pcl_ray.config import EStepConfig
 from pcl_ray.features import FeatureShard
 from pcl_ray.plan import resolve_num_clusters
 
+Outcome = Literal["clustered", "collapsed", "rejected", "refused"]
 
-@dataclass(eq=False)
-class ShardClustering:
-    """One clustering, as one process of the group has it: everything but `labels` is the same on all."""
 
-    # [n] int64, of this process's rows; −1 for one that could not be clustered and had no cluster before
-    labels: Tensor
+@dataclass(frozen=True, eq=False)
+class ShardInput:
+    """The features that one process of a group clusters together with the others."""
+
+    rows_nC: Tensor  # float32 or float16
+    total: int  # images of the whole group
+    ids: Tensor | None = None  # [n] int64, the images of the rows; None: all, in their order
+    group: Group = field(default_factory=Group)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupClustering(PickledAsNumpy):
+    """One clustering but for the labels: the same on all processes of the group."""
+
     centroids: Tensor  # [K, C] float32, raw
     concentration: Tensor  # [K] float32
     valid: Tensor  # [K] bool
@@ -51,45 +62,45 @@ class ShardClustering:
     figures: dict[str, float]
 
 
-@dataclass(eq=False)
-class ShardResult:
-    """What one process gets out of an E-step."""
+@dataclass(frozen=True, eq=False)
+class ShardResult(PickledAsNumpy):
+    """What one process gets out of an E-step, on the CPU."""
 
     ids: Tensor  # [n] int64, the images of its rows
-    clusterings: list[ShardClustering]
-    figures: dict[str, float]  # about the features
-    warnings: list[str] = field(default_factory=list)
-
-    def assignments(self, num_images: int, shards: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[Tensor]:
-        """[N] int64 for each clustering, from (ids [n], labels [M, n]) of all processes."""
-        whole = [torch.empty(num_images, dtype=torch.long) for _ in self.clusterings]
-        for ids, labels in shards:
-            for m, found in enumerate(whole):
-                # copies: what comes out of Ray's store is read-only
-                found[torch.tensor(ids)] = torch.tensor(labels[m]).long()
-        return whole
-
-    def stacked_labels(self) -> np.ndarray:
-        """[M, n] int32, to be sent: half the size, and K stays far below 2³¹."""
-        return torch.stack([c.labels for c in self.clusterings]).to(torch.int32).cpu().numpy()
-
-    def cluster_set(self, epoch: int, assignments: list[Tensor]) -> ClusterSet:
-        return ClusterSet(
-            epoch,
-            tuple(_published(c, labels) for c, labels in zip(self.clusterings, assignments, strict=True)),
-        )
+    # [M, n] int32, the cluster of each row in each clustering; −1 for a row that could not be clustered and
+    # had no cluster before. int32 is half the size to be sent, and K stays far below 2³¹
+    labels: Tensor
+    clusterings: tuple[GroupClustering, ...] = ()  # [M]
+    figures: dict[str, float] = field(default_factory=dict)  # about the features
+    warnings: tuple[str, ...] = ()
+    outcome: Outcome = "clustered"
+    reason: str = ""  # where the outcome is another
 
 
-def _published(found: ShardClustering, assignments: Tensor) -> Clustering:
-    centroids = found.centroids.cpu()
-    norms = torch.linalg.vector_norm(centroids, dim=1)
+def merge_shards(results: Sequence[ShardResult], epoch: int, num_images: int) -> ClusterSet:
+    """The clusters that epoch `epoch` trains with, from the results of all processes, of which the first with
+    clusterings tells them. Raises ValueError where the results do not have as many rows as there are images.
+    """
+    arrived = sum(len(result.ids) for result in results)
+    if arrived != num_images:
+        raise ValueError(f"assignments of {arrived} images arrived, there are {num_images}")
+    leader = next(result for result in results if result.clusterings)
+    assignments = [torch.empty(num_images, dtype=torch.long) for _ in leader.clusterings]
+    for result in results:
+        for assigned, labels in zip(assignments, result.labels, strict=True):
+            assigned[result.ids] = labels.long()
+    pairs = zip(leader.clusterings, assignments, strict=True)
+    return ClusterSet(epoch, tuple(_published(shared, assigned) for shared, assigned in pairs))
+
+
+def _published(shared: GroupClustering, assignments: Tensor) -> Clustering:
     return Clustering(
-        F.normalize(centroids, dim=1),
+        F.normalize(shared.centroids, dim=1),
         assignments,
-        found.concentration,
-        found.objective,
-        found.valid.cpu(),
-        norms,
+        shared.concentration,
+        shared.objective,
+        shared.valid,
+        torch.linalg.vector_norm(shared.centroids, dim=1),
     )
 
 
@@ -131,98 +142,84 @@ def cluster(
     """
     rows = features_NC if isinstance(features_NC, Tensor) else torch.as_tensor(np.asarray(features_NC))
     result = cluster_shard(
-        rows,
-        None,
+        ShardInput(rows, len(rows)),
         settings,
         When(epoch),
-        total=len(rows),
         temperature=temperature,
         seed=seed,
         previous=previous,
         gpu=gpu,
     )
-    return result.cluster_set(epoch, [c.labels.cpu() for c in result.clusterings])
+    return merge_shards([result], epoch, len(rows))
 
 
 def cluster_shard(
-    rows_nC: Tensor,
-    ids: Tensor | None,
+    shard: ShardInput,
     settings: EStepConfig,
     when: When,
     *,
-    total: int,
     temperature: float,
     seed: int,
     previous: ClusterSet | None = None,
-    group: Group | None = None,
     gpu: bool = False,
 ) -> ShardResult:
-    """`cluster` for the rows `ids` (None: all) of the `total` images; every process of the group calls it
-    with its own.
+    """`cluster` for one process's rows; every process of the group calls it with its own.
 
     Raises as `cluster` does, on all processes alike.
     """
-    rows = (
-        rows_nC.contiguous()
-        if rows_nC.dtype in (torch.float32, torch.float16)
-        else rows_nC.float().contiguous()
-    )
+    rows, total, group = shard.rows_nC, shard.total, shard.group
+    rows = (rows if rows.dtype in (torch.float32, torch.float16) else rows.float()).contiguous()
     if gpu and settings.backend != "faiss" and torch.cuda.is_available():
         rows = rows.cuda()  # they stay there for all passes; faiss would copy them at each
-    ids = torch.arange(len(rows)) if ids is None else ids
+    ids = torch.arange(len(rows)) if shard.ids is None else shard.ids
     counts = resolve_num_clusters(settings.num_clusters, total)
     # alone on its machine, or one of several that share it
-    threads = settings.threads or (
-        torch.get_num_threads() if group is not None and group.size > 1 else os.cpu_count() or 1
-    )
+    threads = settings.threads or (torch.get_num_threads() if group.size > 1 else os.cpu_count() or 1)
     with cpu_threads(threads):
-        usable, warnings = _usable(rows, ids, total, when, group or Group())
-        points = Points.of(
-            rows if usable is None else rows[usable],
-            ids if usable is None else ids[usable.cpu()],
-            total=total,
-            group=group,
-        )
-        if max(counts) > total:
-            raise EStepRefused(
-                f"{when}: {max(counts)} clusters need at least as many images, there are {total}"
-            )
-        gauges = health.gauges(points)
-        if reason := health.collapse(
-            gauges, points.dim, cone=settings.collapse_cone, rank=settings.collapse_rank
-        ):
-            advice = "try a lower optimizer.lr, a longer e_step.warmup_epochs, or a larger loss.queue_size"
-            raise Collapsed(f"{when}: {reason}; {advice}", gauges.figures())
+        usable, warnings = _usable(rows, ids, total, when, group)
+        if usable is None:
+            points = Points.of(rows, ids, total=total, group=group)
+        else:
+            points = Points.of(rows[usable], ids[usable.cpu()], total=total, group=group)
+        gauges = _checked_gauges(points, counts, settings, when)
         seeds = np.random.SeedSequence([seed, when.epoch]).generate_state(len(counts))
-        search = Search(
-            points,
-            points.squares(),
-            gauges,
-            settings,
-            when,
-            Nearest("faiss" if settings.backend == "auto" else settings.backend, threads, gpu),
+        backend = "faiss" if settings.backend == "auto" else settings.backend
+        search = Search(points, gauges, settings, when, Nearest(backend, threads, gpu))
+        clusterings, all_labels = [], []
+        for m, run in enumerate(search.all_of(counts, [int(s) for s in seeds], previous)):
+            clusterings.append(_with_concentration(points, run, settings, temperature))
+            before = None
+            if usable is not None and not run.cold:
+                before = labels_before(previous, m, len(run.centroids), ids, total)
+            all_labels.append(_with_dropped(run.labels, usable, before).to(torch.int32).cpu())
+            texts = (*run.warnings, health.duplicates(run.moments, total))
+            warnings += [f"{when}, clustering {m}: {text}" for text in texts if text]
+    return ShardResult(ids, torch.stack(all_labels), tuple(clusterings), gauges.figures(), tuple(warnings))
+
+
+def _checked_gauges(
+    points: Points, counts: tuple[int, ...], settings: EStepConfig, when: When
+) -> health.Gauges:
+    """How spread out the features are. Raises EStepRefused where there are fewer than clusters, Collapsed
+    where they have collapsed.
+    """
+    if max(counts) > points.total:
+        raise EStepRefused(
+            f"{when}: {max(counts)} clusters need at least as many images, there are {points.total}"
         )
-        found = search.all_of(counts, [int(s) for s in seeds], previous)
-        clusterings = []
-        for m, one in enumerate(found):
-            result = _finished(points, one, settings, temperature)
-            result.labels = _with_dropped(
-                result.labels, usable, ids, None if one.cold else previous, m, len(result.centroids), total
-            )
-            warnings += [
-                f"{when}, clustering {m}: {text}"
-                for text in (*one.warnings, health.duplicates(one.run.moments, total))
-                if text
-            ]
-            clusterings.append(result)
-    return ShardResult(ids, clusterings, gauges.figures(), warnings)
+    gauges = health.gauges(points)
+    reason = health.collapse(gauges, points.dim, cone=settings.collapse_cone, rank=settings.collapse_rank)
+    if reason:
+        advice = "try a lower optimizer.lr, a longer e_step.warmup_epochs, or a larger loss.queue_size"
+        raise Collapsed(f"{when}: {reason}; {advice}", gauges.figures())
+    return gauges
 
 
 def _usable(
     rows: Tensor, ids: Tensor, total: int, when: When, group: Group
 ) -> tuple[Tensor | None, list[str]]:
-    """[n] bool, rows that take part, None for all; and a warning where a few do not. Raises EStepRefused for
-    more than a few.
+    """[n] bool, the rows that take part, None for all; and a warning where a few do not. Raises EStepRefused
+    where more than a few do not, and where images are missing.
     """
     broken, off = health.unusable(rows)
     counts = torch.tensor([int(broken.sum()), int(off.sum()), len(rows)])
@@ -236,9 +233,9 @@ def _usable(
     meant = broken if num_broken and not few else broken | off
     named = group.gather(ids[meant.cpu()].sort().values[:5]).sort().values[:5].tolist()
     if not few:
-        count, what = (
-            (num_broken, "not finite") if num_broken else (num_off, "zero vectors or far from length one")
-        )
+        count, what = num_off, "zero vectors or far from length one"
+        if num_broken:
+            count, what = num_broken, "not finite"
         raise EStepRefused(
             f"{when}: the features of {count} of {total} images are {what}, the first at index {named}; "
             "the encoder has diverged, try a lower optimizer.lr or a longer optimizer.warmup_epochs"
@@ -250,31 +247,26 @@ def _usable(
     return ~(broken | off), [text]
 
 
-def _with_dropped(
-    labels: Tensor,
-    usable: Tensor | None,
-    ids: Tensor,
-    previous: ClusterSet | None,
-    m: int,
-    num_clusters: int,
-    total: int,
-) -> Tensor:
-    """Labels of all rows: those that took no part keep the cluster they had, where it still exists under its
-    number (`previous` None: it does not).
+def _with_dropped(labels: Tensor, usable: Tensor | None, before: Tensor | None) -> Tensor:
+    """[n] labels of all rows: those that took no part keep the cluster they had `before` (None: they have
+    none).
     """
     if usable is None:
         return labels
-    before = labels_before(previous, m, num_clusters, ids, total)
-    whole = (
-        before.to(labels.device) if before is not None else torch.full((len(ids),), -1, device=labels.device)
-    )
-    whole[usable.to(labels.device)] = labels
+    usable = usable.to(labels.device)
+    if before is None:
+        whole = torch.full((len(usable),), -1, device=labels.device)
+    else:
+        whole = before.to(labels.device)
+    whole[usable] = labels
     return whole
 
 
-def _finished(points: Points, found: Found, settings: EStepConfig, temperature: float) -> ShardClustering:
-    """φ from the distances to the raw centroids, and the figures of the search."""
-    run, sizes = found.run, found.run.moments.sizes
+def _with_concentration(
+    points: Points, run: LloydRun, settings: EStepConfig, temperature: float
+) -> GroupClustering:
+    """The run's clustering with φ from the distances to the raw centroids, and the figures of the search."""
+    sizes = run.moments.sizes
     distances = distances_to(points, run.centroids, run.labels)
     sums = points.sums(run.labels, distances, 2 * points.largest * math.sqrt(points.dim), len(sizes))
     phi, hidden = concentration_of_sums(
@@ -285,20 +277,18 @@ def _finished(points: Points, found: Found, settings: EStepConfig, temperature: 
         clip=settings.clip,
         normalise=settings.normalise,
     )
-    return ShardClustering(run.labels, run.centroids, phi, sizes > 0, run.objective, _figures(found, hidden))
+    figures = _search_figures(run) | hidden.figures()
+    return GroupClustering(run.centroids.cpu(), phi, (sizes > 0).cpu(), run.objective, figures)
 
 
-def _figures(found: Found, hidden: Hidden) -> dict[str, float]:
-    run = found.run
+def _search_figures(run: LloydRun) -> dict[str, float]:
     figures = {
-        "cold": float(found.cold),
+        "cold": float(run.cold),
         "passes": float(len(run.objectives)),
-        "changed": found.changed,
+        "changed": run.first_change,
         "repaired": float(run.repaired),
     }
-    if found.shortlist is not None and found.shortlist.agreements:
-        figures |= {
-            "shortlist_agreement": min(found.shortlist.agreements),
-            "shortlist_fallbacks": float(found.shortlist.fallbacks),
-        }
-    return figures | hidden.figures()
+    if run.shortlist is not None and run.shortlist.agreements:
+        figures["shortlist_agreement"] = min(run.shortlist.agreements)
+        figures["shortlist_fallbacks"] = float(run.shortlist.fallbacks)
+    return figures

@@ -27,21 +27,20 @@ def capped(assign: Assign, nearest: Nearest, limit: int) -> Assign:
             raise ValueError(
                 f"{len(centroids_KC)} clusters of at most {limit} points cannot hold {points.total}"
             )
-        found = assign(points, centroids_KC, labels=labels, spread=spread).clone()
-        open_ids = torch.arange(len(centroids_KC), device=found.device)
+        capped_labels = assign(points, centroids_KC, labels=labels, spread=spread).clone()
+        open_ids = torch.arange(len(centroids_KC), device=capped_labels.device)
         while True:
-            sizes = _sizes(points, found, len(centroids_KC))
+            sizes = _sizes(points, capped_labels, len(centroids_KC))
             full = sizes >= limit
             if not (sizes > limit).any():
-                return found
+                return capped_labels
             # A cluster that is full stays closed: each round closes one more at least, so this ends.
             open_ids = open_ids[~full[open_ids]]
-            out = _beyond(points, centroids_KC, found, sizes > limit, limit)
-            found[out] = (
-                open_ids[nearest(points.take(out), centroids_KC[open_ids])]
-                if len(open_ids) > 1
-                else open_ids[:1].expand(len(out))
-            )
+            surplus = _beyond(points, centroids_KC, capped_labels, sizes > limit, limit)
+            if len(open_ids) > 1:
+                capped_labels[surplus] = open_ids[nearest(points.take(surplus), centroids_KC[open_ids])]
+            else:
+                capped_labels[surplus] = open_ids[:1].expand(len(surplus))
 
     return assign_capped
 
@@ -54,17 +53,17 @@ def _sizes(points: Points, labels: Tensor, num_clusters: int) -> Tensor:
 
 def _beyond(points: Points, centroids: Tensor, labels: Tensor, too_large: Tensor, limit: int) -> Tensor:
     """Positions of this process's rows that their clusters have no room for."""
-    here = too_large[labels].nonzero().flatten()
-    distances = (points.rows[here].double() - centroids[labels[here]].double()).square().sum(dim=1)
-    mine = torch.stack([labels[here].double(), distances, points.ids.to(here.device)[here].double()], dim=1)
-    everyone = points.group.gather(mine)
+    rows = too_large[labels].nonzero().flatten()
+    distances = (points.rows[rows].double() - centroids[labels[rows]].double()).square().sum(dim=1)
+    ids = points.ids.to(rows.device)[rows].double()
+    everyone = points.group.gather(torch.stack([labels[rows].double(), distances, ids], dim=1))
     order = _sorted_by_columns(everyone)
     cluster = everyone[order, 0]
     new = torch.cat([torch.ones(1, dtype=torch.bool, device=cluster.device), cluster[1:] != cluster[:-1]])
     first = torch.where(new, torch.arange(len(order), device=cluster.device), 0).cummax(0).values
-    place = torch.arange(len(order), device=cluster.device) - first  # 0 for the nearest of each cluster
-    lost = everyone[order[place >= limit], 2]
-    return here[torch.isin(mine[:, 2], lost)]
+    position = torch.arange(len(order), device=cluster.device) - first  # 0 for the nearest of each cluster
+    surplus = everyone[order[position >= limit], 2]
+    return rows[torch.isin(ids, surplus)]
 
 
 def _sorted_by_columns(table: Tensor) -> Tensor:

@@ -44,25 +44,22 @@ class Gauges:
 
 def unusable(rows_nC: Tensor) -> tuple[Tensor, Tensor]:
     """Two [n] bool: rows that are not finite, and finite rows whose length is nowhere near one."""
-    norms = (
-        torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in rows_nC.split(65536)])
-        if len(rows_nC)
-        else torch.zeros(0)
-    )
+    norms = torch.zeros(0)
+    if len(rows_nC):
+        blocks = rows_nC.split(65536)
+        norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in blocks])
     broken = ~torch.isfinite(norms)
     return broken, ~broken & ((norms < NORMS[0]) | (norms > NORMS[1]))
 
 
 def gauges(points: Points) -> Gauges:
-    """Of the group's points, from a choice of them that does not depend on how they are spread; brought
-    together, so that all see the same numbers.
+    """The gauges of the group's points, from a sample that does not depend on how they are spread; it is
+    brought together, so that all see the same numbers.
     """
     # drawn, not every so many: images often come in a pattern
-    mine = sampled(points.ids, _SAMPLE / max(points.total, 1), 0)
-    ids, rows = (
-        points.group.gather(points.ids[mine]),
-        points.group.gather(points.rows[mine.to(points.device)]),
-    )
+    sample = sampled(points.ids, _SAMPLE / max(points.total, 1), 0)
+    ids = points.group.gather(points.ids[sample])
+    rows = points.group.gather(points.rows[sample.to(points.device)])
     rows = rows[ids.argsort().to(rows.device)].double()
     if points.dim > _RANK_DIMS:  # a random projection keeps what is asked here: whether the rank is small
         draw = torch.randn(
@@ -83,24 +80,24 @@ def least_rank(rank: float, dim: int) -> float:
     return min(rank, dim / 4)
 
 
-def collapse(found: Gauges, dim: int, *, cone: float, rank: float) -> str:
+def collapse(gauges: Gauges, dim: int, *, cone: float, rank: float) -> str:
     """Why these features have collapsed, by the limits of `e_step.collapse_cone` and `e_step.collapse_rank`;
     "" if they have not.
     """
-    if found.spread < COLLAPSED_SPREAD:
+    if gauges.spread < COLLAPSED_SPREAD:
         return (
             "the features have collapsed onto one point (mean squared distance to their mean"
-            f" {found.spread:.1e})"
+            f" {gauges.spread:.1e})"
         )
-    if found.cone > cone:
+    if gauges.cone > cone:
         return (
-            f"the features have collapsed into a cone (mean cosine of two images {found.cone:.3f}, the limit"
+            f"the features have collapsed into a cone (mean cosine of two images {gauges.cone:.3f}, the limit"
             f" is e_step.collapse_cone = {cone:g})"
         )
     least = least_rank(rank, dim)
-    if found.rank < least:
+    if gauges.rank < least:
         return (
-            f"the features have collapsed into {found.rank:.1f} of {dim} dimensions (the limit is {least:g},"
+            f"the features have collapsed into {gauges.rank:.1f} of {dim} dimensions (the limit is {least:g},"
             " from e_step.collapse_rank)"
         )
     return ""
@@ -109,28 +106,28 @@ def collapse(found: Gauges, dim: int, *, cone: float, rank: float) -> str:
 def faults(moments: Moments, total: int) -> list[str]:
     """What makes a clustering unusable, in words; empty if nothing does."""
     sizes, num_clusters = moments.sizes, len(moments.sizes)
-    found = []
+    reasons = []
     empty, singletons = int((sizes == 0).sum()), int((sizes == 1).sum())
     if empty > EMPTY * num_clusters:
-        found.append(f"{empty} of {num_clusters} clusters are empty")
+        reasons.append(f"{empty} of {num_clusters} clusters are empty")
     size, copies = _dominant(moments, total)
     others = total - size if copies else total
     # with fewer images a cluster, many singletons are to be expected
     if singletons > _SINGLETONS * num_clusters and others >= 4 * num_clusters:
-        found.append(f"{singletons} of {num_clusters} clusters hold one image")
+        reasons.append(f"{singletons} of {num_clusters} clusters hold one image")
     if size and not copies:
-        found.append(f"one of {num_clusters} clusters holds {size / total:.0%} of the images")
-    return found
+        reasons.append(f"one of {num_clusters} clusters holds {size / total:.0%} of the images")
+    return reasons
 
 
 def duplicates(moments: Moments, total: int) -> str:
     """A warning where one image, many times over, fills a cluster of its own; else ""."""
     size, copies = _dominant(moments, total)
+    if not copies:
+        return ""
     return (
         f"one cluster holds {size / total:.0%} of the images, all but a few with the same features: look for"
         " duplicate images"
-        if copies
-        else ""
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from pcl_ray.clustering.assign.nearest import Backend, BruteForce, Nearest
 from pcl_ray.clustering.group import Group
-from pcl_ray.clustering.lloyd import Assign, Run, lloyd, random_start
+from pcl_ray.clustering.lloyd import Assign, LloydRun, LloydSettings, lloyd, random_start
 from pcl_ray.clustering.points import Points
 
 _BLOCK = 16384
@@ -19,6 +18,8 @@ _BLOCK = 16384
 
 @dataclass(frozen=True, eq=False)
 class KMeansResult:
+    """What `kmeans` finds, of this process's points."""
+
     centroids: Tensor  # [K, C] float32
     assignments: Tensor  # [N] int64, the nearest centroid of each point
     distances: Tensor  # [N] float32, Euclidean
@@ -68,54 +69,25 @@ def kmeans(
         _check_finite(start, "starting centroids")
         start = start.to(rows.device)
     points = Points.of(rows, ids, total=total, group=group)
-    find = BruteForce(Nearest(backend, threads, gpu))
-    squares = points.squares()
+    assign = BruteForce(Nearest(backend, threads, gpu))
+    settings = LloydSettings(iterations + 1, seed, spherical)
     if start is not None:
-        best = lloyd(
-            points, start, find, passes=iterations + 1, seed=seed, squares=squares, spherical=spherical
-        )
+        best = lloyd(points, start, assign, settings)
     else:
-        best = best_of(
-            points,
-            num_clusters,
-            find,
-            passes=iterations + 1,
-            restarts=restarts,
-            seed=seed,
-            squares=squares,
-            spherical=spherical,
-        )
+        best = best_of(points, num_clusters, assign, settings, restarts)
     distances = distances_to(points, best.centroids, best.labels)
     return KMeansResult(best.centroids, best.labels, distances, _objective(points, distances))
 
 
 def best_of(
-    points: Points,
-    num_clusters: int,
-    assign: Assign,
-    *,
-    passes: int,
-    restarts: int,
-    seed: int,
-    squares: Tensor,
-    spherical: bool = False,
-    spread: float = math.inf,
-) -> Run:
+    points: Points, num_clusters: int, assign: Assign, settings: LloydSettings, restarts: int
+) -> LloydRun:
     """The run with the smallest objective of `restarts` from random points; of equal ones the first."""
-    best: Run | None = None
+    best: LloydRun | None = None
     for number in range(restarts):
-        own = seed + 7919 * number
-        start, _ = random_start(points, num_clusters, own)
-        run = lloyd(
-            points,
-            start,
-            assign,
-            passes=passes,
-            seed=own,
-            squares=squares,
-            spherical=spherical,
-            spread=spread,
-        )
+        seed = settings.seed + 7919 * number
+        start, _ = random_start(points, num_clusters, seed)
+        run = lloyd(points, start, assign, replace(settings, seed=seed))
         if best is None or run.objective < best.objective:
             best = run
     assert best is not None
@@ -127,15 +99,14 @@ def distances_to(points: Points, centroids_KC: Tensor, labels: Tensor) -> Tensor
     rounding. 0 below the features' own rounding.
     """
     centroids = centroids_KC.to(points.device)
-    out = torch.empty(len(points.rows), device=points.device)
-    for rows, ids, found in zip(
-        points.rows.split(_BLOCK), labels.split(_BLOCK), out.split(_BLOCK), strict=True
-    ):
+    distances = torch.empty(len(points.rows), device=points.device)
+    blocks = zip(points.rows.split(_BLOCK), labels.split(_BLOCK), distances.split(_BLOCK), strict=True)
+    for rows, ids, out in blocks:
         wide = rows.float()
         distance = torch.linalg.vector_norm(wide - centroids[ids.clamp(min=0)], dim=1)
         floor = 2.0**-23 * torch.linalg.vector_norm(wide, dim=1)
-        found.copy_(torch.where(distance > floor, distance, 0.0))
-    return out
+        out.copy_(torch.where(distance > floor, distance, 0.0))
+    return distances
 
 
 def _objective(points: Points, distances: Tensor) -> float:
@@ -149,11 +120,10 @@ def _check_finite(rows: Tensor, what: str) -> None:
     """Raises ValueError for NaN, infinities and values whose square overflows: faiss would end the whole
     process.
     """
-    norms = (
-        torch.cat([torch.linalg.vector_norm(block.float(), dim=1).square() for block in rows.split(_BLOCK)])
-        if len(rows)
-        else torch.zeros(0)
-    )
+    norms = torch.zeros(0)
+    if len(rows):
+        blocks = rows.split(_BLOCK)
+        norms = torch.cat([torch.linalg.vector_norm(block.float(), dim=1).square() for block in blocks])
     bad = (~torch.isfinite(norms)).nonzero().flatten()
     if len(bad):
         raise ValueError(f"{len(bad)} of {len(rows)} {what} are not finite, the first: {bad[:5].tolist()}")

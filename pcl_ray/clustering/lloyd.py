@@ -2,8 +2,9 @@
 steps.
 
 start centroids → pass: nearest centroid of each point → sizes, sums (reduced) → means → repair of empty
-clusters → next pass The labels, centroids and figures of the *last* pass belong together: after it, nothing
-is moved any more.
+clusters → next pass
+
+The labels, centroids and figures of the *last* pass belong together: after it, nothing is moved any more.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcl_ray.clustering.assign.nearest import BruteForce
+from pcl_ray.clustering.assign.shortlist import Shortlist
 from pcl_ray.clustering.points import Moments, Points
 
 
 class Assign(Protocol):
-    """Gives every point a centroid, [n] int64; `labels`: those of the pass before, `spread`: mean squared
-    distance, where known.
+    """Gives every point a centroid, [n] int64. `labels`: those of the pass before, None where there are none;
+    `spread`: mean squared distance of the points to their centroids, infinite where it is not known.
     """
 
     def __call__(
@@ -32,9 +34,21 @@ class Assign(Protocol):
     ) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class LloydSettings:
+    """What every process of a group gives a run alike."""
+
+    passes: int  # at most
+    seed: int  # of the directions in which clusters are split to fill empty ones, and of random starts
+    spherical: bool = False  # centroids are normalised after every pass
+    spread: float = math.inf  # mean squared distance before the first pass, as far as it is known
+
+
 @dataclass(eq=False)
-class Run:
-    """One run of Lloyd's algorithm, on this process's points."""
+class LloydRun:
+    """One run of Lloyd's algorithm, on this process's points; the last fields are filled in by
+    `search.Search`.
+    """
 
     centroids: Tensor  # [K, C] float32, raw
     labels: Tensor  # [n] int64, of this process's points
@@ -43,6 +57,10 @@ class Run:
     objectives: list[float] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)  # points of the group whose label each pass changed
     repaired: int = 0  # empty clusters that were put elsewhere
+    cold: bool = True  # began without the last E-step's clusters
+    first_change: float = 1.0  # share of the labels that the first pass of a warm start changed; 1 where cold
+    shortlist: Shortlist | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def objective(self) -> float:
@@ -53,56 +71,46 @@ def lloyd(
     points: Points,
     start_KC: Tensor,
     assign: Assign,
+    settings: LloydSettings,
     *,
-    passes: int,
-    seed: int,
-    squares: Tensor,
     labels: Tensor | None = None,
     moments: Moments | None = None,
-    spherical: bool = False,
-    spread: float = math.inf,
-    go_on: Callable[[Run], bool] = lambda run: True,
-) -> Run:
-    """At most `passes` passes from the raw centroids [K, C]; fewer where a pass changes no label, or `go_on`
-    says no after the first.
+    go_on: Callable[[LloydRun], bool] = lambda run: True,
+) -> LloydRun:
+    """Makes `settings.passes` passes from the raw centroids [K, C]; fewer where a pass changes no label, or
+    `go_on` says no after the first.
 
-    squares: `points.squares()`. labels, moments: what the start was made of (both or neither), so that only
-    changes are counted. spread: what is known of the mean squared distance before the first pass. seed: of
-    the directions in which clusters are split to fill empty ones. Every process of the group gets the same
-    start, seed and settings.
+    labels, moments: what the start was made of (both or neither), so that only changes are counted. Every
+    process of the group gets the same start and settings.
     """
-    run = Run(
+    run = LloydRun(
         start_KC.float(),
         labels if labels is not None else torch.full((len(points.rows),), -1, device=points.device),
         moments or Moments.zeros(points, len(start_KC)),
     )
-    for number in range(passes):
-        spread = run.objectives[-1] / points.total if run.objectives else spread
+    for number in range(settings.passes):
+        spread = run.objectives[-1] / points.total if run.objectives else settings.spread
         if number == 0 and moments is None and isinstance(assign, BruteForce):
-            (found, run.moments), changed = (
-                assign.with_moments(points, run.centroids, squares, spread=spread),
-                points.total,
-            )
+            new_labels, run.moments = assign.with_moments(points, run.centroids, spread=spread)
+            changed = points.total
         else:
-            found = assign(
-                points,
-                run.centroids,
-                labels=run.labels if labels is not None or number else None,
-                spread=spread,
-            )
-            changed = run.moments.moved(points, run.labels, found, squares)
-        run.labels = found
+            before = run.labels if labels is not None or number else None
+            new_labels = assign(points, run.centroids, labels=before, spread=spread)
+            changed = run.moments.moved(points, run.labels, new_labels)
+        run.labels = new_labels
         run.changed.append(changed)
         run.objectives.append(run.moments.objective(run.centroids))
-        last = number == passes - 1
+        last = number == settings.passes - 1
         if last or (changed == 0 and not _can_repair(run.moments)) or (number == 0 and not go_on(run)):
             break
-        run.centroids, repaired = _next_centroids(run, spherical=spherical, seed=seed + number)
+        run.centroids, repaired = _next_centroids(
+            run, spherical=settings.spherical, seed=settings.seed + number
+        )
         run.repaired += repaired
     return run
 
 
-def _next_centroids(run: Run, *, spherical: bool, seed: int) -> tuple[Tensor, int]:
+def _next_centroids(run: LloydRun, *, spherical: bool, seed: int) -> tuple[Tensor, int]:
     means = run.moments.means()
     if spherical:
         means = F.normalize(means, dim=1)
@@ -162,31 +170,29 @@ def random_start(points: Points, num_clusters: int, seed: int) -> tuple[Tensor, 
     different = min(len(first), wanted)
     rest = torch.ones(len(rows), dtype=torch.bool)
     rest[first] = False
-    chosen = torch.cat([first[:wanted], rest.nonzero().flatten()[: wanted - different]])
-    chosen = chosen[torch.arange(wanted) % len(chosen)]  # fewer are held than were asked for: some twice
-    return rows[chosen.to(rows.device)], different
+    start = torch.cat([first[:wanted], rest.nonzero().flatten()[: wanted - different]])
+    start = start[torch.arange(wanted) % len(start)]  # fewer are held than were asked for: some twice
+    return rows[start.to(rows.device)], different
 
 
 def rows_of(points: Points, ids: Tensor) -> Tensor:
     """[m, C] float32: the group's points with these ids, on every process; m is less than len(ids) where no
     process holds some (they were not usable).
     """
-    rows, held = (
-        torch.zeros(len(ids), points.dim, device=points.device),
-        torch.zeros(len(ids), dtype=torch.long, device=points.device),
-    )
+    rows = torch.zeros(len(ids), points.dim, device=points.device)
+    held = torch.zeros(len(ids), dtype=torch.long, device=points.device)
     if len(points.ids):
         rising, order = points.ids.sort()
-        place = torch.searchsorted(rising, ids).clamp(max=len(rising) - 1)
-        mine = (rising[place] == ids).nonzero().flatten()
-        rows[mine.to(points.device)] = points.rows[order[place[mine]].to(points.device)].float()
-        held[mine.to(points.device)] = 1
+        position = torch.searchsorted(rising, ids).clamp(max=len(rising) - 1)
+        own = (rising[position] == ids).nonzero().flatten()
+        rows[own.to(points.device)] = points.rows[order[position[own]].to(points.device)].float()
+        held[own.to(points.device)] = 1
     points.group.sum(rows, held)  # one process has each row, the others add zeros
     return rows[held > 0]
 
 
 def distinct_rows(points: Points) -> int:
-    """How many of the group's points differ."""
+    """How many different points the group has."""
     return len(torch.unique(points.group.gather(_keys(points.rows))))
 
 
@@ -195,8 +201,8 @@ def _keys(rows: Tensor) -> Tensor:
     direction = torch.randn(rows.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     # row by row, not as a matrix product: equal rows must give equal keys, wherever they stand
     keys = torch.empty(len(rows), dtype=torch.float64)
-    for block, found in zip(rows.split(65536), keys.split(65536), strict=True):
-        found.copy_((block.cpu().double() * direction).sum(dim=1))
+    for block, out in zip(rows.split(65536), keys.split(65536), strict=True):
+        out.copy_((block.cpu().double() * direction).sum(dim=1))
     return keys
 
 

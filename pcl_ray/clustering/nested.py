@@ -29,20 +29,16 @@ def coarse_of_fine(
     if start_KC is None:
         # the K largest of u^(1/w) are a draw by weight without replacement (Efraimidis & Spirakis, 2006)
         draw = torch.rand(len(weights), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        coarse = centroids[
-            torch.where(weights > 0, draw.log() / weights, -torch.inf)
-            .topk(num_clusters)
-            .indices.sort()
-            .values
-        ]
+        keys = torch.where(weights > 0, draw.log() / weights, -torch.inf)
+        coarse = centroids[keys.topk(num_clusters).indices.sort().values]
     else:
         coarse = start_KC.double().cpu().clone()
     parents = torch.full((len(centroids),), -1)
     for _ in range(_PASSES):
-        found = _nearest(centroids, coarse)
-        if torch.equal(found, parents):
+        nearest = _nearest(centroids, coarse)
+        if torch.equal(nearest, parents):
             break
-        parents = found
+        parents = nearest
         mass = torch.zeros(num_clusters, dtype=torch.float64).index_add_(0, parents, weights)
         sums = torch.zeros_like(coarse).index_add_(0, parents, centroids * weights[:, None])
         coarse = torch.where(mass[:, None] > 0, sums / mass.clamp(min=1)[:, None], coarse)
@@ -55,16 +51,16 @@ def parents(fine_N: Tensor, coarse_N: Tensor, num_fine: int, num_coarse: int) ->
     images (of equal ones the lowest id); −1 if it has none. For any two clusterings of the same N images;
     images that either leaves out (−1) take no part.
     """
-    known = (fine_N >= 0) & (coarse_N >= 0)
-    pairs, counts = torch.unique(fine_N[known] * num_coarse + coarse_N[known], return_counts=True)
+    in_both = (fine_N >= 0) & (coarse_N >= 0)
+    pairs, counts = torch.unique(fine_N[in_both] * num_coarse + coarse_N[in_both], return_counts=True)
     fine, coarse = pairs // num_coarse, pairs % num_coarse
     order = torch.argsort(counts, stable=True, descending=True)
     order = order[torch.argsort(fine[order], stable=True)]
     first = torch.ones(len(order), dtype=torch.bool)
     first[1:] = fine[order][1:] != fine[order][:-1]
-    found = torch.full((num_fine,), -1)
-    found[fine[order][first]] = coarse[order][first]
-    return found
+    parents_F = torch.full((num_fine,), -1)
+    parents_F[fine[order][first]] = coarse[order][first]
+    return parents_F
 
 
 def _nearest(rows: Tensor, centroids: Tensor) -> Tensor:

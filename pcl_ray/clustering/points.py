@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,22 +70,23 @@ class Points:
     def dim(self) -> int:
         return self.rows.shape[1]
 
+    @cached_property
     def squares(self) -> Tensor:
         """[n] float64, ‖x‖² of every row, on the grid."""
-        out = torch.empty(len(self.rows), dtype=torch.float64, device=self.device)
-        for block, found in zip(self.rows.split(self.block), out.split(self.block), strict=True):
-            found.copy_(block.double().square().sum(dim=1))
-        return on_grid(out, self.total, self.dim * self.largest**2)
+        squares = torch.empty(len(self.rows), dtype=torch.float64, device=self.device)
+        for block, out in zip(self.rows.split(self.block), squares.split(self.block), strict=True):
+            out.copy_(block.double().square().sum(dim=1))
+        return on_grid(squares, self.total, self.dim * self.largest**2)
 
     def sums(self, labels: Tensor, values: Tensor, largest: float, num_clusters: int) -> Tensor:
         """[K] float64, the sum of a number [n] that each row has, by cluster and over the group; exact.
         Negative labels take no part.
         """
-        known = labels >= 0
-        out = torch.zeros(num_clusters, dtype=torch.float64, device=self.device)
-        out.index_add_(0, labels[known], on_grid(values[known], self.total, largest))
-        self.group.sum(out)
-        return out
+        labelled = labels >= 0
+        sums = torch.zeros(num_clusters, dtype=torch.float64, device=self.device)
+        sums.index_add_(0, labels[labelled], on_grid(values[labelled], self.total, largest))
+        self.group.sum(sums)
+        return sums
 
 
 def grid_bits(total: int, largest: float) -> int:
@@ -116,15 +118,15 @@ class Moments:
     rounding: float
 
     @classmethod
-    def of(cls, points: Points, labels: Tensor, squares: Tensor, num_clusters: int) -> Moments:
-        """From all points; rows with a negative label take no part."""
-        here = cls.zeros(points, num_clusters)
-        known = (labels >= 0).nonzero().flatten()
-        here._add(points, known if len(known) < len(labels) else None, labels, squares, sign=1.0)
-        points.group.sum(here.sizes, here.sums, here.squares)
-        return here
+    def of(cls, points: Points, labels: Tensor, num_clusters: int) -> Moments:
+        """The moments of all points; rows with a negative label take no part."""
+        moments = cls.zeros(points, num_clusters)
+        labelled = (labels >= 0).nonzero().flatten()
+        moments._add(points, labelled if len(labelled) < len(labels) else None, labels, sign=1.0)
+        points.group.sum(moments.sizes, moments.sums, moments.squares)
+        return moments
 
-    def moved(self, points: Points, before: Tensor, after: Tensor, squares: Tensor) -> int:
+    def moved(self, points: Points, before: Tensor, after: Tensor) -> int:
         """Takes over new labels, in place; gives back how many rows of the group changed. Exact, so equal to
         a new count.
         """
@@ -134,8 +136,8 @@ class Moments:
         if count > 0:
             change = self.zeros(points, len(self.sizes))
             left = changed[before[changed] >= 0]
-            change._add(points, left, before, squares, sign=-1.0)
-            change._add(points, changed, after, squares, sign=1.0)
+            change._add(points, left, before, sign=-1.0)
+            change._add(points, changed, after, sign=1.0)
             points.group.sum(change.sizes, change.sums, change.squares)
             self.sizes += change.sizes
             self.sums += change.sums
@@ -163,7 +165,7 @@ class Moments:
 
     @staticmethod
     def zeros(points: Points, num_clusters: int) -> Moments:
-        """Of no points."""
+        """The moments of no points."""
         wide = {"dtype": torch.float64, "device": points.device}
         # half a step of either grid, and the square of a row half a step off in all coordinates
         total, dim, largest = points.total, points.dim, points.largest
@@ -177,18 +179,14 @@ class Moments:
             rounding,
         )
 
-    def _add(
-        self, points: Points, positions: Tensor | None, labels: Tensor, squares: Tensor, *, sign: float
-    ) -> None:
+    def _add(self, points: Points, positions: Tensor | None, labels: Tensor, *, sign: float) -> None:
         """Adds (or takes away) rows at `positions`, None for all, to the clusters that `labels` names."""
         count = len(labels) if positions is None else len(positions)
         for start in range(0, count, points.block):
-            part = (
-                slice(start, start + points.block)
-                if positions is None
-                else positions[start : start + points.block]
-            )
-            of = labels[part]
-            self.sums.index_add_(0, of, on_grid(points.rows[part], points.total, points.largest), alpha=sign)
-            self.squares.index_add_(0, of, squares[part], alpha=sign)
-            self.sizes.index_add_(0, of, torch.ones_like(of), alpha=int(sign))
+            block = slice(start, start + points.block)
+            part = block if positions is None else positions[block]
+            clusters = labels[part]
+            rows = on_grid(points.rows[part], points.total, points.largest)
+            self.sums.index_add_(0, clusters, rows, alpha=sign)
+            self.squares.index_add_(0, clusters, points.squares[part], alpha=sign)
+            self.sizes.index_add_(0, clusters, torch.ones_like(clusters), alpha=int(sign))

@@ -1,12 +1,13 @@
-"""The search for a usable clustering: from what the last E-step left or anew, checked, and tried once more
-where it cannot be used.
+"""The search for a usable clustering: k-means from what the last E-step left or anew, checked, and tried once
+more where the result cannot be used.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from pcl_ray.clustering.assign.nearest import BruteForce, Nearest
 from pcl_ray.clustering.assign.shortlist import Shortlist
 from pcl_ray.clustering.balance import capped
 from pcl_ray.clustering.kmeans import best_of
-from pcl_ray.clustering.lloyd import Assign, Run, distinct_rows, lloyd, split_into_empty
+from pcl_ray.clustering.lloyd import Assign, LloydRun, LloydSettings, distinct_rows, lloyd, split_into_empty
 from pcl_ray.clustering.nested import coarse_of_fine
 from pcl_ray.clustering.points import Moments, Points
 from pcl_ray.clustering.types import Clustering, ClusterSet
@@ -43,24 +44,23 @@ class Rejected(EStepRefused):
 
 @dataclass(frozen=True)
 class When:
-    """For messages: the E-step before epoch `epoch` (from 0), with the encoder of global step `step`, where
-    that is known.
+    """Names an E-step in messages: the one before epoch `epoch` (from 0), with the encoder of global step
+    `step`, where that is known.
     """
 
     epoch: int
     step: int | None = None
 
     def __str__(self) -> str:
-        return f"before epoch {self.epoch + 1}" + (
-            "" if self.step is None else f" (encoder of step {self.step})"
-        )
+        epoch = f"before epoch {self.epoch + 1}"
+        return epoch if self.step is None else f"{epoch} (encoder of step {self.step})"
 
 
 def labels_before(
     previous: ClusterSet | None, m: int, num_clusters: int, ids: Tensor, total: int
 ) -> Tensor | None:
-    """[n] the last E-step's labels of the images `ids` of `total`; None, and on all processes of a group
-    alike, where there are none to go on from.
+    """[n] the last E-step's labels of the images `ids` of `total`. None, on all processes of a group alike,
+    where there are none to go on from.
     """
     if previous is None or m >= len(previous.clusterings):
         return None
@@ -70,71 +70,54 @@ def labels_before(
     return old.assignments[ids]
 
 
-@dataclass(eq=False)
-class Found:
-    run: Run
-    cold: bool
-    shortlist: Shortlist | None
-    changed: float  # share of the labels that the first pass of a warm start changed; 1 where cold
-    warnings: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True, eq=False)
 class Search:
     """k-means over the points of one E-step."""
 
     points: Points
-    squares: Tensor  # [n]
     gauges: health.Gauges
     settings: EStepConfig
     when: When
     nearest: Nearest
 
-    def all_of(self, counts: tuple[int, ...], seeds: list[int], previous: ClusterSet | None) -> list[Found]:
-        """One clustering for each K, in their order."""
-        found: dict[int, Found] = {}
-        finer: Found | None = None
-        for m in (
-            sorted(range(len(counts)), key=lambda m: -counts[m])
-            if self.settings.nested
-            else range(len(counts))
-        ):
-            if (
-                self.settings.nested
-                and finer is not None
-                and counts[m] < int((finer.run.moments.sizes > 0).sum())
-            ):
-                found[m] = self._checked(
-                    counts[m],
-                    lambda m=m, finer=finer: self._coarse(counts[m], seeds[m], finer, previous, m),
-                    seeds[m],
-                )
-            else:
-                found[m] = self._checked(
-                    counts[m], lambda m=m: self._warm_or_cold(counts[m], seeds[m], previous, m), seeds[m]
-                )
-            finer = found[m]
-        return [found[m] for m in range(len(counts))]
+    def all_of(
+        self, counts: tuple[int, ...], seeds: list[int], previous: ClusterSet | None
+    ) -> list[LloydRun]:
+        """One clustering for each K, in their order. Raises EStepRefused and Rejected as `_checked` does."""
+        runs: dict[int, LloydRun] = {}
+        finer: LloydRun | None = None
+        order = list(range(len(counts)))
+        if self.settings.nested:
+            order.sort(key=lambda m: -counts[m])
+        for m in order:
+            first = partial(self._warm_or_cold, counts[m], seeds[m], previous, m)
+            if self.settings.nested and finer is not None:
+                used = int((finer.moments.sizes > 0).sum())
+                if counts[m] < used:
+                    first = partial(self._coarse, counts[m], seeds[m], finer, previous, m)
+            runs[m] = finer = self._checked(counts[m], first, seeds[m])
+        return [runs[m] for m in range(len(counts))]
 
-    def _checked(self, k: int, first: Callable[[], Found], seed: int) -> Found:
-        """A usable clustering: the first try's, or that of one more cold run from other points. Raises
-        Rejected where neither is.
+    def _checked(self, k: int, first: Callable[[], LloydRun], seed: int) -> LloydRun:
+        """A usable clustering: the first try's, or that of one more cold run from other points.
+
+        Raises Rejected where neither is, EStepRefused where fewer than `k` features differ.
         """
-        found = first()
-        if not (wrong := health.faults(found.run.moments, self.points.total)):
-            return found
-        self._refuse_too_few_distinct(k, found.run)
+        run = first()
+        if not (faults := health.faults(run.moments, self.points.total)):
+            return run
+        self._refuse_too_few_distinct(k, run)
         again = self._cold(k, seed ^ 0x5EED)
-        if still := health.faults(again.run.moments, self.points.total):
+        if still := health.faults(again.moments, self.points.total):
             raise Rejected(
                 f"{self.when}: no usable clustering with K = {k}: {'; '.join(still)}", self.gauges.figures()
             )
         again.warnings.append(
-            f"the first try could not be used ({'; '.join(wrong)}); clustered anew from other points"
+            f"the first try could not be used ({'; '.join(faults)}); clustered anew from other points"
         )
         return again
 
-    def _refuse_too_few_distinct(self, k: int, run: Run) -> None:
+    def _refuse_too_few_distinct(self, k: int, run: LloydRun) -> None:
         if not (run.moments.sizes == 0).any():
             return
         distinct = distinct_rows(self.points)
@@ -144,128 +127,92 @@ class Search:
                 " features differ; lower e_step.num_clusters, or look for duplicate images"
             )
 
-    def _warm_or_cold(self, k: int, seed: int, previous: ClusterSet | None, m: int) -> Found:
+    def _warm_or_cold(self, k: int, seed: int, previous: ClusterSet | None, m: int) -> LloydRun:
         before = labels_before(previous, m, k, self.points.ids, self.points.total)
         if previous is None or before is None or not starts_warm(self.settings, self.when.epoch):
             return self._cold(k, seed)
         last = previous.clusterings[m].objective
         warm = self._warm(k, seed, previous.clusterings[m], before)
-        if warm is not None and not warm.run.objective > WORSE * last:
+        if warm is not None and not warm.objective > WORSE * last:
             return warm
         cold = self._cold(k, seed)
         # bad luck, or the features have spread out, as they do early on: a second run tells
-        if cold.run.objective > WORSE * last:
-            cold = min(cold, self._cold(k, seed ^ 0x5EED), key=lambda found: found.run.objective)
+        if cold.objective > WORSE * last:
+            cold = min(cold, self._cold(k, seed ^ 0x5EED), key=lambda run: run.objective)
         return cold
 
-    def _warm(self, k: int, seed: int, last: Clustering, before: Tensor) -> Found | None:
-        """None where the start turns out bad at the first pass."""
+    def _warm(self, k: int, seed: int, last: Clustering, before: Tensor) -> LloydRun | None:
+        """A run from the last clustering; None where that start turns out bad at the first pass."""
         points, shortlist = self.points, self._shortlist(k)
-        labels, moments = before.to(points.device), None
+        by_centroids = self.settings.warm_start == "centroids"
         limit = WORSE * last.objective if math.isfinite(last.objective) else math.inf
 
-        def go_on(run: Run) -> bool:
-            return run.objective <= limit and (
-                run.changed[0] <= UNSTEADY * points.total or self.settings.warm_start == "centroids"
-            )
+        def go_on(run: LloydRun) -> bool:
+            steady = by_centroids or run.changed[0] <= UNSTEADY * points.total
+            return run.objective <= limit and steady
 
-        if self.settings.warm_start == "labels":
-            moments = Moments.of(points, labels, self.squares, k)
+        labels: Tensor | None = None
+        moments: Moments | None = None
+        if not by_centroids:
+            labels = before.to(points.device)
+            moments = Moments.of(points, labels, k)
             start = moments.means()
             split_into_empty(start, moments, seed)
-        elif last.centroids is None:
-            return None
-        else:
+        elif last.centroids is not None:
             start = last.centroids.to(points.device)
-        known = labels if moments is not None else None
-        run = self._lloyd(
-            start.float(),
-            seed,
-            self.settings.iterations,
-            shortlist,
-            known,
-            moments,
-            last.objective / points.total,
-            go_on,
-        )
-        return Found(run, False, shortlist, run.changed[0] / points.total) if go_on(run) else None
+        else:
+            return None
+        settings = self._lloyd_settings(self.settings.iterations, seed, last.objective / points.total)
+        assign = self._assign(k, shortlist)
+        run = lloyd(points, start.float(), assign, settings, labels=labels, moments=moments, go_on=go_on)
+        if not go_on(run):
+            return None
+        return self._described(run, shortlist, cold=False)
 
-    def _cold(self, k: int, seed: int) -> Found:
-        settings, shortlist = self.settings, self._shortlist(k)
-        run = best_of(
-            self.points,
-            k,
-            self._assign(k, shortlist),
-            passes=(settings.cold_iterations or max(20, settings.iterations)) + 1,
-            restarts=settings.restarts,
-            seed=seed,
-            squares=self.squares,
-            spherical=settings.spherical,
-            spread=self.gauges.spread,
-        )
-        return Found(run, True, shortlist, 1.0)
+    def _cold(self, k: int, seed: int) -> LloydRun:
+        passes = (self.settings.cold_iterations or max(20, self.settings.iterations)) + 1
+        settings, shortlist = self._lloyd_settings(passes, seed, self.gauges.spread), self._shortlist(k)
+        run = best_of(self.points, k, self._assign(k, shortlist), settings, self.settings.restarts)
+        run.shortlist = shortlist
+        return run
 
-    def _coarse(self, k: int, seed: int, finer: Found, previous: ClusterSet | None, m: int) -> Found:
-        """From the finer clustering's prototypes, then `nested_passes` over the points."""
-        before = labels_before(previous, m, k, self.points.ids, self.points.total)
+    def _coarse(self, k: int, seed: int, finer: LloydRun, previous: ClusterSet | None, m: int) -> LloydRun:
+        """A clustering from the finer one's prototypes, then `nested_passes` over the points."""
+        points, passes = self.points, self.settings.nested_passes
+        before = labels_before(previous, m, k, points.ids, points.total)
         start = None
         # keeps the numbers of the clusters
         if before is not None and starts_warm(self.settings, self.when.epoch):
-            old = Moments.of(self.points, before.to(self.points.device), self.squares, k)
+            old = Moments.of(points, before.to(points.device), k)
             start = old.means()
             split_into_empty(start, old, seed)
-        parents = coarse_of_fine(finer.run.centroids, finer.run.moments.sizes, k, seed=seed, start_KC=start)
-        labels = parents.to(self.points.device)[finer.run.labels]
-        moments = Moments.of(self.points, labels, self.squares, k)
+        parents = coarse_of_fine(finer.centroids, finer.moments.sizes, k, seed=seed, start_KC=start)
+        labels = parents.to(points.device)[finer.labels]
+        moments = Moments.of(points, labels, k)
         means = moments.means().float()
-        if not self.settings.nested_passes:
-            return Found(
-                Run(means, labels, moments, [moments.objective(means)], [0]), start is None, None, 0.0
-            )
-        shortlist = self._shortlist(k)
-        run = self._lloyd(
-            means,
-            seed,
-            self.settings.nested_passes,
-            shortlist,
-            labels,
-            moments,
-            moments.objective(means) / self.points.total,
-        )
-        return Found(run, start is None, shortlist, run.changed[0] / self.points.total)
+        objective = moments.objective(means)
+        shortlist = None
+        if passes:
+            shortlist = self._shortlist(k)
+            settings = self._lloyd_settings(passes, seed, objective / points.total)
+            assign = self._assign(k, shortlist)
+            run = lloyd(points, means, assign, settings, labels=labels, moments=moments)
+        else:
+            run = LloydRun(means, labels, moments, [objective], [0])
+        return self._described(run, shortlist, cold=start is None)
 
-    def _lloyd(
-        self,
-        start: Tensor,
-        seed: int,
-        passes: int,
-        shortlist: Shortlist | None,
-        labels: Tensor | None,
-        moments: Moments | None,
-        spread: float,
-        go_on: Callable[[Run], bool] = lambda run: True,
-    ) -> Run:
-        return lloyd(
-            self.points,
-            start,
-            self._assign(len(start), shortlist),
-            passes=passes,
-            seed=seed,
-            squares=self.squares,
-            labels=labels,
-            moments=moments,
-            spherical=self.settings.spherical,
-            spread=spread,
-            go_on=go_on,
-        )
+    def _described(self, run: LloydRun, shortlist: Shortlist | None, *, cold: bool) -> LloydRun:
+        run.cold, run.shortlist = cold, shortlist
+        run.first_change = run.changed[0] / self.points.total
+        return run
+
+    def _lloyd_settings(self, passes: int, seed: int, spread: float) -> LloydSettings:
+        return LloydSettings(passes, seed, self.settings.spherical, spread)
 
     def _shortlist(self, k: int) -> Shortlist | None:
-        wanted = (
-            0 < self.settings.shortlist_from <= k
-            and self.points.device.type == "cpu"
-            and not self.nearest.gpu
-        )
-        return Shortlist(self.nearest) if wanted else None
+        large = 0 < self.settings.shortlist_from <= k
+        on_cpu = self.points.device.type == "cpu" and not self.nearest.gpu
+        return Shortlist(self.nearest) if large and on_cpu else None
 
     def _assign(self, k: int, shortlist: Shortlist | None) -> Assign:
         assign = shortlist or BruteForce(self.nearest)

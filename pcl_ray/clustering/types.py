@@ -1,8 +1,8 @@
-"""What the E-step hands to the M-step."""
+"""What the E-step hands to the M-step, and how it travels between processes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,20 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Clustering:
-    """One clustering of the N images into K clusters.
-
-    It travels through Ray's object store as numpy arrays and is read there without copying: treat the tensors
-    as read-only (`assignments[indices]` copies; an in-place write would change every reader's prototypes).
+class PickledAsNumpy:
+    """A dataclass of CPU tensors that travels through Ray's object store as numpy arrays and is read there
+    without copying: treat the tensors as read-only, an in-place write would change every reader's.
     """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+        arrays = [value.numpy() if isinstance(value, Tensor) else value for value in values]
+        return _unpickled, (type(self), *arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering(PickledAsNumpy):
+    """One clustering of the N images into K clusters."""
 
     prototypes: Tensor  # [K, C] float32, L2-normalised centroids
     # [N] int64, cluster of each image; −1 for one that could not be clustered and had no cluster before
@@ -26,11 +33,6 @@ class Clustering:
     # [K] bool, prototypes that have images; None: all. The others are neither positives nor negatives
     valid: Tensor | None = None
     norms: Tensor | None = None  # [K] float32, lengths of the raw centroids: centroid = prototype · norm
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        arrays = (self.prototypes.numpy(), self.assignments.numpy(), self.concentration.numpy())
-        optional = (None if extra is None else extra.numpy() for extra in (self.valid, self.norms))
-        return _clustering_of, (*arrays, self.objective, *optional)
 
     @property
     def num_clusters(self) -> int:
@@ -80,16 +82,8 @@ class ClusterSet:
         )
 
 
-def _clustering_of(
-    prototypes: np.ndarray,
-    assignments: np.ndarray,
-    concentration: np.ndarray,
-    objective: float,
-    valid: np.ndarray | None = None,
-    norms: np.ndarray | None = None,
-) -> Clustering:
-    extras = (None if extra is None else _shared(extra) for extra in (valid, norms))
-    return Clustering(_shared(prototypes), _shared(assignments), _shared(concentration), objective, *extras)
+def _unpickled(kind: Any, *values: Any) -> Any:
+    return kind(*(_shared(value) if isinstance(value, np.ndarray) else value for value in values))
 
 
 def _shared(array: np.ndarray) -> Tensor:

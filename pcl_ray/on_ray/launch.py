@@ -182,6 +182,13 @@ def _e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
     return ray.remote(EStepActor).options(**options, scheduling_strategy=_ANYWHERE).remote(config)
 
 
+class AddressedShard(EStepShard):
+    """An EStepShard that knows from Ray where its peers reach it."""
+
+    def address(self) -> str:
+        return self.address_at(ray.util.get_node_ip_address())
+
+
 def _shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int) -> Any:
     # SPREAD: they exist because their features do not fit on one machine.
     options: Any = {
@@ -191,7 +198,7 @@ def _shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int) -> A
         "max_concurrency": 4,
         "scheduling_strategy": "SPREAD",
     }
-    return ray.remote(EStepShard).options(**options).remote(config, number, count)
+    return ray.remote(AddressedShard).options(**options).remote(config, number, count)
 
 
 def _wait_until_up(actor: Any, resources: ResourcesConfig) -> None:

@@ -22,7 +22,8 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from pcl_ray.clustering import ClusterSet
-from pcl_ray.clustering.group import TorchGroup
+from pcl_ray.clustering.group import Group, TorchGroup
+from pcl_ray.e_step import ShardInput, ShardResult
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.distributed import any_worker, rank, world_size
@@ -30,7 +31,7 @@ from pcl_ray.on_ray.connection import SharedData
 from pcl_ray.support.machine import cores
 from pcl_ray.training import loop
 from pcl_ray.training.e_step_actor import EStepAnswer, evaluation_stride
-from pcl_ray.training.e_step_shards import EStepRequest, attempt, range_of
+from pcl_ray.training.e_step_shards import EStepRequest, shard_range, shard_result
 from pcl_ray.training.events import Event
 from pcl_ray.training.system_metrics import SystemWatch
 from pcl_ray.training.training_task import TrainingTask
@@ -145,8 +146,8 @@ class ActorEStep:
             self.push(key, request, shards)
         else:
             if request.cluster and self._mode == "distributed":
-                answer = self._clustered_here(request, shards["train"], previous)
-                self._await([self._actor.push_result.remote(key, answer)])
+                result = self._own_result(request, shards["train"], previous)
+                self._await([self._actor.push_result.remote(key, result)])
             elif request.cluster:
                 self._send(self._pieces_for_shards(key, shards["train"], request.num_images))
             self.push(key, request, _sample(shards, request))
@@ -196,11 +197,14 @@ class ActorEStep:
         """Sends features to the actor in pieces, so that the store never holds a second copy of all."""
         self._send(self._pieces_for_actor(key, request, shards))
 
-    def _clustered_here(self, request: EStepRequest, shard: FeatureShard, previous: ClusterSet | None) -> Any:
+    def _own_result(
+        self, request: EStepRequest, shard: FeatureShard, previous: ClusterSet | None
+    ) -> ShardResult:
         """This worker's part of a clustering that all workers make together."""
         rows = torch.from_numpy(shard.features).to(self.device)
-        group = TorchGroup(device=self.device) if world_size() > 1 else None
-        return attempt(rows, torch.from_numpy(shard.indices), request, self._config, previous, group)
+        group = TorchGroup(device=self.device) if world_size() > 1 else Group()
+        own = ShardInput(rows, request.num_images, torch.from_numpy(shard.indices), group)
+        return shard_result(own, request, self._config, previous)
 
     def _pieces_for_actor(
         self, key: str, request: EStepRequest, shards: dict[str, FeatureShard]
@@ -217,7 +221,7 @@ class ActorEStep:
 
     def _pieces_for_shards(self, key: str, shard: FeatureShard, num_images: int) -> Iterator[Any]:
         for number, actor in enumerate(self._shards):
-            first, last = range_of(number, len(self._shards), num_images)
+            first, last = shard_range(number, len(self._shards), num_images)
             # a worker's images are neighbours, rising
             start, end = np.searchsorted(shard.indices, [first, last])
             for at in range(start, end, _PIECE):

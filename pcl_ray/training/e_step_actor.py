@@ -1,4 +1,4 @@
-"""The E-step actor: gathers what the workers send, clusters, measures, and is the one that says which
+"""The E-step actor: gathers what the workers send, clusters, measures, and is the one that decides which
 clusters come next.
 
     single       every worker: push(key, "train", rows …) ─→ rank 0: run(key, request, …)
@@ -24,10 +24,11 @@ import torch
 from pcl_ray import snapshot
 from pcl_ray.clustering import ClusterSet, quality
 from pcl_ray.config import RunConfig
+from pcl_ray.e_step import Outcome, ShardInput, ShardResult, merge_shards
 from pcl_ray.evaluation import measure, measure_clusters
 from pcl_ray.features import FeatureShard, Gathering
 from pcl_ray.snapshot import Exhibit
-from pcl_ray.training.e_step_shards import EStepRequest, Outcome, ShardAnswer, attempt, merged
+from pcl_ray.training.e_step_shards import EStepRequest, shard_result
 from pcl_ray.training.system_metrics import SystemWatch
 
 _EVALUATION_ROWS = 200_000  # where the features stay with the workers, so many are sent for evaluation
@@ -72,14 +73,16 @@ class _Part:
 
 
 class EStepActor:
-    """What is pushed is kept for one key at a time: a push under a new key drops the old."""
+    """Gathers features, or the results of others that cluster, and answers an EStepRequest. What is pushed is
+    held for one key at a time: a push under a new key drops what came under the old one.
+    """
 
     def __init__(self, config: RunConfig):
         self._config = config
         self._lock = threading.Lock()
         self._key = ""
         self._parts: dict[str, _Part] = {}
-        self._results: list[ShardAnswer] = []
+        self._results: list[ShardResult] = []
 
     def ping(self) -> None:
         """Answers as soon as the actor is up."""
@@ -97,25 +100,25 @@ class EStepActor:
         total: int | None = None,
         done: bool = True,
     ) -> None:
-        """Some of one worker's features of a part (train or holdout), of `total` images; `done` with its
-        last.
+        """Takes some of one worker's features of a part (train or holdout), which has `total` images; `done`
+        with its last.
 
         Arrays come in as top-level arguments: Ray hands those over without copying, and they are copied to
         their place at once.
         """
         with self._lock:
-            self._under(key)
-            held = self._parts.setdefault(part, _Part())
-            held.add(FeatureShard(indices, features), total)
-            held.done += done
+            self._begin(key)
+            gathered = self._parts.setdefault(part, _Part())
+            gathered.add(FeatureShard(indices, features), total)
+            gathered.done += done
 
-    def push_result(self, key: str, answer: ShardAnswer) -> None:
-        """What a worker or shard found, where clustering is theirs."""
+    def push_result(self, key: str, result: ShardResult) -> None:
+        """Takes the result of a worker or shard, where clustering is theirs."""
         with self._lock:
-            self._under(key)
-            self._results.append(answer)
+            self._begin(key)
+            self._results.append(result)
 
-    def _under(self, key: str) -> None:
+    def _begin(self, key: str) -> None:
         if key != self._key:
             self._key, self._parts, self._results = key, {}, []
 
@@ -126,38 +129,27 @@ class EStepActor:
         previous: ClusterSet | None,
         labels: np.ndarray | None,
         holdout_labels: np.ndarray | None,
-        results: int = 0,
-        *given: ShardAnswer,
+        num_results: int = 0,
+        *results: ShardResult,
     ) -> EStepAnswer:
-        """Clusters and measures what was pushed under `key`; or merges `results` answers, `given` or pushed.
-        Features that cannot be clustered are no error: see EStepAnswer.
+        """Clusters and measures what was pushed under `key`; or merges `num_results` results, given or
+        pushed. Features that cannot be clustered are no error: see EStepAnswer.
         """
-        with self._lock:
-            parts, answers = (
-                (self._parts, [*self._results, *given]) if key == self._key else ({}, list(given))
-            )
-            if key == self._key:
-                self._parts, self._results = {}, []
-        if missing := _missing(request, parts, len(answers), results):
+        parts, arrived = self._taken(key)
+        arrived += results
+        if missing := _missing(request, parts, len(arrived), num_results):
             return EStepAnswer(missing=missing)
-        stride = evaluation_stride(request.num_images) if results else 1
+        stride = evaluation_stride(request.num_images) if num_results else 1
         features = parts["train"].whole(-(-request.num_images // stride)) if "train" in parts else None
         start = time.perf_counter()
         answer = EStepAnswer()
         if request.cluster:
-            if not results:
+            if not num_results:
                 assert features is not None
-                answers = [
-                    attempt(
-                        torch.from_numpy(features),
-                        None,
-                        request,
-                        self._config,
-                        previous,
-                        gpu=self._config.resources.e_step_gpus > 0,
-                    )
-                ]
-            answer = _concluded(answers, request, previous)
+                shard = ShardInput(torch.from_numpy(features), request.num_images)
+                gpu = self._config.resources.e_step_gpus > 0
+                arrived = [shard_result(shard, request, self._config, previous, gpu=gpu)]
+            answer = _concluded(arrived, request, previous)
             if answer.outcome == "refused":
                 return answer
             answer.metrics["perf/cluster_seconds"] = time.perf_counter() - start
@@ -165,17 +157,25 @@ class EStepActor:
         if request.evaluate:
             assert features is not None
             holdout = parts["holdout"].whole(request.num_holdout) if request.num_holdout else None
-            of_features = labels if labels is None else labels[::stride]
+            feature_labels = labels if labels is None else labels[::stride]
             answer.metrics.update(
-                measure(features, of_features, holdout, holdout_labels, None, self._config.evaluation)
+                measure(features, feature_labels, holdout, holdout_labels, None, self._config.evaluation)
             )
             answer.metrics.update(measure_clusters(answer.clusters, labels))
             if request.show:
-                answer = _with_snapshot(
-                    answer, features, stride, request, answer.clusters or previous, labels
-                )
+                clusters = answer.clusters or previous
+                answer = _with_snapshot(answer, features, stride, request, clusters, labels)
             answer.metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         return answer
+
+    def _taken(self, key: str) -> tuple[dict[str, _Part], list[ShardResult]]:
+        """What was pushed under `key`, which the actor then holds no longer."""
+        with self._lock:
+            if key != self._key:
+                return {}, []
+            parts, results = self._parts, self._results
+            self._parts, self._results = {}, []
+            return parts, results
 
 
 def _with_snapshot(
@@ -205,37 +205,36 @@ def evaluation_stride(num_images: int) -> int:
     return -(-num_images // _EVALUATION_ROWS)
 
 
-def _missing(request: EStepRequest, parts: dict[str, _Part], arrived: int, results: int) -> str:
-    if request.cluster and arrived < results:
-        return f"{results - arrived} of {results} results"
-    wanted = ["train"] if request.evaluate or not results else []
-    for part in [*wanted, "holdout"] if request.evaluate and request.num_holdout else wanted:
-        if (done := parts[part].done if part in parts else 0) < request.shards:
+def _missing(request: EStepRequest, parts: dict[str, _Part], arrived: int, num_results: int) -> str:
+    """What has not been pushed; "" where nothing is missing."""
+    if request.cluster and arrived < num_results:
+        return f"{num_results - arrived} of {num_results} results"
+    needed = ["train"] if request.evaluate or not num_results else []
+    if request.evaluate and request.num_holdout:
+        needed.append("holdout")
+    for part in needed:
+        done = parts[part].done if part in parts else 0
+        if done < request.shards:
             return f"{request.shards - done} of {request.shards} shards of {part} features"
     return ""
 
 
-def _concluded(answers: list[ShardAnswer], request: EStepRequest, previous: ClusterSet | None) -> EStepAnswer:
+def _concluded(results: list[ShardResult], request: EStepRequest, previous: ClusterSet | None) -> EStepAnswer:
     """The answer that the processes, who all agree, have come to."""
-    first = next((answer for answer in answers if answer.common), answers[0])
-    if first.outcome != "clustered":
-        return EStepAnswer(metrics=dict(first.figures), refused=first.reason, outcome=first.outcome)
-    clusters = merged(answers, request)
-    return EStepAnswer(clusters, _quality(clusters, previous, first), warnings=first.warnings)
+    leader = next((result for result in results if result.clusterings), results[0])
+    if leader.outcome != "clustered":
+        return EStepAnswer(metrics=dict(leader.figures), refused=leader.reason, outcome=leader.outcome)
+    clusters = merge_shards(results, request.epoch, request.num_images)
+    return EStepAnswer(clusters, _quality(clusters, previous, leader), warnings=leader.warnings)
 
 
-def _quality(clusters: ClusterSet, previous: ClusterSet | None, answer: ShardAnswer) -> dict[str, float]:
+def _quality(clusters: ClusterSet, previous: ClusterSet | None, leader: ShardResult) -> dict[str, float]:
+    """The figures of the features and of each clustering, by the names that they are logged under."""
     # of other knobs, perhaps fewer: a member of a population that took over
     earlier = previous.clusterings if previous is not None else ()
-    before = [earlier[m] if m < len(earlier) else None for m in range(len(clusters.clusterings))]
-    return dict(answer.figures) | {
-        f"cluster/{m}/{name}": value
-        for m, (clustering, old, common) in enumerate(
-            zip(clusters.clusterings, before, answer.common, strict=True)
-        )
-        for name, value in {
-            "k": float(clustering.num_clusters),
-            **quality(clustering, old),
-            **common[-1],
-        }.items()
-    }
+    metrics = dict(leader.figures)
+    for m, (clustering, shared) in enumerate(zip(clusters.clusterings, leader.clusterings, strict=True)):
+        before = earlier[m] if m < len(earlier) else None
+        figures = {"k": float(clustering.num_clusters), **quality(clustering, before), **shared.figures}
+        metrics |= {f"cluster/{m}/{name}": value for name, value in figures.items()}
+    return metrics

@@ -4,37 +4,34 @@ cannot hold all.
                 ┌ single: the E-step actor is the only process, it holds all features
 cluster_shard ──┤ distributed: every train worker, on the features it made, over Ray Train's process group
                 └ sharded: several EStepShard actors, each with a range of the images, over a gloo group
-       └→ ShardAnswer of each process → merged: one ClusterSet
+       └→ ShardResult of each process → merge_shards: one ClusterSet
 """
 
 from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from pcl_ray.clustering import ClusterSet
-from pcl_ray.clustering.group import Group, TorchGroup
+from pcl_ray.clustering.group import TorchGroup
 from pcl_ray.config import RunConfig
 from pcl_ray.e_step import (
     Collapsed,
     EStepRefused,
+    Outcome,
     Rejected,
-    ShardClustering,
+    ShardInput,
     ShardResult,
     When,
     cluster_shard,
 )
 from pcl_ray.features import FeatureShard, Gathering
-
-Outcome = Literal["clustered", "collapsed", "rejected", "refused"]
 
 
 @dataclass(frozen=True)
@@ -48,91 +45,43 @@ class EStepRequest:
     num_images: int
     num_holdout: int
     step: int | None = None  # global step of the encoder
-    show: bool = False  # with `evaluate`: an exhibit comes with the answer
+    show: bool = False  # with `evaluate`: a snapshot comes with the answer
 
 
-@dataclass(frozen=True)
-class ShardAnswer:
-    """What one process found. Plain numpy, which Ray shares without copying."""
-
-    outcome: Outcome
-    reason: str = ""
-    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # [n]
-    labels: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))  # [M, n]
-    # of rank 0: centroids, φ, valid, objective, figures
-    common: tuple[tuple[np.ndarray, np.ndarray, np.ndarray, float, dict[str, float]], ...] = ()
-    figures: dict[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
-def attempt(
-    rows: Tensor,
-    ids: Tensor | None,
+def shard_result(
+    shard: ShardInput,
     request: EStepRequest,
     config: RunConfig,
     previous: ClusterSet | None,
-    group: Group | None = None,
+    *,
     gpu: bool = False,
-) -> ShardAnswer:
-    """`cluster_shard`, with what it refuses as an answer: all processes of the group come to the same one."""
+) -> ShardResult:
+    """`cluster_shard`, with what it refuses as a result: all processes of the group come to the same one.
+    What is the same on all is in the result of rank 0 alone, so that it travels once.
+    """
     try:
         result = cluster_shard(
-            rows,
-            ids,
+            shard,
             config.e_step,
             When(request.epoch, request.step),
-            total=request.num_images,
             temperature=config.loss.temperature,
             seed=config.seed,
             previous=previous,
-            group=group,
             gpu=gpu,
         )
-    except Collapsed as reason:
-        return ShardAnswer("collapsed", str(reason), figures=reason.figures)
-    except Rejected as reason:
-        return ShardAnswer("rejected", str(reason), figures=reason.figures)
-    except EStepRefused as reason:
-        return ShardAnswer("refused", str(reason), figures=reason.figures)
-    first = group is None or group.rank == 0
-    found = (
-        (c.centroids.cpu().numpy(), c.concentration.numpy(), c.valid.cpu().numpy(), c.objective, c.figures)
-        for c in result.clusterings
-    )
-    common = tuple(found) if first else ()
-    return ShardAnswer(
-        "clustered",
-        "",
-        result.ids.numpy(),
-        result.stacked_labels(),
-        common,
-        result.figures,
-        tuple(result.warnings),
-    )
+    except EStepRefused as error:
+        return _refusal(error)
+    return result if shard.group.rank == 0 else replace(result, clusterings=())
 
 
-def merged(answers: list[ShardAnswer], request: EStepRequest) -> ClusterSet:
-    """The clusters of all processes' answers. Raises ValueError where they do not cover every image once."""
-    (leader,) = [answer for answer in answers if answer.common]
-    arrived = sum(len(answer.ids) for answer in answers)
-    if arrived != request.num_images:
-        raise ValueError(f"assignments of {arrived} images arrived, there are {request.num_images}")
-    clusterings = [
-        ShardClustering(
-            torch.empty(0),
-            torch.tensor(centroids),
-            torch.tensor(phi),
-            torch.tensor(valid),
-            objective,
-            figures,
-        )
-        for centroids, phi, valid, objective, figures in leader.common
-    ]
-    whole = ShardResult(torch.empty(0), clusterings, {})
-    return whole.cluster_set(
-        request.epoch,
-        whole.assignments(request.num_images, ((answer.ids, answer.labels) for answer in answers)),
-    )
+def _refusal(error: EStepRefused) -> ShardResult:
+    outcome: Outcome = "refused"
+    if isinstance(error, Collapsed):
+        outcome = "collapsed"
+    elif isinstance(error, Rejected):
+        outcome = "rejected"
+    no_ids, no_labels = torch.empty(0, dtype=torch.long), torch.empty(0, 0, dtype=torch.int32)
+    return ShardResult(no_ids, no_labels, figures=error.figures, outcome=outcome, reason=str(error))
 
 
 class EStepShard:
@@ -149,15 +98,12 @@ class EStepShard:
     def ping(self) -> None:
         """Answers as soon as the actor is up."""
 
-    def address(self) -> str:
-        """Where the group of this actor can meet."""
-        # not at the top: one process trains without Ray, and its token must be set before it is imported
-        import ray
-
+    def address_at(self, host: str) -> str:
+        """Where the group of this actor can meet; `host` is this machine, as the peers reach it."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        return f"tcp://{ray.util.get_node_ip_address()}:{port}"
+        return f"tcp://{host}:{port}"
 
     def join(self, address: str) -> None:
         """Meets the peers, anew where it had met them before. All peers call it at the same time."""
@@ -169,30 +115,26 @@ class EStepShard:
         )
 
     def push(self, key: str, num_images: int, indices: np.ndarray, features: np.ndarray) -> None:
-        """Features of images of this actor's range; under a new key, what came before is dropped."""
-        first, last = range_of(self._number, self._count, num_images)
+        """Takes features of images of this actor's range; under a new key, what came before is dropped."""
+        first, last = shard_range(self._number, self._count, num_images)
         with self._lock:
             if key != self._key or self._gathering is None:
                 self._key, self._gathering = key, Gathering(last - first)
             self._gathering.add(FeatureShard(indices - first, features))
 
-    def run(self, key: str, request: EStepRequest, previous: ClusterSet | None) -> ShardAnswer:
+    def run(self, key: str, request: EStepRequest, previous: ClusterSet | None) -> ShardResult:
         """This actor's part of the E-step. Raises ValueError where features are missing."""
         with self._lock:
-            gathering, self._gathering = (self._gathering if key == self._key else None), None
+            gathering = self._gathering if key == self._key else None
+            self._gathering = None
         if gathering is None:
             raise ValueError("the actor was restarted")
-        first, last = range_of(self._number, self._count, request.num_images)
-        return attempt(
-            torch.from_numpy(gathering.whole()),
-            torch.arange(first, last),
-            request,
-            self._config,
-            previous,
-            TorchGroup(),
-        )
+        first, last = shard_range(self._number, self._count, request.num_images)
+        rows = torch.from_numpy(gathering.whole())
+        shard = ShardInput(rows, request.num_images, torch.arange(first, last), TorchGroup())
+        return shard_result(shard, request, self._config, previous)
 
 
-def range_of(number: int, count: int, num_images: int) -> tuple[int, int]:
+def shard_range(number: int, count: int, num_images: int) -> tuple[int, int]:
     """Images first … last − 1 of shard `number` of `count`."""
     return number * num_images // count, (number + 1) * num_images // count

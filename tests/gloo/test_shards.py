@@ -25,7 +25,7 @@ from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.clustering.health import gauges
 from pcl_ray.clustering.points import Points
 from pcl_ray.config import EStepConfig
-from pcl_ray.e_step import EStepRefused, When, cluster, cluster_shard
+from pcl_ray.e_step import EStepRefused, ShardInput, When, cluster, cluster_shard
 
 WORLD = 3
 Parts = Callable[[int], list[Tensor]]  # of N ids, those of each process
@@ -158,12 +158,11 @@ REFUSALS: dict[str, tuple[Callable[[], Tensor], EStepConfig]] = {
 def found(
     rows: Tensor, ids: Tensor, total: int, config: EStepConfig, group: Group, previous: ClusterSet | None
 ) -> dict[str, Any]:
-    result = cluster_shard(
-        rows, ids, config, When(4, 77), total=total, temperature=0.2, seed=0, previous=previous, group=group
-    )
+    shard = ShardInput(rows, total, ids, group)
+    result = cluster_shard(shard, config, When(4, 77), temperature=0.2, seed=0, previous=previous)
     return {
         "ids": result.ids,
-        "labels": [c.labels for c in result.clusterings],
+        "labels": [labels.long() for labels in result.labels],
         "common": [
             {
                 name: getattr(c, name)
@@ -172,13 +171,13 @@ def found(
             for c in result.clusterings
         ],
         "figures": result.figures,
-        "warnings": result.warnings,
+        "warnings": list(result.warnings),
     }
 
 
 def refusal(rows: Tensor, ids: Tensor, total: int, config: EStepConfig, group: Group) -> list[str]:
     try:
-        cluster_shard(rows, ids, config, When(4, 77), total=total, temperature=0.2, seed=0, group=group)
+        cluster_shard(ShardInput(rows, total, ids, group), config, When(4, 77), temperature=0.2, seed=0)
     except EStepRefused as error:
         return [type(error).__name__, str(error)]
     return ["clustered", ""]

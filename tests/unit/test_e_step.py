@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from one_shard import Labelled, clustered
 from torch import Tensor, nn
 
 from pcl_ray.clustering import Clustering, ClusterSet, concentration
 from pcl_ray.config import EStepConfig
-from pcl_ray.e_step import EStepRefused, ShardClustering, When, cluster, cluster_shard, extract_features
+from pcl_ray.e_step import (
+    EStepRefused,
+    ShardInput,
+    When,
+    cluster,
+    cluster_shard,
+    extract_features,
+    merge_shards,
+)
 
 
 def settings(*num_clusters: int | float, **knobs: object) -> EStepConfig:
@@ -158,11 +170,9 @@ def rotated(data: Tensor) -> Tensor:
 
 def step(
     data: Tensor, previous: ClusterSet | None = None, *, k: int = 40, epoch: int = 4, **knobs: object
-) -> ShardClustering:
+) -> Labelled:
     config = settings(k, cold_iterations=20, **knobs)
-    result = cluster_shard(
-        data, None, config, When(epoch), total=len(data), temperature=0.2, seed=0, previous=previous
-    )
+    result = clustered(data, config, When(epoch), previous=previous)
     assert result.warnings == []
     return result.clusterings[0]
 
@@ -171,7 +181,7 @@ def first_step(data: Tensor, k: int = 40) -> ClusterSet:
     return run(data, settings(k, cold_iterations=20), epoch=3)
 
 
-def share_unchanged(found: ShardClustering, before: ClusterSet) -> float:
+def share_unchanged(found: Labelled, before: ClusterSet) -> float:
     return float((found.labels == before.clusterings[0].assignments).float().mean())
 
 
@@ -241,7 +251,7 @@ def test_a_start_from_the_last_centroids() -> None:
     assert step(later, without_lengths, warm_start="centroids").figures["cold"] == 1
 
 
-def equal_steps(a: ShardClustering, b: ShardClustering) -> bool:
+def equal_steps(a: Labelled, b: Labelled) -> bool:
     return (
         all(
             torch.equal(getattr(a, name), getattr(b, name))
@@ -359,18 +369,17 @@ def test_half_precision_is_clustered_nearly_the_same() -> None:
 def test_labels_travel_as_int32_and_come_together_by_id() -> None:
     data = mixture(100)
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    result = cluster_shard(data[order], order, settings(4, 9), When(4), total=100, temperature=0.2, seed=0)
-    sent = result.stacked_labels()
-    assert (sent.dtype, sent.shape) == (np.int32, (2, 100))
-    whole = result.cluster_set(
-        4, result.assignments(100, [(order[:30].numpy(), sent[:, :30]), (order[30:].numpy(), sent[:, 30:])])
-    )
-    assert same(whole, run(data, settings(4, 9), epoch=4))
+    result = clustered(data[order], settings(4, 9), When(4), ids=order).result
+    assert (result.labels.dtype, result.labels.shape) == (torch.int32, (2, 100))
+    follower = replace(result, ids=order[:30], labels=result.labels[:, :30], clusterings=())
+    leader = replace(result, ids=order[30:], labels=result.labels[:, 30:])
+    sent = [pickle.loads(pickle.dumps(part)) for part in (follower, leader)]
+    assert same(merge_shards(sent, 4, 100), run(data, settings(4, 9), epoch=4))
 
 
 def test_features_that_have_not_all_come_are_refused() -> None:
     with pytest.raises(EStepRefused, match="features of 100 images arrived, there are 120"):
-        cluster_shard(features(100), None, settings(4), When(3), total=120, temperature=0.2, seed=0)
+        cluster_shard(ShardInput(features(100), 120), settings(4), When(3), temperature=0.2, seed=0)
 
 
 class Probe(nn.Module):

@@ -159,7 +159,7 @@ class _Frame:
         """
         torch.add(self.shift, rows, alpha=self.scale, out=out[: len(rows), : rows.shape[1]])
 
-    def place(self, centroids: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
+    def rounded(self, centroids: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
         """The rounded centroids, [count, width], and half their squared norms, [count] float32. Those that
         fill up are infinitely far.
         """
@@ -181,7 +181,7 @@ def _by_torch(
 ) -> Tensor:
     """`scores`: how many to hold at a time."""
     scores = scores or (_SCORES if rows.is_cuda else _SCORES_CPU)
-    placed, half_squares = frame.place(centroids, *centroids.shape)
+    placed, half_squares = frame.rounded(centroids, *centroids.shape)
     wide = min(len(placed), max(64, math.isqrt(scores)))
     labels = []
     for block in rows.split(max(1, scores // wide)):
@@ -192,9 +192,9 @@ def _by_torch(
         for start in range(0, len(placed), wide):
             product = _product(x, placed[start : start + wide])
             # the first of equal ones
-            least, place = torch.sub(half_squares[start : start + wide], product, out=product).min(dim=1)
+            least, column = torch.sub(half_squares[start : start + wide], product, out=product).min(dim=1)
             better = least < best
-            label = torch.where(better, place + start, label)
+            label = torch.where(better, column + start, label)
             best = torch.where(better, least, best)
         if sums is not None:
             sums.add(block, label)
@@ -241,7 +241,7 @@ def _by_triton(rows: Tensor, centroids: Tensor, frame: _Frame, sums: _Sums | Non
     count, dim = rows.shape
     blocks = _blocks(dim, frame.dtype == torch.float16)
     tiles, width = triton.cdiv(len(centroids), blocks.centroids), triton.cdiv(dim, blocks.dims) * blocks.dims
-    placed, half_squares = frame.place(centroids, tiles * blocks.centroids, width)
+    placed, half_squares = frame.rounded(centroids, tiles * blocks.centroids, width)
     # Within a tile the first neighbours of all groups, then the second ones, and so on: the kernel's minimum
     # over neighbours stays within a thread.
     groups_in_tile = blocks.centroids // _NEIGHBOURS
@@ -303,19 +303,19 @@ def _best_groups(
     x_ptr, c_ptr, half_squares_ptr, groups_ptr, tiles,
     WIDTH: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    """For ROWS rows, the group of NEIGHBOURS successive centroids that holds the nearest one; of equal ones
-    the lowest.
+    """Finds for ROWS rows the group of NEIGHBOURS successive centroids that holds the nearest one; of equal
+    ones the lowest.
 
     At 128 dimensions a full search for minima takes as long as the products. So it does little for each
-    score: a subtraction and a minimum. Which tile a minimum comes from is kept for every place of a group in
-    the tile, and nothing is exchanged between threads until the end.
+    score: a subtraction and a minimum. Which tile a minimum comes from is kept for every position of a group
+    in the tile, and nothing is exchanged between threads until the end.
     """
-    PLACES: tl.constexpr = TILE // NEIGHBOURS
+    GROUPS: tl.constexpr = TILE // NEIGHBOURS
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, DIMS)
     x_ptrs = x_ptr + row[:, None] * WIDTH + dim[None, :]
-    best = tl.full((ROWS, PLACES), float("inf"), tl.float32)
-    tile = tl.zeros((ROWS, PLACES), tl.int32)
+    best = tl.full((ROWS, GROUPS), float("inf"), tl.float32)
+    tile = tl.zeros((ROWS, GROUPS), tl.int32)
     # All blocks walk the tiles in the same order at about the same time, so a tile is in the L2 cache even
     # where all the centroids are not.
     for number in range(tiles):
@@ -327,12 +327,12 @@ def _best_groups(
                 tl.load(x_ptrs + start), tl.load(c_ptrs + start), product, input_precision="ieee"
             )
         score = tl.load(half_squares_ptr + at)[None, :] - product
-        least = tl.min(tl.reshape(score, (ROWS, NEIGHBOURS, PLACES)), axis=1)
+        least = tl.min(tl.reshape(score, (ROWS, NEIGHBOURS, GROUPS)), axis=1)
         better = least < best
         tile = tl.where(better, number, tile)
         best = tl.where(better, least, best)
     lowest = tl.min(best, axis=1)
-    group = tile * PLACES + tl.arange(0, PLACES)[None, :]
+    group = tile * GROUPS + tl.arange(0, GROUPS)[None, :]
     tl.store(groups_ptr + row, tl.min(tl.where(best == lowest[:, None], group, 2147483647), axis=1))
 
 
@@ -342,10 +342,10 @@ def _settle(
     DIM: tl.constexpr, WIDTH: tl.constexpr, ACROSS: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    """For ROWS rows, the nearest centroid of the best group; and adds the rows as given to the sums of their
-    labels, where there are sums.
+    """Finds for ROWS rows the nearest centroid of the best group, and adds the rows as given to the sums of
+    their labels, where there are sums.
     """
-    PLACES: tl.constexpr = TILE // NEIGHBOURS
+    GROUPS: tl.constexpr = TILE // NEIGHBOURS
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, ACROSS)
     inside = row < count
@@ -355,7 +355,7 @@ def _settle(
     label = group * NEIGHBOURS
     best = tl.full((ROWS,), float("inf"), tl.float32)
     for number in range(NEIGHBOURS):
-        at = group // PLACES * TILE + number * PLACES + group % PLACES
+        at = group // GROUPS * TILE + number * GROUPS + group % GROUPS
         c = tl.load(c_ptr + at.to(tl.int64)[:, None] * WIDTH + dim[None, :], mask=within, other=0.0).to(
             tl.float32
         )

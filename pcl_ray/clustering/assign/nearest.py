@@ -55,11 +55,10 @@ class Nearest:
                     half=spread >= _HALF_NEEDS,
                     largest=points.largest,
                 )
-            find = (
-                _faiss_finder(centroids_KC, self.threads, self.gpu)
-                if self.backend == "faiss"
-                else _torch_finder(centroids_KC)
-            )
+            if self.backend == "faiss":
+                find = _faiss_finder(centroids_KC, self.threads, self.gpu)
+            else:
+                find = _torch_finder(centroids_KC)
             parts = [_decided(block.float(), centroids_KC, find) for block in points.rows.split(_ROWS)]
             return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
@@ -75,22 +74,20 @@ class BruteForce:
     ) -> Tensor:
         return self.nearest(points, centroids_KC, spread=spread)
 
-    def with_moments(
-        self, points: Points, centroids_KC: Tensor, squares: Tensor, *, spread: float
-    ) -> tuple[Tensor, Moments]:
+    def with_moments(self, points: Points, centroids_KC: Tensor, *, spread: float) -> tuple[Tensor, Moments]:
         """Labels and the moments of all points, for the pass that has none to go on from. On a GPU one kernel
         makes both.
         """
         if points.device.type != "cuda":
             labels = self(points, centroids_KC, labels=None, spread=spread)
-            return labels, Moments.of(points, labels, squares, len(centroids_KC))
+            return labels, Moments.of(points, labels, len(centroids_KC))
         from pcl_ray.clustering.assign import fused
 
         moments, half = Moments.zeros(points, len(centroids_KC)), spread >= _HALF_NEEDS
         labels, moments.sizes, moments.sums = fused.nearest_and_sums(
             points.rows, centroids_KC, total=points.total, largest=points.largest, half=half
         )
-        moments.squares.index_add_(0, labels, squares)
+        moments.squares.index_add_(0, labels, points.squares)
         points.group.sum(moments.sizes, moments.sums, moments.squares)
         return labels, moments
 
@@ -124,18 +121,18 @@ def exactly_nearest(rows: Tensor, centroids: Tensor) -> Tensor:
     ids = torch.arange(len(wide), device=rows.device)
     # Written to one tensor: small ones that are kept would lie between the large ones that are freed, and the
     # heap could not use their place again.
-    out, size = torch.empty(len(rows), dtype=torch.long, device=rows.device), max(1, _SCORES // len(wide))
-    for block, found in zip(rows.double().split(size), out.split(size), strict=True):
+    nearest = torch.empty(len(rows), dtype=torch.long, device=rows.device)
+    size = max(1, _SCORES // len(wide))
+    for block, out in zip(rows.double().split(size), nearest.split(size), strict=True):
         scores = half_squares - block @ wide.T
-        found.copy_(
-            lowest_of_equal(scores, ids, block.square().sum(dim=1, keepdim=True) + half_squares.max())
-        )
-    return out
+        scale = block.square().sum(dim=1, keepdim=True) + half_squares.max()
+        out.copy_(lowest_of_equal(scores, ids, scale))
+    return nearest
 
 
 def lowest_of_equal(scores: Tensor, ids: Tensor, scale: Tensor) -> Tensor:
-    """[b] of float64 scores ‖c‖²/2 − x·c [b, K] the smallest's id, of equal ones the lowest; ids: [K] or [b,
-    K]; scale: [b, 1], the size of the terms.
+    """[b] the id of the smallest of float64 scores ‖c‖²/2 − x·c [b, K], of equal ones the lowest; ids: [K] or
+    [b, K]; scale: [b, 1], the size of the terms.
 
     Equal distances may differ in the last place of a float64: far below what float32 features can tell.
     """
@@ -186,7 +183,7 @@ def _torch_finder(centroids: Tensor) -> _Finder:
 
 
 def two_best(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Of scores ‖c‖²/2 − x·c on a CPU [..., K]: the position of the smallest, and how much larger the second
+    """The position of the smallest of scores ‖c‖²/2 − x·c [..., K] on a CPU, and how much larger the second
     is, in squared distance. Overwrites scores.
     """
     # numpy's is vectorised, torch's on CPUs is not
@@ -197,7 +194,7 @@ def two_best(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class cpu_threads:
-    """Within it, torch's products on CPUs use so many threads (0: as many as they did)."""
+    """A context in which torch's products on CPUs use so many threads (0: as many as they did)."""
 
     def __init__(self, count: int):
         self._count = count

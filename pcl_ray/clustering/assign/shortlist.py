@@ -55,13 +55,12 @@ class Shortlist:
             return self.nearest(points, centroids_KC, spread=spread)
         with cpu_threads(self.nearest.threads):
             around = self._neighbours(points, centroids_KC, spread)
-            found = among(points.rows, centroids_KC, labels, around)
-        known = labels >= 0
-        if not known.all():
-            rest = (~known).nonzero().flatten()
-            found[rest] = self.nearest(points.take(rest), centroids_KC, spread=spread)
-        if self._good_enough(points, centroids_KC, found):
-            return found
+            nearest = among(points.rows, centroids_KC, labels, around)
+        unlabelled = (labels < 0).nonzero().flatten()
+        if len(unlabelled):
+            nearest[unlabelled] = self.nearest(points.take(unlabelled), centroids_KC, spread=spread)
+        if self._good_enough(points, centroids_KC, nearest):
+            return nearest
         self.fallbacks += 1
         return self.nearest(points, centroids_KC, spread=spread)
 
@@ -71,21 +70,18 @@ class Shortlist:
             or self._made_from is None
             or float((centroids - self._made_from).square().sum(dim=1).mean()) > _MOVED * spread
         ):
-            self._around, self._made_from = (
-                neighbours(points, centroids, self.candidates, self.nearest.threads),
-                centroids.clone(),
-            )
+            self._around = neighbours(points, centroids, self.candidates, self.nearest.threads)
+            self._made_from = centroids.clone()
         return self._around
 
-    def _good_enough(self, points: Points, centroids: Tensor, found: Tensor) -> bool:
-        chosen = (
-            sampled(points.ids, min(self.sample, _CHECKED / points.total), self._passes).nonzero().flatten()
-        )
-        right = self.nearest(points.take(chosen), centroids) == found[chosen]
+    def _good_enough(self, points: Points, centroids: Tensor, nearest: Tensor) -> bool:
+        share = min(self.sample, _CHECKED / points.total)
+        sample = sampled(points.ids, share, self._passes).nonzero().flatten()
+        right = self.nearest(points.take(sample), centroids) == nearest[sample]
         counts = torch.tensor([int(right.sum()), len(right)])
         points.group.sum(counts)
-        hits, asked = counts.tolist()
-        self.agreements.append(hits / asked if asked else 0.0)
+        hits, checked = counts.tolist()
+        self.agreements.append(hits / checked if checked else 0.0)
         return self.agreements[-1] >= self.enough
 
 
@@ -94,15 +90,16 @@ def neighbours(points: Points, centroids_KC: Tensor, count: int, threads: int) -
     group finds those of some of them.
     """
     group, num_clusters = points.group, len(centroids_KC)
-    mine = np.array_split(np.arange(num_clusters), group.size)[group.rank]
-    _, found = flat_index(centroids_KC, threads).search(
-        np.ascontiguousarray(centroids_KC.numpy())[mine], min(count, num_clusters)
+    part = np.array_split(np.arange(num_clusters), group.size)[group.rank]
+    _, ids = flat_index(centroids_KC, threads).search(
+        np.ascontiguousarray(centroids_KC.numpy())[part], min(count, num_clusters)
     )
-    here = torch.from_numpy(found.astype(np.int64)).sort(dim=1).values
+    around = torch.from_numpy(ids.astype(np.int64)).sort(dim=1).values
     # equal centroids may crowd the own one out
-    own = torch.from_numpy(mine)[:, None]
-    here[~(here == own).any(dim=1), -1] = own[~(here == own).any(dim=1), 0]
-    return group.gather(here.sort(dim=1).values)
+    own = torch.from_numpy(part)[:, None]
+    crowded_out = ~(around == own).any(dim=1)
+    around[crowded_out, -1] = own[crowded_out, 0]
+    return group.gather(around.sort(dim=1).values)
 
 
 def sampled(ids: Tensor, share: float, salt: int) -> Tensor:
@@ -113,13 +110,13 @@ def sampled(ids: Tensor, share: float, salt: int) -> Tensor:
 
 
 def among(rows_nC: Tensor, centroids_KC: Tensor, labels_n: Tensor, around_KL: Tensor) -> Tensor:
-    """[n] int64: of the candidates of its cluster, the one nearest to each point. Rows with a negative label
-    get −1.
+    """[n] int64: the candidate of its cluster that is nearest to each point. Rows with a negative label get
+    −1.
 
     As exact as brute force within the candidates: near ties are decided in float64, equal distances go to the
     lowest id.
     """
-    found = torch.full_like(labels_n, -1)
+    nearest = torch.full_like(labels_n, -1)
     half_squares = centroids_KC.square().sum(dim=1) / 2
     sizes = torch.bincount(labels_n[labels_n >= 0], minlength=len(centroids_KC))
     order = torch.argsort(labels_n, stable=True)[int((labels_n < 0).sum()) :]
@@ -127,21 +124,21 @@ def among(rows_nC: Tensor, centroids_KC: Tensor, labels_n: Tensor, around_KL: Te
     by_size = torch.argsort(sizes, stable=True)
     for clusters in _batches(by_size[sizes[by_size] > 0], sizes, around_KL.shape[1], rows_nC.shape[1]):
         width = torch.arange(int(sizes[clusters].max()))
-        there = width < sizes[clusters][:, None]  # [G, m]: clusters of a batch differ in size
+        filled = width < sizes[clusters][:, None]  # [G, m]: clusters of a batch differ in size
         members = order[(starts[clusters][:, None] + width).clamp(max=len(order) - 1)]
         block = rows_nC[members].float()
         options = around_KL[clusters]  # [G, L]
         scores = torch.baddbmm(
             half_squares[options][:, None, :], block, centroids_KC[options].transpose(1, 2), alpha=-1
         )
-        chosen, margin = two_best(scores)
-        ids = options.gather(1, chosen)
-        unclear = there & (margin <= tolerance(block, centroids_KC))
+        best, margin = two_best(scores)
+        ids = options.gather(1, best)
+        unclear = filled & (margin <= tolerance(block, centroids_KC))
         if unclear.any():
             group, _ = unclear.nonzero(as_tuple=True)
             ids[unclear] = _exactly(block[unclear], centroids_KC, options[group])
-        found[members[there]] = ids[there]
-    return found
+        nearest[members[filled]] = ids[filled]
+    return nearest
 
 
 def _batches(clusters: Tensor, sizes: Tensor, candidates: int, dim: int) -> list[Tensor]:
@@ -161,7 +158,7 @@ def _batches(clusters: Tensor, sizes: Tensor, candidates: int, dim: int) -> list
 
 
 def _exactly(rows: Tensor, centroids: Tensor, options: Tensor) -> Tensor:
-    """[u] of the candidates [u, L] the nearest in float64; of equally near ones the lowest id."""
+    """[u] the nearest of the candidates [u, L] in float64; of equally near ones the lowest id."""
     out = []
     for block, ids in zip(rows.split(1024), options.split(1024), strict=True):
         candidates = centroids[ids].double()

@@ -12,21 +12,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from one_shard import Labelled, OneShard, clustered
 from torch import Tensor
 
 from pcl_ray.clustering import Clustering, ClusterSet, health
 from pcl_ray.clustering.points import Moments, Points
 from pcl_ray.config import EStepConfig
-from pcl_ray.e_step import (
-    Collapsed,
-    EStepRefused,
-    Rejected,
-    ShardClustering,
-    ShardResult,
-    When,
-    cluster,
-    cluster_shard,
-)
+from pcl_ray.e_step import Collapsed, EStepRefused, Rejected, When, cluster
 from pcl_ray.losses import proto_nce, prototype_logits, sample_negatives
 
 TEMPERATURE = 0.2
@@ -51,14 +43,11 @@ def attempt(
     previous: ClusterSet | None = None,
     step: int | None = None,
     **knobs: object,
-) -> ShardResult:
+) -> OneShard:
     config = EStepConfig(
         num_clusters=num_clusters, **{"restarts": 1, "threads": 1, "cold_iterations": 10, **knobs}
     )
-    when = When(3, step)
-    result = cluster_shard(
-        data, None, config, when, total=len(data), temperature=TEMPERATURE, seed=0, previous=previous
-    )
+    result = clustered(data, config, When(3, step), temperature=TEMPERATURE, previous=previous)
     for found in result.clusterings:
         assert torch.isfinite(found.concentration).all()
         assert (found.concentration > 0).all()
@@ -70,7 +59,7 @@ def attempt(
     return result
 
 
-def definition(data: Tensor, found: ShardClustering, alpha: float = 10.0) -> list[float]:
+def definition(data: Tensor, found: Labelled, alpha: float = 10.0) -> list[float]:
     """Equation 12 for each cluster, nan for those with one image or none."""
     phi = []
     for j, centroid in enumerate(found.centroids.double()):
@@ -86,7 +75,7 @@ def definition(data: Tensor, found: ShardClustering, alpha: float = 10.0) -> lis
     return phi
 
 
-def check_definition(data: Tensor, found: ShardClustering) -> None:
+def check_definition(data: Tensor, found: Labelled) -> None:
     """For φ that was neither clipped nor scaled: the definition where that is finite and positive, else
     something finite and positive.
     """
@@ -390,7 +379,7 @@ def test_clusters_that_stay_empty_are_rejected() -> None:
         attempt(data, 200)
 
 
-def with_an_empty_cluster() -> tuple[Tensor, ShardResult]:
+def with_an_empty_cluster() -> tuple[Tensor, OneShard]:
     data = with_twins(200, 1, 2000)
     return data, attempt(data, 201)
 
@@ -399,14 +388,14 @@ def test_one_empty_cluster_of_many_is_kept_and_marked() -> None:
     _, result = with_an_empty_cluster()
     (found,) = result.clusterings
     assert int((~found.valid).sum()) == 1
-    published = result.cluster_set(3, [found.labels]).clusterings[0]
+    published = result.published(3).clusterings[0]
     assert torch.equal(published.valid, found.valid)
     assert torch.equal(published.sizes > 0, found.valid)
 
 
 def test_an_empty_cluster_is_nobodys_positive_nor_negative() -> None:
     _, result = with_an_empty_cluster()
-    clustering = result.cluster_set(3, [result.clusterings[0].labels]).clusterings[0]
+    clustering = result.published(3).clusterings[0]
     (empty,) = (~clustering.valid).nonzero().flatten().tolist()
     assert empty not in clustering.assignments
     query, positives = unit(noise(8, 32, 5)), clustering.assignments[:8].clone()

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pcl_ray.clustering.assign.nearest import BruteForce, Nearest
-from pcl_ray.clustering.lloyd import Run, distinct_rows, lloyd, random_start, rows_of, split_into_empty
+from pcl_ray.clustering.lloyd import (
+    LloydRun,
+    LloydSettings,
+    distinct_rows,
+    lloyd,
+    random_start,
+    rows_of,
+    split_into_empty,
+)
 from pcl_ray.clustering.points import Moments, Points
 
 BRUTE = BruteForce(Nearest("faiss", 1))
@@ -24,18 +32,20 @@ def some(n: int = 300, dim: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def run(points: Points, start: Tensor, *, passes: int, seed: int = 0, **options: object) -> Run:
-    return lloyd(points, start, BRUTE, passes=passes, seed=seed, squares=points.squares(), **options)
+def run(
+    points: Points, start: Tensor, *, passes: int, seed: int = 0, spherical: bool = False, **options: object
+) -> LloydRun:
+    return lloyd(points, start, BRUTE, LloydSettings(passes, seed, spherical), **options)
 
 
 def brute(rows: Tensor, centroids: Tensor) -> Tensor:
     return (rows.double()[:, None] - centroids.double()).square().sum(dim=2).argmin(dim=1)
 
 
-def check_belongs_together(points: Points, found: Run) -> None:
+def check_belongs_together(points: Points, found: LloydRun) -> None:
     """Labels of the given centroids, moments of the labels, objective of both."""
     assert torch.equal(found.labels, brute(points.rows, found.centroids))
-    fresh = Moments.of(points, found.labels, points.squares(), len(found.centroids))
+    fresh = Moments.of(points, found.labels, len(found.centroids))
     assert all(
         torch.equal(getattr(found.moments, name), getattr(fresh, name))
         for name in ("sizes", "sums", "squares")
@@ -101,7 +111,7 @@ def test_what_the_last_pass_gives_belongs_together(
     points = Points.of(rows)
     if warm:
         labels = torch.randint(-1, k, (n,), generator=torch.Generator().manual_seed(seed))
-        moments = Moments.of(points, labels, points.squares(), k)
+        moments = Moments.of(points, labels, k)
         found = run(
             points, moments.means(), passes=passes, spherical=spherical, labels=labels, moments=moments
         )
@@ -122,7 +132,7 @@ def test_one_pass_moves_nothing() -> None:
 def test_a_start_from_labels_counts_the_changes_of_the_first_pass() -> None:
     points = Points.of(some())
     labels = torch.arange(300) % 6
-    moments = Moments.of(points, labels, points.squares(), 6)
+    moments = Moments.of(points, labels, 6)
     start = moments.means()
     assert torch.allclose(start[2], points.rows[labels == 2].double().mean(dim=0), atol=1e-9)
     found = run(points, start, passes=1, labels=labels, moments=moments)
@@ -148,7 +158,7 @@ def test_stops_where_a_pass_changes_nothing() -> None:
 def test_the_caller_may_stop_it_after_the_first_pass() -> None:
     points, start, asked = Points.of(some()), some(6, seed=1), []
 
-    def go_on(so_far: Run) -> bool:
+    def go_on(so_far: LloydRun) -> bool:
         asked.append(so_far.objective)
         return False
 

@@ -59,8 +59,8 @@ def test_sums_have_no_rounding_in_any_order_and_split(
     scale = 2.0 ** max(-10, min(exponent, 10)) if half else 2.0**exponent
     rows, labels = some(n, dim, seed=seed, scale=scale, half=half), some_labels(n, k, seed, lowest=-1)
     points = Points.of(rows, total=max(n, total))
-    squares = points.squares()
-    whole = Moments.of(points, labels, squares, k)
+    squares = points.squares
+    whole = Moments.of(points, labels, k)
 
     assert as_fractions(whole.sums) == rational_sums(on_grid(rows, points.total, points.largest), labels, k)
     assert as_fractions(whole.squares[:, None]) == rational_sums(squares[:, None], labels, k)
@@ -68,7 +68,7 @@ def test_sums_have_no_rounding_in_any_order_and_split(
 
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     mixed = Points.of(rows[order], order, total=points.total)
-    assert equal(Moments.of(mixed, labels[order], mixed.squares(), k), whole)
+    assert equal(Moments.of(mixed, labels[order], k), whole)
 
     edges = [0, *sorted(min(cut, n) for cut in cuts), n]
     parts = Moments.zeros(points, k)
@@ -76,7 +76,7 @@ def test_sums_have_no_rounding_in_any_order_and_split(
         shard = Points.of(
             rows[first:last], torch.arange(first, last), total=points.total, largest=points.largest
         )
-        part = Moments.of(shard, labels[first:last], shard.squares(), k)
+        part = Moments.of(shard, labels[first:last], k)
         parts = Moments(
             parts.sizes + part.sizes, parts.sums + part.sums, parts.squares + part.squares, parts.rounding
         )
@@ -86,10 +86,10 @@ def test_sums_have_no_rounding_in_any_order_and_split(
 def test_more_rows_than_a_block_are_summed_all(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, labels = some(100, 3), some_labels(100, 4, lowest=-1)
     points = Points.of(rows)
-    whole = Moments.of(points, labels, points.squares(), 4)
+    whole = Moments.of(points, labels, 4)
     monkeypatch.setattr(module, "_BLOCK", 7)
     assert points.block == 7
-    assert equal(Moments.of(points, labels, points.squares(), 4), whole)
+    assert equal(Moments.of(points, labels, 4), whole)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 1000, 2**16, 10**5])
@@ -121,7 +121,7 @@ def test_no_grid_for_features_that_are_not_finite() -> None:
 
 def test_rows_without_a_cluster_take_no_part() -> None:
     points = Points.of(torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]))
-    found = Moments.of(points, torch.tensor([1, -1, 1]), points.squares(), 3)
+    found = Moments.of(points, torch.tensor([1, -1, 1]), 3)
     assert found.sizes.tolist() == [0, 2, 0]
     assert found.sums.tolist() == [[0, 0], [101, 202], [0, 0]]
     assert found.squares.tolist() == [0, 5 + 50000, 0]
@@ -131,7 +131,7 @@ def test_rows_without_a_cluster_take_no_part() -> None:
 def test_a_process_without_rows_adds_nothing() -> None:
     points = Points.of(torch.empty(0, 3), torch.empty(0, dtype=torch.long), total=5, largest=1.0)
     assert Points.of(torch.empty(0, 3), torch.empty(0, dtype=torch.long), total=5).largest == 0
-    found = Moments.of(points, torch.empty(0, dtype=torch.long), points.squares(), 4)
+    found = Moments.of(points, torch.empty(0, dtype=torch.long), 4)
     assert equal(found, Moments.zeros(points, 4))
 
 
@@ -146,17 +146,17 @@ def test_moving_labels_equals_a_new_count_bit_by_bit(
     n: int, k: int, seed: int, steps: int, share: float
 ) -> None:
     points = Points.of(some(n, 3, seed=seed))
-    squares, labels = points.squares(), some_labels(n, k, seed, lowest=-1)
-    kept = Moments.of(points, labels, squares, k)
+    labels = some_labels(n, k, seed, lowest=-1)
+    kept = Moments.of(points, labels, k)
     for step in range(steps):
         draw = torch.Generator().manual_seed(100 * seed + step)
         after = torch.where(
             torch.rand(n, generator=draw) < share, torch.randint(k, (n,), generator=draw), labels
         )
         after = torch.where(after < 0, 0, after)
-        assert kept.moved(points, labels, after, squares) == int((labels != after).sum())
+        assert kept.moved(points, labels, after) == int((labels != after).sum())
         labels = after
-        assert equal(kept, Moments.of(points, labels, squares, k))
+        assert equal(kept, Moments.of(points, labels, k))
 
 
 class Alike(Group):
@@ -175,7 +175,7 @@ def test_a_cluster_of_more_points_than_float32_can_count_keeps_its_mean() -> Non
     # float32 sums and counts stop at 2²⁴: the mean of 2²⁵ times 0.3 would be 0.5.
     processes, rows = 128, 2**18
     points = Points.of(torch.full((rows, 1), 0.3), total=processes * rows, group=Alike(processes))
-    found = Moments.of(points, torch.zeros(rows, dtype=torch.long), points.squares(), 2)
+    found = Moments.of(points, torch.zeros(rows, dtype=torch.long), 2)
     assert found.sizes.dtype == torch.long
     assert found.sizes.tolist() == [2**25, 0]
     assert found.means()[0].float().item() == torch.tensor(0.3).item()
@@ -192,7 +192,7 @@ def test_scatter_and_objective_equal_brute_force(centre: float, half: bool) -> N
     rows = some(400, 5, half=half) + centre
     labels, k = some_labels(400, 7), 8
     points = Points.of(rows)
-    found = Moments.of(points, labels, points.squares(), k)
+    found = Moments.of(points, labels, k)
     wide, means = rows.double(), found.means()
     for j in range(7):
         members = wide[labels == j]
@@ -215,7 +215,7 @@ def test_copies_of_one_point_have_no_scatter_at_any_size(dim: int, total: int) -
         points = Points.of(
             torch.cat([one.expand(50, -1), some(50, dim, seed=seed + 100).clamp(-1, 1)]), total=total
         )
-        found = Moments.of(points, torch.arange(100) // 50, points.squares(), 2)
+        found = Moments.of(points, torch.arange(100) // 50, 2)
         assert found.scatter()[0] == 0
         assert found.scatter()[1] > 1
 
@@ -224,7 +224,7 @@ def test_copies_of_one_point_have_no_scatter_at_any_size(dim: int, total: int) -
 def test_a_tight_cluster_keeps_its_scatter(total: int, radius: float) -> None:
     rows = torch.nn.functional.normalize(some(1, 16), dim=1) + radius * some(100, 16, seed=1)
     points = Points.of(rows, total=total)
-    found = Moments.of(points, torch.zeros(100, dtype=torch.long), points.squares(), 1)
+    found = Moments.of(points, torch.zeros(100, dtype=torch.long), 1)
     brute = float((rows.double() - rows.double().mean(dim=0)).square().sum())
     assert found.scatter()[0].item() == pytest.approx(brute, rel=0.02)
 
