@@ -20,6 +20,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import (
+    ACCURACY_INSTANCE,
+    ACCURACY_PROTOTYPE,
+    ALIGNMENT,
+    COLLISIONS,
+    FEATURE_STD,
+    GRADIENT_NORM,
+    LOSS,
+    LOSS_INSTANCE,
+    LOSS_PROTOTYPE,
+)
 from pcl_ray.errors import RunFailed
 from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, prototype_loss, sample_negatives
 from pcl_ray.meters import GAUGE_EVERY, Meter, StepClock, gauges, memory_gb, reset_memory
@@ -292,17 +303,11 @@ def _metric_names(num_clusterings: int) -> tuple[str, ...]:
     """In the order of `_losses`, then of `meters.gauges`."""
     every = range(num_clusterings)
     of_prototypes = (
-        ("train/loss_prototype", *(f"train/accuracy_prototype_{m}" for m in every)) if num_clusterings else ()
+        (LOSS_PROTOTYPE.name, *(ACCURACY_PROTOTYPE.at(m).name for m in every)) if num_clusterings else ()
     )
-    gauged = ("train/gradient_norm", "train/feature_std", *(f"cluster/{m}/collisions" for m in every))
-    return (
-        "train/loss",
-        "train/loss_instance",
-        "train/accuracy_instance",
-        "eval/alignment",
-        *of_prototypes,
-        *gauged,
-    )
+    collisions = (COLLISIONS.at(m).name for m in every)
+    gauged = (GRADIENT_NORM.name, FEATURE_STD.name, *collisions)
+    return (LOSS.name, LOSS_INSTANCE.name, ACCURACY_INSTANCE.name, ALIGNMENT.name, *of_prototypes, *gauged)
 
 
 def _named(names: tuple[str, ...], means: Tensor) -> dict[str, float]:

@@ -1,15 +1,14 @@
-"""What is shown of an E-step: prototypes with the images nearest to them, how clusterings lie in each other,
-and a sample of features for a map.
+"""A snapshot of an E-step, to be looked at: prototypes with the images nearest to them, how clusterings lie
+in each other, and a sample of features for a map.
 
-Made where the features are (`make`), small enough to travel; drawn where the images are. Plain numpy, as
-everything that Ray carries.
+It is made where the features are, is small enough to travel, and is drawn where the images are. It is plain
+numpy, as everything that Ray carries.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,9 +29,9 @@ _SHOWN = 96  # prototypes of one clustering that are shown with images
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """One clustering of the N images. Roles, parents and sizes are of all K prototypes; images of the P
-    chosen ones.
+class ClusteringSnapshot:
+    """One clustering of the N images. Concentrations, sizes and parents are of all K prototypes; images and
+    classes are of P of them, the selected ones.
     """
 
     concentration: np.ndarray  # [K] float32, φ
@@ -41,7 +40,7 @@ class Shown:
     # and for an empty cluster
     parents: np.ndarray
     parent_shares: np.ndarray  # [K] float32, the share of its images that it holds
-    chosen: np.ndarray  # [P] int64, rising
+    selected: np.ndarray  # [P] int64, rising: the prototypes that are shown with images
     nearest: np.ndarray  # [P, NEAREST] int64, images, the nearest first; −1 where it has fewer
     farthest: np.ndarray  # [P, FARTHEST] int64, images, the farthest last; −1 where it has fewer
     top_class: np.ndarray  # [P] int64, its most frequent label; −1 where none is known
@@ -52,31 +51,33 @@ class Shown:
         return len(self.sizes)
 
     def roles(self) -> dict[Role, np.ndarray]:
-        """For each role up to 4 of the chosen prototypes, no prototype twice."""
+        """For each role up to 4 of the selected prototypes, no prototype twice."""
         return roles_of(self.concentration, self.sizes)
 
     def row_of(self, prototype: int) -> int:
-        """Of `nearest` and so on. Raises KeyError where the prototype is not shown."""
-        row = int(np.searchsorted(self.chosen, prototype))
-        if row == len(self.chosen) or self.chosen[row] != prototype:
+        """The prototype's row in `nearest`, `farthest`, `top_class` and `top_share`. Raises KeyError where it
+        is not a selected one.
+        """
+        row = int(np.searchsorted(self.selected, prototype))
+        if row == len(self.selected) or self.selected[row] != prototype:
             raise KeyError(prototype)
         return row
 
 
 @dataclass(frozen=True, eq=False)
-class Exhibit:
-    """What is shown after `epoch` epochs. Without clusters (in the warm-up) the map alone."""
+class Snapshot:
+    """The clusterings and the map after `epoch` epochs; without clusters (in the warm-up) the map alone."""
 
     epoch: int
     step: int  # global step: that of the last batch trained, 0 before the first
     num_images: int  # N, in all that was clustered
-    clusterings: tuple[Shown, ...] = ()  # in the order of e_step.num_clusters
+    clusterings: tuple[ClusteringSnapshot, ...] = ()  # in the order of e_step.num_clusters
     sample: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # [n] images on the map
     features: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float16))  # [n, C]
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # [n]; −1 without
     assignments: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))  # [M, n]
-    # [n, 2] on the map, once it is drawn
-    places: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    # [n, 2] coordinates on the map, once it is drawn
+    projection: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.float32))
     map_name: str = ""  # t-SNE, UMAP, PCA
     note: str = ""  # what the reader should know, e.g. that these are a sample's clusters
 
@@ -86,30 +87,32 @@ class Exhibit:
 
     def images(self) -> np.ndarray:
         """[t] int64, every image that is shown, rising."""
-        shown = [
-            part.ravel()
-            for clustering in self.clusterings
-            for part in (clustering.nearest, clustering.farthest)
-        ]
-        found = np.unique(np.concatenate([*shown, np.empty(0, np.int64)]))
-        return found[found >= 0]
+        images = [np.empty(0, np.int64)]
+        for clustering in self.clusterings:
+            images += [clustering.nearest.ravel(), clustering.farthest.ravel()]
+        numbers = np.unique(np.concatenate(images))
+        return numbers[numbers >= 0]
 
-    def renumbered(self, ids: np.ndarray) -> Exhibit:
-        """The same where the images were numbers into `ids` [n]."""
+    def renumbered(self, ids: np.ndarray) -> Snapshot:
+        """The same snapshot with `ids[i]` in place of each image i, where images were numbers into
+        `ids` [n].
+        """
 
         def whole(images: np.ndarray) -> np.ndarray:
             return np.where(images >= 0, ids[images], -1)
 
-        shown = tuple(
-            replace(c, nearest=whole(c.nearest), farthest=whole(c.farthest)) for c in self.clusterings
+        clusterings = tuple(
+            replace(clustering, nearest=whole(clustering.nearest), farthest=whole(clustering.farthest))
+            for clustering in self.clusterings
         )
-        return replace(self, clusterings=shown, sample=whole(self.sample))
+        return replace(self, clusterings=clusterings, sample=whole(self.sample))
 
-    def with_map(self, places: np.ndarray, name: str) -> Exhibit:
-        return replace(self, places=places.astype(np.float32), map_name=name)
+    def with_map(self, projection: np.ndarray, name: str) -> Snapshot:
+        """The same snapshot with coordinates [n, 2] of its sample, and the name of what projected it."""
+        return replace(self, projection=projection.astype(np.float32), map_name=name)
 
 
-def make(
+def make_snapshot(
     features_nC: np.ndarray,
     ids_n: np.ndarray,
     clusters: ClusterSet | None,
@@ -119,37 +122,33 @@ def make(
     step: int,
     num_images: int,
     note: str = "",
-) -> Exhibit:
-    """From the features of the images `ids_n` (all, or a sample of the N that the assignments cover). Images
-    are chosen among these.
+) -> Snapshot:
+    """The snapshot of a clustering.
+
+    features_nC: the features of the images `ids_n`: of all N that the assignments cover, or of a sample of
+    them; the images that are shown come from these. labels_N: −1 where an image has none. epoch: epochs done.
     """
-    order = (
-        []
-        if clusters is None
-        else sorted(range(len(clusters.clusterings)), key=lambda m: clusters.clusterings[m].num_clusters)
-    )
-    shown: dict[int, Shown] = {}
-    for coarser, m in zip([None, *order], order, strict=False):
-        assert clusters is not None
-        above = None if coarser is None else (clusters.clusterings[coarser], shown[coarser].chosen)
-        shown[m] = _shown(features_nC, ids_n, clusters.clusterings[m], above, labels_N)
-    picked = np.linspace(0, len(ids_n) - 1, min(MAP_POINTS, len(ids_n))).astype(np.int64)
-    sample = ids_n[picked]
-    known = np.full(len(sample), -1, np.int64) if labels_N is None else np.asarray(labels_N)[sample]
-    assignments = (
-        np.stack([c.assignments.numpy()[sample] for c in clusters.clusterings])
-        if clusters
-        else np.empty((0, len(sample)), np.int64)
-    )
-    features = features_nC[picked].astype(np.float16)
-    return Exhibit(
+    clusterings = clusters.clusterings if clusters is not None else ()
+    coarse_to_fine = sorted(range(len(clusterings)), key=lambda m: clusterings[m].num_clusters)
+    shown: dict[int, ClusteringSnapshot] = {}
+    coarser: tuple[Clustering, np.ndarray] | None = None
+    for m in coarse_to_fine:
+        shown[m] = _clustering_snapshot(features_nC, ids_n, clusterings[m], coarser, labels_N)
+        coarser = clusterings[m], shown[m].selected
+    rows = np.linspace(0, len(ids_n) - 1, min(MAP_POINTS, len(ids_n))).astype(np.int64)
+    sample = ids_n[rows]
+    labels = np.full(len(sample), -1, np.int64) if labels_N is None else np.asarray(labels_N)[sample]
+    assignments = np.empty((0, len(sample)), np.int64)
+    if clusterings:
+        assignments = np.stack([clustering.assignments.numpy()[sample] for clustering in clusterings])
+    return Snapshot(
         epoch,
         step,
         num_images,
         tuple(shown[m] for m in sorted(shown)),
         sample,
-        features,
-        known,
+        features_nC[rows].astype(np.float16),
+        labels,
         assignments,
         note=note,
     )
@@ -160,40 +159,37 @@ def roles_of(concentration: np.ndarray, sizes: np.ndarray) -> dict[Role, np.ndar
     get fewer.
     """
     filled = np.flatnonzero(sizes > 0)
-    by_phi, by_size = (
-        filled[np.argsort(concentration[filled], kind="stable")],
-        filled[np.argsort(sizes[filled], kind="stable")],
-    )
-    taken: set[int] = set()
-    found: dict[Role, np.ndarray] = {}
+    by_phi = filled[np.argsort(concentration[filled], kind="stable")]
+    by_size = filled[np.argsort(sizes[filled], kind="stable")]
+    most = min(_EACH, -(-len(filled) // 4))
+    used: set[int] = set()
+    roles: dict[Role, np.ndarray] = {}
     for role, ranked in zip(ROLES, (by_phi, by_phi[::-1], by_size[::-1], by_size), strict=True):
-        mine = [int(k) for k in ranked if int(k) not in taken][: min(_EACH, -(-len(filled) // 4))]
-        taken.update(mine)
-        found[role] = np.array(mine, dtype=np.int64)
-    return found
+        prototypes = [int(k) for k in ranked if int(k) not in used][:most]
+        used.update(prototypes)
+        roles[role] = np.array(prototypes, dtype=np.int64)
+    return roles
 
 
-def _shown(
+def _clustering_snapshot(
     features: np.ndarray,
     ids: np.ndarray,
     clustering: Clustering,
-    above: tuple[Clustering, np.ndarray] | None,
+    coarser: tuple[Clustering, np.ndarray] | None,
     labels: np.ndarray | None,
-) -> Shown:
-    assignments, sizes, phi = (
-        clustering.assignments.numpy(),
-        clustering.sizes.numpy(),
-        clustering.concentration.numpy(),
+) -> ClusteringSnapshot:
+    """coarser: the next coarser clustering and its selected prototypes; None for the coarsest."""
+    assignments, sizes = clustering.assignments.numpy(), clustering.sizes.numpy()
+    phi = clustering.concentration.numpy()
+    parents, shares = np.full(len(sizes), -1, np.int64), np.zeros(len(sizes))
+    if coarser is not None:
+        parents, shares = _parents(assignments, coarser[0].assignments.numpy(), len(sizes))
+    selected = _selected(phi, sizes, parents, coarser[1] if coarser is not None else None)
+    nearest, farthest = _images_of(selected, features, ids, assignments[ids], clustering.prototypes.numpy())
+    top, share = _classes(selected, assignments, labels)
+    return ClusteringSnapshot(
+        phi, sizes, parents, shares.astype(np.float32), selected, nearest, farthest, top, share
     )
-    parents, shares = (
-        _parents(assignments, above[0].assignments.numpy(), len(sizes))
-        if above
-        else (np.full(len(sizes), -1, np.int64), np.zeros(len(sizes)))
-    )
-    chosen = _chosen(phi, sizes, parents, above[1] if above else None)
-    nearest, farthest = _images_of(chosen, features, ids, assignments[ids], clustering.prototypes.numpy())
-    top, share = _classes(chosen, assignments, labels)
-    return Shown(phi, sizes, parents, shares.astype(np.float32), chosen, nearest, farthest, top, share)
 
 
 def _parents(fine: np.ndarray, coarse: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -214,44 +210,44 @@ def _parents(fine: np.ndarray, coarse: np.ndarray, count: int) -> tuple[np.ndarr
     return parents, shares
 
 
-def _chosen(phi: np.ndarray, sizes: np.ndarray, parents: np.ndarray, above: np.ndarray | None) -> np.ndarray:
-    """All, or those with a role and the largest; in a finer clustering the largest within each chosen parent
-    first.
+def _selected(
+    phi: np.ndarray, sizes: np.ndarray, parents: np.ndarray, coarser: np.ndarray | None
+) -> np.ndarray:
+    """[P] all prototypes with images where they are few, else those with a role and the largest; in a finer
+    clustering the largest within each selected parent first.
     """
     filled = np.flatnonzero(sizes > 0)
     if len(filled) <= _SHOWN:
         return filled
     with_role = np.concatenate(list(roles_of(phi, sizes).values()))
     by_size = filled[np.argsort(-sizes[filled], kind="stable")]
-    if above is not None:
-        # 0 for the largest child of its parent, 1 for the next
-        place = _place_among_siblings(parents[by_size])
-        inside = np.isin(parents[by_size], above)
-        by_size = by_size[np.lexsort((place, ~inside))]
+    if coarser is not None:
+        rank = _rank_among_siblings(parents[by_size])
+        inside = np.isin(parents[by_size], coarser)
+        by_size = by_size[np.lexsort((rank, ~inside))]
     rest = by_size[~np.isin(by_size, with_role)]
     return np.sort(np.concatenate([with_role, rest[: _SHOWN - len(with_role)]]))
 
 
-def _place_among_siblings(parents: np.ndarray) -> np.ndarray:
+def _rank_among_siblings(parents: np.ndarray) -> np.ndarray:
+    """For each entry how many entries before it have the same parent."""
     order = np.argsort(parents, kind="stable")
     first = np.flatnonzero(np.diff(parents[order], prepend=-2))
     lengths = np.diff(np.append(first, len(parents)))
-    places = np.empty(len(parents), np.int64)
-    places[order] = np.arange(len(parents)) - np.repeat(first, lengths)
-    return places
+    ranks = np.empty(len(parents), np.int64)
+    ranks[order] = np.arange(len(parents)) - np.repeat(first, lengths)
+    return ranks
 
 
 def _images_of(
-    chosen: np.ndarray, features: np.ndarray, ids: np.ndarray, assigned: np.ndarray, prototypes: np.ndarray
+    selected: np.ndarray, features: np.ndarray, ids: np.ndarray, assigned: np.ndarray, prototypes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[P, NEAREST], [P, FARTHEST] of each chosen prototype's own images, by cosine; farthest are never among
-    the nearest.
+    """[P, NEAREST], [P, FARTHEST] of each selected prototype's own images, by cosine; farthest are never
+    among the nearest.
     """
-    nearest, farthest = (
-        np.full((len(chosen), NEAREST), -1, np.int64),
-        np.full((len(chosen), FARTHEST), -1, np.int64),
-    )
-    rows = np.flatnonzero(np.isin(assigned, chosen))
+    nearest = np.full((len(selected), NEAREST), -1, np.int64)
+    farthest = np.full((len(selected), FARTHEST), -1, np.int64)
+    rows = np.flatnonzero(np.isin(assigned, selected))
     cosine = np.empty(len(rows), np.float32)
     # a copy of all features at a time would be more than the actor was planned for
     for start in range(0, len(rows), _PIECE):
@@ -260,8 +256,8 @@ def _images_of(
             "nc,nc->n", features[some].astype(np.float32), prototypes[assigned[some]]
         )
     order = rows[np.lexsort((rows, -cosine, assigned[rows]))]
-    starts = np.searchsorted(assigned[order], chosen)
-    ends = np.searchsorted(assigned[order], chosen, side="right")
+    starts = np.searchsorted(assigned[order], selected)
+    ends = np.searchsorted(assigned[order], selected, side="right")
     for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
         near = ids[order[start : min(end, start + NEAREST)]]
         far = ids[order[max(start + len(near), end - FARTHEST) : end]]
@@ -270,17 +266,18 @@ def _images_of(
 
 
 def _classes(
-    chosen: np.ndarray, assignments: np.ndarray, labels: np.ndarray | None
+    selected: np.ndarray, assignments: np.ndarray, labels: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    top, share = np.full(len(chosen), -1, np.int64), np.zeros(len(chosen), np.float32)
+    """[P], [P]: the most frequent label of each selected prototype, −1 where none is known, and its share."""
+    top, share = np.full(len(selected), -1, np.int64), np.zeros(len(selected), np.float32)
     if labels is None:
         return top, share
-    known = (np.asarray(labels) >= 0) & np.isin(assignments, chosen)
-    if not known.any():
+    labelled = (np.asarray(labels) >= 0) & np.isin(assignments, selected)
+    if not labelled.any():
         return top, share
-    rows, of = np.searchsorted(chosen, assignments[known]), np.asarray(labels)[known]
-    table = np.zeros((len(chosen), int(of.max()) + 1), np.int64)
-    np.add.at(table, (rows, of), 1)
+    rows, classes = np.searchsorted(selected, assignments[labelled]), np.asarray(labels)[labelled]
+    table = np.zeros((len(selected), int(classes.max()) + 1), np.int64)
+    np.add.at(table, (rows, classes), 1)
     some = table.sum(axis=1) > 0
     top[some] = table[some].argmax(axis=1)
     share[some] = table[some].max(axis=1) / table[some].sum(axis=1)
@@ -289,63 +286,61 @@ def _classes(
 
 @dataclass(frozen=True, eq=False)
 class Thumbnails:
-    """Small pictures of the images that an exhibit shows."""
+    """Small pictures of the images that a snapshot shows."""
 
     ids: np.ndarray  # [t] int64, rising
     pixels: np.ndarray  # [t, s, s, 3] uint8
 
-    def of(self, image: int) -> np.ndarray | None:
-        """[s, s, 3] uint8; None for one that is not here."""
+    def picture(self, image: int) -> np.ndarray | None:
+        """[s, s, 3] uint8; None for an image without a picture."""
         row = int(np.searchsorted(self.ids, image))
         return self.pixels[row] if row < len(self.ids) and self.ids[row] == image else None
 
 
-_OF_SHOWN = (
-    "concentration",
-    "sizes",
-    "parents",
-    "parent_shares",
-    "chosen",
-    "nearest",
-    "farthest",
-    "top_class",
-    "top_share",
-)
-_OF_EXHIBIT = ("sample", "features", "labels", "assignments", "places")
+# what the file calls an array: what the class calls it
+_CLUSTERING_ARRAYS = {
+    **{name: name for name in ("concentration", "sizes", "parents", "parent_shares")},
+    "chosen": "selected",
+    **{name: name for name in ("nearest", "farthest", "top_class", "top_share")},
+}
+_SNAPSHOT_ARRAYS = {
+    **{name: name for name in ("sample", "features", "labels", "assignments")},
+    "places": "projection",
+}
 
 
-def save(path: Path, exhibit: Exhibit, thumbnails: Thumbnails) -> None:
-    """One .npz file, whole or not at all. Raises OSError."""
-    told = {
-        "epoch": exhibit.epoch,
-        "step": exhibit.step,
-        "num_images": exhibit.num_images,
-        "map_name": exhibit.map_name,
-        "note": exhibit.note,
+def save_snapshot(path: Path, snapshot: Snapshot, thumbnails: Thumbnails) -> None:
+    """Writes one .npz file, whole or not at all. Raises OSError."""
+    header = {
+        "epoch": snapshot.epoch,
+        "step": snapshot.step,
+        "num_images": snapshot.num_images,
+        "map_name": snapshot.map_name,
+        "note": snapshot.note,
+        "clusterings": len(snapshot.clusterings),
     }
-    arrays: dict[str, Any] = {"told": np.array(json.dumps(told | {"clusterings": len(exhibit.clusterings)}))}
-    arrays |= {name: getattr(exhibit, name) for name in _OF_EXHIBIT} | {
-        "thumbnail_ids": thumbnails.ids,
-        "thumbnails": thumbnails.pixels,
-    }
-    for m, shown in enumerate(exhibit.clusterings):
-        arrays |= {f"{m}/{name}": getattr(shown, name) for name in _OF_SHOWN}
+    arrays: dict[str, Any] = {"told": np.array(json.dumps(header))}
+    arrays |= {key: getattr(snapshot, name) for key, name in _SNAPSHOT_ARRAYS.items()}
+    arrays |= {"thumbnail_ids": thumbnails.ids, "thumbnails": thumbnails.pixels}
+    for m, clustering in enumerate(snapshot.clusterings):
+        arrays |= {f"{m}/{key}": getattr(clustering, name) for key, name in _CLUSTERING_ARRAYS.items()}
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def load(path: Path) -> tuple[Exhibit, Thumbnails] | None:
-    """What `save` wrote; None where there is no such file, or it is damaged. Nothing in it is executed."""
+def load_snapshot(path: Path) -> tuple[Snapshot, Thumbnails] | None:
+    """What `save_snapshot` wrote; None where there is no such file, or it is damaged. Nothing in it is
+    executed.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            told = json.loads(str(arrays["told"]))
-            count = told.pop("clusterings")
-            shown: Sequence[Shown] = [
-                Shown(**{name: arrays[f"{m}/{name}"] for name in _OF_SHOWN}) for m in range(count)
-            ]
-            exhibit = Exhibit(
-                clusterings=tuple(shown), **told, **{name: arrays[name] for name in _OF_EXHIBIT}
+            header = json.loads(str(arrays["told"]))
+            clusterings = tuple(
+                ClusteringSnapshot(**{name: arrays[f"{m}/{key}"] for key, name in _CLUSTERING_ARRAYS.items()})
+                for m in range(header.pop("clusterings"))
             )
-            return exhibit, Thumbnails(arrays["thumbnail_ids"], arrays["thumbnails"])
+            whole = {name: arrays[key] for key, name in _SNAPSHOT_ARRAYS.items()}
+            snapshot = Snapshot(clusterings=clusterings, **header, **whole)
+            return snapshot, Thumbnails(arrays["thumbnail_ids"], arrays["thumbnails"])
     except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error):
         return None

@@ -13,15 +13,15 @@ from sklearn.decomposition import PCA
 
 from pcl_ray import config, e_step, snapshot
 from pcl_ray.report.run_record import RunRecord
-from pcl_ray.snapshot import Exhibit, Thumbnails
+from pcl_ray.snapshot import Snapshot, Thumbnails
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @functools.cache
-def digits_exhibit(
+def digits_snapshot(
     num_clusters: tuple[int, ...] = (30, 8), labelled: bool = True
-) -> tuple[Exhibit, Thumbnails]:
+) -> tuple[Snapshot, Thumbnails]:
     """With the finer clustering first, so that order and level are two things."""
     digits = load_digits()
     features = PCA(16, random_state=0).fit_transform(digits.data).astype(np.float32)
@@ -30,7 +30,7 @@ def digits_exhibit(
     clusters = e_step.cluster(features, settings, epoch=6, temperature=0.2, seed=0)
     labels = digits.target if labelled else None
     count = len(features)
-    made = snapshot.make(
+    made = snapshot.make_snapshot(
         features, np.arange(count), clusters, labels, epoch=6, step=66, num_images=count
     ).with_map(features[made_of(count), :2], "PCA")
     images = np.union1d(made.images(), made.sample[::10])
@@ -39,7 +39,7 @@ def digits_exhibit(
 
 
 def made_of(count: int) -> np.ndarray:
-    """The images on the map, as `exhibit.make` picks them."""
+    """The images on the map, as `snapshot.make` picks them."""
     return np.linspace(0, count - 1, min(snapshot.MAP_POINTS, count)).astype(np.int64)
 
 
@@ -91,7 +91,7 @@ def history(epochs: int, warmup: int = 3, clusterings: int = 2, better: float = 
 
 def digits_record(name: str = "seven", overrides: dict[str, Any] | None = None, **changes: Any) -> RunRecord:
     """6 epochs, 3 of them warm-up, K = 30 and 8; `changes` are fields of the record."""
-    shown, thumbnails = digits_exhibit()
+    shown, thumbnails = digits_snapshot()
     knobs = {"e_step.num_clusters": (30, 8), "e_step.warmup_epochs": 3, "train.epochs": 6} | (overrides or {})
     record = RunRecord(
         name=name,
@@ -104,7 +104,7 @@ def digits_record(name: str = "seven", overrides: dict[str, Any] | None = None, 
         command=f"pcl-ray train digits --name {name}",
         fingerprint="f00d",
         versions={"pcl_ray": "1.2", "torch": "2.14"},
-        exhibit=shown,
+        snapshot=shown,
         thumbnails=thumbnails,
     )
     return replace(record, **changes)

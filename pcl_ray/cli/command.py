@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pcl_ray import __version__, config
 from pcl_ray.cli import cluster, look, sweep
+from pcl_ray.config import figures
 from pcl_ray.config.knobs import Knob
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed, Stopped
 from pcl_ray.support import machine, redaction
@@ -298,22 +299,18 @@ def _typed(command: str) -> str:
 
 def _table(metrics: dict[str, float]) -> list[tuple[str, str]]:
     """The rows of the closing table; figures that a run without labels does not have are left out."""
-    clusterings = [m for m in range(100) if f"cluster/{m}/k" in metrics]
-    rows: list[tuple[str, str]] = []
-
-    def row(title: str, name: str, form: str) -> None:
-        if name in metrics:
-            rows.append((title, form.format(metrics[name])))
-
-    row("loss", "train/loss", "{:.3f}")
-    row("kNN accuracy, held-out images", "eval/knn_top1", "{:.4f}")
-    for m in clusterings:
-        row(f"clusters and labels, K = {metrics[f'cluster/{m}/k']:.0f}", f"cluster/{m}/ami", "AMI {:.3f}")
-    row("effective rank (RankMe)", "eval/rankme", "{:.1f}")
-    row("images/s in the M-step", "perf/images_per_second", "{:.0f}")
-    row("seconds in the E-step, all epochs", "perf/e_step_seconds_total", "{:.1f}")
-    row("seconds in all epochs", "perf/epoch_seconds_total", "{:.1f}")
-    return rows
+    before = (figures.LOSS, figures.KNN_TOP1)
+    after = (
+        *(figures.RANKME, figures.IMAGES_PER_SECOND),
+        *(figures.E_STEP_SECONDS_TOTAL, figures.EPOCH_SECONDS_TOTAL),
+    )
+    rows = [figure.row(metrics[figure.name]) for figure in before if figure.name in metrics]
+    for m in figures.clusterings_in(metrics):
+        agreement, count = figures.AMI.at(m), figures.NUM_CLUSTERS.at(m)
+        if agreement.name in metrics:
+            title = f"clusters and labels, K = {count.text(metrics[count.name])}"
+            rows.append((title, agreement.phrase(metrics[agreement.name])))
+    return rows + [figure.row(metrics[figure.name]) for figure in after if figure.name in metrics]
 
 
 def _listed(problems: Sequence[Problem]) -> str:

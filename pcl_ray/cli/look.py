@@ -31,9 +31,9 @@ def doctor(arguments: argparse.Namespace) -> int:
         print(machine_check.as_text(checks))
         return int(any(check.level == "failed" for check in checks))
     from pcl_ray.report.doctor import diagnosis as rules
-    from pcl_ray.runs import run_record
+    from pcl_ray.runs import record_reader
 
-    record = run_record.read(arguments.run)
+    record = record_reader.read(arguments.run)
     print(rules.as_text(record, rules.findings(record)))
     return 0
 
@@ -50,10 +50,10 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(arguments: argparse.Namespace) -> int:
     from pcl_ray.report import page
-    from pcl_ray.runs import final_artifacts, run_record
+    from pcl_ray.runs import final_artifacts, record_reader
 
-    record = run_record.read(arguments.run)
-    target = arguments.out or run_record.folder_of(arguments.run) / final_artifacts.REPORT
+    record = record_reader.read(arguments.run)
+    target = arguments.out or record_reader.folder_of(arguments.run) / final_artifacts.REPORT
     print(f"report      {_written(lambda: page.write(record, target), target)}")
     return 0
 
@@ -72,7 +72,7 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def compare(arguments: argparse.Namespace) -> int:
     from pcl_ray.report import comparison
-    from pcl_ray.runs import run_record
+    from pcl_ray.runs import record_reader
     from pcl_ray.support.paths import home
 
     named = list(dict.fromkeys(arguments.runs))
@@ -81,7 +81,7 @@ def compare(arguments: argparse.Namespace) -> int:
             f"{len(named)} run{'s' * (len(named) != 1)} given: a comparison takes 2 to {_MOST_RUNS} different"
             " ones"
         )
-    found = [run_record.read(name) for name in named]
+    found = [record_reader.read(name) for name in named]
     target = arguments.out or home() / "compare.html"
     print(f"comparison  {_written(lambda: comparison.write(found, target), target)}")
     return 0

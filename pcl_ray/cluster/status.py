@@ -14,7 +14,7 @@ from typing import Any
 
 from pcl_ray import tracking
 from pcl_ray.cluster.ray_api import Cluster
-from pcl_ray.config import TrackingConfig
+from pcl_ray.config import TrackingConfig, figures
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.on_ray import local_head_record
 from pcl_ray.runs.folder import read_state_at, write_state_at
@@ -208,5 +208,8 @@ def cluster_or_none(cluster: Cluster) -> list[str]:
 
 
 def _figure(name: str, value: float | None) -> str:
-    label = {"eval/knn_top1": "kNN", "eval/rankme": "RankMe", "train/loss": "loss"}.get(name, name)
-    return f"{label} {value:.4g}" if value is not None else "–"
+    """The figure that tells most of a run, and its value: "kNN 0.934"."""
+    if value is None:
+        return "–"
+    entry = figures.find(name)
+    return f"{entry[0].short or entry[0].label if entry else name} {value:.4g}"

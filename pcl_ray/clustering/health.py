@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pcl_ray.clustering.assign.shortlist import sampled
 from pcl_ray.clustering.points import Moments, Points
+from pcl_ray.config.figures import CONE, RANK, SPREAD
 
 # Mean squared distance of unit features to their mean below which nothing is left to cluster: all images sit
 # on one point.
@@ -39,7 +40,7 @@ class Gauges:
     rank: float
 
     def figures(self) -> dict[str, float]:
-        return {"cluster/cone": self.cone, "cluster/spread": self.spread, "cluster/rank": self.rank}
+        return {CONE.name: self.cone, SPREAD.name: self.spread, RANK.name: self.rank}
 
 
 def unusable(rows_nC: Tensor) -> tuple[Tensor, Tensor]:

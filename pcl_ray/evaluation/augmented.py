@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import LIDAR, LIDAR_SECONDS
 from pcl_ray.data.images import Images
 from pcl_ray.data.loaders import TrainingLoader
 from pcl_ray.data.reading import Readers
@@ -48,8 +49,8 @@ class AugmentedViews:
         start = time.perf_counter()
         group = TorchGroup(device=learner.device) if world_size() > 1 else Group()
         value = lidar(group.gather(self.features(learner)))
-        figures = {"eval/lidar": value} if math.isfinite(value) else {}
-        return figures | {"perf/lidar_seconds": time.perf_counter() - start}
+        figures = {LIDAR.name: value} if math.isfinite(value) else {}
+        return figures | {LIDAR_SECONDS.name: time.perf_counter() - start}
 
     def features(self, learner: Learner) -> Tensor:
         """[n, Q, C] float32 on the CPU, of this worker's n images in rising order."""

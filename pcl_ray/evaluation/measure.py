@@ -9,6 +9,7 @@ import torch
 
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import EvaluationConfig
+from pcl_ray.config.figures import AREQ, KNN_TOP1, RANKME, UNIFORMITY
 from pcl_ray.evaluation.knn import knn_accuracy
 from pcl_ray.evaluation.labels import agreement
 from pcl_ray.evaluation.unlabelled import areq, rankme, uniformity
@@ -27,12 +28,12 @@ def measure(
     """
     features = torch.from_numpy(features_NC)
     figures = {
-        "eval/rankme": rankme(features),
-        "eval/areq": areq(features),
-        "eval/uniformity": uniformity(features),
+        RANKME.name: rankme(features),
+        AREQ.name: areq(features),
+        UNIFORMITY.name: uniformity(features),
     }
     if labels_N is not None and holdout_QC is not None and holdout_labels_Q is not None:
-        figures["eval/knn_top1"] = knn_accuracy(
+        figures[KNN_TOP1.name] = knn_accuracy(
             features,
             # a copy: labels come read-only out of Ray's store, which from_numpy warns about
             torch.tensor(labels_N),

@@ -7,27 +7,29 @@ run's name as label `run`.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from pcl_ray.config import figures
 from pcl_ray.training.events import Event
 
-# metric: figure, sentence
+_FIGURES = {
+    "pcl_loss": figures.LOSS,
+    "pcl_images_per_second": figures.IMAGES_PER_SECOND,
+    "pcl_step_seconds_median": figures.STEP_SECONDS_MEDIAN,
+    "pcl_step_seconds_p95": figures.STEP_SECONDS_P95,
+    "pcl_data_wait_share": figures.DATA_SHARE,
+    "pcl_e_step_seconds": figures.E_STEP_SECONDS,
+}
+# each gauge and what it is, for whoever builds a panel
 GAUGES = {
-    "pcl_epoch": ("epoch", "Epochs done."),
-    "pcl_epochs": ("", "Epochs of the whole run."),
-    "pcl_loss": ("train/loss", "ProtoNCE, mean of the last steps or epoch."),
-    "pcl_images_per_second": ("perf/images_per_second", "Images a second in the M-step, over all workers."),
-    "pcl_step_seconds_median": ("perf/step_seconds_median", "Median seconds of a step in the last epoch."),
-    "pcl_step_seconds_p95": (
-        "perf/step_seconds_p95",
-        "95th percentile of the seconds of a step in the last epoch.",
-    ),
-    "pcl_data_wait_share": ("perf/data_share", "Share of the M-step spent waiting for images."),
-    "pcl_e_step_seconds": ("perf/e_step_seconds", "Seconds that training waited for the last E-step."),
-    "pcl_prototype_age_steps": ("", "Steps since the features of the prototypes in use were made."),
+    "pcl_epoch": "Epochs done.",
+    "pcl_epochs": "Epochs of the whole run.",
+    **{gauge: figure.sentence for gauge, figure in _FIGURES.items()},
+    "pcl_prototype_age_steps": "Steps since the features of the prototypes in use were made.",
 }
 DROPPED = "pcl_tracking_dropped_points_total"
-_DROPPED_SAYS = "Figures that MLflow will never have: no number, or not finite."
+_DROPPED_SENTENCE = "Figures that MLflow will never have: no number, or not finite."
 
 
 class RayMetrics:
@@ -45,9 +47,9 @@ class RayMetrics:
             return
         if event.kind == "epoch":
             self._set("pcl_epoch", event.epoch + 1)
-        for name, (figure, _) in GAUGES.items():
-            if figure and figure != "epoch" and figure in event.metrics:
-                self._set(name, event.metrics[figure])
+        for gauge, figure in _FIGURES.items():
+            if figure.name in event.metrics:
+                self._set(gauge, event.metrics[figure.name])
         if any(name.startswith("cluster/0/") for name in event.metrics):
             self._prototypes_of = event.step
         if self._prototypes_of is not None and event.kind != "start":
@@ -57,8 +59,6 @@ class RayMetrics:
             self._dropped = dropped
 
     def _ready(self) -> bool:
-        import sys
-
         ray = sys.modules.get("ray")  # a run without workers never imports it
         if ray is None or not ray.is_initialized():
             return False
@@ -67,11 +67,11 @@ class RayMetrics:
 
             self._gauges = {
                 name: Gauge(name, description=sentence, tag_keys=("run",))
-                for name, (_, sentence) in GAUGES.items()
+                for name, sentence in GAUGES.items()
             }
             # Ray adds the ending that Prometheus wants of a counter
             self._counter = Counter(
-                DROPPED.removesuffix("_total"), description=_DROPPED_SAYS, tag_keys=("run",)
+                DROPPED.removesuffix("_total"), description=_DROPPED_SENTENCE, tag_keys=("run",)
             )
             self._set("pcl_epochs", self._epochs)
         return True

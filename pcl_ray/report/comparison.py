@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pcl_ray.report.curves import clustering_names, overlaid
 from pcl_ray.report.differences import (
-    Knob,
+    KnobValues,
     Measure,
     best_of,
     common_evaluation,
@@ -25,7 +25,7 @@ from pcl_ray.report.explorer import class_name
 from pcl_ray.report.page import footer, save
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.report.summary import knob_name, setting, state_badge
-from pcl_ray.snapshot import Exhibit, Shown
+from pcl_ray.snapshot import ClusteringSnapshot, Snapshot
 from pcl_ray.support.text import count, number, percent
 
 _ROLES = (("tightest", 2), ("largest", 2), ("loosest", 2))
@@ -44,16 +44,14 @@ def write(records: Sequence[RunRecord], path: Path) -> Path:
 
 
 def html_of(records: Sequence[RunRecord]) -> str:
+    """The whole page."""
     knobs, epoch = differing(records), common_evaluation(records)
-    said = [tag("li", sentence) for sentence in sentences(records, knobs, epoch)]
-    warned = (
-        tag("ul", [tag("li", text) for text in warnings(records)], class_="warnings")
-        if warnings(records)
-        else None
-    )
+    items = [tag("li", sentence) for sentence in sentences(records, knobs, epoch)]
+    cautions = [tag("li", text) for text in warnings(records)]
+    warned = tag("ul", cautions, class_="warnings") if cautions else None
     parts = [
         _head(records),
-        section("summary", "In short", warned, tag("ul", said, class_="sentences")),
+        section("summary", "In short", warned, tag("ul", items, class_="sentences")),
         section("knobs", "What differs in the configurations", _knobs(records, knobs)),
         section("figures", "What that did", *_figures(records, knobs, epoch)),
         section("curves", "Curves", overlaid(records, letters(records))),
@@ -64,26 +62,21 @@ def html_of(records: Sequence[RunRecord]) -> str:
 
 def _head(records: Sequence[RunRecord]) -> Html:
     cards = [
-        tag("li", _card(letter, place, record), class_="run-card")
-        for place, (letter, record) in enumerate(zip(letters(records), records, strict=True))
+        tag("li", _card(letter, number, record), class_="run-card")
+        for number, (letter, record) in enumerate(zip(letters(records), records, strict=True))
     ]
     kind = tag("p", "Prototypical Contrastive Learning", class_="kind")
     return tag("header", kind, tag("h1", f"{len(records)} runs compared"), tag("ul", cards, class_="runs"))
 
 
-def _card(letter: str, place: int, record: RunRecord) -> Html:
-    data = (
-        f"{record.config.data.source}, {count(record.num_images, 'image')}"
-        if record.num_images
-        else record.config.data.source
-    )
-    facts = f"{data} · {count(record.epochs, 'epoch')} · {_counts(record)}"
-    failed = tag("p", record.error, class_="facts") if record.error else None
-    return Html(
-        tag("p", swatch(place), tag("b", f"{letter}  "), record.name, " ", state_badge(record))
-        + tag("p", facts, class_="facts")
-        + (failed or "")
-    )
+def _card(letter: str, number: int, record: RunRecord) -> Html:
+    data = record.config.data.source
+    if record.num_images:
+        data += f", {count(record.num_images, 'image')}"
+    summary = f"{data} · {count(record.epochs, 'epoch')} · {_counts(record)}"
+    head = tag("p", swatch(number), tag("b", f"{letter}  "), record.name, " ", state_badge(record))
+    error = tag("p", record.error, class_="summary-line") if record.error else ""
+    return Html(head + tag("p", summary, class_="summary-line") + error)
 
 
 def _counts(record: RunRecord) -> str:
@@ -91,7 +84,7 @@ def _counts(record: RunRecord) -> str:
     return "K = " + ", ".join(name.removeprefix("K = ") for name in clustering_names(record)[:6])
 
 
-def _knobs(records: Sequence[RunRecord], knobs: Sequence[Knob]) -> Html:
+def _knobs(records: Sequence[RunRecord], knobs: Sequence[KnobValues]) -> Html:
     if not knobs:
         return tag("p", "Nothing: the runs have the same configuration.", class_="none")
     rows = [
@@ -107,47 +100,39 @@ def _knobs(records: Sequence[RunRecord], knobs: Sequence[Knob]) -> Html:
     return table(["", *letters(records)], rows, class_="wide")
 
 
-def _figures(records: Sequence[RunRecord], knobs: Sequence[Knob], epoch: int | None) -> list[Html]:
-    """Where all were evaluated, and at the end where that is another epoch for one of them."""
-    found = measures(records, knobs)
-    if not found:
+def _figures(records: Sequence[RunRecord], knobs: Sequence[KnobValues], epoch: int | None) -> list[Html]:
+    """Tables of the figures after the last epoch that all were evaluated after, and at the end where that is
+    another epoch for one of them.
+    """
+    compared = measures(records, knobs)
+    if not compared:
         return [tag("p", "No run has recorded a figure yet.", class_="none")]
-    lead = tag(
-        "p", f"Small: the difference to {letters(records)[0]}. Green: the best of a row.", class_="lead"
-    )
-    same = tag("p", "There is no epoch after which all of them were evaluated.", class_="none")
-    if epoch is not None:
-        same = tag(
-            "div",
-            tag("h3", f"After epoch {epoch}, the last that all were evaluated after"),
-            _table(records, found, [epoch] * len(records)),
-        )
+    first = letters(records)[0]
+    parts = [tag("p", f"Small: the difference to {first}. Green: the best of a row.", class_="lead")]
+    if epoch is None:
+        parts.append(tag("p", "There is no epoch after which all of them were evaluated.", class_="none"))
+    else:
+        heading = tag("h3", f"After epoch {epoch}, the last that all were evaluated after")
+        parts.append(tag("div", heading, _table(records, compared, [epoch] * len(records))))
     ends = [record.epochs for record in records]
-    end = (
-        tag("div", tag("h3", "At the end of each"), _table(records, found, ends))
-        if any(done != epoch for done in ends)
-        else None
-    )
-    return [lead, same, *([end] if end else [])]
+    if any(done != epoch for done in ends):
+        parts.append(tag("div", tag("h3", "At the end of each"), _table(records, compared, ends)))
+    return parts
 
 
-def _table(records: Sequence[RunRecord], found: Sequence[Measure], epochs: Sequence[int]) -> Html:
-    header = [
-        "",
-        *(
-            f"{letter}, epoch {epoch:,}" if len(set(epochs)) > 1 else letter
-            for letter, epoch in zip(letters(records), epochs, strict=True)
-        ),
-    ]
+def _table(records: Sequence[RunRecord], compared: Sequence[Measure], epochs: Sequence[int]) -> Html:
     fair = len(set(epochs)) == 1  # times of different numbers of epochs have no best
+    names = letters(records)
+    if not fair:
+        names = [f"{letter}, epoch {epoch:,}" for letter, epoch in zip(names, epochs, strict=True)]
     rows = []
-    for measure in found:
+    for measure in compared:
         values = [measure.at(record, epoch) for record, epoch in zip(records, epochs, strict=True)]
         if any(value is not None for value in values):
             best = best_of(measure, values) if fair or measure.title != "Time" else set()
             name = Html(tag("span", measure.title) + (tag("small", measure.note) if measure.note else ""))
             rows.append([name, *(_figure(measure, values, run, run in best) for run in range(len(values)))])
-    return table(header, rows, class_="numbers wide")
+    return table(["", *names], rows, class_="numbers wide")
 
 
 def _figure(measure: Measure, values: Sequence[float | None], run: int, best: bool) -> Html:
@@ -160,63 +145,63 @@ def _figure(measure: Measure, values: Sequence[float | None], run: int, best: bo
 
 def _sheets(records: Sequence[RunRecord]) -> list[Html]:
     """A few prototypes of each run's coarsest clustering."""
-    made = []
-    for place, (letter, record) in enumerate(zip(letters(records), records, strict=True)):
-        exhibit = record.exhibit
-        if exhibit is not None and exhibit.clusterings:
-            made.append(_sheet(record, exhibit, letter, place))
-    if not made:
+    sheets = [
+        _sheet(record, record.snapshot, letter, number)
+        for number, (letter, record) in enumerate(zip(letters(records), records, strict=True))
+        if record.snapshot is not None and record.snapshot.clusterings
+    ]
+    if not sheets:
         return []
     lead = (
         "Of the coarsest clustering: the tightest, the largest and the loosest prototypes with the images"
         " nearest to them. Rows of different runs do not match."
     )
-    return [
-        section("prototypes", "Prototypes side by side", tag("div", made, class_="runs sheets"), lead=lead)
-    ]
+    side_by_side = tag("div", sheets, class_="runs sheets")
+    return [section("prototypes", "Prototypes side by side", side_by_side, lead=lead)]
 
 
-def _sheet(record: RunRecord, exhibit: Exhibit, letter: str, place: int) -> Html:
-    shown = exhibit.clusterings[exhibit.coarse_to_fine()[0]]
-    chosen = [
-        (role, int(k)) for role, most in _ROLES for k in shown.roles()[role][:most] if k in shown.chosen
+def _sheet(record: RunRecord, snapshot: Snapshot, letter: str, number: int) -> Html:
+    clustering = snapshot.clusterings[snapshot.coarse_to_fine()[0]]
+    roles = clustering.roles()
+    prototypes = [
+        (role, int(k)) for role, most in _ROLES for k in roles[role][:most] if k in clustering.selected
     ]
-    images = [
-        int(image) for _, k in chosen for image in shown.nearest[shown.row_of(k)][:_PICTURES] if image >= 0
-    ]
+    images = [image for _, k in prototypes for image in _nearest(clustering, k)]
     sheet = sheet_of(record.thumbnails, images) if images else None
-    rows = [_row(record, shown, sheet, role, k) for role, k in chosen]
-    head = tag("h4", swatch(place), f" {letter}: K = {shown.num_clusters:,}, after epoch {exhibit.epoch}")
-    style = sheet.style(f"sheet-{place}") if sheet else None
+    rows = [_row(record, clustering, sheet, role, k) for role, k in prototypes]
+    title = f" {letter}: K = {clustering.num_clusters:,}, after epoch {snapshot.epoch}"
     return tag(
         "div",
-        style,
-        head,
+        sheet.style(f"sheet-{number}") if sheet else None,
+        tag("h4", swatch(number), title),
         rows or tag("p", "Every cluster is empty.", class_="none"),
-        class_=f"run-card sheet-{place}",
+        class_=f"run-card sheet-{number}",
     )
 
 
-def _row(record: RunRecord, shown: Shown, sheet: Sheet | None, role: str, prototype: int) -> Html:
-    row = shown.row_of(prototype)
-    facts = [
+def _nearest(clustering: ClusteringSnapshot, prototype: int) -> list[int]:
+    """The images of a prototype that are shown."""
+    images = clustering.nearest[clustering.row_of(prototype)][:_PICTURES]
+    return [int(image) for image in images if image >= 0]
+
+
+def _row(
+    record: RunRecord, clustering: ClusteringSnapshot, sheet: Sheet | None, role: str, prototype: int
+) -> Html:
+    row = clustering.row_of(prototype)
+    label = int(clustering.top_class[row])
+    summary = [
         f"#{prototype} {role}",
-        count(int(shown.sizes[prototype]), "image"),
-        f"φ {number(float(shown.concentration[prototype]))}",
+        count(int(clustering.sizes[prototype]), "image"),
+        f"φ {number(float(clustering.concentration[prototype]))}",
     ]
-    if shown.top_class[row] >= 0:
-        facts.append(
-            f"“{class_name(int(shown.top_class[row]), record.class_names)}”"
-            f" {percent(float(shown.top_share[row]))}"
-        )
-    pictures = (
-        [sheet.picture(int(image)) for image in shown.nearest[row][:_PICTURES] if image >= 0]
-        if sheet
-        else None
-    )
+    if label >= 0:
+        name = class_name(label, record.class_names)
+        summary.append(f"“{name}” {percent(float(clustering.top_share[row]))}")
+    pictures = [sheet.picture(image) for image in _nearest(clustering, prototype)] if sheet else None
     return tag(
         "div",
         tag("div", pictures, class_="strip") if pictures else None,
-        tag("div", " · ".join(facts), class_="facts"),
+        tag("div", " · ".join(summary), class_="summary-line"),
         class_="proto-row",
     )

@@ -9,6 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from pcl_ray.config import properties
+from pcl_ray.config.figures import (
+    AMI,
+    E_STEP_SECONDS,
+    EPOCH_SECONDS,
+    IMAGES_PER_SECOND,
+    KNN_TOP1,
+    LOSS,
+    OWED_SECONDS,
+    RANKME,
+    Figure,
+)
 from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.report.summary import middle, setting
@@ -20,8 +31,8 @@ _NAMED = 4  # knobs that a sentence names
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure that counts. `better`: 1 where more is, −1 where less is, 0 where runs cannot be ranked by
-    it.
+    """A figure that runs are compared by. better: 1 where more is, −1 where less is, 0 where runs cannot be
+    ranked by it.
     """
 
     title: str
@@ -33,17 +44,19 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Knob:
+class KnobValues:
+    """The values that a knob has in the runs."""
+
     name: str
-    values: tuple[Any, ...]  # one a run
+    values: tuple[Any, ...]  # one for each run
 
     def differs(self, run: int) -> bool:
-        """From the first."""
+        """Whether the run's value is not the first run's."""
         return self.values[run] != self.values[0]
 
     @property
     def silent(self) -> bool:
-        """Whether no figure can depend on it."""
+        """Whether no figure depends on the knob."""
         return not properties(self.name).changes_figures
 
 
@@ -52,85 +65,74 @@ def letters(records: Sequence[RunRecord]) -> list[str]:
     return [chr(65 + n % 26) + (str(n // 26 + 1) if n >= 26 else "") for n in range(len(records))]
 
 
-def differing(records: Sequence[RunRecord]) -> list[Knob]:
+def differing(records: Sequence[RunRecord]) -> list[KnobValues]:
     """Knobs that not all runs have the same value of, in the configuration's order."""
     flat = [record.config.flatten() for record in records]
-    knobs = [Knob(name, tuple(values.get(name) for values in flat)) for name in flat[0]]
+    knobs = [KnobValues(name, tuple(values.get(name) for values in flat)) for name in flat[0]]
     return [knob for knob in knobs if any(knob.differs(run) for run in range(len(flat)))]
 
 
 def common_evaluation(records: Sequence[RunRecord]) -> int | None:
     """The last epoch after which every run was evaluated; None where there is none."""
     evaluated = [
-        {int(epoch) for name in ("eval/knn_top1", "eval/rankme") for epoch, _ in record.finite(name)}
-        for record in records
+        {int(epoch) for name in (KNN_TOP1, RANKME) for epoch, _ in record.finite(name)} for record in records
     ]
     both = set.intersection(*evaluated) if evaluated else set()
     return max(both) if both else None
 
 
-def measures(records: Sequence[RunRecord], knobs: Sequence[Knob]) -> list[Measure]:
-    """Those that at least one run has."""
+def measures(records: Sequence[RunRecord], knobs: Sequence[KnobValues]) -> list[Measure]:
+    """The measures that at least one run has."""
     changed = [knob.name for knob in knobs]
     losses_compare = not any(properties(name).scales_the_loss for name in changed)
     ranks_compare = "encoder.dim" not in changed
-    found = [
-        Measure("kNN top-1", 1, _value("eval/knn_top1")),
+    rank_note = "" if ranks_compare else "of other dimensions: not to be compared"
+    loss_note = "" if losses_compare else "on other scales: not to be compared"
+    every = [
+        Measure(KNN_TOP1.label, 1, _value(KNN_TOP1)),
         *_of_clusterings(records),
-        Measure(
-            "RankMe",
-            1 if ranks_compare else 0,
-            _value("eval/rankme"),
-            note="" if ranks_compare else "of other dimensions: not to be compared",
-        ),
-        Measure(
-            "Loss",
-            -1 if losses_compare else 0,
-            _value("train/loss"),
-            note="" if losses_compare else "on other scales: not to be compared",
-        ),
-        Measure("Images a second", 1, _median("perf/images_per_second"), relative=True),
-        Measure("Seconds of an E-step", -1, _median("perf/e_step_seconds"), relative=True),
+        Measure(RANKME.label, int(ranks_compare), _value(RANKME), note=rank_note),
+        Measure(LOSS.label, -int(losses_compare), _value(LOSS), note=loss_note),
+        Measure(IMAGES_PER_SECOND.label, 1, _median(IMAGES_PER_SECOND), relative=True),
+        Measure(E_STEP_SECONDS.label, -1, _median(E_STEP_SECONDS), relative=True),
         Measure("Time", -1, time_until, measured_duration, relative=True, note="all epochs so far"),
     ]
     return [
         measure
-        for measure in found
+        for measure in every
         if any(measure.at(record, record.epochs) is not None for record in records)
     ]
 
 
 def _of_clusterings(records: Sequence[RunRecord]) -> list[Measure]:
+    """The agreement of each clustering with the labels; K in its title where all runs have the same."""
     names = [clustering_names(record) for record in records]
-    made = []
+    agreements = []
     for m in range(max(len(of_run) for of_run in names)):
-        alike = len({of_run[m] for of_run in names if m < len(of_run)}) == 1
-        title = (
-            f"AMI, {next(of_run[m] for of_run in names if m < len(of_run))}"
-            if alike
-            else f"AMI, clustering {m + 1}"
-        )
-        made.append(Measure(title, 1, _value(f"cluster/{m}/ami"), note="" if alike else "K differs"))
-    return made
+        different = list(dict.fromkeys(of_run[m] for of_run in names if m < len(of_run)))
+        alike = len(different) == 1
+        title = f"{AMI.label}, {different[0]}" if alike else f"{AMI.label}, clustering {m + 1}"
+        agreements.append(Measure(title, 1, _value(AMI.at(m)), note="" if alike else "K differs"))
+    return agreements
 
 
-def _value(name: str) -> Callable[[RunRecord, int], float | None]:
-    """Its value after that epoch, or the last before it where the run ended there."""
+def _value(figure: Figure) -> Callable[[RunRecord, int], float | None]:
+    """Reads the figure's value after an epoch, or the last before it where the run ended there."""
 
     def at(record: RunRecord, epoch: int) -> float | None:
-        values = [
-            value
-            for when, value in record.finite(name)
-            if (when <= epoch if epoch >= record.epochs else when == epoch)
-        ]
-        return values[-1] if values else None
+        points = [point for point in record.finite(figure) if point[0] <= epoch]
+        if epoch < record.epochs:
+            points = [point for point in points if point[0] == epoch]
+        return points[-1][1] if points else None
 
     return at
 
 
-def _median(name: str) -> Callable[[RunRecord, int], float | None]:
+def _median(figure: Figure) -> Callable[[RunRecord, int], float | None]:
+    """Reads the figure's median over the epochs until one."""
+
     def at(record: RunRecord, epoch: int) -> float | None:
-        values = [value for when, value in record.finite(name) if when <= epoch]
+        values = [value for when, value in record.finite(figure) if when <= epoch]
         return middle(values) if values else None
 
     return at
@@ -140,8 +142,8 @@ def time_until(record: RunRecord, epoch: int) -> float | None:
     """Seconds of the epochs until then."""
     values = [
         value
-        for name in ("perf/epoch_seconds", "perf/owed_seconds")
-        for when, value in record.finite(name)
+        for figure in (EPOCH_SECONDS, OWED_SECONDS)
+        for when, value in record.finite(figure)
         if when <= epoch
     ]
     return sum(values) if values else None
@@ -149,17 +151,17 @@ def time_until(record: RunRecord, epoch: int) -> float | None:
 
 def best_of(measure: Measure, values: Sequence[float | None]) -> set[int]:
     """The runs with the best value; none where all are the same, or runs cannot be ranked by it."""
-    known = {run: value for run, value in enumerate(values) if value is not None}
+    measured = {run: value for run, value in enumerate(values) if value is not None}
     # what reads the same is equally good
-    written = {run: measure.write(value) for run, value in known.items()}
-    if not measure.better or len(set(written.values())) < 2:
+    texts = {run: measure.write(value) for run, value in measured.items()}
+    if not measure.better or len(set(texts.values())) < 2:
         return set()
-    top = max(known, key=lambda run: known[run] * measure.better)
-    return {run for run in known if written[run] == written[top]}
+    top = max(measured, key=lambda run: measured[run] * measure.better)
+    return {run for run in measured if texts[run] == texts[top]}
 
 
 def difference(measure: Measure, value: float, first: float) -> str:
-    """ "+0.038", "−12 %", "±0"."""
+    """The difference of two values as it is written: "+0.038", "−12 %", "±0"."""
     if measure.relative:
         if first == 0:
             return ""
@@ -167,75 +169,91 @@ def difference(measure: Measure, value: float, first: float) -> str:
         return "±0 %" if abs(change) < 0.5 else f"{'+' if change > 0 else '−'}{abs(change):,.0f} %"
     change = value - first
     largest = max(abs(value), abs(first))
-    size = f"{abs(change):,.{3 if largest < 1 else 2 if largest < 10 else 1 if largest < 100 else 0}f}"
+    digits = next((digits for limit, digits in ((1, 3), (10, 2), (100, 1)) if largest < limit), 0)
+    size = f"{abs(change):,.{digits}f}"
     return "±0" if float(size.replace(",", "")) == 0 else f"{'+' if change > 0 else '−'}{size}"
 
 
 def warnings(records: Sequence[RunRecord]) -> list[str]:
     """Why figures of these runs may not be compared."""
+    return [*_different_images(records), *_different_epochs(records), *_unfinished(records)]
+
+
+def _different_images(records: Sequence[RunRecord]) -> list[str]:
     names = letters(records)
-    said = []
-    known = {record.fingerprint for record in records if record.fingerprint}
-    if len(known) > 1 or len({record.num_images for record in records if record.num_images}) > 1:
-        said.append(
+    fingerprints = {record.fingerprint for record in records if record.fingerprint}
+    if len(fingerprints) > 1 or len({record.num_images for record in records if record.num_images}) > 1:
+        return [
             "The runs are on different images, so that differences of their figures may come from those"
             " alone."
-        )
-    elif known and not all(record.fingerprint for record in records):
-        missing = [name for name, record in zip(names, records, strict=True) if not record.fingerprint]
-        said.append(f"Nobody recorded which images {listed(missing)} saw: they may be others.")
+        ]
+    missing = [name for name, record in zip(names, records, strict=True) if not record.fingerprint]
+    if fingerprints and missing:
+        return [f"Nobody recorded which images {listed(missing)} saw: they may be others."]
+    return []
+
+
+def _different_epochs(records: Sequence[RunRecord]) -> list[str]:
+    names = letters(records)
+    texts = []
     if len({record.epochs for record in records}) > 1:
         done = [f"{name} {record.epochs:,}" for name, record in zip(names, records, strict=True)]
-        said.append(
+        texts.append(
             f"The runs have done different numbers of epochs ({', '.join(done)}): compare them where all were"
             " evaluated, not at their ends."
         )
     planned = {record.config.train.epochs for record in records}
     if len(planned) > 1 and any(record.config.optimizer.schedule == "cosine" for record in records):
-        said.append(
+        texts.append(
             "They were planned for different numbers of epochs, so that their learning rates differ at one"
             " and the same epoch."
         )
+    return texts
+
+
+def _unfinished(records: Sequence[RunRecord]) -> list[str]:
     unfinished = [
         f"{name} ({record.state})"
-        for name, record in zip(names, records, strict=True)
+        for name, record in zip(letters(records), records, strict=True)
         if record.state != "finished"
     ]
-    return [*said, f"Not finished: {', '.join(unfinished)}."] if unfinished else said
+    return [f"Not finished: {', '.join(unfinished)}."] if unfinished else []
 
 
-def sentences(records: Sequence[RunRecord], knobs: Sequence[Knob], epoch: int | None) -> list[str]:
+def sentences(records: Sequence[RunRecord], knobs: Sequence[KnobValues], epoch: int | None) -> list[str]:
     """What can be said about each run beside the first, and what cannot."""
     names = letters(records)
     chief = _chief(records, measures(records, knobs), epoch)
     felt = [knob for knob in knobs if not knob.silent]
-    said = [_about(names, run, records, felt, chief, epoch) for run in range(1, len(records))]
+    texts = [_about(names, run, records, felt, chief, epoch) for run in range(1, len(records))]
     if any(sum(knob.differs(run) for knob in felt) > 1 for run in range(1, len(records))):
-        said.append("Where several knobs differ at once, no single one can be named as the cause.")
-    return said + _of_chance(names, records, felt, chief, epoch)
+        texts.append("Where several knobs differ at once, no single one can be named as the cause.")
+    return texts + _of_chance(names, records, felt, chief, epoch)
 
 
-def _chief(records: Sequence[RunRecord], found: Sequence[Measure], epoch: int | None) -> list[Measure]:
-    """At most two figures of quality that all runs have at that epoch."""
+def _chief(records: Sequence[RunRecord], compared: Sequence[Measure], epoch: int | None) -> list[Measure]:
+    """The measures of quality, two at most, that all runs have at that epoch; by labels where there
+    are any.
+    """
     if epoch is None:
         return []
     quality = [
         measure
-        for measure in found
-        if measure.better and not measure.relative and not measure.note and measure.title != "Loss"
+        for measure in compared
+        if measure.better and not measure.relative and not measure.note and measure.title != LOSS.label
     ]
-    known = [
+    common = [
         measure for measure in quality if all(measure.at(record, epoch) is not None for record in records)
     ]
-    of_labels = [measure for measure in known if measure.title != "RankMe"]
-    return (of_labels or known)[:2]
+    of_labels = [measure for measure in common if measure.title != RANKME.label]
+    return (of_labels or common)[:2]
 
 
 def _about(
     names: Sequence[str],
     run: int,
     records: Sequence[RunRecord],
-    knobs: Sequence[Knob],
+    knobs: Sequence[KnobValues],
     chief: Sequence[Measure],
     epoch: int | None,
 ) -> str:
@@ -243,43 +261,43 @@ def _about(
     if not changed:
         what = f"{names[run]} has the configuration of {names[0]}"
     elif len(changed) <= _NAMED:
-        what = f"{names[run]} has " + listed(
-            [
-                f"{knob.name} {setting(knob.values[run])} instead of {setting(knob.values[0])}"
-                for knob in changed
-            ]
-        )
+        values = [
+            f"{knob.name} {setting(knob.values[run])} instead of {setting(knob.values[0])}"
+            for knob in changed
+        ]
+        what = f"{names[run]} has {listed(values)}"
     else:
         what = f"{names[run]} differs from {names[0]} in {len(changed)} knobs"
-    outcome = [told for measure in chief if (told := _outcome(measure, records[run], records[0], epoch))]
-    if not outcome:
+    effects = [_effect(measure, records[run], records[0], epoch) for measure in chief]
+    measured = [effect for effect in effects if effect]
+    if not measured:
         return f"{what}. There is no epoch after which both were evaluated."
-    return f"{what}: {', '.join(outcome)}{_cost(records[run], records[0], epoch)}."
+    return f"{what}: {', '.join(measured)}{_cost(records[run], records[0], epoch)}."
 
 
-def _outcome(measure: Measure, record: RunRecord, first: RunRecord, epoch: int | None) -> str:
-    here, there = (measure.at(one, epoch or 0) for one in (record, first))
-    if here is None or there is None:
+def _effect(measure: Measure, record: RunRecord, first: RunRecord, epoch: int | None) -> str:
+    """ "kNN top-1 0.934 instead of 0.912 (+0.022)"; "" where one of the two is not known."""
+    value, value_of_first = measure.at(record, epoch or 0), measure.at(first, epoch or 0)
+    if value is None or value_of_first is None:
         return ""
-    return (
-        f"{measure.title} {measure.write(here)} instead of {measure.write(there)}"
-        f" ({difference(measure, here, there)})"
-    )
+    change = difference(measure, value, value_of_first)
+    return f"{measure.title} {measure.write(value)} instead of {measure.write(value_of_first)} ({change})"
 
 
 def _cost(record: RunRecord, first: RunRecord, epoch: int | None) -> str:
-    here, there = (time_until(one, epoch or 0) for one in (record, first))
-    if not here or not there:
+    """ ", in 3 min instead of 2 min"; "" where one of the two is not known."""
+    seconds, seconds_of_first = time_until(record, epoch or 0), time_until(first, epoch or 0)
+    if not seconds or not seconds_of_first:
         return ""
-    if abs(here / there - 1) < _SAME:
+    if abs(seconds / seconds_of_first - 1) < _SAME:
         return ", in about the same time"
-    return f", in {measured_duration(here)} instead of {measured_duration(there)}"
+    return f", in {measured_duration(seconds)} instead of {measured_duration(seconds_of_first)}"
 
 
 def _of_chance(
     names: Sequence[str],
     records: Sequence[RunRecord],
-    knobs: Sequence[Knob],
+    knobs: Sequence[KnobValues],
     chief: Sequence[Measure],
     epoch: int | None,
 ) -> list[str]:
@@ -287,25 +305,19 @@ def _of_chance(
     groups: dict[str, list[int]] = {}
     for run in range(len(records)):
         groups.setdefault(str([knob.values[run] for knob in knobs if knob.name != "seed"]), []).append(run)
-    said = []
+    texts = []
     for runs in groups.values():
-        values = [
-            value
-            for run in runs
-            if chief and epoch and (value := chief[0].at(records[run], epoch)) is not None
-        ]
-        if (
-            len(runs) > 1
-            and len(values) > 1
-            and any(records[run].config.seed != records[runs[0]].config.seed for run in runs)
-        ):
+        values = []
+        if chief and epoch:
+            values = [value for run in runs if (value := chief[0].at(records[run], epoch)) is not None]
+        if len(values) > 1 and len({records[run].config.seed for run in runs}) > 1:
             spread = f"{chief[0].title} from {number(min(values))} to {number(max(values))}"
-            said.append(
+            texts.append(
                 f"{listed([names[run] for run in runs])} differ in nothing but the seed: {spread}."
                 " Differences of that size are chance."
             )
-    if said:
-        return said
+    if texts:
+        return texts
     return [
         "Each configuration ran with one seed, so that nobody can tell how much of a difference is chance;"
         " the same with other seeds would show it."

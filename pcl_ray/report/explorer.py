@@ -11,7 +11,7 @@ import numpy as np
 
 from pcl_ray.report.drawing.html import Html, cut, data_script, tag
 from pcl_ray.report.drawing.sprites import Sheet
-from pcl_ray.snapshot import Exhibit, Shown
+from pcl_ray.snapshot import ClusteringSnapshot, Snapshot
 from pcl_ray.support.text import count, number, percent
 
 STRIP = 6  # pictures of a card
@@ -19,18 +19,18 @@ _FIRST, _MOST = 24, 36  # cards before "show all", and how many are shown withou
 _PHONE = 12  # the same on a narrow screen, as in report.css
 
 
-def explorer(exhibit: Exhibit, sheet: Sheet | None, class_names: Sequence[str]) -> Html:
+def explorer(snapshot: Snapshot, sheet: Sheet | None, class_names: Sequence[str]) -> Html:
     """Cards, the panel that a card opens, and the data. Without script the cards are all there is to see."""
-    data = data_of(exhibit, sheet, class_names)
-    coarse = exhibit.clusterings[exhibit.coarse_to_fine()[0]]
+    data = data_of(snapshot, sheet, class_names)
+    coarse = snapshot.clusterings[snapshot.coarse_to_fine()[0]]
     prototypes = sorted(
         data["levels"][0]["prototypes"],
         key=lambda one: one["phi"] if one["phi"] is not None else float("inf"),
     )
     first = len(prototypes) if len(prototypes) <= _MOST else _FIRST
     cards = [
-        tag("li", _card(one, sheet, data["images"]), class_="later" if place >= first else None)
-        for place, one in enumerate(prototypes)
+        tag("li", _card(one, sheet, data["images"]), class_="later" if number >= first else None)
+        for number, one in enumerate(prototypes)
     ]
     return tag(
         "div",
@@ -59,87 +59,90 @@ def explorer(exhibit: Exhibit, sheet: Sheet | None, class_names: Sequence[str]) 
     )
 
 
-def said(exhibit: Exhibit) -> str:
+def summary_sentence(snapshot: Snapshot) -> str:
     """What is seen, in a sentence or two."""
-    order = [exhibit.clusterings[m] for m in exhibit.coarse_to_fine()]
-    after = f"after epoch {exhibit.epoch}" if exhibit.epoch else "before the first step"
-    text = (
-        f"{count(exhibit.num_images, 'image')} in {' · '.join(f'{shown.num_clusters:,}' for shown in order)}"
-        f" clusters, {after}. "
-    )
+    order = [snapshot.clusterings[m] for m in snapshot.coarse_to_fine()]
+    after = f"after epoch {snapshot.epoch}" if snapshot.epoch else "before the first step"
+    counts = " · ".join(f"{clustering.num_clusters:,}" for clustering in order)
+    text = f"{count(snapshot.num_images, 'image')} in {counts} clusters, {after}. "
     text += "Each card is a prototype with the images nearest to it."
     if len(order) > 1:
         text += " Open one to see its other images and which finer prototypes lie inside it."
-    hidden = [shown for shown in order if len(shown.chosen) < int((shown.sizes > 0).sum())]
-    if hidden:
-        text += (
-            f" Of {' and '.join(f'{shown.num_clusters:,}' for shown in hidden)} prototypes the most telling"
-            f" {max(len(s.chosen) for s in hidden)} are shown."
-        )
-    return text + (f" Note: {exhibit.note}." if exhibit.note else "")
+    partial = [one for one in order if len(one.selected) < int((one.sizes > 0).sum())]
+    if partial:
+        counts = " and ".join(f"{clustering.num_clusters:,}" for clustering in partial)
+        most = max(len(clustering.selected) for clustering in partial)
+        text += f" Of {counts} prototypes the most telling {most} are shown."
+    return text + (f" Note: {snapshot.note}." if snapshot.note else "")
 
 
-def data_of(exhibit: Exhibit, sheet: Sheet | None, class_names: Sequence[str]) -> dict[str, Any]:
-    """Levels from coarse to fine, each with its shown prototypes; pictures are numbers of images."""
-    order = [exhibit.clusterings[m] for m in exhibit.coarse_to_fine()]
-    finer: list[Shown | None] = [*order[1:], None]
+def data_of(snapshot: Snapshot, sheet: Sheet | None, class_names: Sequence[str]) -> dict[str, Any]:
+    """What the script gets: levels from coarse to fine, each with its selected prototypes; pictures are
+    numbers of images.
+    """
+    order = [snapshot.clusterings[m] for m in snapshot.coarse_to_fine()]
+    finer: list[ClusteringSnapshot | None] = [*order[1:], None]
     levels = [
-        {"k": shown.num_clusters, "prototypes": _prototypes(shown, below, class_names)}
-        for shown, below in zip(order, finer, strict=True)
+        {"k": clustering.num_clusters, "prototypes": _prototypes(clustering, below, class_names)}
+        for clustering, below in zip(order, finer, strict=True)
     ]
     return {
-        "images": exhibit.num_images,
+        "images": snapshot.num_images,
         "strip": STRIP,
-        "sheet": sheet.told() if sheet else None,
+        "sheet": sheet.script_data() if sheet else None,
         "levels": levels,
     }
 
 
-def class_name(number_: int, class_names: Sequence[str]) -> str:
-    return cut(class_names[number_]) if 0 <= number_ < len(class_names) else str(number_)
+def class_name(label: int, class_names: Sequence[str]) -> str:
+    """The name of a class, or its number where it has none."""
+    return cut(class_names[label]) if 0 <= label < len(class_names) else str(label)
 
 
-def _prototypes(shown: Shown, finer: Shown | None, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    roles = {int(k): role for role, found in shown.roles().items() for k in found}
-    inside, children = _children(shown, finer)
-    found = []
-    for row, prototype in enumerate(shown.chosen.tolist()):
-        top = int(shown.top_class[row])
-        found.append(
-            {
-                "id": prototype,
-                "size": int(shown.sizes[prototype]),
-                "phi": float(f"{shown.concentration[prototype]:.5g}"),
-                "top": class_name(top, class_names) if top >= 0 else None,
-                "share": round(float(shown.top_share[row]), 4) if top >= 0 else None,
-                "role": roles.get(prototype),
-                "parent": int(shown.parents[prototype]),
-                "parentShare": round(float(shown.parent_shares[prototype]), 4),
-                "near": [int(image) for image in shown.nearest[row] if image >= 0],
-                "far": [int(image) for image in shown.farthest[row] if image >= 0],
-                "inside": int(inside[prototype]),
-                "children": children.get(prototype, []),
-            }
-        )
-    return found
+def _prototypes(
+    clustering: ClusteringSnapshot, finer: ClusteringSnapshot | None, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    roles = {int(k): role for role, prototypes in clustering.roles().items() for k in prototypes}
+    inside, children = _children(clustering, finer)
+    entries = []
+    for row, prototype in enumerate(clustering.selected.tolist()):
+        label = int(clustering.top_class[row])
+        entry = {
+            "id": prototype,
+            "size": int(clustering.sizes[prototype]),
+            "phi": float(f"{clustering.concentration[prototype]:.5g}"),
+            "top": class_name(label, class_names) if label >= 0 else None,
+            "share": round(float(clustering.top_share[row]), 4) if label >= 0 else None,
+            "role": roles.get(prototype),
+            "parent": int(clustering.parents[prototype]),
+            "parentShare": round(float(clustering.parent_shares[prototype]), 4),
+            "near": [int(image) for image in clustering.nearest[row] if image >= 0],
+            "far": [int(image) for image in clustering.farthest[row] if image >= 0],
+            "inside": int(inside[prototype]),
+            "children": children.get(prototype, []),
+        }
+        entries.append(entry)
+    return entries
 
 
-def _children(shown: Shown, finer: Shown | None) -> tuple[np.ndarray, dict[int, list[int]]]:
-    """[K] how many finer prototypes lie in each, and which of them are shown, the largest first."""
+def _children(
+    clustering: ClusteringSnapshot, finer: ClusteringSnapshot | None
+) -> tuple[np.ndarray, dict[int, list[int]]]:
+    """[K] how many finer prototypes lie in each, and which of them are selected, the largest first."""
     if finer is None:
-        return np.zeros(shown.num_clusters, np.int64), {}
-    held = finer.parents[(finer.sizes > 0) & (finer.parents >= 0)]
+        return np.zeros(clustering.num_clusters, np.int64), {}
+    parents = finer.parents[(finer.sizes > 0) & (finer.parents >= 0)]
     children: dict[int, list[int]] = {}
-    for child in finer.chosen[np.argsort(-finer.sizes[finer.chosen], kind="stable")].tolist():
+    for child in finer.selected[np.argsort(-finer.sizes[finer.selected], kind="stable")].tolist():
         children.setdefault(int(finer.parents[child]), []).append(child)
-    return np.bincount(held, minlength=shown.num_clusters), children
+    return np.bincount(parents, minlength=clustering.num_clusters), children
 
 
-def _tools(coarse: Shown) -> Html:
+def _tools(coarse: ClusteringSnapshot) -> Html:
     orders = (("phi", "tightest first"), ("size", "largest first"), ("id", "by number"))
     buttons = [
-        tag("button", said_, type="button", data_sort=key, aria_pressed="true" if key == "phi" else "false")
-        for key, said_ in orders
+        tag("button", text, type="button", data_sort=key, aria_pressed="true" if key == "phi" else "false")
+        for key, text in orders
     ]
     return tag(
         "div",
@@ -163,12 +166,10 @@ def _more(count_: int, first: int) -> Html | None:
 
 def _card(one: dict[str, Any], sheet: Sheet | None, num_images: int) -> Html:
     pictures = [sheet.picture(image) for image in one["near"][:STRIP]] if sheet else None
-    facts = [count(one["size"], "image"), f"φ {number(one['phi'])}"]
-    label = (
-        tag("span", f"“{one['top']}” {percent(one['share'])}", class_="top")
-        if one["top"] is not None
-        else None
-    )
+    summary = [count(one["size"], "image"), f"φ {number(one['phi'])}"]
+    label = None
+    if one["top"] is not None:
+        label = tag("span", f"“{one['top']}” {percent(one['share'])}", class_="top")
     return tag(
         "button",
         tag(
@@ -179,7 +180,7 @@ def _card(one: dict[str, Any], sheet: Sheet | None, num_images: int) -> Html:
             class_="card-head",
         ),
         tag("span", pictures, class_="strip") if pictures else None,
-        tag("span", " · ".join(facts), class_="facts"),
+        tag("span", " · ".join(summary), class_="summary-line"),
         type="button",
         class_="card",
         data_level=0,
@@ -194,9 +195,10 @@ def _card(one: dict[str, Any], sheet: Sheet | None, num_images: int) -> Html:
 
 def _words(one: dict[str, Any], num_images: int) -> str:
     """The card for a screen reader."""
-    words = (
-        f"Prototype {one['id']}, {count(one['size'], 'image')}, {percent(one['size'] / max(1, num_images))}"
-        f" of all, φ {number(one['phi'])}"
-    )
-    words += f", {percent(one['share'])} of them “{one['top']}”" if one["top"] is not None else ""
-    return words + (f", {one['role']}" if one["role"] else "")
+    share = percent(one["size"] / max(1, num_images))
+    words = f"Prototype {one['id']}, {count(one['size'], 'image')}, {share} of all, φ {number(one['phi'])}"
+    if one["top"] is not None:
+        words += f", {percent(one['share'])} of them “{one['top']}”"
+    if one["role"]:
+        words += f", {one['role']}"
+    return words

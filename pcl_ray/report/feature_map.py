@@ -11,7 +11,7 @@ import numpy as np
 from pcl_ray.report.drawing.html import Html, cut, data_script, tag
 from pcl_ray.report.drawing.sprites import Sheet
 from pcl_ray.report.explorer import class_name
-from pcl_ray.snapshot import Exhibit
+from pcl_ray.snapshot import Snapshot
 
 _SIZE = 640.0
 _MARGIN = 14.0
@@ -33,26 +33,26 @@ _NONE = "#9AA0A6"
 _MOST_NAMED = 24  # classes of a legend
 
 
-def feature_map(exhibit: Exhibit, sheet: Sheet | None, class_names: Sequence[str]) -> Html:
-    """Buttons, the map by prototype and by label. Needs places."""
-    ways = _ways(exhibit, class_names)
-    points, height = _scaled(exhibit.places)
-    drawings = [_drawing(points, height, way, place, exhibit.map_name) for place, way in enumerate(ways)]
+def feature_map(snapshot: Snapshot, sheet: Sheet | None, class_names: Sequence[str]) -> Html:
+    """Buttons and the map, by prototype and by label. The snapshot has a projection."""
+    ways = _ways(snapshot, class_names)
+    points, height = _scaled(snapshot.projection)
+    drawings = [_drawing(points, height, way, number, snapshot.map_name) for number, way in enumerate(ways)]
     buttons = [
         tag(
             "button",
             way["short"],
             type="button",
             class_=way["kind"],
-            data_way=place,
-            aria_pressed="true" if place == 0 else "false",
+            data_way=number,
+            aria_pressed="true" if number == 0 else "false",
         )
-        for place, way in enumerate(ways)
+        for number, way in enumerate(ways)
     ]
     data = {
         "sheet": sheet is not None,
         "points": [[round(float(x), 1), round(float(y), 1)] for x, y in points],
-        "images": exhibit.sample.tolist(),
+        "images": snapshot.sample.tolist(),
         "ways": [
             {"title": "label" if way["kind"] == "labels" else way["short"], "said": way["said"]}
             for way in ways
@@ -75,40 +75,18 @@ def feature_map(exhibit: Exhibit, sheet: Sheet | None, class_names: Sequence[str
     )
 
 
-def _ways(exhibit: Exhibit, class_names: Sequence[str]) -> list[dict[str, Any]]:
+def _ways(snapshot: Snapshot, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Ways to colour: each clustering from coarse to fine, then the labels; the first and the last are
     printed. At least one.
+
+    Each way has a kind, a short name, a title, the colour and the words of each point, and a legend.
     """
-    ways: list[dict[str, Any]] = []
-    for m in exhibit.coarse_to_fine() if len(exhibit.assignments) else []:
-        of = exhibit.assignments[m]
-        said = [f"prototype {k}" if k >= 0 else "no prototype" for k in of.tolist()]
-        short = f"K = {exhibit.clusterings[m].num_clusters:,}"
-        ways.append(
-            {
-                "kind": "prototypes",
-                "short": short,
-                "title": f"prototypes, {short}",
-                "colours": [_many(k) for k in of.tolist()],
-                "said": said,
-                "legend": [],
-            }
-        )
-    known = [int(label) for label in np.unique(exhibit.labels) if label >= 0]
-    if known:
-        colours = {label: _colour(place, len(known)) for place, label in enumerate(known)} | {-1: _NONE}
-        names = {label: class_name(label, class_names) for label in known} | {-1: "no label"}
-        labels = np.maximum(exhibit.labels, -1).tolist()
-        legend = [(colours[label], cut(names[label], 24)) for label in known[:_MOST_NAMED]]
-        more = [("none", f"and {len(known) - _MOST_NAMED} more classes")] if len(known) > _MOST_NAMED else []
-        of_points = {
-            "colours": [colours[label] for label in labels],
-            "said": [names[label] for label in labels],
-        }
-        ways.append(
-            {"kind": "labels", "short": "labels", "title": "labels", "legend": legend + more} | of_points
-        )
-    amount = len(exhibit.places)
+    ways = []
+    if len(snapshot.assignments):
+        ways += [_by_prototype(snapshot, m) for m in snapshot.coarse_to_fine()]
+    if (snapshot.labels >= 0).any():
+        ways.append(_by_label(snapshot, class_names))
+    amount = len(snapshot.projection)
     return ways or [
         {
             "kind": "images",
@@ -121,8 +99,41 @@ def _ways(exhibit: Exhibit, class_names: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _drawing(points: np.ndarray, height: float, way: dict[str, Any], place: int, map_name: str) -> Html:
-    """Points of one colour lie in one group: shorter, and still one element each for the eye."""
+def _by_prototype(snapshot: Snapshot, m: int) -> dict[str, Any]:
+    prototypes = snapshot.assignments[m].tolist()
+    short = f"K = {snapshot.clusterings[m].num_clusters:,}"
+    return {
+        "kind": "prototypes",
+        "short": short,
+        "title": f"prototypes, {short}",
+        "colours": [_many(k) for k in prototypes],
+        "said": [f"prototype {k}" if k >= 0 else "no prototype" for k in prototypes],
+        "legend": [],
+    }
+
+
+def _by_label(snapshot: Snapshot, class_names: Sequence[str]) -> dict[str, Any]:
+    classes = [int(label) for label in np.unique(snapshot.labels) if label >= 0]
+    colours = {label: _colour(number, len(classes)) for number, label in enumerate(classes)} | {-1: _NONE}
+    names = {label: class_name(label, class_names) for label in classes} | {-1: "no label"}
+    legend = [(colours[label], cut(names[label], 24)) for label in classes[:_MOST_NAMED]]
+    if len(classes) > _MOST_NAMED:
+        legend.append(("none", f"and {len(classes) - _MOST_NAMED} more classes"))
+    labels = np.maximum(snapshot.labels, -1).tolist()
+    return {
+        "kind": "labels",
+        "short": "labels",
+        "title": "labels",
+        "colours": [colours[label] for label in labels],
+        "said": [names[label] for label in labels],
+        "legend": legend,
+    }
+
+
+def _drawing(points: np.ndarray, height: float, way: dict[str, Any], number: int, map_name: str) -> Html:
+    """The map in one way to colour. Points of one colour are one element of the page, which makes
+    it shorter.
+    """
     groups: dict[str, list[str]] = {}
     for (x, y), colour in zip(points, way["colours"], strict=True):
         groups.setdefault(colour, []).append(f"M{x:.1f},{y:.1f}h0")
@@ -146,7 +157,7 @@ def _drawing(points: np.ndarray, height: float, way: dict[str, Any], place: int,
         tag("h4", f"Coloured by {way['title']}"),
         drawing,
         legend,
-        data_way=place,
+        data_way=number,
         class_=f"map-view {way['kind']}",
     )
 
@@ -166,13 +177,13 @@ def _key(colour: str, name: str) -> Html:
     return tag("span", dot, name)
 
 
-def _scaled(places: np.ndarray) -> tuple[np.ndarray, float]:
+def _scaled(projection: np.ndarray) -> tuple[np.ndarray, float]:
     """[n, 2] in the drawing, both axes alike, what is not finite in the middle; and its height."""
-    points = np.asarray(places, np.float64)
+    points = np.asarray(projection, np.float64)
     good = np.asarray(np.isfinite(points).all(axis=1))
-    low, high = (
-        (points[good].min(axis=0), points[good].max(axis=0)) if good.any() else (np.zeros(2), np.ones(2))
-    )
+    low, high = np.zeros(2), np.ones(2)
+    if good.any():
+        low, high = points[good].min(axis=0), points[good].max(axis=0)
     span = float((high - low).max()) or 1.0
     scale = (_SIZE - 2 * _MARGIN) / span
     height = max(_SIZE / 2, float(high[1] - low[1]) * scale + 2 * _MARGIN)
@@ -180,8 +191,8 @@ def _scaled(places: np.ndarray) -> tuple[np.ndarray, float]:
     return np.array([_SIZE / 2, height / 2]) + (points - (low + high) / 2) * scale, height
 
 
-def _colour(place: int, among: int) -> str:
-    return _CLASSES[place] if among <= len(_CLASSES) else _many(place)
+def _colour(number: int, among: int) -> str:
+    return _CLASSES[number] if among <= len(_CLASSES) else _many(number)
 
 
 def _many(number: int) -> str:

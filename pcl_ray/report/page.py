@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pcl_ray.config.figures import NUM_CLUSTERS
 from pcl_ray.report.curves import charts, clustering_names
 from pcl_ray.report.doctor import diagnosis
 from pcl_ray.report.drawing.html import Html, cut, document, section, tag
 from pcl_ray.report.drawing.sprites import Sheet, sheet_of
 from pcl_ray.report.drawing.svg import histogram
-from pcl_ray.report.explorer import explorer, said
+from pcl_ray.report.explorer import explorer, summary_sentence
 from pcl_ray.report.feature_map import feature_map
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.report.summary import knob_table, pairs, recipe, state_badge, tiles
@@ -29,11 +30,13 @@ def write(record: RunRecord, path: Path) -> Path:
 
 
 def save(text: str, path: Path) -> Path:
+    """Writes a page whole or not at all; gives back `path`. Raises OSError."""
     write_text(path, text, errors="replace")  # a folder may have a name that no text can have
     return path
 
 
 def html_of(record: RunRecord) -> str:
+    """The whole page."""
     sheet = sheet_of(record.thumbnails)
     parts = [
         section("summary", "Summary", tiles(record)),
@@ -51,17 +54,17 @@ def html_of(record: RunRecord) -> str:
 
 def _head(record: RunRecord, parts: list[Html]) -> Html:
     link = _link(record.link)
-    names = (
-        ("summary", "Summary"),
-        ("findings", "Findings"),
-        ("prototypes", "Prototypes"),
-        ("curves", "Curves"),
-        ("feature-map-section", "Map"),
-    )
-    names += (("configuration", "Configuration"),)
-    there = [
+    names = {
+        "summary": "Summary",
+        "findings": "Findings",
+        "prototypes": "Prototypes",
+        "curves": "Curves",
+        "feature-map-section": "Map",
+        "configuration": "Configuration",
+    }
+    contents = [
         tag("a", name, href=f"#{anchor}")
-        for anchor, name in names
+        for anchor, name in names.items()
         if any(f'id="{anchor}"' in part for part in parts)
     ]
     return tag(
@@ -72,58 +75,57 @@ def _head(record: RunRecord, parts: list[Html]) -> Html:
         pairs(recipe(record)),
         tag("p", tag("code", record.command), class_="command") if record.command else None,
         tag("p", link) if link else None,
-        tag("nav", there, class_="contents", aria_label="Parts of this page"),
+        tag("nav", contents, class_="contents", aria_label="Parts of this page"),
     )
 
 
 def _link(link: str) -> Html | None:
-    """Only addresses of the web are made links: a name must not smuggle in a script."""
+    """The link to the dashboard. Only addresses of the web are made links: a name must not smuggle in a
+    script.
+    """
     if not link:
         return None
-    return (
-        tag("a", "Open in the dashboard", href=link, rel="noreferrer noopener")
-        if link.startswith(("http://", "https://"))
-        else tag("span", link)
-    )
+    if not link.startswith(("http://", "https://")):
+        return tag("span", link)
+    return tag("a", "Open in the dashboard", href=link, rel="noreferrer noopener")
 
 
 def _findings(record: RunRecord) -> Html:
-    found = diagnosis.findings(record)
-    if not found:
+    findings = diagnosis.findings(record)
+    if not findings:
         return tag("p", "Nothing stands out.", class_="none")
-    return tag("ul", [_finding(one) for one in found], class_="findings")
+    return tag("ul", [_finding(finding) for finding in findings], class_="findings")
 
 
-def _finding(one: diagnosis.Finding) -> Html:
-    advice = tag("ul", [tag("li", said_) for said_ in one.advice], class_="advice") if one.advice else None
-    head = tag(
-        "p",
-        tag("span", _SEVERITIES.get(one.severity, one.severity), class_=f"badge {one.severity}"),
-        tag("b", one.title),
-        class_="finding-head",
-    )
+def _finding(finding: diagnosis.Finding) -> Html:
+    advice = None
+    if finding.advice:
+        advice = tag("ul", [tag("li", text) for text in finding.advice], class_="advice")
+    severity = _SEVERITIES.get(finding.severity, finding.severity)
+    badge = tag("span", severity, class_=f"badge {finding.severity}")
     return tag(
-        "li", head, tag("p", one.meaning), advice, class_=f"finding {one.severity}", data_rule=one.rule
+        "li",
+        tag("p", badge, tag("b", finding.title), class_="finding-head"),
+        tag("p", finding.meaning),
+        advice,
+        class_=f"finding {finding.severity}",
+        data_rule=finding.rule,
     )
 
 
 def _prototypes(record: RunRecord, sheet: Sheet | None) -> list[Html]:
-    exhibit = record.exhibit
-    if exhibit is None or not exhibit.clusterings:
+    snapshot = record.snapshot
+    if snapshot is None or not snapshot.clusterings:
         return [tag("p", _why_none(record), class_="none")]
-    lead = tag("p", said(exhibit), class_="lead")
-    if not any(len(shown.chosen) for shown in exhibit.clusterings):
-        return [lead, tag("p", "Every cluster is empty.", class_="none")]
-    note = (
-        None
-        if sheet
-        else tag(
-            "p",
-            "The pictures themselves were not kept with this run, so prototypes are shown in numbers alone.",
-            class_="none",
+    parts = [tag("p", summary_sentence(snapshot), class_="lead")]
+    if not any(len(clustering.selected) for clustering in snapshot.clusterings):
+        return [*parts, tag("p", "Every cluster is empty.", class_="none")]
+    if sheet is None:
+        missing = (
+            "The pictures themselves were not kept with this run, so prototypes are shown in numbers alone."
         )
-    )
-    return [lead, *([note] if note else []), explorer(exhibit, sheet, record.class_names)]
+        parts.append(tag("p", missing, class_="none"))
+    return [*parts, explorer(snapshot, sheet, record.class_names)]
 
 
 def _why_none(record: RunRecord) -> str:
@@ -133,102 +135,77 @@ def _why_none(record: RunRecord) -> str:
             f"The run has done {record.epochs} of its {warmup} warm-up epochs: prototypes come with the first"
             " E-step after them."
         )
-    if any("cluster/0/k" in entry["metrics"] for entry in record.history):
+    if any(NUM_CLUSTERS.at(0).name in entry["metrics"] for entry in record.history):
         return "The run has clustered, but no pictures of its prototypes were kept."
     return "The run has no clusters to show."
 
 
 def _histograms(record: RunRecord) -> list[Html]:
-    """Of φ and of sizes, for each clustering from coarse to fine; empty clusters have neither."""
-    exhibit = record.exhibit
+    """Histograms of φ and of sizes, for each clustering from coarse to fine; empty clusters have neither."""
+    snapshot = record.snapshot
+    if snapshot is None:
+        return []
     phi, sizes = [], []
-    names = clustering_names(record)
-    for m in exhibit.coarse_to_fine() if exhibit else []:
-        assert exhibit is not None
-        shown = exhibit.clusterings[m]
-        filled = (shown.sizes > 0) & np.isfinite(shown.concentration)
+    tau = (f"τ = {record.config.loss.temperature:g}", record.config.loss.temperature)
+    for m in snapshot.coarse_to_fine():
+        clustering = snapshot.clusterings[m]
+        filled = (clustering.sizes > 0) & np.isfinite(clustering.concentration)
         if not filled.any():
             continue
-        name = (
-            names[m]
-            if m < len(names) and f"{shown.num_clusters:,}" in names[m]
-            else f"K = {shown.num_clusters:,}"
-        )
-        tau = (f"τ = {record.config.loss.temperature:g}", record.config.loss.temperature)
-        empty = int((shown.sizes == 0).sum())
+        name = _name_of(record, m, clustering.num_clusters)
+        empty = int((clustering.sizes == 0).sum())
         left_out = f" {empty:,} empty ones are left out." if empty else ""
-        phi.append(
-            histogram(
-                f"histogram-phi-{m}",
-                f"φ of the prototypes, {name}",
-                "Left: tight or large.",
-                shown.concentration[filled],
-                mark=tau,
-            )
-        )
-        sizes.append(
-            histogram(
-                f"histogram-size-{m}",
-                f"Sizes of the clusters, {name}",
-                f"Images a cluster.{left_out}",
-                shown.sizes[filled],
-                whole=True,
-            )
-        )
+        title, caption = f"φ of the prototypes, {name}", "Left: tight or large."
+        values = clustering.concentration[filled]
+        phi.append(histogram(f"histogram-phi-{m}", title, caption, values, mark=tau))
+        title, caption = f"Sizes of the clusters, {name}", f"Images a cluster.{left_out}"
+        values = clustering.sizes[filled]
+        sizes.append(histogram(f"histogram-size-{m}", title, caption, values, whole=True))
+    if not phi:
+        return []
     lead = (
         "How the last clusterings divide the images: how many prototypes there are of each concentration and"
         " size."
     )
-    return (
-        [
-            section(
-                "histograms", "Concentrations and sizes", tag("div", phi, sizes, class_="charts"), lead=lead
-            )
-        ]
-        if phi
-        else []
-    )
+    charts = tag("div", phi, sizes, class_="charts")
+    return [section("histograms", "Concentrations and sizes", charts, lead=lead)]
+
+
+def _name_of(record: RunRecord, m: int, num_clusters: int) -> str:
+    """The clustering's name in the curves, where it says the K of the snapshot."""
+    names = clustering_names(record)
+    if m < len(names) and f"{num_clusters:,}" in names[m]:
+        return names[m]
+    return f"K = {num_clusters:,}"
 
 
 def _map(record: RunRecord, sheet: Sheet | None) -> list[Html]:
-    exhibit = record.exhibit
-    if exhibit is None or not len(exhibit.places):
+    snapshot = record.snapshot
+    if snapshot is None or not len(snapshot.projection):
         return []
-    name = exhibit.map_name or "Map"
     lead = (
-        f"{len(exhibit.places):,} images, placed so that neighbours in feature space lie together as far as"
-        " that is possible in two dimensions. "
+        f"{len(snapshot.projection):,} images, placed so that neighbours in feature space lie together as far"
+        " as that is possible in two dimensions. Distances between far groups mean little."
     )
-    lead += "Distances between far groups mean little."
-    return [
-        section(
-            "feature-map-section",
-            f"{name} of the features",
-            feature_map(exhibit, sheet, record.class_names),
-            lead=lead,
-        )
-    ]
+    title = f"{snapshot.map_name or 'Map'} of the features"
+    drawn = feature_map(snapshot, sheet, record.class_names)
+    return [section("feature-map-section", title, drawn, lead=lead)]
 
 
 def _origin(record: RunRecord) -> Html:
-    rows = [
-        *record.versions.items(),
-        *([("images' fingerprint", record.fingerprint)] if record.fingerprint else []),
-    ]
+    rows = [(cut(str(name)), str(value)) for name, value in record.versions.items()]
+    if record.fingerprint:
+        rows.append(("images' fingerprint", record.fingerprint))
     if not rows:
         return tag("p", "Versions were not recorded.", class_="none")
-    return tag(
-        "div", tag("h3", "Where it comes from"), pairs([(cut(str(name)), str(value)) for name, value in rows])
-    )
+    return tag("div", tag("h3", "Where it comes from"), pairs(rows))
 
 
 def footer() -> Html:
+    """When the page was written, and that it stands by itself."""
     now = datetime.datetime.now(datetime.UTC)
-    return tag(
-        "footer",
-        tag(
-            "p",
-            f"Written by pcl_ray on {now.day} {now:%B %Y at %H:%M} UTC. The file needs no network and can be"
-            " passed on as it is.",
-        ),
+    text = (
+        f"Written by pcl_ray on {now.day} {now:%B %Y at %H:%M} UTC. The file needs no network and can be"
+        " passed on as it is."
     )
+    return tag("footer", tag("p", text))

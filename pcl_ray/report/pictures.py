@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from pcl_ray.report.sweep.axes import figure_of, tidy
-from pcl_ray.snapshot import FARTHEST, NEAREST, ROLES, Exhibit, Shown, Thumbnails
+from pcl_ray.report.drawing.panels import figure_of, tidy
+from pcl_ray.snapshot import FARTHEST, NEAREST, ROLES, ClusteringSnapshot, Snapshot, Thumbnails
 
 _CELL, _GAP, _APART, _TEXT, _TITLE = 44, 3, 22, 168, 46  # px
 _BLUE = "#0072B2"
@@ -27,66 +27,60 @@ _LABEL = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
 
 
 def prototype_sheet(
-    exhibit: Exhibit, number: int, thumbnails: Thumbnails, class_names: Sequence[str] = ()
+    snapshot: Snapshot, number: int, thumbnails: Thumbnails, class_names: Sequence[str] = ()
 ) -> Image.Image:
-    """A row for each prototype that has a role: what it is, its nearest images, then the farthest of its
-    cluster.
+    """A row for each prototype of clustering `number` that has a role: what it is, its nearest images, then
+    the farthest of its cluster.
     """
-    shown = exhibit.clusterings[number]
-    rows = [(role, int(prototype)) for role, found in shown.roles().items() for prototype in found]
+    clustering = snapshot.clusterings[number]
+    rows = [(role, int(k)) for role, prototypes in clustering.roles().items() for k in prototypes]
     width = _TEXT + (NEAREST + FARTHEST) * (_CELL + _GAP) + _APART
     sheet = Image.new("RGB", (width, _TITLE + len(rows) * (_CELL + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
-    title = f"K = {shown.num_clusters}, after {exhibit.epoch} epochs" + (
-        f" ({exhibit.note})" if exhibit.note else ""
-    )
+    note = f" ({snapshot.note})" if snapshot.note else ""
+    title = f"K = {clustering.num_clusters}, after {snapshot.epoch} epochs{note}"
     draw.text((_GAP, 2), title, fill="black", font=_font(13))
     draw.text((_TEXT, 24), "nearest images", fill="#555555", font=_font(12))
-    draw.text(
-        (_TEXT + NEAREST * (_CELL + _GAP) + _APART, 24),
-        "farthest of the cluster",
-        fill="#555555",
-        font=_font(12),
-    )
-    for place, (role, prototype) in enumerate(rows):
-        _draw_row(
-            sheet, draw, _TITLE + place * (_CELL + _GAP), shown, prototype, role, thumbnails, class_names
-        )
+    left = _TEXT + NEAREST * (_CELL + _GAP) + _APART
+    draw.text((left, 24), "farthest of the cluster", fill="#555555", font=_font(12))
+    for line, (role, prototype) in enumerate(rows):
+        top = _TITLE + line * (_CELL + _GAP)
+        _draw_texts(draw, top, clustering, prototype, role, class_names)
+        _draw_images(sheet, top, clustering, prototype, thumbnails)
     return sheet
 
 
-def _draw_row(
-    sheet: Image.Image,
-    draw: Any,
-    top: int,
-    shown: Shown,
-    prototype: int,
-    role: str,
-    thumbnails: Thumbnails,
-    class_names: Sequence[str],
+def _draw_texts(
+    draw: Any, top: int, clustering: ClusteringSnapshot, prototype: int, role: str, class_names: Sequence[str]
 ) -> None:
-    row = shown.row_of(prototype)
+    row = clustering.row_of(prototype)
+    label, size = int(clustering.top_class[row]), clustering.sizes[prototype]
+    share = ""
+    if label >= 0:
+        name = class_names[label] if label < len(class_names) else str(label)
+        share = f"{_drawable(name)}: {clustering.top_share[row]:.0%}"
+    figures = f"φ {clustering.concentration[prototype]:.3g}, {size:,} image{'s' if size != 1 else ''}"
     draw.text((_GAP, top + 2), f"{role}  #{prototype}", fill="black", font=_font(12))
-    of_class = int(shown.top_class[row])
-    named = class_names[of_class] if 0 <= of_class < len(class_names) else str(of_class)
-    known = f"{_drawable(named)}: {shown.top_share[row]:.0%}" if of_class >= 0 else ""
-    images = f"{shown.sizes[prototype]:,} image" + ("s" if shown.sizes[prototype] != 1 else "")
-    draw.text(
-        (_GAP, top + 17), f"φ {shown.concentration[prototype]:.3g}, {images}", fill="#555555", font=_font(10)
-    )
-    draw.text((_GAP, top + 30), known, fill="#555555", font=_font(10))
-    for first, left, numbers in (
-        (0, _TEXT, shown.nearest[row]),
-        (NEAREST, _TEXT + _APART, shown.farthest[row]),
+    draw.text((_GAP, top + 17), figures, fill="#555555", font=_font(10))
+    draw.text((_GAP, top + 30), share, fill="#555555", font=_font(10))
+
+
+def _draw_images(
+    sheet: Image.Image, top: int, clustering: ClusteringSnapshot, prototype: int, thumbnails: Thumbnails
+) -> None:
+    row = clustering.row_of(prototype)
+    for first, left, images in (
+        (0, _TEXT, clustering.nearest[row]),
+        (NEAREST, _TEXT + _APART, clustering.farthest[row]),
     ):
-        for place, image in enumerate(numbers.tolist(), start=first):
-            pixels = thumbnails.of(image) if image >= 0 else None
+        for column, image in enumerate(images.tolist(), start=first):
+            pixels = thumbnails.picture(image) if image >= 0 else None
             if pixels is not None:
-                sheet.paste(enlarged(pixels, _CELL), (left + place * (_CELL + _GAP), top))
+                sheet.paste(enlarged(pixels, _CELL), (left + column * (_CELL + _GAP), top))
 
 
 def enlarged(pixels: np.ndarray, side: int) -> Image.Image:
-    """A square picture at another size; small ones keep their pixels."""
+    """A square picture [s, s, 3] at another size; small ones keep their pixels."""
     picture = Image.fromarray(pixels)
     return picture.resize(
         (side, side), Image.Resampling.NEAREST if len(pixels) <= side // 2 else Image.Resampling.LANCZOS
@@ -107,73 +101,59 @@ def views_sheet(views: np.ndarray) -> Image.Image:
     return sheet
 
 
-def histograms(exhibit: Exhibit, what: str) -> Image.Image:
-    """what: "phi" or "sizes". A panel for each clustering."""
-    count = len(exhibit.clusterings)
-    said = "concentration φ" if what == "phi" else "images in a cluster"
-    figure = figure_of(3.6 * count + 0.6, 3.3, f"{said}, after {exhibit.epoch} epochs")
-    for panel, shown in zip(figure.subplots(1, count, squeeze=False).flat, exhibit.clusterings, strict=True):
+def histograms(snapshot: Snapshot, what: str) -> Image.Image:
+    """A panel for each clustering. what: "phi" or "sizes"."""
+    count = len(snapshot.clusterings)
+    axis = "concentration φ" if what == "phi" else "images in a cluster"
+    figure = figure_of(3.6 * count + 0.6, 3.3, f"{axis}, after {snapshot.epoch} epochs")
+    panels = figure.subplots(1, count, squeeze=False).flat
+    for panel, clustering in zip(panels, snapshot.clusterings, strict=True):
         tidy(panel)
         # in float64: φ that are all but equal leave float32 no room for bins
-        values = (shown.concentration if what == "phi" else shown.sizes).astype(np.float64)
-        panel.hist(values, bins=min(40, max(8, shown.num_clusters // 3)), color=_BLUE)
-        panel.set_title(f"K = {shown.num_clusters}", fontsize=10)
+        values = (clustering.concentration if what == "phi" else clustering.sizes).astype(np.float64)
+        panel.hist(values, bins=min(40, max(8, clustering.num_clusters // 3)), color=_BLUE)
+        panel.set_title(f"K = {clustering.num_clusters}", fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(4))
-        panel.set_xlabel(said)
+        panel.set_xlabel(axis)
         panel.set_ylabel("prototypes")
     return as_image(figure)
 
 
-def feature_map(exhibit: Exhibit, class_names: Sequence[str] = ()) -> Image.Image | None:
-    """The sampled images at their places, coloured by the prototype of the coarsest clustering and, where
-    there are any, by label; None without places.
+def feature_map(snapshot: Snapshot, class_names: Sequence[str] = ()) -> Image.Image | None:
+    """The sampled images on the map, coloured by the prototype of the coarsest clustering and, where there
+    are any, by label; None without a projection.
     """
-    if not len(exhibit.places):
+    if not len(snapshot.projection):
         return None
     panels: list[tuple[str, np.ndarray, Sequence[str]]] = []
-    if exhibit.clusterings:
-        coarsest = exhibit.coarse_to_fine()[0]
-        panels.append(
-            (
-                f"by prototype, K = {exhibit.clusterings[coarsest].num_clusters}",
-                exhibit.assignments[coarsest],
-                (),
-            )
-        )
-    if (exhibit.labels >= 0).any():
-        panels.append(("by label", exhibit.labels, class_names))
-    panels = panels or [("", np.zeros(len(exhibit.sample), np.int64), ())]
-    figure = figure_of(
-        5.2 * len(panels),
-        5.0,
-        f"{exhibit.map_name} of {len(exhibit.sample):,} images' features, after {exhibit.epoch} epochs",
-    )
-    for panel, (title, kinds, names) in zip(
-        figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True
-    ):
-        _scatter(panel, exhibit.places, kinds, names)
+    if snapshot.clusterings:
+        coarsest = snapshot.coarse_to_fine()[0]
+        title = f"by prototype, K = {snapshot.clusterings[coarsest].num_clusters}"
+        panels.append((title, snapshot.assignments[coarsest], ()))
+    if (snapshot.labels >= 0).any():
+        panels.append(("by label", snapshot.labels, class_names))
+    panels = panels or [("", np.zeros(len(snapshot.sample), np.int64), ())]
+    images = f"{len(snapshot.sample):,} images' features, after {snapshot.epoch} epochs"
+    figure = figure_of(5.2 * len(panels), 5.0, f"{snapshot.map_name} of {images}")
+    axes = figure.subplots(1, len(panels), squeeze=False).flat
+    for panel, (title, groups, names) in zip(axes, panels, strict=True):
+        _scatter(panel, snapshot.projection, groups, names)
         panel.set_title(title, fontsize=10)
     return as_image(figure)
 
 
-def _scatter(panel: Axes, places: np.ndarray, kinds: np.ndarray, names: Sequence[str]) -> None:
-    """Colours repeat after 20: neighbours on a map tell each other apart by place."""
-    colours = np.array(colormaps["tab20"].colors)[np.maximum(kinds, 0) % _MOST_COLOURS]  # type: ignore[attr-defined]
-    colours[kinds < 0] = 0.8
-    panel.scatter(places[:, 0], places[:, 1], c=colours, s=9, linewidths=0)
+def _scatter(panel: Axes, points: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> None:
+    """Points [n, 2] coloured by group [n], grey where it is negative. Colours repeat after 20: neighbours on
+    a map tell each other apart by where they are.
+    """
+    colours = np.array(colormaps["tab20"].colors)[np.maximum(groups, 0) % _MOST_COLOURS]  # type: ignore[attr-defined]
+    colours[groups < 0] = 0.8
+    panel.scatter(points[:, 0], points[:, 1], c=colours, s=9, linewidths=0)
     if 0 < len(names) <= _MOST_COLOURS:
-        for kind in np.unique(kinds[kinds >= 0]):
-            across, up = np.median(places[kinds == kind], axis=0)
-            panel.text(
-                across,
-                up,
-                _drawable(names[kind]),
-                fontsize=9,
-                ha="center",
-                va="center",
-                bbox=_LABEL,
-                parse_math=False,
-            )
+        centred: dict[str, Any] = {"fontsize": 9, "ha": "center", "va": "center"}
+        for group in np.unique(groups[groups >= 0]):
+            across, up = np.median(points[groups == group], axis=0)
+            panel.text(across, up, _drawable(names[group]), bbox=_LABEL, parse_math=False, **centred)
     panel.set_xticks([])
     panel.set_yticks([])
     panel.spines[:].set_color("#CCCCCC")
@@ -185,9 +165,10 @@ def _drawable(name: str) -> str:
 
 
 def as_image(figure: Figure) -> Image.Image:
-    written = BytesIO()
-    figure.savefig(written, format="png", dpi=_DPI)
-    return Image.open(written).convert("RGB")
+    """What matplotlib draws of the figure."""
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=_DPI)
+    return Image.open(png).convert("RGB")
 
 
 @cache

@@ -1,5 +1,5 @@
-"""Where features lie on a map: UMAP where it is installed, else t-SNE; the first principal components where
-there are too few for either.
+"""Projects features to the two dimensions of a map: by UMAP where it is installed, else by t-SNE; to the
+first principal components where there are too few for either.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 
 _FEWEST = 12
 _FIRST_PASSES, _NEXT_PASSES = 500, 300  # a map that goes on from the last one is nearly there
-_SPREAD = 1e-4  # of the starting places, as t-SNE wants them
+_SPREAD = 1e-4  # of the coordinates to begin with, as t-SNE wants them
 
 
-def places(features_nC: np.ndarray, before: np.ndarray | None = None) -> tuple[np.ndarray, str]:
-    """[n, 2] float32 and the method's name. before: the same images' places at another epoch, to begin with,
-    so that pictures can be compared.
+def project(features_nC: np.ndarray, before: np.ndarray | None = None) -> tuple[np.ndarray, str]:
+    """[n, 2] float32 and the method's name. before: the same images' coordinates at another epoch, to begin
+    with, so that pictures can be compared.
     """
     features = np.nan_to_num(features_nC.astype(np.float32))
     start = before if before is not None and before.shape == (len(features), 2) else None

@@ -1,4 +1,4 @@
-"""What is known of a run when it is looked at afterwards. Read by `runs.run_record`."""
+"""What is known of a run when it is looked at afterwards. Read by `runs.record_reader`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pcl_ray.config import RunConfig
-from pcl_ray.snapshot import Exhibit, Thumbnails
+from pcl_ray.config.figures import Figure
+from pcl_ray.snapshot import Snapshot, Thumbnails
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +34,22 @@ class RunRecord:
     fingerprint: str = ""  # of the images
     versions: Mapping[str, str] = field(default_factory=dict)  # and host, commit
     link: str = ""  # of the run in the dashboard
-    exhibit: Exhibit | None = None  # of the last E-step that was shown
+    snapshot: Snapshot | None = None  # of the last E-step that was shown
     thumbnails: Thumbnails | None = None
 
-    def series(self, name: str) -> list[tuple[int, float]]:
-        """(epoch from 1, value) of a figure, where it is known."""
+    def series(self, figure: Figure) -> list[tuple[int, float]]:
+        """The curve of a figure: (epoch from 1, value) of each epoch that it is known of."""
         return [
-            (entry["epoch"] + 1, float(entry["metrics"][name]))
+            (entry["epoch"] + 1, float(entry["metrics"][figure.name]))
             for entry in self.history
-            if name in entry["metrics"]
+            if figure.name in entry["metrics"]
         ]
 
-    def finite(self, name: str) -> list[tuple[int, float]]:
-        """`series` without values that are not finite."""
-        return [point for point in self.series(name) if math.isfinite(point[1])]
+    def finite(self, figure: Figure) -> list[tuple[int, float]]:
+        """The curve of a figure without values that are not finite."""
+        return [point for point in self.series(figure) if math.isfinite(point[1])]
 
     @property
     def epochs(self) -> int:
-        """Done."""
+        """The number of epochs that are done."""
         return len(self.history)

@@ -6,6 +6,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pcl_ray import config
+from pcl_ray.config.figures import (
+    AMI,
+    DATA_SHARE,
+    E_STEP_SECONDS,
+    EPOCH_SECONDS,
+    IMAGES_PER_SECOND,
+    KNN_TOP1,
+    LOSS,
+    LOSS_PROTOTYPE,
+    OWED_SECONDS,
+    RANKME,
+    Figure,
+)
 from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.drawing.html import Html, cut, table, tag
 from pcl_ray.report.run_record import RunRecord
@@ -25,15 +38,14 @@ def state_badge(record: RunRecord) -> Html:
 
 
 def recipe(record: RunRecord) -> list[tuple[str, str]]:
-    """(what, value) of the facts that a run is known by."""
+    """(name, value) of what a run is known by."""
     knobs = record.config
     images = f"{record.num_images:,}" if record.num_images else "not known"
-    images += f", {record.num_holdout:,} held out" if record.num_holdout else ""
-    done = (
-        f"{record.epochs:,} of {knobs.train.epochs:,}"
-        if record.epochs != knobs.train.epochs
-        else f"{record.epochs:,}"
-    )
+    if record.num_holdout:
+        images += f", {record.num_holdout:,} held out"
+    done = f"{record.epochs:,}"
+    if record.epochs != knobs.train.epochs:
+        done += f" of {knobs.train.epochs:,}"
     workers = "in one process" if not knobs.resources.workers else count(knobs.resources.workers, "worker")
     device = "GPU" if knobs.resources.gpus_per_worker else "CPU"
     return [
@@ -51,22 +63,11 @@ def recipe(record: RunRecord) -> list[tuple[str, str]]:
 
 def tiles(record: RunRecord) -> Html:
     """The figures that count, each with what it means; a sentence where nothing was measured."""
-    found = [
-        tile
-        for tile in (
-            _knn(record),
-            _ami(record),
-            _rankme(record),
-            _loss(record),
-            _rate(record),
-            _e_step(record),
-            _time(record),
-        )
-        if tile
-    ]
-    if not found:
+    measures = (_knn, _ami, _rankme, _loss, _rate, _e_step, _time)
+    drawn = [tile for measure in measures if (tile := measure(record)) is not None]
+    if not drawn:
         return tag("p", "Nothing has been measured yet: figures come with the first epoch.", class_="none")
-    return tag("dl", [_tile(*tile) for tile in found], class_="tiles")
+    return tag("dl", [_tile(*tile) for tile in drawn], class_="tiles")
 
 
 Tile = tuple[str, Any, str] | None
@@ -83,85 +84,73 @@ def _tile(name: str, value: Any, meaning: str) -> Html:
 
 
 def _knn(record: RunRecord) -> Tile:
-    points = record.finite("eval/knn_top1")
+    points = record.finite(KNN_TOP1)
     if not points:
         return None
     best_epoch, best = max(points, key=lambda point: point[1])
     more = f" Best: {number(best)} after epoch {best_epoch:.0f}." if best > points[-1][1] + 5e-4 else ""
-    return (
-        "kNN top-1",
-        number(points[-1][1]),
-        f"Share of held-out images whose nearest neighbours give the right class.{more}",
-    )
+    return (KNN_TOP1.label, number(points[-1][1]), f"{KNN_TOP1.sentence}{more}")
 
 
 def _ami(record: RunRecord) -> Tile:
-    found = [
+    newest = [
         (name, points[-1][1])
         for m, name in enumerate(clustering_names(record))
-        if (points := record.finite(f"cluster/{m}/ami"))
+        if (points := record.finite(AMI.at(m)))
     ]
-    if not found:
+    if not newest:
         return None
-    values = [tag("span", tag("small", name), number(value)) for name, value in found[:6]]
+    values = [tag("span", tag("small", name), number(value)) for name, value in newest[:6]]
     return (
-        "AMI",
+        AMI.label,
         tag("span", values, class_="several"),
         "Agreement of the clusters with the labels: 0 is chance, 1 is perfect.",
     )
 
 
 def _rankme(record: RunRecord) -> Tile:
-    points = record.finite("eval/rankme")
-    of = record.config.encoder.dim
-    return (
-        ("RankMe", number(points[-1][1]), f"Directions that the features make use of, of {of} there are.")
-        if points
-        else None
-    )
+    points = record.finite(RANKME)
+    if not points:
+        return None
+    meaning = f"Directions that the features make use of, of {record.config.encoder.dim} there are."
+    return RANKME.label, number(points[-1][1]), meaning
 
 
 def _loss(record: RunRecord) -> Tile:
-    points = record.finite("train/loss")
+    points = record.finite(LOSS)
     if not points:
         return None
-    prototype = record.finite("train/loss_prototype")
-    parts = (
-        f" {number(prototype[-1][1])} of it from prototypes."
-        if prototype and prototype[-1][0] == points[-1][0]
-        else ""
-    )
-    return "Loss", number(points[-1][1]), f"Mean over the last epoch.{parts}"
+    prototype = record.finite(LOSS_PROTOTYPE)
+    meaning = "Mean over the last epoch."
+    if prototype and prototype[-1][0] == points[-1][0]:
+        meaning += f" {number(prototype[-1][1])} of it from prototypes."
+    return LOSS.label, number(points[-1][1]), meaning
 
 
 def _rate(record: RunRecord) -> Tile:
-    points = record.finite("perf/images_per_second")
+    points = record.finite(IMAGES_PER_SECOND)
     if not points:
         return None
-    waiting = record.finite("perf/data_share")
-    said = f" {percent(waiting[-1][1])} of the M-step is waiting for data." if waiting else ""
-    return (
-        "Images a second",
-        number(middle([value for _, value in points])),
-        f"Trained, in the median epoch.{said}",
-    )
+    waiting = record.finite(DATA_SHARE)
+    meaning = "Trained, in the median epoch."
+    if waiting:
+        meaning += f" {percent(waiting[-1][1])} of the M-step is waiting for data."
+    return IMAGES_PER_SECOND.label, number(middle([value for _, value in points])), meaning
 
 
 def _e_step(record: RunRecord) -> Tile:
-    whole, part = total(record, "perf/epoch_seconds"), total(record, "perf/e_step_seconds")
+    whole, part = total(record, EPOCH_SECONDS), total(record, E_STEP_SECONDS)
+    if not whole or not part:
+        return None
     return (
-        (
-            "E-step",
-            percent(part / whole),
-            f"Of the time goes into features and clustering: {measured_duration(part)}.",
-        )
-        if whole and part
-        else None
+        "E-step",
+        percent(part / whole),
+        f"Of the time goes into features and clustering: {measured_duration(part)}.",
     )
 
 
 def _time(record: RunRecord) -> Tile:
-    seconds = total(record, "perf/epoch_seconds") + total(record, "perf/owed_seconds")
+    seconds = total(record, EPOCH_SECONDS) + total(record, OWED_SECONDS)
     if not seconds:
         return None
     return (
@@ -171,8 +160,9 @@ def _time(record: RunRecord) -> Tile:
     )
 
 
-def total(record: RunRecord, name: str) -> float:
-    return sum(value for _, value in record.finite(name))
+def total(record: RunRecord, figure: Figure) -> float:
+    """The sum of a figure over all epochs."""
+    return sum(value for _, value in record.finite(figure))
 
 
 def middle(values: Sequence[float]) -> float:
@@ -182,41 +172,38 @@ def middle(values: Sequence[float]) -> float:
 
 def knob_table(record: RunRecord) -> Html:
     """Knobs that were changed, and all of them to unfold."""
-    known = {knob.name: knob for knob in config.describe()}
+    described = {knob.name: knob for knob in config.describe()}
     values = record.config.flatten()
-    changed = [name for name, value in values.items() if name in known and value != known[name].default]
+    changed = [
+        name for name, value in values.items() if name in described and value != described[name].default
+    ]
     header = ("Knob", "Value", "Default", "What it is")
-    few = (
-        table(header, [_knob(name, values[name], known[name]) for name in changed], class_="knobs")
-        if changed
-        else tag("p", "Every knob has its default.")
-    )
-    every = table(
-        header,
-        [_knob(name, value, known.get(name), marked=name in changed) for name, value in values.items()],
-        class_="knobs",
-    )
-    said = f"{len(changed)} of {len(values)} knobs differ from their defaults:" if changed else ""
-    return tag("div", tag("p", said), few, tag("details", tag("summary", f"All {len(values)} knobs"), every))
+    few, lead = tag("p", "Every knob has its default."), ""
+    if changed:
+        few = table(header, [_knob(name, values[name], described[name]) for name in changed], class_="knobs")
+        lead = f"{len(changed)} of {len(values)} knobs differ from their defaults:"
+    rows = [_knob(name, value, described.get(name), marked=name in changed) for name, value in values.items()]
+    every = tag("details", tag("summary", f"All {len(values)} knobs"), table(header, rows, class_="knobs"))
+    return tag("div", tag("p", lead), few, every)
 
 
 def _knob(name: str, value: Any, knob: Any, marked: bool = False) -> tuple[Any, ...]:
-    shown = tag("td", tag("b", setting(value)), class_="changed") if marked else setting(value)
-    return knob_name(name), shown, setting(knob.default) if knob else "", knob.sentence if knob else ""
+    text = tag("td", tag("b", setting(value)), class_="changed") if marked else setting(value)
+    return knob_name(name), text, setting(knob.default) if knob else "", knob.sentence if knob else ""
 
 
 def knob_name(name: str) -> Html:
-    """It may break after a dot or an underscore."""
+    """The dotted name of a knob, whose line may break after a dot or an underscore."""
     # names are those of the configuration: nothing to escape
     return tag("code", Html(name.replace(".", ".<wbr>").replace("_", "_<wbr>")))
 
 
 def setting(value: Any) -> str:
     """A knob's value as one writes it."""
-    shown = cut(value, 120) if isinstance(value, str) else value
-    return value_text(shown, digits=10, separator=", ")  # 0.12, not 0.12000000000000001
+    text = cut(value, 120) if isinstance(value, str) else value
+    return value_text(text, digits=10, separator=", ")  # 0.12, not 0.12000000000000001
 
 
-def pairs(rows: Iterable[tuple[str, Any]], class_: str = "facts-list") -> Html:
+def pairs(rows: Iterable[tuple[str, Any]], class_: str = "summary-list") -> Html:
     """A list of terms and what they are."""
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows], class_=class_)

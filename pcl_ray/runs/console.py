@@ -17,8 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pcl_ray.config.figures import AMI, E_STEP_SECONDS, EPOCH_SECONDS, IMAGES_PER_SECOND, KNN_TOP1, LOSS
 from pcl_ray.plan import RunPlan
 from pcl_ray.training.events import Event
+
+_SHOWN = (LOSS, KNN_TOP1, AMI.at(0), IMAGES_PER_SECOND, E_STEP_SECONDS)
 
 
 class Display:
@@ -96,20 +99,10 @@ class Display:
         elif event.kind == "step":
             self.say(f"{epoch}  step {event.step + 1}/{self._plan.total_steps}  {_figures(event.metrics)}")
         elif event.kind == "epoch":
-            self.say(
-                f"{epoch} done in {event.metrics['perf/epoch_seconds']:.1f} s  {_figures(event.metrics)}"
-            )
+            seconds = event.metrics[EPOCH_SECONDS.name]
+            self.say(f"{epoch} done in {seconds:.1f} s  {_figures(event.metrics)}")
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    """The figures that tell most, those that are there: loss, kNN, agreement with labels, speed, E-step."""
-    shown = (
-        ("loss", "train/loss", "{:.3f}"),
-        ("kNN", "eval/knn_top1", "{:.3f}"),
-        ("AMI", "cluster/0/ami", "{:.3f}"),
-        ("images/s", "perf/images_per_second", "{:.0f}"),
-        ("E-step s", "perf/e_step_seconds", "{:.2f}"),
-    )
-    return "  ".join(
-        f"{title} {form.format(metrics[name])}" for title, name, form in shown if name in metrics
-    )
+    """The figures that tell most, those of them that were measured."""
+    return "  ".join(figure.phrase(metrics[figure.name]) for figure in _SHOWN if figure.name in metrics)

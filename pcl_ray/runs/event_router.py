@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from pcl_ray import tracking
+from pcl_ray.config.figures import EPOCH_SECONDS, HEADLINES, LOSS, first_of
 from pcl_ray.on_ray.metrics import RayMetrics
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.console import Display
@@ -49,7 +50,7 @@ class EventRouter:
         self._system.handle(event, time.time())
         self._metrics.handle(event, self._tracker.dropped)
         self._gallery.handle(event)
-        if event.kind == "exhibit" and not event.epoch:
+        if event.kind == "snapshot" and not event.epoch:
             self._folder.write_state(looked=True)
         if event.kind == "waiting":
             self._waits_since = (self._waits_since or time.time()) if event.text else None
@@ -59,7 +60,7 @@ class EventRouter:
             self._folder.write_state(progress=progress(event, self._plan))
         if self._tracker.run_id != self._run_id:
             self._record_run_id()
-        if event.kind not in ("exhibit", "views", "system"):
+        if event.kind not in ("snapshot", "views", "system"):
             self._display.handle(event)
 
     def announce_stop(self) -> None:
@@ -85,12 +86,12 @@ def progress(event: Event, plan: RunPlan) -> dict[str, Any]:
     are left follow from that epoch.
     """
     done = event.epoch + 1
-    figure = next((name for name in tracking.OBJECTIVES if name in event.metrics), "train/loss")
+    figure = (first_of(HEADLINES, event.metrics) or LOSS).name
     return {
         "epoch": done,
         "epochs": plan.epochs,
         "at": time.time(),
-        "left_s": event.metrics.get("perf/epoch_seconds", 0.0) * (plan.epochs - done),
+        "left_s": event.metrics.get(EPOCH_SECONDS.name, 0.0) * (plan.epochs - done),
         "figure": figure,
         "value": event.metrics.get(figure),
     }

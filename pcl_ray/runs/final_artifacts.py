@@ -16,20 +16,32 @@ from typing import Any
 
 from pcl_ray import tracking
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import (
+    AMI,
+    DEVICE_MINUTES,
+    E_STEP_SECONDS,
+    E_STEP_SECONDS_TOTAL,
+    EPOCH_SECONDS,
+    EPOCH_SECONDS_TOTAL,
+    IMAGES_PER_SECOND,
+    KNN_TOP1,
+    LOSS,
+    M_STEP_SECONDS,
+    M_STEP_SECONDS_TOTAL,
+    RANKME,
+)
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.folder import RunFolder, State, StateEntries
 from pcl_ray.support import redaction
 from pcl_ray.support.files import atomic_file
 
 REPORT, FIGURES = "report.html", "figures.csv"
-_SHOWN = (
-    ("eval/knn_top1", "kNN accuracy, held-out images", "{:.4f}"),
-    ("cluster/0/ami", "AMI of the first clustering and the labels", "{:.3f}"),
-    ("eval/rankme", "effective rank (RankMe)", "{:.1f}"),
-    ("train/loss", "loss", "{:.3f}"),
-    ("perf/images_per_second", "images/s in the M-step", "{:.0f}"),
-    ("perf/device_minutes", "device minutes", "{:.1f}"),
-)
+_SHOWN = (KNN_TOP1, AMI.at(0), RANKME, LOSS, IMAGES_PER_SECOND, DEVICE_MINUTES)
+_TOTALS = {
+    E_STEP_SECONDS: E_STEP_SECONDS_TOTAL,
+    M_STEP_SECONDS: M_STEP_SECONDS_TOTAL,
+    EPOCH_SECONDS: EPOCH_SECONDS_TOTAL,
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,8 @@ def result_of(
     """The result of the run in this folder, from the epochs that it has trained."""
     checkpoint = folder.newest_checkpoint()
     metrics = dict(history[-1]["metrics"]) if history else {}
-    for name in ("perf/e_step_seconds", "perf/m_step_seconds", "perf/epoch_seconds"):
-        metrics[f"{name}_total"] = sum(entry["metrics"].get(name, 0.0) for entry in history)
+    for seconds, total in _TOTALS.items():
+        metrics[total.name] = sum(entry["metrics"].get(seconds.name, 0.0) for entry in history)
     return RunResult(
         run_name=folder.name,
         mlflow_run_id=mlflow_run_id,
@@ -127,9 +139,8 @@ def dashboard_note(
             f" {plan.global_batch} images, {plan.warmup_epochs} of them warm-up"
         ),
     ]
-    results = [
-        f"| {label} | {form.format(metrics[figure])} |" for figure, label, form in _SHOWN if figure in metrics
-    ]
+    rows = [figure.row(metrics[figure.name]) for figure in _SHOWN if figure.name in metrics]
+    results = [f"| {title} | {value} |" for title, value in rows]
     if results and state != "running":
         lines += ["", "| result | |", "|---|---|", *results]
         lines += ["", f"The whole story: `{REPORT}` among the artifacts."] if config.tracking.report else []
@@ -170,9 +181,11 @@ def write_artifacts(
         tracker.log_file(folder.path / FIGURES, FIGURES)
         if config.tracking.report:
             from pcl_ray.report import page
-            from pcl_ray.runs import run_record
+            from pcl_ray.runs import record_reader
 
-            tracker.log_file(page.write(run_record.read(folder.name, history), folder.path / REPORT), REPORT)
+            tracker.log_file(
+                page.write(record_reader.read(folder.name, history), folder.path / REPORT), REPORT
+            )
     except Exception as error:
         warn(
             f"the report could not be written ({type(error).__name__}: {error}); try `pcl-ray report"

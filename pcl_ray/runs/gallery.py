@@ -1,8 +1,8 @@
-"""Draws what is to be shown of a run, beside the training: a thread of low priority takes exhibits and views,
-and leaves pictures for the dashboard.
+"""Draws what is to be shown of a run, beside the training: a thread of low priority takes snapshots and
+views, and leaves pictures for the dashboard.
 
-exhibit ─→ thumbnails of its images → places on the map → pictures/*.png → MLflow's step slider
-                                                       └→ exhibit.npz, from which reports are made
+snapshot ─→ thumbnails of its images → projection to the map → pictures/*.png → MLflow's step slider └→
+exhibit.npz, from which reports are made
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from pcl_ray import snapshot as exhibits
 from pcl_ray.data.images import ArrayImages, FileImages, Images
 from pcl_ray.errors import DataError
-from pcl_ray.snapshot import Exhibit, Thumbnails
+from pcl_ray.snapshot import Snapshot, Thumbnails, save_snapshot
 from pcl_ray.training.events import Event
 
 FILE = "exhibit.npz"
 _SIDE = 48  # px of a thumbnail at the most
-_BEHIND = 2  # exhibits or views that wait; with more of them, maps are left out until it has caught up
+_BEHIND = 2  # snapshots or views that wait; with more of them, maps are left out until it has caught up
 _NICE = 5  # the training comes first, and yet the pictures come
 
 
 class Recorder(Protocol):
-    """`tracking.MlflowRun`, as far as pictures go."""
+    """What takes the pictures: `tracking.MlflowRun`, as far as pictures go."""
 
     def log_image(self, path: Path, key: str, step: int) -> None: ...
 
 
 class Gallery:
-    """`handle` takes events at once; `close` waits for what is being drawn. Nothing that goes wrong here
-    reaches the training.
+    """Draws in a thread of its own: `handle` takes events at once, `close` waits for what is being drawn.
+    Nothing that goes wrong here reaches the training.
 
-    images: gives the training images, asked for in the thread. small: prototype sheets alone, as the many
-    trials of a sweep have them.
+    images: gives the training images, called in the thread. small: prototype sheets alone, as the many trials
+    of a sweep have them.
     """
 
     def __init__(
@@ -54,20 +53,18 @@ class Gallery:
         *,
         small: bool = False,
     ):
-        self._folder, self._images, self._recorder, self._warn, self._small = (
-            folder,
-            images,
-            recorder,
-            warn,
-            small,
-        )
+        self._folder = folder
+        self._images = images
+        self._recorder = recorder
+        self._warn = warn
+        self._small = small
         self._waiting: queue.Queue[Event | None] = queue.Queue()
-        self._before: Exhibit | None = None
+        self._last: Snapshot | None = None
         self._failed = self._closed = False
         self._thread: threading.Thread | None = None
 
     def handle(self, event: Event) -> None:
-        if event.kind not in ("exhibit", "views") or (self._small and event.kind == "views"):
+        if event.kind not in ("snapshot", "views") or (self._small and event.kind == "views"):
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="gallery", daemon=True)
@@ -106,38 +103,37 @@ class Gallery:
                     )
                 self._failed = True
 
-    def _show(self, exhibit: Exhibit) -> None:
+    def _show(self, snapshot: Snapshot) -> None:
         from pcl_ray.report import pictures
-        from pcl_ray.report.projection import places
+        from pcl_ray.report.projection import project
 
         images = self._images()
-        thumbnails = thumbnails_of(images, _on_sheets(exhibit) if self._small else exhibit.images())
+        thumbnails = thumbnails_of(images, _on_sheets(snapshot) if self._small else snapshot.images())
         # the newest map is worth the wait, not every one before it
         if not self._small and self._waiting.qsize() <= _BEHIND:
-            same = self._before is not None and np.array_equal(self._before.sample, exhibit.sample)
-            exhibit = exhibit.with_map(
-                *places(exhibit.features, self._before.places if same and self._before else None)
-            )
-            self._before = exhibit
+            start = None
+            if self._last is not None and np.array_equal(self._last.sample, snapshot.sample):
+                start = self._last.projection
+            snapshot = snapshot.with_map(*project(snapshot.features, start))
+            self._last = snapshot
         if self._closed:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        exhibits.save(
-            self._folder / FILE, replace(exhibit, features=np.empty((0, 0), np.float16)), thumbnails
-        )
-        for number in range(len(exhibit.clusterings)):
+        without_features = replace(snapshot, features=np.empty((0, 0), np.float16))
+        save_snapshot(self._folder / FILE, without_features, thumbnails)
+        for number in range(len(snapshot.clusterings)):
             self._leave(
                 f"prototypes/{number}",
-                pictures.prototype_sheet(exhibit, number, thumbnails, images.class_names),
-                exhibit.step,
+                pictures.prototype_sheet(snapshot, number, thumbnails, images.class_names),
+                snapshot.step,
             )
         if self._small:
             return
-        if exhibit.clusterings:
-            self._leave("clusters/phi", pictures.histograms(exhibit, "phi"), exhibit.step)
-            self._leave("clusters/sizes", pictures.histograms(exhibit, "sizes"), exhibit.step)
-        if (drawn := pictures.feature_map(exhibit, images.class_names)) is not None:
-            self._leave("map", drawn, exhibit.step)
+        if snapshot.clusterings:
+            self._leave("clusters/phi", pictures.histograms(snapshot, "phi"), snapshot.step)
+            self._leave("clusters/sizes", pictures.histograms(snapshot, "sizes"), snapshot.step)
+        if (drawn := pictures.feature_map(snapshot, images.class_names)) is not None:
+            self._leave("map", drawn, snapshot.step)
 
     def _leave(self, key: str, picture: Image.Image, step: int) -> None:
         if self._closed:
@@ -148,19 +144,20 @@ class Gallery:
         self._recorder.log_image(path, key, step)
 
 
-def _on_sheets(exhibit: Exhibit) -> np.ndarray:
+def _on_sheets(snapshot: Snapshot) -> np.ndarray:
     """[t] int64, rising: the images of prototypes that have a role."""
-    found = [np.empty(0, np.int64)]
-    for shown in exhibit.clusterings:
-        rows = [shown.row_of(int(prototype)) for some in shown.roles().values() for prototype in some]
-        found += [shown.nearest[rows].ravel(), shown.farthest[rows].ravel()]
-    images = np.unique(np.concatenate(found))
+    parts = [np.empty(0, np.int64)]
+    for clustering in snapshot.clusterings:
+        prototypes = [int(prototype) for role in clustering.roles().values() for prototype in role]
+        rows = [clustering.row_of(prototype) for prototype in prototypes]
+        parts += [clustering.nearest[rows].ravel(), clustering.farthest[rows].ravel()]
+    images = np.unique(np.concatenate(parts))
     return images[images >= 0]
 
 
 def thumbnails_of(images: Images, ids: np.ndarray) -> Thumbnails:
-    """Of these images [t]: squares cut from the middle, no larger than 48 px; grey where a file cannot be
-    read any more.
+    """Thumbnails of these images [t]: squares cut from the middle, no larger than 48 px; grey where a file
+    cannot be read any more.
     """
     pictures = [_read(images, int(index)) for index in ids]
     side = min(_SIDE, max((max(picture.size) for picture in pictures if picture is not None), default=_SIDE))
@@ -172,7 +169,9 @@ def thumbnails_of(images: Images, ids: np.ndarray) -> Thumbnails:
 
 
 def _read(images: Images, index: int) -> Image.Image | None:
-    """At most 48 px on its shorter side, so that thousands can be held."""
+    """The image with at most 48 px on its shorter side, so that thousands can be held; None where it cannot
+    be read.
+    """
 
     def enough(height: int, width: int) -> float:
         return min(1.0, 2 * _SIDE / max(1, min(height, width)))
@@ -185,29 +184,22 @@ def _read(images: Images, index: int) -> Image.Image | None:
     picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
     if isinstance(images, ArrayImages) and images.sizes is not None:  # it was squeezed into a square
         height, width = images.sizes[index].tolist()
-        picture = picture.resize(
-            (
-                max(1, round(picture.width * width / max(height, width))),
-                max(1, round(picture.height * height / max(height, width))),
-            )
-        )
+        wide = max(1, round(picture.width * width / max(height, width)))
+        high = max(1, round(picture.height * height / max(height, width)))
+        picture = picture.resize((wide, high))
     factor = _SIDE / min(picture.size)
-    return (
-        picture
-        if factor >= 1
-        else picture.resize([max(1, round(length * factor)) for length in picture.size], Image.Resampling.BOX)
-    )  # type: ignore[arg-type]
+    if factor >= 1:
+        return picture
+    wide, high = (max(1, round(length * factor)) for length in picture.size)
+    return picture.resize((wide, high), Image.Resampling.BOX)
 
 
 def _square(picture: Image.Image, side: int) -> Image.Image:
     width, height = picture.size
     short = min(width, height)
     left, top = (width - short) // 2, (height - short) // 2
-    cut = picture.crop((left, top, left + short, top + short))
-    return (
-        cut
-        if short == side
-        else cut.resize(
-            (side, side), Image.Resampling.NEAREST if short <= side // 2 else Image.Resampling.LANCZOS
-        )
-    )
+    middle = picture.crop((left, top, left + short, top + short))
+    if short == side:
+        return middle
+    way = Image.Resampling.NEAREST if short <= side // 2 else Image.Resampling.LANCZOS
+    return middle.resize((side, side), way)

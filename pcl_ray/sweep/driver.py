@@ -24,6 +24,7 @@ from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray import tracking
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import SWEEP_FINISHED, SWEEP_STOPPED_EARLY
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, DataError, RunFailed, Stopped
@@ -213,7 +214,7 @@ def _sweep(
             f"{interruption.failures}\nWhat has ended is kept; mend the cause and go on"
             f" with: pcl-ray sweep --resume {folder.name}"
         )
-    trained = result.metrics["sweep/finished"] or result.metrics["sweep/stopped_early"]
+    trained = result.metrics[SWEEP_FINISHED.name] or result.metrics[SWEEP_STOPPED_EARLY.name]
     if interruption is None and not trained:
         raise RunFailed("all trials failed; the reasons are above and in the leaderboard")
     return result

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pcl_ray.config.figures import SWEEP_BEST_SCORE, SWEEP_ENDED, SWEEP_FAILED
 from pcl_ray.runs.folder import RunFolder, read_state_at, write_state_at
 from pcl_ray.sweep.interruption import Interrupter
 from pcl_ray.sweep.session import SweepSession
@@ -128,10 +129,10 @@ class ProgressCallback(tune.Callback):
             self._print_end(trial.trial_id, how, result)
         scores = [latest["score"] for latest in self._latest.values() if "score" in latest]
         figures = {
-            "sweep/ended": float(len(self._runs_ended)),
-            "sweep/failed": float(sum(text.startswith("failed") for text in self._ended.values())),
+            SWEEP_ENDED.name: float(len(self._runs_ended)),
+            SWEEP_FAILED.name: float(sum(text.startswith("failed") for text in self._ended.values())),
         }
-        figures |= {"sweep/best_score": max(scores)} if scores else {}
+        figures |= {SWEEP_BEST_SCORE.name: max(scores)} if scores else {}
         self._session.tracker.log(figures, len(self._runs_ended))
         self._show()
 

@@ -11,6 +11,7 @@ from typing import Any
 from pcl_ray import config as configs
 from pcl_ray.checkpoints import storage
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import LIDAR
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import FILE_SOURCES, RunPlan
 from pcl_ray.runs import request
@@ -122,7 +123,7 @@ def as_trials(recipe: RunConfig, user_set: set[str]) -> tuple[RunConfig, list[st
 
 def with_objective(base: RunConfig, metric: str) -> RunConfig:
     """LiDAR needs views of its own at every evaluation."""
-    wanted = metric == "eval/lidar" and not base.evaluation.lidar_views
+    wanted = metric == LIDAR.name and not base.evaluation.lidar_views
     return configs.with_overrides(base, {"evaluation.lidar_views": 10}) if wanted else base
 
 

@@ -2,7 +2,6 @@
 
 from pcl_ray.tracking.attachments import NOTE, DataSet
 from pcl_ray.tracking.run import (
-    OBJECTIVES,
     PENDING_FILE,
     MlflowRun,
     NullRun,
@@ -20,7 +19,6 @@ from pcl_ray.tracking.store import RUN_TAG
 
 __all__ = [
     "NOTE",
-    "OBJECTIVES",
     "PENDING_FILE",
     "RUN_TAG",
     "DataSet",

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import KNN_TOP1
 from pcl_ray.embedding.embedder import Embedder
 from pcl_ray.tracking import model_folders
 from pcl_ray.tracking.model_folders import NotExported
@@ -66,7 +67,7 @@ def log(
     metrics: Mapping[str, float],
     step: int,
     register: str | None = None,
-    objective: str = "eval/knn_top1",
+    objective: str = KNN_TOP1.name,
     warn: Callable[[str], None],
 ) -> Logged:
     """Records the models of a checkpoint with the run, once for each step: a second call finds them.

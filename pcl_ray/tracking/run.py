@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pcl_ray.config import RunConfig, TrackingConfig, with_overrides
+from pcl_ray.config import RunConfig, TrackingConfig, figures, with_overrides
 from pcl_ray.errors import Problem
 from pcl_ray.support import redaction
 from pcl_ray.support.redaction import public_uri
 from pcl_ray.tracking import attachments, saved_views
 from pcl_ray.tracking.attachments import NOTE as NOTE
 from pcl_ray.tracking.attachments import DataSet as DataSet
-from pcl_ray.tracking.charted import charted
 from pcl_ray.tracking.outbox import Outbox, Point, Unsent, as_texts, clean_name
 from pcl_ray.tracking.saved_views import Sweep as Sweep
 from pcl_ray.tracking.store import RUN_TAG as RUN_TAG
@@ -37,7 +36,6 @@ Status = Literal["finished", "failed", "stopped", "stopped early"]
 
 PENDING_FILE = "mlflow_pending.jsonl"
 _URI = "tracking.uri"
-OBJECTIVES = ("eval/knn_top1", "eval/rankme")  # what runs are compared by: the first that a run has
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "stopped early": "KILLED"}
 _ALLOWED = (
     "a server (http://… or https://…), a database (sqlite:////absolute/path/mlflow.db, postgresql://…,"
@@ -314,7 +312,7 @@ class MlflowRun:
         """
         now = int(time.time() * 1000)
         points = []
-        for name, value in (metrics if self._keep is None else charted(metrics, self._keep)).items():
+        for name, value in (metrics if self._keep is None else figures.charted(metrics, self._keep)).items():
             try:
                 point = Point(clean_name(name), float(value), int(step), now)
             except Exception as error:  # a value that is no number costs its own point, nothing else
@@ -348,9 +346,9 @@ class MlflowRun:
         """The checkpoint's encoder as MLflow models, with these figures; registered where
         `tracking.register_as` says so.
         """
-        shown = metrics if self._keep is None else charted(metrics, self._keep)
+        shown = metrics if self._keep is None else figures.charted(metrics, self._keep)
         finite = {name: value for name, value in shown.items() if math.isfinite(value)}
-        objective = next((name for name in OBJECTIVES if name in finite), OBJECTIVES[-1])
+        objective = (figures.first_of(figures.OBJECTIVES, finite) or figures.RANKME).name
         task = attachments.model(
             checkpoint, public_config(config).to_yaml(), finite, step, self._register, objective
         )

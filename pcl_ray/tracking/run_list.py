@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pcl_ray.config.figures import DEVICE_MINUTES, HEADLINES, first_of
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.support.redaction import said_of
 from pcl_ray.tracking import saved_views
 from pcl_ray.tracking.store import RUN_TAG, public_uri
 
 _STATES = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
-_FIGURES = ("eval/knn_top1", "eval/rankme", "train/loss")
 _PARENT = "mlflow.parentRunId"
 _JOB_TAG, _WAITS_TAG = "ray.submission_id", "pcl_ray.waits_for"
 
@@ -108,7 +108,8 @@ def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
     done = int(metrics["epoch"]) + 1 if "epoch" in metrics else 0
     epochs = _whole(params.get("train.epochs", ""))
     state = _STATES.get(run.info.status, run.info.status.lower())
-    figure = next((name for name in _FIGURES if name in metrics), "")
+    headline = first_of(HEADLINES, metrics)
+    figure = headline.name if headline else ""
     served = uri.startswith(("http://", "https://"))
     return RecordedRun(
         name=tags.get(RUN_TAG) or run.info.run_name or run.info.run_id,
@@ -139,10 +140,10 @@ def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
 
 def _left_s(metrics: Mapping[str, float], params: Mapping[str, str], done: int, epochs: int) -> float | None:
     """By the mean of its epochs so far, which are known as minutes of all its devices."""
-    if done < 1 or "perf/device_minutes" not in metrics:
+    if done < 1 or DEVICE_MINUTES.name not in metrics:
         return None
     return (
-        metrics["perf/device_minutes"]
+        metrics[DEVICE_MINUTES.name]
         * 60
         / max(1, _whole(params.get("resources.workers", "")))
         / done

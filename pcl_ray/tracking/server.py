@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pcl_ray.config import figures
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.support import redaction
 from pcl_ray.tracking import saved_views
@@ -313,7 +314,7 @@ def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
 
 def _clusterings(client: Any, experiment_id: str) -> int:
     runs = client.search_runs([experiment_id], max_results=_RUNS_READ)
-    return max((sum(f"cluster/{m}/k" in run.data.metrics for m in range(100)) for run in runs), default=0)
+    return max((len(figures.clusterings_in(run.data.metrics)) for run in runs), default=0)
 
 
 def _unusable(uri: str, error: Exception) -> str:

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcl_ray import snapshot
 from pcl_ray.clustering import ClusterSet, quality
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import CLUSTER_SECONDS, EVALUATION_SECONDS
 from pcl_ray.e_step import Outcome, ShardInput, ShardResult, merge_shards
 from pcl_ray.evaluation import measure, measure_clusters
 from pcl_ray.features import FeatureShard, Gathering
-from pcl_ray.snapshot import Exhibit
+from pcl_ray.snapshot import Snapshot, make_snapshot
 from pcl_ray.training.e_step_shards import EStepRequest, shard_result
 from pcl_ray.training.system_metrics import SystemWatch
 
@@ -45,7 +45,7 @@ class EStepAnswer:
     outcome: Outcome = "clustered"
     missing: str = ""  # what has not arrived, because the actor was restarted; pushing again helps
     warnings: tuple[str, ...] = ()
-    snapshot: Exhibit | None = None
+    snapshot: Snapshot | None = None
 
 
 @dataclass
@@ -152,7 +152,7 @@ class EStepActor:
             answer = _concluded(arrived, request, previous)
             if answer.outcome == "refused":
                 return answer
-            answer.metrics["perf/cluster_seconds"] = time.perf_counter() - start
+            answer.metrics[CLUSTER_SECONDS.name] = time.perf_counter() - start
         start = time.perf_counter()
         if request.evaluate:
             assert features is not None
@@ -165,7 +165,7 @@ class EStepActor:
             if request.show:
                 clusters = answer.clusters or previous
                 answer = _with_snapshot(answer, features, stride, request, clusters, labels)
-            answer.metrics["perf/evaluation_seconds"] = time.perf_counter() - start
+            answer.metrics[EVALUATION_SECONDS.name] = time.perf_counter() - start
         return answer
 
     def _taken(self, key: str) -> tuple[dict[str, _Part], list[ShardResult]]:
@@ -190,7 +190,7 @@ def _with_snapshot(
     ids = np.arange(0, request.num_images, stride)
     step = 0 if request.step is None else request.step
     try:
-        made = snapshot.make(
+        made = make_snapshot(
             features, ids, clusters, labels, epoch=request.epoch, step=step, num_images=request.num_images
         )
     except Exception as error:

@@ -15,6 +15,7 @@ from typing import Protocol
 from pcl_ray.checkpoints.run_state import EStepState
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import E_STEP_SECONDS, EVALUATION_SECONDS, FAILURES, FEATURE_SECONDS
 from pcl_ray.errors import RunFailed
 from pcl_ray.features import FeatureShard
 from pcl_ray.m_step import Learner
@@ -106,7 +107,7 @@ class EStepSchedule:
         encoder_figures = self._features.lidar(self._learner) if evaluate else {}
         start = time.perf_counter()
         shards = self._shards(epoch, evaluate)
-        figures = {"perf/feature_seconds": time.perf_counter() - start}
+        figures = {FEATURE_SECONDS.name: time.perf_counter() - start}
         self._post(Event("phase", epoch, text="clustering" if self._clustering else "evaluation"))
         request = EStepRequest(
             epoch,
@@ -123,7 +124,7 @@ class EStepSchedule:
         if anew or not self._may_overlap(epoch):
             figures |= self._conclude(self._pending, start)
         elif self._clustering:
-            figures["perf/e_step_seconds"] = time.perf_counter() - start
+            figures[E_STEP_SECONDS.name] = time.perf_counter() - start
         return EStepOutput(self._newer_than(before), encoder_figures, figures)
 
     def switch(self, step_in_epoch: int) -> EStepOutput | None:
@@ -145,7 +146,7 @@ class EStepSchedule:
             return None
         before = self._progress.clusters
         figures = self._conclude(self._pending, time.perf_counter())
-        waited = {"perf/e_step_seconds": figures.pop("perf/e_step_seconds", 0.0)}
+        waited = {E_STEP_SECONDS.name: figures.pop(E_STEP_SECONDS.name, 0.0)}
         return EStepOutput(self._newer_than(before), figures, waited)
 
     def _may_overlap(self, epoch: int) -> bool:
@@ -186,7 +187,7 @@ class EStepSchedule:
             raise RunFailed(f"the E-step {reason}")
         if answer.snapshot is not None:
             shown = answer.snapshot
-            self._post(Event("exhibit", self._epoch, shown.step, snapshot=shown))
+            self._post(Event("snapshot", self._epoch, shown.step, snapshot=shown))
         for text in answer.warnings:
             self._post(Event("warning", self._epoch, text=f"the E-step {text}"))
         progress = self._progress
@@ -196,9 +197,9 @@ class EStepSchedule:
             progress.clusters, progress.e_step = answer.clusters, EStepState(concluded=self._epoch)
         if not self._clustering:
             return dict(answer.metrics)
-        waited = time.perf_counter() - start - answer.metrics.get("perf/evaluation_seconds", 0.0)
+        waited = time.perf_counter() - start - answer.metrics.get(EVALUATION_SECONDS.name, 0.0)
         failures = float(progress.e_step.failures)
-        return answer.metrics | {"perf/e_step_seconds": waited, "cluster/failures": failures}
+        return answer.metrics | {E_STEP_SECONDS.name: waited, FAILURES.name: failures}
 
     def _go_on_without(self, answer: EStepAnswer) -> None:
         """The E-step brought no clusters: the last good ones stay in force, or the next epoch trains on

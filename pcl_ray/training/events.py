@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from pcl_ray.snapshot import Exhibit
+    from pcl_ray.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Event:
 
     kind: start (training begins or goes on at `epoch`), alive (a step was taken), step (means over some
     steps), epoch (all figures of an epoch, after its checkpoint is safe), figures (more of an epoch that was
-    reported before), phase (what is being done now), warning, exhibit (what is to be shown of an E-step),
+    reported before), phase (what is being done now), warning, snapshot (what is to be shown of an E-step),
     views (of some images), system (how busy a node is; `text` names it), waiting (for its turn and for
     resources on the cluster; `text` says for what, "": no more).
     """
@@ -32,7 +32,7 @@ class Event:
         "figures",
         "phase",
         "warning",
-        "exhibit",
+        "snapshot",
         "views",
         "system",
         "waiting",
@@ -41,7 +41,7 @@ class Event:
     step: int = 0  # global step of the last batch trained
     metrics: dict[str, float] = field(default_factory=dict)
     text: str = ""
-    snapshot: Exhibit | None = None
+    snapshot: Snapshot | None = None
     # [n, 2, S, S, channels] uint8, as the network sees them, before normalisation
     views: np.ndarray | None = None
 

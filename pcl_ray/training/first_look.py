@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from pcl_ray import e_step, snapshot
+from pcl_ray import e_step
 from pcl_ray.config import RunConfig
 from pcl_ray.evaluation.augmented import sampled
 from pcl_ray.m_step import Learner
 from pcl_ray.plan import RunPlan
-from pcl_ray.snapshot import Exhibit
+from pcl_ray.snapshot import Snapshot, make_snapshot
 from pcl_ray.training.feature_pass import FeaturePass
 
 _SAMPLE = 2048
@@ -22,7 +22,7 @@ _ROWS_OF_VIEWS = 8
 
 def untrained_snapshot(
     features: FeaturePass, learner: Learner, labels: np.ndarray | None, config: RunConfig, plan: RunPlan
-) -> Exhibit:
+) -> Snapshot:
     """A snapshot of the untrained encoder, made on one worker. K is as much smaller as the sample is; where
     even that cannot be clustered there is the map alone. Uses no random state.
     """
@@ -47,7 +47,7 @@ def untrained_snapshot(
         clusters = None
     sample_labels = None if labels is None else np.asarray(labels)[rows]
     ids = np.arange(len(rows))
-    shown = snapshot.make(sample, ids, clusters, sample_labels, epoch=0, step=0, num_images=len(rows))
+    shown = make_snapshot(sample, ids, clusters, sample_labels, epoch=0, step=0, num_images=len(rows))
     note = "untrained encoder"
     if len(rows) < plan.num_images:
         note += f", {len(rows)} of {plan.num_images} images"

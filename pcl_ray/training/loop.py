@@ -28,6 +28,22 @@ import torch
 from pcl_ray.checkpoints.run_state import EStepState
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import (
+    DATA_SECONDS,
+    DATA_SHARE,
+    DEVICE_MINUTES,
+    E_STEP_SECONDS,
+    E_STEP_SHARE,
+    EPOCH,
+    EPOCH_SECONDS,
+    IMAGES_PER_SECOND,
+    LEARNING_RATE,
+    M_STEP_SECONDS,
+    MEMORY_GB,
+    OWED_SECONDS,
+    STEP_SECONDS_MEDIAN,
+    STEP_SECONDS_P95,
+)
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
 from pcl_ray.data.reading import Readers
@@ -93,7 +109,7 @@ def epochs(
         labels = splits.train.labels
         _show(
             post_once,
-            lambda: Event("exhibit", snapshot=untrained_snapshot(features, learner, labels, config, plan)),
+            lambda: Event("snapshot", snapshot=untrained_snapshot(features, learner, labels, config, plan)),
         )
         _show(post_once, partial(_views_event, batches, -1, 0, splits, config))
     start = time.perf_counter()  # an E-step before the first epoch counts to it
@@ -119,13 +135,13 @@ def epochs(
         progress.epoch = epoch + 1
         progress.history.append(record)
         if task.warmup_copy is not None and progress.epoch == plan.warmup_epochs:
-            record.metrics["perf/epoch_seconds"] = time.perf_counter() - start
+            record.metrics[EPOCH_SECONDS.name] = time.perf_counter() - start
             owing = replace(progress, e_step=EStepState(owed=True))
             worker_checkpoints.save(task, learner, owing, broadcast, Path(task.warmup_copy))
         output = schedule.begin(epoch + 1, evaluate=plan.evaluates_after(epoch))
         record.add(output.encoder_figures | output.epoch_figures)
         record.add(_epoch_times(progress, time.perf_counter() - start, plan))
-        if advice := stall.advice_after(epoch - first, record.metrics["perf/data_share"]):
+        if advice := stall.advice_after(epoch - first, record.metrics[DATA_SHARE.name]):
             post_once(Event("warning", epoch, text=advice))
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
             worker_checkpoints.save(task, learner, progress, broadcast, task.checkpoints)
@@ -168,7 +184,7 @@ def _make_up(schedule: EStepSchedule, progress: Progress, plan: RunPlan, post: P
     start = time.perf_counter()
     output = schedule.begin(progress.epoch, evaluate=plan.evaluates_after(progress.epoch - 1))
     last.add(output.encoder_figures | output.epoch_figures)
-    last.metrics["perf/owed_seconds"] = time.perf_counter() - start
+    last.metrics[OWED_SECONDS.name] = time.perf_counter() - start
     progress.e_step = replace(progress.e_step, owed=False)
     post(Event("figures", last.epoch, last.step, dict(last.metrics)))
 
@@ -190,26 +206,26 @@ def _conclude_overlap(
 
 def _training_metrics(trained: EpochMetrics, epoch: int, plan: RunPlan) -> dict[str, float]:
     return trained.values | {
-        "epoch": float(epoch),
-        "train/lr": plan.lr_at(trained.last_step),
-        "perf/images_per_second": trained.images / trained.seconds,
-        "perf/m_step_seconds": trained.seconds,
-        "perf/data_seconds": trained.data_seconds,
-        "perf/data_share": trained.data_seconds / trained.seconds,
-        "perf/step_seconds_median": trained.step_median,
-        "perf/step_seconds_p95": trained.step_p95,
-        "perf/memory_gb": trained.memory_gb,
+        EPOCH.name: float(epoch),
+        LEARNING_RATE.name: plan.lr_at(trained.last_step),
+        IMAGES_PER_SECOND.name: trained.images / trained.seconds,
+        M_STEP_SECONDS.name: trained.seconds,
+        DATA_SECONDS.name: trained.data_seconds,
+        DATA_SHARE.name: trained.data_seconds / trained.seconds,
+        STEP_SECONDS_MEDIAN.name: trained.step_median,
+        STEP_SECONDS_P95.name: trained.step_p95,
+        MEMORY_GB.name: trained.memory_gb,
     }
 
 
 def _epoch_times(progress: Progress, seconds: float, plan: RunPlan) -> dict[str, float]:
     """How long the newest epoch has taken with its E-step, and what the run has used up by now."""
     *earlier, newest = progress.history
-    before = sum(record.metrics.get("perf/epoch_seconds", 0.0) for record in earlier)
+    before = sum(record.metrics.get(EPOCH_SECONDS.name, 0.0) for record in earlier)
     return {
-        "perf/epoch_seconds": seconds,
-        "perf/device_minutes": plan.devices * (before + seconds) / 60,
-        "perf/e_step_share": newest.metrics.get("perf/e_step_seconds", 0.0) / seconds,
+        EPOCH_SECONDS.name: seconds,
+        DEVICE_MINUTES.name: plan.devices * (before + seconds) / 60,
+        E_STEP_SHARE.name: newest.metrics.get(E_STEP_SECONDS.name, 0.0) / seconds,
     }
 
 
@@ -220,7 +236,7 @@ def _step_events(epoch: int, plan: RunPlan, post: Post) -> Callable[[int, dict[s
         if (step + 1) % plan.steps_per_epoch == 0:
             return  # a step has one point: that of the last is the mean of the epoch, which follows
         rate = (step + 1 - first) * plan.global_batch / (time.perf_counter() - start)
-        figures = means | {"perf/images_per_second": rate, "train/lr": plan.lr_at(step)}
+        figures = means | {IMAGES_PER_SECOND.name: rate, LEARNING_RATE.name: plan.lr_at(step)}
         post(Event("step", epoch, step, figures))
 
     return on_progress

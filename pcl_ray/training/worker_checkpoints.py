@@ -17,6 +17,7 @@ from pcl_ray.checkpoints.run_state import EStepState, RunState
 from pcl_ray.checkpoints.storage import Storage
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
+from pcl_ray.config.figures import E_STEP_SECONDS, FEATURE_SECONDS
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
 from pcl_ray.m_step import Learner
@@ -26,7 +27,7 @@ from pcl_ray.training.events import Event, Post
 from pcl_ray.training.training_task import TrainingTask
 
 # An epoch may wait for two E-steps: the first of a run has one before it and one after.
-_SECONDS_THAT_ADD_UP = ("perf/e_step_seconds", "perf/feature_seconds")
+_SECONDS_THAT_ADD_UP = (E_STEP_SECONDS.name, FEATURE_SECONDS.name)
 
 
 @dataclass

@@ -117,7 +117,7 @@ def test_pictures_are_those_of_the_images(report: Path, shots: Path) -> None:
             one.evaluate("spot => { spot.style.borderRadius = 0; }")
             one.screenshot(path=shots / "one.png")
             seen = np.asarray(Image.open(shots / "one.png").convert("L")).astype(float)
-            real = record.thumbnails.of(int(one.get_attribute("title").split()[-1]))
+            real = record.thumbnails.picture(int(one.get_attribute("title").split()[-1]))
             assert real is not None
             steps = ((np.arange(8) + 0.5) / 8 * np.array(seen.shape)[:, None]).astype(int)
             middles = seen[np.ix_(steps[0], steps[1])]
@@ -223,7 +223,7 @@ def test_comparison(compared: Path, shots: Path, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"exhibit": None, "thumbnails": None, "history": []},
+        {"snapshot": None, "thumbnails": None, "history": []},
         {"error": LONG * 3, "state": "failed", "history": history(1)},
     ],
     ids=["bare", "failed"],

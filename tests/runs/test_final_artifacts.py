@@ -19,7 +19,7 @@ from processes import free_port
 from small import DIGITS_RUN
 
 from pcl_ray import cli, tracking
-from pcl_ray.runs import driver, final_artifacts, request, run_record
+from pcl_ray.runs import driver, final_artifacts, record_reader, request
 from pcl_ray.runs.console import Display
 from pcl_ray.support.paths import home
 from pcl_ray.tracking import server as tracking_server
@@ -67,7 +67,7 @@ def recorded(there: Path) -> Any:
 
 
 def test_a_record_has_everything_that_reports_need(there: Path) -> None:
-    record = run_record.read("one")
+    record = record_reader.read("one")
     assert (record.state, record.epochs, record.num_images, record.num_clusters) == (
         "finished",
         4,
@@ -76,17 +76,17 @@ def test_a_record_has_everything_that_reports_need(there: Path) -> None:
     )
     assert record.command == "pcl-ray train digits --name one"
     assert record.class_names == tuple(map(str, range(10)))
-    assert record.exhibit is not None
+    assert record.snapshot is not None
     assert record.thumbnails is not None
-    assert record.exhibit.epoch == 4
+    assert record.snapshot.epoch == 4
     assert "version.torch" in record.versions
-    assert run_record.read(str(there / "runs" / "one")).name == "one"
+    assert record_reader.read(str(there / "runs" / "one")).name == "one"
 
 
 def test_all_figures_of_all_epochs_are_in_the_table(there: Path) -> None:
     rows = list(csv.DictReader((there / "runs/one" / final_artifacts.FIGURES).open()))
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
-    history = run_record.read("one").history
+    history = record_reader.read("one").history
     assert float(rows[3]["cluster/1/phi_raw_p50"]) == history[3]["metrics"]["cluster/1/phi_raw_p50"]
     assert rows[0]["train/loss_prototype"] == ""  # the warm-up
 
@@ -120,7 +120,7 @@ def test_params_are_numbers_where_they_can_be(recorded: Any) -> None:
 def test_the_data_set_is_an_input(recorded: Any) -> None:
     [entry] = recorded[1].inputs.dataset_inputs
     assert entry.dataset.name == "digits"
-    assert entry.dataset.digest == run_record.read("one").fingerprint[:36]
+    assert entry.dataset.digest == record_reader.read("one").fingerprint[:36]
     assert json.loads(entry.dataset.profile)["num_images"] == 300
 
 
@@ -256,7 +256,7 @@ def test_a_run_without_tracking_has_its_report_too() -> None:
     )
     folder = home() / "runs" / "plain"
     assert (folder / "report.html").is_file()
-    assert run_record.read("plain").exhibit is not None  # drawn at the end alone
+    assert record_reader.read("plain").snapshot is not None  # drawn at the end alone
     assert not list((folder / "pictures").glob("views*"))
 
 

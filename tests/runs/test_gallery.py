@@ -1,4 +1,4 @@
-"""From exhibits to pictures: what is drawn, what is kept for the report, and that nothing of it reaches the
+"""From snapshots to pictures: what is drawn, what is kept for the report, and that nothing of it reaches the
 training.
 """
 
@@ -15,7 +15,7 @@ from pcl_ray import snapshot
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.data.images import ArrayImages
 from pcl_ray.report import pictures
-from pcl_ray.report.projection import places
+from pcl_ray.report.projection import project
 from pcl_ray.runs.gallery import FILE, Gallery, thumbnails_of
 from pcl_ray.training.events import Event
 
@@ -36,7 +36,7 @@ def images(side: int = 8, channels: int = 1) -> ArrayImages:
     return ArrayImages(pixels, np.arange(N) % 3, ("zero", "one", "two"))
 
 
-def shown(epoch: int = 2, step: int = 9, clusterings: int = 2) -> snapshot.Exhibit:
+def shown(epoch: int = 2, step: int = 9, clusterings: int = 2) -> snapshot.Snapshot:
     draw = np.random.default_rng(epoch)
     features = draw.normal(size=(N, C)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
@@ -51,7 +51,7 @@ def shown(epoch: int = 2, step: int = 9, clusterings: int = 2) -> snapshot.Exhib
             )
         )
     clusters = ClusterSet(epoch, tuple(parts)) if parts else None
-    return snapshot.make(
+    return snapshot.make_snapshot(
         features, np.arange(N), clusters, np.arange(N) % 3, epoch=epoch, step=step, num_images=N
     )
 
@@ -67,21 +67,21 @@ def drawn(tmp_path: Path, *events: Event, small: bool = False) -> tuple[Recorder
 
 def test_every_picture_has_one_key_at_all_steps(tmp_path: Path) -> None:
     views = np.zeros((3, 2, 8, 8, 1), np.uint8)
-    first, second = Event("exhibit", snapshot=shown(0, 0)), Event("exhibit", 2, 9, snapshot=shown())
+    first, second = Event("snapshot", snapshot=shown(0, 0)), Event("snapshot", 2, 9, snapshot=shown())
     recorder, warnings = drawn(tmp_path, first, Event("views", views=views), second, Event("alive"))
     keys = {key for key, _, _ in recorder.logged}
     assert keys == {"prototypes/0", "prototypes/1", "clusters/phi", "clusters/sizes", "map", "views"}
     assert {step for key, step, _ in recorder.logged if key == "prototypes/1"} == {0, 9}
     assert warnings == []
-    kept, thumbnails = snapshot.load(tmp_path / FILE) or pytest.fail("no exhibit was kept")
-    assert (kept.epoch, kept.map_name, kept.places.shape) == (2, "t-SNE", (N, 2))
-    assert all(thumbnails.of(int(image)) is not None for image in kept.images())
+    kept, thumbnails = snapshot.load_snapshot(tmp_path / FILE) or pytest.fail("no snapshot was kept")
+    assert (kept.epoch, kept.map_name, kept.projection.shape) == (2, "t-SNE", (N, 2))
+    assert all(thumbnails.picture(int(image)) is not None for image in kept.images())
 
 
 def test_a_trial_of_a_sweep_has_its_sheets_alone(tmp_path: Path) -> None:
     recorder, _ = drawn(
         tmp_path,
-        Event("exhibit", 2, 9, snapshot=shown()),
+        Event("snapshot", 2, 9, snapshot=shown()),
         Event("views", views=np.zeros((1, 2, 8, 8, 3), np.uint8)),
         small=True,
     )
@@ -89,13 +89,13 @@ def test_a_trial_of_a_sweep_has_its_sheets_alone(tmp_path: Path) -> None:
 
 
 def test_in_the_warm_up_there_is_the_map(tmp_path: Path) -> None:
-    recorder, _ = drawn(tmp_path, Event("exhibit", 1, 4, snapshot=shown(clusterings=0)))
+    recorder, _ = drawn(tmp_path, Event("snapshot", 1, 4, snapshot=shown(clusterings=0)))
     assert [key for key, _, _ in recorder.logged] == ["map"]
 
 
 def test_what_goes_wrong_is_told_once_and_raises_nothing(tmp_path: Path) -> None:
     (tmp_path / "pictures").write_text("a file where the folder should be")
-    _, warnings = drawn(tmp_path, Event("exhibit", snapshot=shown()), Event("exhibit", snapshot=shown()))
+    _, warnings = drawn(tmp_path, Event("snapshot", snapshot=shown()), Event("snapshot", snapshot=shown()))
     assert len(warnings) == 1
     assert "training is not affected" in warnings[0]
 
@@ -104,7 +104,7 @@ def test_thumbnails_are_the_images_themselves_where_these_are_small() -> None:
     source = images(8, 3)
     found = thumbnails_of(source, np.array([3, 7]))
     assert found.pixels.shape == (2, 8, 8, 3)
-    assert (found.of(7) == source.pixels[7]).all()
+    assert (found.picture(7) == source.pixels[7]).all()
     assert thumbnails_of(images(200), np.array([5])).pixels.shape == (1, 48, 48, 3)
 
 
@@ -131,7 +131,7 @@ def test_the_sheet_shows_the_nearest_image_first() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 40])
 def test_a_map_of_any_number_of_points(count: int) -> None:
-    found, name = places(np.random.default_rng(0).normal(size=(count, C)))
+    found, name = project(np.random.default_rng(0).normal(size=(count, C)))
     assert found.shape == (count, 2)
     assert np.isfinite(found).all()
     assert name == ("PCA" if count < 12 else "t-SNE")
@@ -140,8 +140,8 @@ def test_a_map_of_any_number_of_points(count: int) -> None:
 def test_a_map_that_goes_on_from_the_last_one_stays_near_it() -> None:
     draw = np.random.default_rng(0)
     features = np.repeat(np.eye(4, C) * 4, 20, axis=0) + draw.normal(size=(80, C)) * 0.1
-    before, _ = places(features)
-    after, _ = places(features + draw.normal(size=(80, C)) * 0.01, before)
+    before, _ = project(features)
+    after, _ = project(features + draw.normal(size=(80, C)) * 0.01, before)
     centres = [
         np.stack([found[20 * k : 20 * k + 20].mean(axis=0) for k in range(4)]) for found in (before, after)
     ]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pcl_ray.tracking import saved_views as views
-from pcl_ray.tracking.saved_views import Sweep, View
+from pcl_ray.tracking import view_charts as charts
+from pcl_ray.tracking.view_charts import Sweep, View
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before any test imports mlflow
 
@@ -72,7 +73,7 @@ def test_the_views_are_written_once(client: Any, experiment: str, monkeypatch: p
 def test_more_clusterings_get_their_charts(client: Any, experiment: str) -> None:
     views.ensure(client, experiment, KNOWN, clusterings=1)
     views.ensure(client, experiment, KNOWN, clusterings=3)
-    assert views.decode("pcl", tags(client, experiment)[TAG + "pcl"]) == views.runs_view(3)
+    assert views.decode("pcl", tags(client, experiment)[TAG + "pcl"]) == charts.runs_view(3)
 
 
 def test_an_older_view_of_ours_is_renewed_and_a_broken_one_too(client: Any, experiment: str) -> None:
@@ -87,14 +88,14 @@ def test_an_older_view_of_ours_is_renewed_and_a_broken_one_too(client: Any, expe
         json.dumps({"name": "x", "createdAt": 1, "state": "deflate;???", "pcl_ray": {"clusterings": 1}}),
     )
     views.ensure(client, experiment, KNOWN, clusterings=1)
-    assert views.decode("pcl", tags(client, experiment)[TAG + "pcl"]) == views.runs_view(1)
-    assert views.decode("pcl-all", tags(client, experiment)[TAG + "pcl-all"]) == views.runs_view(
+    assert views.decode("pcl", tags(client, experiment)[TAG + "pcl"]) == charts.runs_view(1)
+    assert views.decode("pcl-all", tags(client, experiment)[TAG + "pcl-all"]) == charts.runs_view(
         1, trials=True
     )
 
 
 def test_what_users_saved_or_changed_stays(client: Any, experiment: str) -> None:
-    ours = json.loads(views.encode(views.runs_view(1), {"clusterings": 1}))
+    ours = json.loads(views.encode(charts.runs_view(1), {"clusterings": 1}))
     # what the dashboard writes back
     changed_there = json.dumps({name: ours[name] for name in ("name", "createdAt", "updatedAt", "state")})
     client.set_experiment_tag(
@@ -132,7 +133,7 @@ def test_the_views_of_many_sweeps_leave_room_for_others(
 
 
 def test_a_view_survives_its_way_through_a_tag() -> None:
-    view = views.sweep_view(SWEEP, 3)
+    view = charts.sweep_view(SWEEP, 3)
     assert views.decode(view.key, views.encode(view, {})) == view
     # as older dashboards wrote it
     assert views.decode("k", '{"name": "n", "createdAt": 1, "state": "{\\"a\\": 1}"}') == View(
@@ -152,13 +153,13 @@ def test_a_view_survives_its_way_through_a_tag() -> None:
 
 def test_views_stay_far_below_what_a_tag_takes() -> None:
     many = Sweep("a" * 60, "cluster/0/ami", "max", {f"section.knob_number_{n}": True for n in range(12)})
-    assert len(views.encode(views.runs_view(20), {})) < views.LONGEST / 2
-    assert len(views.encode(views.sweep_view(many, 20), {})) < views.LONGEST / 2
+    assert len(views.encode(charts.runs_view(20), {})) < views.LONGEST / 2
+    assert len(views.encode(charts.sweep_view(many, 20), {})) < views.LONGEST / 2
 
 
 @pytest.mark.parametrize(
     "view",
-    [views.runs_view(0), views.runs_view(3), views.runs_view(2, trials=True), views.sweep_view(SWEEP, 2)],
+    [charts.runs_view(0), charts.runs_view(3), charts.runs_view(2, trials=True), charts.sweep_view(SWEEP, 2)],
 )
 def test_every_card_has_a_section_and_a_number_of_its_own(view: View) -> None:
     cards, sections = view.state["compareRunCharts"], view.state["compareRunSections"]
@@ -178,10 +179,10 @@ def test_every_card_has_a_section_and_a_number_of_its_own(view: View) -> None:
 
 
 def test_the_view_of_runs() -> None:
-    state = views.runs_view(2).state
+    state = charts.runs_view(2).state
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`eval/knn_top1`", False)
     assert state["searchFilter"] == "tags.`pcl_ray.sweep` IS NULL"
-    assert views.runs_view(2, trials=True).state["searchFilter"] == ""
+    assert charts.runs_view(2, trials=True).state["searchFilter"] == ""
     assert ["cluster/1/phi_p10", "cluster/1/phi_p50", "cluster/1/phi_p90"] in [
         card.get("selectedMetricKeys") for card in state["compareRunCharts"]
     ]
@@ -197,7 +198,7 @@ def test_the_view_of_runs() -> None:
 
 
 def test_the_view_of_a_sweep() -> None:
-    state = views.sweep_view(SWEEP, 2).state
+    state = charts.sweep_view(SWEEP, 2).state
     cards = {
         kind: [card for card in state["compareRunCharts"] if card["type"] == kind]
         for kind in ("PARALLEL", "SCATTER", "CONTOUR", "IMAGE")
@@ -214,7 +215,7 @@ def test_the_view_of_a_sweep() -> None:
 
 
 def test_the_view_of_another_sweep() -> None:
-    view = views.sweep_view(Sweep("it's", "eval/rankme", "min", {"model.backbone": False}), 0)
+    view = charts.sweep_view(Sweep("it's", "eval/rankme", "min", {"model.backbone": False}), 0)
     kinds = [card["type"] for card in view.state["compareRunCharts"]]
     assert not {"PARALLEL", "CONTOUR"} & set(kinds)
     assert view.state["orderByAsc"] is True

@@ -31,7 +31,7 @@ from pcl_ray.data import datasets, folders, images
 from pcl_ray.embedding.embedder import SETTINGS_FILE, WEIGHTS_FILE, Embedder
 from pcl_ray.errors import ConfigError, DataError, RunFailed
 from pcl_ray.model.weights import load_encoder
-from pcl_ray.runs import run_record
+from pcl_ray.runs import record_reader
 from pcl_ray.runs.folder import RunFolder, SweepFolder, read_state_at
 from pcl_ray.support.paths import home
 from pcl_ray.sweep import pickle_safety
@@ -134,17 +134,20 @@ def test_arrays(name: str, tmp_path: Path, ran: Path) -> None:
     assert not ran.exists()
 
 
-def test_exhibits(tmp_path: Path, ran: Path) -> None:
+def test_snapshots(tmp_path: Path, ran: Path) -> None:
     path = tmp_path / "exhibit.npz"
     told = json.dumps({"epoch": 1, "step": 1, "num_images": 1, "map_name": "", "note": "", "clusterings": 0})
     np.savez(
         path,
         told=np.array(told),
-        **{name: np.array([Evil(ran)], dtype=object) for name in snapshot._OF_EXHIBIT},
+        **{
+            name: np.array([Evil(ran)], dtype=object)
+            for name in ("sample", "features", "labels", "assignments", "places")
+        },
     )
-    assert snapshot.load(path) is None
+    assert snapshot.load_snapshot(path) is None
     np.savez(path, told=np.array([Evil(ran)], dtype=object))
-    assert snapshot.load(path) is None
+    assert snapshot.load_snapshot(path) is None
     assert not ran.exists()
 
 
@@ -439,7 +442,7 @@ def test_a_run_argument_is_a_run_or_refused(name: str) -> None:
     if "/" in name and Path(os.path.abspath(name), "config.yaml").is_file():
         return
     with pytest.raises(ConfigError):
-        run_record.folder_of(name)
+        record_reader.folder_of(name)
 
 
 def test_a_report_goes_into_the_folder_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,7 +540,7 @@ def test_folders_of_classes_with_odd_names(
     words += ["e_step.collapse_rank=0", "e_step.collapse_cone=1"]
     assert cli.main(["train", "digits", *words, "--name", "odd"]) == 0, capfd.readouterr().err
     assert "could not" not in capfd.readouterr().err
-    assert run_record.read("odd").exhibit is not None  # with its pictures
+    assert record_reader.read("odd").snapshot is not None  # with its pictures
     assert set(tmp_path.iterdir()) - before <= {home()}
     assert read_state_at(home() / "runs/odd")["class_names"] == sorted(names)
     assert cli.main(["report", "odd"]) == 0

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from pcl_ray import snapshot
 from pcl_ray.clustering import Clustering, ClusterSet
-from pcl_ray.snapshot import FARTHEST, NEAREST, Thumbnails
+from pcl_ray.snapshot import (
+    FARTHEST,
+    NEAREST,
+    Snapshot,
+    Thumbnails,
+    load_snapshot,
+    make_snapshot,
+    roles_of,
+    save_snapshot,
+)
 
 N, C = 400, 8
 
@@ -28,7 +36,7 @@ def clustering(k: int, features: np.ndarray, seed: int) -> Clustering:
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[np.ndarray, ClusterSet, np.ndarray, snapshot.Exhibit]:
+def made() -> tuple[np.ndarray, ClusterSet, np.ndarray, Snapshot]:
     draw = np.random.default_rng(0)
     features = unit(draw.normal(size=(N, C)))
     labels = draw.integers(0, 5, size=N)
@@ -38,14 +46,14 @@ def made() -> tuple[np.ndarray, ClusterSet, np.ndarray, snapshot.Exhibit]:
         features,
         clusters,
         labels,
-        snapshot.make(features, np.arange(N), clusters, labels, epoch=3, step=17, num_images=N),
+        make_snapshot(features, np.arange(N), clusters, labels, epoch=3, step=17, num_images=N),
     )
 
 
 def test_images_of_a_prototype_are_its_own_nearest_first(made: tuple) -> None:
     features, clusters, _, shown = made
     for part, found in zip(shown.clusterings, clusters.clusterings, strict=True):
-        for row, prototype in enumerate(part.chosen):
+        for row, prototype in enumerate(part.selected):
             members = np.flatnonzero(found.assignments.numpy() == prototype)
             ranked = members[
                 np.argsort(-(features[members] @ found.prototypes.numpy()[prototype]), kind="stable")
@@ -74,7 +82,7 @@ def test_parents_hold_most_images_of_their_children(made: tuple) -> None:
 def test_top_classes_count_known_labels_alone(made: tuple) -> None:
     _, clusters, labels, shown = made
     part, assigned = shown.clusterings[1], clusters.clusterings[1].assignments.numpy()
-    for row, prototype in enumerate(part.chosen):
+    for row, prototype in enumerate(part.selected):
         counts = np.bincount(labels[(assigned == prototype) & (labels >= 0)], minlength=5)
         assert (part.top_class[row], part.top_share[row]) == (
             counts.argmax(),
@@ -85,7 +93,7 @@ def test_top_classes_count_known_labels_alone(made: tuple) -> None:
 def test_roles_take_no_prototype_twice_and_none_without_images() -> None:
     sizes = np.array([0, 5, 9, 1, 30, 7, 7, 2, 12, 3])
     phi = np.linspace(0.3, 0.1, 10).astype(np.float32)
-    roles = snapshot.roles_of(phi, sizes)
+    roles = roles_of(phi, sizes)
     taken = np.concatenate(list(roles.values()))
     assert len(set(taken.tolist())) == len(taken) == 9
     assert 0 not in taken
@@ -98,22 +106,22 @@ def test_many_prototypes_are_cut_to_those_with_a_role_and_the_largest_children()
     draw = np.random.default_rng(1)
     features = unit(draw.normal(size=(3000, C)))
     clusters = ClusterSet(0, (clustering(300, features, 3), clustering(4, features, 4)))
-    shown = snapshot.make(features, np.arange(3000), clusters, None, epoch=1, step=0, num_images=3000)
+    shown = make_snapshot(features, np.arange(3000), clusters, None, epoch=1, step=0, num_images=3000)
     fine = shown.clusterings[0]
-    assert len(fine.chosen) == 96
-    assert set(np.concatenate(list(fine.roles().values()))) <= set(fine.chosen)
+    assert len(fine.selected) == 96
+    assert set(np.concatenate(list(fine.roles().values()))) <= set(fine.selected)
     for parent in range(4):
         children = np.flatnonzero(fine.parents == parent)
-        assert children[fine.sizes[children].argmax()] in fine.chosen
+        assert children[fine.sizes[children].argmax()] in fine.selected
     assert (fine.top_class == -1).all()
     with pytest.raises(KeyError):
-        fine.row_of(next(k for k in range(300) if k not in fine.chosen))
+        fine.row_of(next(k for k in range(300) if k not in fine.selected))
 
 
 def test_of_a_sample_only_its_images_are_shown(made: tuple) -> None:
     features, clusters, labels, _ = made
     ids = np.arange(0, N, 3)
-    shown = snapshot.make(features[ids], ids, clusters, labels, epoch=1, step=0, num_images=N)
+    shown = make_snapshot(features[ids], ids, clusters, labels, epoch=1, step=0, num_images=N)
     assert set(shown.images()) <= set(ids)
     assert shown.clusterings[0].sizes.sum() == N  # sizes are of all
     assert shown.assignments.shape == (2, len(shown.sample))
@@ -121,7 +129,7 @@ def test_of_a_sample_only_its_images_are_shown(made: tuple) -> None:
 
 
 def test_without_clusters_there_is_the_map_alone() -> None:
-    shown = snapshot.make(unit(np.ones((5, C))), np.arange(5), None, None, epoch=1, step=0, num_images=5)
+    shown = make_snapshot(unit(np.ones((5, C))), np.arange(5), None, None, epoch=1, step=0, num_images=5)
     assert shown.clusterings == ()
     assert shown.images().tolist() == []
     assert shown.labels.tolist() == [-1] * 5
@@ -139,19 +147,19 @@ def test_a_file_gives_back_what_was_saved_and_a_broken_one_nothing(made: tuple, 
     shown = made[3].with_map(np.zeros((len(made[3].sample), 2)), "PCA")
     pictures = Thumbnails(shown.images(), np.zeros((len(shown.images()), 4, 4, 3), np.uint8))
     path = tmp_path / "exhibit.npz"
-    snapshot.save(path, shown, pictures)
-    back, thumbnails = snapshot.load(path) or pytest.fail("nothing came back")
+    save_snapshot(path, shown, pictures)
+    back, thumbnails = load_snapshot(path) or pytest.fail("nothing came back")
     assert (back.epoch, back.step, back.map_name, back.num_images) == (3, 17, "PCA", N)
     for one, two in zip(back.clusterings, shown.clusterings, strict=True):
         assert all(
             (getattr(one, name) == getattr(two, name)).all()
-            for name in ("chosen", "nearest", "farthest", "parents", "sizes", "concentration")
+            for name in ("selected", "nearest", "farthest", "parents", "sizes", "concentration")
         )
-    assert thumbnails.of(int(shown.images()[0])) is not None
-    assert thumbnails.of(N + 5) is None
+    assert thumbnails.picture(int(shown.images()[0])) is not None
+    assert thumbnails.picture(N + 5) is None
     whole = path.read_bytes()
     path.write_bytes(whole[:2000] + bytes(byte ^ 255 for byte in whole[2000:2400]) + whole[2400:])
-    assert snapshot.load(path) is None
+    assert load_snapshot(path) is None
     path.write_bytes(whole[:500])
-    assert snapshot.load(path) is None
-    assert snapshot.load(tmp_path / "none.npz") is None
+    assert load_snapshot(path) is None
+    assert load_snapshot(tmp_path / "none.npz") is None

@@ -6,6 +6,28 @@ from __future__ import annotations
 
 from pcl_ray import plan
 from pcl_ray.clustering import health
+from pcl_ray.config.figures import (
+    ACCURACY_PROTOTYPE,
+    CLUSTER_SECONDS,
+    COLD,
+    COLLISIONS,
+    DATA_SHARE,
+    DRIFT,
+    E_STEP_SECONDS,
+    E_STEP_SHARE,
+    EMPTY,
+    FAILURES,
+    FEATURE_SECONDS,
+    LARGEST_SHARE,
+    NMI_PREVIOUS,
+    PHI_IMPUTED,
+    PHI_MAX,
+    PHI_MIN,
+    PHI_P10,
+    PHI_P90,
+    PHI_ZEROS,
+    SIZE_P50,
+)
 from pcl_ray.report.doctor.findings import (
     Finding,
     at_end,
@@ -37,16 +59,11 @@ _COLLISIONS, _NEARLY_ALL = 0.5, 0.9
 def phi_collapse(record: RunRecord) -> Finding | None:
     said = []
     for m, k in clusterings(record):
-        figures = {
-            name: newest(record, f"cluster/{m}/{name}")
-            for name in ("phi_zeros", "phi_imputed", "phi_p10", "phi_p90", "phi_min", "phi_max")
-        }
-        zeros, imputed = figures["phi_zeros"] or 0, figures["phi_imputed"] or 0
-        low, high = (
-            (figures["phi_p10"], figures["phi_p90"])
-            if figures["phi_p10"] is not None
-            else (figures["phi_min"], figures["phi_max"])
-        )
+        zeros = newest(record, PHI_ZEROS.at(m)) or 0
+        imputed = newest(record, PHI_IMPUTED.at(m)) or 0
+        low, high = newest(record, PHI_P10.at(m)), newest(record, PHI_P90.at(m))
+        if low is None:  # a run of an earlier version
+            low, high = newest(record, PHI_MIN.at(m)), newest(record, PHI_MAX.at(m))
         if zeros > _ZERO_PHI * k:
             said.append(
                 f"in {which(record, m, k)} the images of {zeros:.0f} clusters lie on one point (φ = 0)"
@@ -74,13 +91,13 @@ def phi_collapse(record: RunRecord) -> Finding | None:
 def dominant_cluster(record: RunRecord) -> Finding | None:
     large = [
         (m, k, share)
-        for m, k, share in each(record, "largest_share")
+        for m, k, share in each(record, LARGEST_SHARE)
         if share > max(health.DOMINANT, min(health.TIMES_MEAN / k, _HALF)) and k >= 4
     ]
     if not large:
         return None
     said = listed([f"{share:.0%} of the images in {which(record, m, k)}" for m, k, share in large])
-    copies = any((newest(record, f"cluster/{m}/phi_zeros") or 0) > 0 for m, _, _ in large)
+    copies = any((newest(record, PHI_ZEROS.at(m)) or 0) > 0 for m, _, _ in large)
     why = (
         " Some cluster's images lie on one point: most likely it is one picture, many times over."
         if copies
@@ -105,11 +122,11 @@ def dominant_cluster(record: RunRecord) -> Finding | None:
 
 
 def empty_clusters(record: RunRecord) -> Finding | None:
-    empty = [(m, k, count) for m, k, count in each(record, "empty") if count > 0]
+    empty = [(m, k, count) for m, k, count in each(record, EMPTY) if count > 0]
     if not empty:
         return None
     said = listed([f"{count:.0f} of {which(record, m, k)}" for m, k, count in empty])
-    counts = ",".join(str(max(2, round((k - count) * 0.8))) for _, k, count in each(record, "empty"))
+    counts = ",".join(str(max(2, round((k - count) * 0.8))) for _, k, count in each(record, EMPTY))
     advice = (
         f"fewer clusters: e_step.num_clusters={counts}",
         "look for images that are there many times: so many different ones may not exist",
@@ -127,12 +144,12 @@ def empty_clusters(record: RunRecord) -> Finding | None:
 def never_settles(record: RunRecord) -> Finding | None:
     said = []
     for m, k in clusterings(record):
-        nmi, drift = record.finite(f"cluster/{m}/nmi_previous"), record.finite(f"cluster/{m}/drift")
+        nmi, drift = record.finite(NMI_PREVIOUS.at(m)), record.finite(DRIFT.at(m))
         if len(nmi) < 4:
             continue
         early = mean(nmi[: max(1, len(nmi) // 3)])
         # a cold start numbers its clusters anew
-        end, cold = mean(late(nmi)), (at_end(record, f"cluster/{m}/cold") or 0) > 0
+        end, cold = mean(late(nmi)), (at_end(record, COLD.at(m)) or 0) > 0
         moves = mean(late(drift)) if drift and not cold else 0.0
         if end < _SETTLED and end - early < _RISING:
             said.append(
@@ -219,7 +236,7 @@ def prototype_accuracy_zero(record: RunRecord) -> Finding | None:
     zero = [
         (m, k)
         for m, k in clusterings(record)
-        if (right := at_end(record, f"train/accuracy_prototype_{m}")) is not None and right < 0.2 / k
+        if (right := at_end(record, ACCURACY_PROTOTYPE.at(m))) is not None and right < 0.2 / k
     ]
     if not zero:
         return None
@@ -240,7 +257,7 @@ def rejected(record: RunRecord) -> Finding | None:
     failures = [
         e
         for e in record.history
-        if e["metrics"].get("cluster/failures", 0) > 0 and not gauges_collapsed(record, dict(e["metrics"]))
+        if e["metrics"].get(FAILURES.name, 0) > 0 and not gauges_collapsed(record, dict(e["metrics"]))
     ]
     ended = "the E-step " in record.error and "have collapsed" not in record.error
     if not failures and not ended:
@@ -260,7 +277,7 @@ def rejected(record: RunRecord) -> Finding | None:
         ),
         "look for images that are there many times",
     )
-    still = (newest(record, "cluster/failures") or 0) > 0
+    still = (newest(record, FAILURES) or 0) > 0
     return Finding(
         "rejected",
         "problem" if ended or still else "warning",
@@ -271,7 +288,7 @@ def rejected(record: RunRecord) -> Finding | None:
 
 
 def many_clusters(record: RunRecord) -> Finding | None:
-    tiny = [(m, k, median) for m, k, median in each(record, "size_p50") if median <= _TINY_CLUSTER]
+    tiny = [(m, k, median) for m, k, median in each(record, SIZE_P50) if median <= _TINY_CLUSTER]
     if not tiny:
         return None
     said = listed(
@@ -301,8 +318,7 @@ def collisions(record: RunRecord) -> Finding | None:
     high = [
         (m, k, share)
         for m, k in clusterings(record)
-        if plan.negatives(record.config, k)
-        and (share := at_end(record, f"cluster/{m}/collisions")) is not None
+        if plan.negatives(record.config, k) and (share := at_end(record, COLLISIONS.at(m))) is not None
     ]
     limit = _NEARLY_ALL if settings.mask_duplicates else _COLLISIONS
     if not (high := [one for one in high if one[2] > limit]):
@@ -356,7 +372,7 @@ def too_early(record: RunRecord) -> Finding | None:
 
 
 def waiting_for_data(record: RunRecord) -> Finding | None:
-    shares = record.finite("perf/data_share")
+    shares = record.finite(DATA_SHARE)
     share = mean(shares[1:] or shares) if shares else 0.0  # loader processes start in the first epoch
     helps = _what_helps_waiting(record)
     if share <= _WAITING or not helps:
@@ -391,14 +407,11 @@ def _what_helps_waiting(record: RunRecord) -> tuple[str, ...]:
 
 
 def e_step_seconds(record: RunRecord) -> Finding | None:
-    shares = [(epoch, value) for epoch, value in record.finite("perf/e_step_share") if value > 0]
-    total = sum(value for _, value in record.finite("perf/e_step_seconds"))
+    shares = [(epoch, value) for epoch, value in record.finite(E_STEP_SHARE) if value > 0]
+    total = sum(value for _, value in record.finite(E_STEP_SECONDS))
     if not shares or total < _E_STEP_SECONDS or mean(late(shares)) <= _E_STEP_SHARE:
         return None
-    passes, clustering = (
-        at_end(record, "perf/feature_seconds") or 0.0,
-        at_end(record, "perf/cluster_seconds") or 0.0,
-    )
+    passes, clustering = (at_end(record, FEATURE_SECONDS) or 0.0, at_end(record, CLUSTER_SECONDS) or 0.0)
     meaning = (
         f"The E-step takes {mean(late(shares)):.0%} of an epoch, {total:.0f} s in all: {passes:.1f} s for the"
         f" features and {clustering:.1f} s for k-means."

@@ -8,6 +8,20 @@ import math
 import re
 import statistics
 
+from pcl_ray.config.figures import (
+    ACCURACY_INSTANCE,
+    ACCURACY_PROTOTYPE,
+    CONE,
+    FAILURES,
+    FEATURE_STD,
+    GRADIENT_NORM,
+    KNN_TOP1,
+    LOSS,
+    LOSS_INSTANCE,
+    LOSS_PROTOTYPE,
+    RANK,
+    RANKME,
+)
 from pcl_ray.report.doctor.findings import (
     Finding,
     at_end,
@@ -47,7 +61,7 @@ _TOLD_APART, _GOOD_KNN = 0.9, 0.9
 
 
 def instance_stuck(record: RunRecord) -> Finding | None:
-    loss, accuracy = record.finite("train/loss_instance")[1:], at_end(record, "train/accuracy_instance")
+    loss, accuracy = record.finite(LOSS_INSTANCE)[1:], at_end(record, ACCURACY_INSTANCE)
     settings, queue = record.config.loss, record.config.loss.queue_size
     limit = _STUCK if len(loss) >= _AT_FIRST else _STUCK_AT_FIRST
     if (
@@ -88,16 +102,14 @@ def instance_stuck(record: RunRecord) -> Finding | None:
 
 
 def prototype_stuck(record: RunRecord) -> Finding | None:
-    loss, known = record.finite("train/loss_prototype"), clusterings(record)
+    loss, known = record.finite(LOSS_PROTOTYPE), clusterings(record)
     if len(loss) < _FEWEST or not known:
         return None
     end, temperature = mean(late(loss)), record.config.loss.temperature
     columns = [columns_of(record, k) for _, k in known]
     level = math.log(math.prod(columns)) / len(columns)
     accuracies = [
-        (accuracy, k)
-        for m, k in known
-        if (accuracy := at_end(record, f"train/accuracy_prototype_{m}")) is not None
+        (accuracy, k) for m, k in known if (accuracy := at_end(record, ACCURACY_PROTOTYPE.at(m))) is not None
     ]
     # One number of columns that gives the same mean logarithm stands for all.
     if covered(end, math.exp(level), temperature) > _STUCK or any(
@@ -125,7 +137,7 @@ def prototype_stuck(record: RunRecord) -> Finding | None:
 
 def _narrower(record: RunRecord) -> bool:
     """Whether the features draw together in training, rather than never having spread."""
-    std, rank = record.finite("train/feature_std"), record.finite("eval/rankme")
+    std, rank = record.finite(FEATURE_STD), record.finite(RANKME)
     return any(len(points) > 2 and mean(late(points)) < _NARROWER * points[0][1] for points in (std, rank))
 
 
@@ -136,11 +148,9 @@ def collapse(record: RunRecord) -> Finding | None:
     refused = [
         e["epoch"] + 1
         for e in record.history
-        if e["metrics"].get("cluster/failures", 0) > 0 and gauges_collapsed(record, e["metrics"])
+        if e["metrics"].get(FAILURES.name, 0) > 0 and gauges_collapsed(record, e["metrics"])
     ]
-    cone, rank, std, rankme = (
-        newest(record, name) for name in ("cluster/cone", "cluster/rank", "train/feature_std", "eval/rankme")
-    )
+    cone, rank, std, rankme = (newest(record, name) for name in (CONE, RANK, FEATURE_STD, RANKME))
     told = [f"the mean cosine of two images is {cone:.3f} (0 apart, 1 all alike)"] if cone is not None else []
     told += [f"the features use {rank:.1f} of {dim} dimensions"] if rank is not None else []
     told += [f"RankMe is {rankme:.1f} of {dim}"] if rank is None and rankme is not None else []
@@ -188,7 +198,7 @@ def collapse(record: RunRecord) -> Finding | None:
 
 def rank_lost(record: RunRecord) -> Finding | None:
     """Dimensions that were in use and are not any more."""
-    ranks = record.finite("eval/rankme")
+    ranks = record.finite(RANKME)
     if len(ranks) < _FEWEST:
         return None
     peak_epoch, peak = max(ranks, key=lambda point: point[1])
@@ -250,9 +260,7 @@ def diverged(record: RunRecord) -> Finding | None:
         f"a slow beginning: optimizer.warmup_epochs={max(1.0, 2 * config.optimizer.warmup_epochs):g}",
         f"a higher loss.temperature (now {config.loss.temperature:g})",
     )
-    broken = [
-        e["epoch"] + 1 for e in record.history if not math.isfinite(e["metrics"].get("train/loss", 0.0))
-    ]
+    broken = [e["epoch"] + 1 for e in record.history if not math.isfinite(e["metrics"].get(LOSS.name, 0.0))]
     if broken or re.search(r"the loss is |not finite|diverged", record.error):
         meaning = (
             record.error.splitlines()[0]
@@ -263,7 +271,7 @@ def diverged(record: RunRecord) -> Finding | None:
             "diverged", "problem", "Training diverged: the loss is no number any more", meaning, advice
         )
     # not from a queue of random keys
-    loss, gradients = record.finite("train/loss_instance")[1:], record.finite("train/gradient_norm")[1:]
+    loss, gradients = record.finite(LOSS_INSTANCE)[1:], record.finite(GRADIENT_NORM)[1:]
     said = []
     if len(loss) >= _FEWEST:
         epoch, lowest = min(loss, key=lambda point: point[1])
@@ -304,14 +312,14 @@ def failed(record: RunRecord) -> Finding | None:
 
 
 def knn_falling(record: RunRecord) -> Finding | None:
-    knn = record.finite("eval/knn_top1")
+    knn = record.finite(KNN_TOP1)
     if len(knn) < 4:
         return None
     best_epoch, best = max(knn, key=lambda point: point[1])
     last, noise = mean(knn[-min(3, len(knn) // 2) :]), knn_noise(record, best)
     if best - last > noise:
         return _knn_fell(record, best_epoch, best, last)
-    accuracy = at_end(record, "train/accuracy_instance") or 0.0
+    accuracy = at_end(record, ACCURACY_INSTANCE) or 0.0
     if accuracy < _TOLD_APART or last > _GOOD_KNN or last - knn[0][1] > noise:
         return None
     meaning = (
@@ -326,7 +334,7 @@ def knn_falling(record: RunRecord) -> Finding | None:
 
 def _knn_fell(record: RunRecord, best_epoch: int, best: float, last: float) -> Finding:
     # not from a queue of random keys; and the sum has one term more once there are prototypes
-    loss = record.finite("train/loss_instance")[1:]
+    loss = record.finite(LOSS_INSTANCE)[1:]
     then = next((value for epoch, value in loss if epoch >= best_epoch), None)
     meaning = f"eval/knn_top1 was best after epoch {best_epoch} ({best:.3f}) and is {last:.3f} at the end"
     if then is not None and mean(late(loss)) < then:

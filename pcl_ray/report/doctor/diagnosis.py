@@ -7,9 +7,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 
+from pcl_ray.config.figures import (
+    ACCURACY_INSTANCE,
+    AMI,
+    FEATURE_STD,
+    KNN_TOP1,
+    LOSS_INSTANCE,
+    NMI_PREVIOUS,
+    RANKME,
+)
 from pcl_ray.report.doctor import cluster_rules as rules
 from pcl_ray.report.doctor import curve_rules as curves
-from pcl_ray.report.doctor.findings import Finding, Severity, clusterings, listed, newest
+from pcl_ray.report.doctor.findings import Finding, Severity, each, listed, newest
 from pcl_ray.report.run_record import RunRecord
 
 __all__ = ["RULES", "Finding", "Severity", "as_text", "findings"]
@@ -76,11 +85,11 @@ def healthy(record: RunRecord) -> list[Finding]:
 
 
 def _loss(record: RunRecord) -> tuple[str, str] | None:
-    loss = record.finite("train/loss_instance")
+    loss = record.finite(LOSS_INSTANCE)
     if len(loss) < 3:
         return None
     (first, _), (last, low) = loss[1], loss[-1]  # the first epoch has a queue of random keys
-    right = newest(record, "train/accuracy_instance")
+    right = newest(record, ACCURACY_INSTANCE)
     meaning = f"train/loss_instance went from {loss[1][1]:.3f} in epoch {first} to {low:.3f} in epoch {last}"
     return "The encoder tells images apart", meaning + (
         f"; it picks the right one of {record.config.loss.queue_size + 1} keys for {right:.0%}."
@@ -90,7 +99,7 @@ def _loss(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _knn(record: RunRecord) -> tuple[str, str] | None:
-    knn = record.finite("eval/knn_top1")
+    knn = record.finite(KNN_TOP1)
     if len(knn) < 2 or knn[-1][1] - knn[0][1] <= curves.knn_noise(record, knn[-1][1]):
         return None
     (first, low), (last, high) = knn[0], knn[-1]
@@ -101,11 +110,7 @@ def _knn(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _spread(record: RunRecord) -> tuple[str, str] | None:
-    rank, std, dim = (
-        newest(record, "eval/rankme"),
-        newest(record, "train/feature_std"),
-        record.config.encoder.dim,
-    )
+    rank, std, dim = (newest(record, RANKME), newest(record, FEATURE_STD), record.config.encoder.dim)
     if rank is None:
         return None
     spread = (
@@ -117,11 +122,7 @@ def _spread(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _clusters(record: RunRecord) -> tuple[str, str] | None:
-    nmi = [
-        (k, value)
-        for m, k in clusterings(record)
-        if (value := newest(record, f"cluster/{m}/nmi_previous")) is not None
-    ]
+    nmi = [(k, value) for _, k, value in each(record, NMI_PREVIOUS)]
     if not nmi or min(value for _, value in nmi) < _SETTLED:
         return None
     return (
@@ -131,11 +132,7 @@ def _clusters(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _agreement(record: RunRecord) -> tuple[str, str] | None:
-    ami = [
-        (k, value)
-        for m, k in clusterings(record)
-        if (value := newest(record, f"cluster/{m}/ami")) is not None
-    ]
+    ami = [(k, value) for _, k, value in each(record, AMI)]
     if not ami:
         return None
     return (

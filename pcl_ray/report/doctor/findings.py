@@ -8,6 +8,7 @@ from typing import Literal
 
 from pcl_ray import plan
 from pcl_ray.clustering import health
+from pcl_ray.config.figures import CONE, LOSS_PROTOTYPE, NUM_CLUSTERS, RANK, SPREAD, Figure
 from pcl_ray.report.run_record import RunRecord
 
 Severity = Literal["problem", "warning", "note", "good"]
@@ -36,44 +37,45 @@ def mean(points: Points) -> float:
     return sum(value for _, value in points) / len(points)
 
 
-def at_end(record: RunRecord, name: str) -> float | None:
-    """Mean of the last third; None where the figure is not known."""
-    points = record.finite(name)
+def at_end(record: RunRecord, figure: Figure) -> float | None:
+    """The mean of the last third; None where the figure is not known."""
+    points = record.finite(figure)
     return mean(late(points)) if points else None
 
 
-def newest(record: RunRecord, name: str) -> float | None:
-    points = record.finite(name)
+def newest(record: RunRecord, figure: Figure) -> float | None:
+    """The last value; None where the figure is not known."""
+    points = record.finite(figure)
     return points[-1][1] if points else None
 
 
 def prototype_epochs(record: RunRecord) -> int:
     """Epochs that were trained with prototypes."""
-    return len(record.series("train/loss_prototype"))
+    return len(record.series(LOSS_PROTOTYPE))
 
 
 def clusterings(record: RunRecord) -> list[tuple[int, int]]:
     """(m, K) of every clustering whose K is known: from the run, its E-steps or its configuration."""
-    found = []
-    for m, given in enumerate(record.config.e_step.num_clusters):
-        measured = newest(record, f"cluster/{m}/k")
-        counted = record.num_clusters[m] if m < len(record.num_clusters) else None
-        k = (
-            counted
-            or (int(measured) if measured else None)
-            or (given if isinstance(given, int) else round(given * record.num_images))
-        )
+    counts = []
+    for m, configured in enumerate(record.config.e_step.num_clusters):
+        measured = newest(record, NUM_CLUSTERS.at(m))
+        if m < len(record.num_clusters) and record.num_clusters[m]:
+            k = record.num_clusters[m]
+        elif measured:
+            k = int(measured)
+        elif isinstance(configured, int):
+            k = configured
+        else:
+            k = round(configured * record.num_images)
         if k >= 2:
-            found.append((m, k))
-    return found
+            counts.append((m, k))
+    return counts
 
 
-def each(record: RunRecord, name: str) -> list[tuple[int, int, float]]:
-    """(m, K, newest value) of `cluster/m/name`."""
+def each(record: RunRecord, figure: Figure) -> list[tuple[int, int, float]]:
+    """(m, K, newest value) of a figure that every clustering has."""
     return [
-        (m, k, value)
-        for m, k in clusterings(record)
-        if (value := newest(record, f"cluster/{m}/{name}")) is not None
+        (m, k, value) for m, k in clusterings(record) if (value := newest(record, figure.at(m))) is not None
     ]
 
 
@@ -115,16 +117,12 @@ def collapse_limit(record: RunRecord) -> float:
 def gauges_collapsed(record: RunRecord, metrics: dict[str, float]) -> bool:
     """Whether the E-step of an epoch refused the features themselves, rather than the clustering."""
     config = record.config
-    cone, rank, spread = (
-        metrics.get(f"cluster/{name}", default)
-        for name, default in (("cone", 0.0), ("rank", math.inf), ("spread", 1.0))
+    gauges = health.Gauges(
+        metrics.get(CONE.name, 0.0), metrics.get(SPREAD.name, 1.0), metrics.get(RANK.name, math.inf)
     )
-    found = health.Gauges(cone, spread, rank)
-    return bool(
-        health.collapse(
-            found, config.encoder.dim, cone=config.e_step.collapse_cone, rank=config.e_step.collapse_rank
-        )
-    )
+    limits = config.e_step
+    reason = health.collapse(gauges, config.encoder.dim, cone=limits.collapse_cone, rank=limits.collapse_rank)
+    return bool(reason)
 
 
 def listed(values: list[str]) -> str:

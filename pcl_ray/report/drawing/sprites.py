@@ -1,4 +1,4 @@
-"""All small pictures of a page as one large one, of which each place shows its part."""
+"""All small pictures of a page as one large one, of which each element of the page shows its part."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Sheet:
     slots: dict[int, int] = field(default_factory=dict)  # image → its number on the sheet
 
     def slot(self, image: int) -> int:
-        """−1 for an image without a picture."""
+        """The number of an image's picture on the sheet; −1 for an image without a picture."""
         return self.slots.get(int(image), -1)
 
-    def told(self) -> dict[str, Any]:
-        """For the script."""
+    def script_data(self) -> dict[str, Any]:
+        """What the script needs to show pictures of the sheet."""
         images = sorted(self.slots, key=lambda image: self.slots[image])
         return {
             "side": self.side,
@@ -51,10 +51,11 @@ class Sheet:
         }
 
     def style(self, name: str = "sheet") -> Html:
-        """What every picture of the sheet has in common: elements of class `name`."""
+        """The style that all pictures of the sheet share, within elements of class `name`."""
         wide, high = (100 * self.cell * amount / self.side for amount in (self.columns, self.rows))
-        shown = self.side * max(1, round(_SHOWN_SIDE / self.side)) if self.side <= 24 else _SHOWN_SIDE
-        sharp = "image-rendering:pixelated;" if self.side <= 24 else ""
+        shown, sharp = _SHOWN_SIDE, ""
+        if self.side <= 24:
+            shown, sharp = self.side * max(1, round(_SHOWN_SIDE / self.side)), "image-rendering:pixelated;"
         rule = (
             f".{name} .im{{background-image:url({self.uri});background-size:{wide:.4f}%"
             f" {high:.4f}%;{sharp}}}.{name}{{--im:{shown}px}}"
@@ -65,33 +66,34 @@ class Sheet:
         """One picture, a grey field where there is none; hidden from screen readers unless there are words
         for it.
         """
-        said = {"role": "img", "aria_label": words} if words else {}
+        label = {"role": "img", "aria_label": words} if words else {}
+        title = f"image {image}"
         slot = self.slot(image)
         if slot < 0:
-            return tag("i", class_="im none", title=f"image {image}", **said)
+            return tag("i", class_="im none", title=title, **label)
         return tag(
-            "i", class_="im", style=f"background-position:{self._place(slot)}", title=f"image {image}", **said
+            "i", class_="im", style=f"background-position:{self._position(slot)}", title=title, **label
         )
 
-    def _place(self, slot: int) -> str:
-        """Per cent as CSS counts them: of the room that the sheet has more than the picture."""
+    def _position(self, slot: int) -> str:
+        """The position of a picture on the sheet, in per cent as CSS counts them: of the space that the sheet
+        has more than the picture.
+        """
         row, column = divmod(slot, self.columns)
         x, y = (
-            100 * (place * self.cell + 1) / (amount * self.cell - self.side)
-            for place, amount in ((column, self.columns), (row, self.rows))
+            100 * (number * self.cell + 1) / (amount * self.cell - self.side)
+            for number, amount in ((column, self.columns), (row, self.rows))
         )
         return f"{x:.3f}% {y:.3f}%"
 
 
 def sheet_of(thumbnails: Thumbnails | None, images: Sequence[int] | np.ndarray | None = None) -> Sheet | None:
-    """Of these images, or of all there are; None without any."""
+    """The sheet of these images, or of all that have a thumbnail; None without any."""
     if thumbnails is None or not len(thumbnails.ids):
         return None
-    rows = (
-        np.arange(len(thumbnails.ids))
-        if images is None
-        else np.flatnonzero(np.isin(thumbnails.ids, np.asarray(images)))
-    )
+    rows = np.arange(len(thumbnails.ids))
+    if images is not None:
+        rows = np.flatnonzero(np.isin(thumbnails.ids, np.asarray(images)))
     if not len(rows):
         return None
     slots = {int(image): slot for slot, image in enumerate(thumbnails.ids[rows])}
@@ -105,8 +107,8 @@ def sheet_of(thumbnails: Thumbnails | None, images: Sequence[int] | np.ndarray |
 
 
 def _compressed(pixels: np.ndarray) -> tuple[bytes, np.ndarray, int, int, int]:
-    """WebP, sheet, side, cell, columns: as good as the budget allows, with smaller pictures where no quality
-    is enough.
+    """The pictures as WebP, as good as the budget allows, with smaller pictures where no quality is enough:
+    its bytes, the sheet, side, cell, columns.
     """
     for side in (pixels.shape[1], pixels.shape[1] * 2 // 3, pixels.shape[1] // 2):
         smaller = pixels if side == pixels.shape[1] else _resized(pixels, side)

@@ -25,62 +25,71 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Line:
-    """`place` chooses colour and dashes; `band` is a (x, low, high) area around it, drawn pale."""
+class Curve:
+    """A named curve. number: chooses colour and dashes. band: (x, low, high), an area around it,
+    drawn pale.
+    """
 
     name: str
     points: Points
-    place: int = 0
+    number: int = 0
     band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True)
 class Chart:
-    """`identifier` is one of its own in the page. `from_zero`: the axis begins at 0."""
+    """Curves with heading and caption. identifier: one of its own in the page. from_zero: the axis begins at
+    0.
+    """
 
     identifier: str
     title: str
     caption: str
-    lines: Sequence[Line]
+    curves: Sequence[Curve]
     from_zero: bool = False
 
 
-def look(place: int) -> dict[str, str]:
-    """Class and dashes of the line at a place among others."""
-    dashes = _DASHES[place // COLOURS % len(_DASHES)]
-    return {"class_": f"s{place % COLOURS}"} | ({"stroke_dasharray": dashes} if dashes else {})
+def stroke(number: int) -> dict[str, str]:
+    """The class and the dashes by which the curve with this number is told from others."""
+    dashes = _DASHES[number // COLOURS % len(_DASHES)]
+    return {"class_": f"s{number % COLOURS}"} | ({"stroke_dasharray": dashes} if dashes else {})
 
 
 def line_chart(chart: Chart, warmup: int = 0) -> Html:
-    """A figure with heading, legend, curves over epochs, and the end of the warm-up where it lies in it."""
-    lines = [Line(line.name, thinned(line.points), line.place, thinned(line.band)) for line in chart.lines]
-    xs = [x for line in lines for x, _ in line.points]
+    """The chart with heading, legend, curves over epochs, and the end of the warm-up where it lies in it."""
+    curves = [
+        Curve(curve.name, thinned(curve.points), curve.number, thinned(curve.band)) for curve in chart.curves
+    ]
+    xs = [x for curve in curves for x, _ in curve.points]
     first, last = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
     across = _Axis(first, last, _LEFT, _WIDTH - _RIGHT)
-    up = _Axis(*_limits(lines, chart.from_zero), _HEIGHT - _BOTTOM, _TOP)
+    up = _Axis(*_limits(curves, chart.from_zero), _HEIGHT - _BOTTOM, _TOP)
+    bands = [
+        tag("path", d=_area(curve.band, across, up), class_=f"band s{curve.number % COLOURS}")
+        for curve in curves
+        if len(curve.band) > 1
+    ]
     drawing = tag(
         "svg",
         _frame(across, up),
         _warmup(warmup, across) if first < warmup and warmup > 0 else None,
-        [
-            tag("path", d=_area(line.band, across, up), class_=f"band s{line.place % COLOURS}")
-            for line in lines
-            if len(line.band) > 1
-        ],
-        [_curve(line, across, up) for line in lines],
+        bands,
+        [_path(curve, across, up) for curve in curves],
         tag("line", class_="cursor", y1=_TOP, y2=_HEIGHT - _BOTTOM, x1=_LEFT, x2=_LEFT),
         viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
         role="img",
-        aria_label=f"{chart.title}: " + "; ".join(_said(line) for line in chart.lines[:6]),
+        aria_label=f"{chart.title}: " + "; ".join(_description(curve) for curve in chart.curves[:6]),
     )
-    told = {"scale": [first, last, _LEFT, _WIDTH - _RIGHT], "lines": [_told(line) for line in lines]}
-    data = data_script(f"{chart.identifier}-data", told)
+    data = {
+        "scale": [first, last, _LEFT, _WIDTH - _RIGHT],
+        "lines": [_pointer_data(curve) for curve in curves],
+    }
     return tag(
         "figure",
         _heading(chart),
         drawing,
         tag("figcaption", chart.caption),
-        data,
+        data_script(f"{chart.identifier}-data", data),
         class_="chart",
         id=chart.identifier,
     )
@@ -95,8 +104,8 @@ def histogram(
     mark: tuple[str, float] | None = None,
     whole: bool = False,
 ) -> Html:
-    """How many of the values lie where; `whole` for counts, whose bars are whole numbers wide; `mark` is a
-    named place on the axis.
+    """A histogram of the values. whole: they are counts, so that bars are whole numbers wide. mark: a value
+    to point out, and its name.
     """
     edges = _edges(values, whole)
     counts, _ = np.histogram(values, edges)
@@ -107,30 +116,15 @@ def histogram(
         for low, high, amount in zip(edges[:-1], edges[1:], counts, strict=True)
         if amount
     ]
-    marked = None
-    if mark and edges[0] <= mark[1] <= edges[-1]:
-        x = across.place(mark[1])
-        side: dict[str, Any] = (
-            {"x": f"{x + 5:.1f}"} if x < _WIDTH * 0.7 else {"x": f"{x - 5:.1f}", "text_anchor": "end"}
-        )
-        marked = tag(
-            "g",
-            tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=_TOP, y2=_HEIGHT - _BOTTOM),
-            tag("text", mark[0], y=_TOP - 6, **side),
-            class_="mark",
-        )
-    label = (
-        f"{title}: from {number(float(values.min()))} to {number(float(values.max()))}, median"
-        f" {number(float(np.median(values)))}"
-    )
+    low, high = number(float(values.min())), number(float(values.max()))
     drawing = tag(
         "svg",
         _frame(across, up, whole_up=True),
         bars,
-        marked,
+        _mark(*mark, across) if mark and edges[0] <= mark[1] <= edges[-1] else None,
         viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
         role="img",
-        aria_label=label,
+        aria_label=f"{title}: from {low} to {high}, median {number(float(np.median(values)))}",
         class_="bars",
     )
     return tag(
@@ -143,11 +137,27 @@ def histogram(
     )
 
 
+def _mark(name: str, value: float, across: _Axis) -> Html:
+    """A vertical line at a value, and its name on the side where there is space."""
+    x = across.at(value)
+    text: dict[str, Any] = {"x": f"{x + 5:.1f}"}
+    if x >= _WIDTH * 0.7:
+        text = {"x": f"{x - 5:.1f}", "text_anchor": "end"}
+    return tag(
+        "g",
+        tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=_TOP, y2=_HEIGHT - _BOTTOM),
+        tag("text", name, y=_TOP - 6, **text),
+        class_="mark",
+    )
+
+
 def thinned(points: Sequence[Any]) -> list[Any]:
-    """At most about 500 of them, the first and the last among them."""
-    step = math.ceil(len(points) / _MOST_POINTS)
-    kept = list(points[::step]) if step > 1 else list(points)
-    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+    """About 500 of the points at most, the first and the last among them."""
+    step = max(1, math.ceil(len(points) / _MOST_POINTS))
+    fewer = list(points[::step])
+    if points and fewer[-1] != points[-1]:
+        fewer.append(points[-1])
+    return fewer
 
 
 def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[float]:
@@ -161,38 +171,39 @@ def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[f
 
 
 class _Axis:
-    """From values to places in the drawing."""
+    """One axis of a drawing: where its values lie, in pixels."""
 
     def __init__(self, low: float, high: float, start: float, end: float):
         self.low, self.high, self.start, self.end = low, high, start, end
 
-    def place(self, value: float) -> float:
+    def at(self, value: float) -> float:
+        """The coordinate of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def _limits(lines: Sequence[Line], from_zero: bool) -> tuple[float, float]:
-    values = [y for line in lines for _, y in line.points] + [
-        y for line in lines for _, low, high in line.band for y in (low, high)
-    ]
+def _limits(curves: Sequence[Curve], from_zero: bool) -> tuple[float, float]:
+    """The lowest and the highest value of the axis, with some space around the curves."""
+    values = [y for curve in curves for _, y in curve.points]
+    values += [y for curve in curves for _, low, high in curve.band for y in (low, high)]
     low, high = min(values), max(values)
     if from_zero and low >= 0:
         return 0.0, high * 1.06 if high > 0 else 1.0
-    room = 0.06 * (high - low) or max(abs(high) * 0.1, 1e-6)
-    return low - room, high + room
+    margin = 0.06 * (high - low) or max(abs(high) * 0.1, 1e-6)
+    return low - margin, high + margin
 
 
 def _frame(across: _Axis, up: _Axis, whole_up: bool = False) -> Html:
-    """Grid, numbers on both axes."""
+    """The grid, and numbers on both axes."""
     rows = ticks(up.low, up.high, 4, whole_up)
     columns = ticks(across.low, across.high, 6, whole=not whole_up)
-    places = [up.place(tick) for tick in rows]
-    lines = [tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}") for y in places]
+    heights = [up.at(tick) for tick in rows]
+    lines = [tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}") for y in heights]
     left = [
         tag("text", _tick(tick), x=_LEFT - 6, y=f"{y + 4:.1f}", text_anchor="end")
-        for tick, y in zip(rows, places, strict=True)
+        for tick, y in zip(rows, heights, strict=True)
     ]
     below = [
-        tag("text", _tick(tick), x=f"{across.place(tick):.1f}", y=_HEIGHT - 8, text_anchor="middle")
+        tag("text", _tick(tick), x=f"{across.at(tick):.1f}", y=_HEIGHT - 8, text_anchor="middle")
         for tick in columns
     ]
     return tag("g", lines, left, below, class_="frame")
@@ -206,21 +217,21 @@ def _tick(value: float) -> str:
 
 
 def _warmup(warmup: int, across: _Axis) -> Html:
-    end = min(across.place(warmup), across.end)
-    line = (
-        tag("line", x1=f"{end:.1f}", x2=f"{end:.1f}", y1=_TOP, y2=_HEIGHT - _BOTTOM)
-        if warmup <= across.high
-        else None
-    )
+    end = min(across.at(warmup), across.end)
     area = tag("rect", x=_LEFT, width=f"{end - _LEFT:.1f}", y=_TOP, height=_HEIGHT - _BOTTOM - _TOP)
-    said = tag("text", "warm-up", x=f"{end:.1f}", y=_TOP - 6, text_anchor="end") if end - _LEFT > 50 else None
-    return tag("g", area, line, said, class_="warmup")
+    line, label = None, None
+    if warmup <= across.high:
+        line = tag("line", x1=f"{end:.1f}", x2=f"{end:.1f}", y1=_TOP, y2=_HEIGHT - _BOTTOM)
+    if end - _LEFT > 50:
+        label = tag("text", "warm-up", x=f"{end:.1f}", y=_TOP - 6, text_anchor="end")
+    return tag("g", area, line, label, class_="warmup")
 
 
-def _curve(line: Line, across: _Axis, up: _Axis) -> Html:
-    spots = [(across.place(x), up.place(y)) for x, y in line.points]
-    style = look(line.place)
-    if len(spots) < 3:  # a line of one point is nothing to see
+def _path(curve: Curve, across: _Axis, up: _Axis) -> Html:
+    """The curve as a line; as points where it has one or two, for a line of one point is nothing to see."""
+    spots = [(across.at(x), up.at(y)) for x, y in curve.points]
+    style = stroke(curve.number)
+    if len(spots) < 3:
         return tag(
             "g",
             [tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3.5, class_=style["class_"]) for x, y in spots],
@@ -233,42 +244,42 @@ def _curve(line: Line, across: _Axis, up: _Axis) -> Html:
 
 
 def _area(band: Sequence[tuple[float, float, float]], across: _Axis, up: _Axis) -> str:
-    there = [(x, high) for x, _, high in band]
-    back = [(x, low) for x, low, _ in reversed(band)]
-    return "M" + "L".join(f"{across.place(x):.1f},{up.place(y):.1f}" for x, y in there + back) + "Z"
+    """The outline of a band: along its upper edge and back along the lower one."""
+    upper = [(x, high) for x, _, high in band]
+    lower = [(x, low) for x, low, _ in reversed(band)]
+    return "M" + "L".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in upper + lower) + "Z"
 
 
 def _heading(chart: Chart) -> Html:
-    if len(chart.lines) == 1:
+    if len(chart.curves) == 1:
         return tag("h4", chart.title)
-    keys = [tag("span", swatch(line.place), line.name) for line in chart.lines]
+    keys = [tag("span", swatch(curve.number), curve.name) for curve in chart.curves]
     return tag("div", tag("h4", chart.title), tag("p", keys, class_="legend"), class_="chart-head")
 
 
-def swatch(place: int) -> Html:
-    """A short piece of the line, for legends."""
-    style = look(place)
+def swatch(number: int) -> Html:
+    """A short piece of the curve with this number, for legends."""
+    style = stroke(number)
     line = tag("line", x1=0, x2=18, y1=5, y2=5, **(style | {"class_": f"line {style['class_']}"}))
     return tag("svg", line, viewBox="0 0 18 10", class_="key", aria_hidden="true")
 
 
-def _said(line: Line) -> str:
-    return f"{line.name} from {number(line.points[0][1])} to {number(line.points[-1][1])}"
+def _description(curve: Curve) -> str:
+    """The curve in words, for screen readers."""
+    return f"{curve.name} from {number(curve.points[0][1])} to {number(curve.points[-1][1])}"
 
 
-def _told(line: Line) -> dict[str, Any]:
-    """What the pointer says. Bands are told with their line."""
-    told: dict[str, Any] = {
-        "name": line.name,
-        "colour": line.place % COLOURS,
-        "x": [x for x, _ in line.points],
-        "y": [_short(y) for _, y in line.points],
+def _pointer_data(curve: Curve) -> dict[str, Any]:
+    """What the script shows under the pointer: the curve's values, and its band where every point has one."""
+    data: dict[str, Any] = {
+        "name": curve.name,
+        "colour": curve.number % COLOURS,
+        "x": [x for x, _ in curve.points],
+        "y": [_short(y) for _, y in curve.points],
     }
-    return told | (
-        {"band": [[_short(low), _short(high)] for _, low, high in line.band]}
-        if len(line.band) == len(line.points)
-        else {}
-    )
+    if len(curve.band) == len(curve.points):
+        data["band"] = [[_short(low), _short(high)] for _, low, high in curve.band]
+    return data
 
 
 def _short(value: float) -> float:
@@ -286,11 +297,12 @@ def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
 
 
 def _bar(low: float, high: float, amount: int, across: _Axis, up: _Axis) -> Html:
-    left, right, top = across.place(low) + 0.5, across.place(high) - 0.5, up.place(amount)
-    said = f"{number(float(low))} to {number(float(high))}: {amount:,}"
+    left, right = across.at(low) + 0.5, across.at(high) - 0.5
+    top = up.at(amount)
+    text = f"{number(float(low))} to {number(float(high))}: {amount:,}"
     return tag(
         "rect",
-        tag("title", said),
+        tag("title", text),
         x=f"{left:.1f}",
         y=f"{top:.1f}",
         width=f"{max(right - left, 0.5):.1f}",

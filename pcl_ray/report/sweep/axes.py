@@ -1,4 +1,6 @@
-"""What the figures of a sweep have in common: axes for knobs of any kind, frames, legends, names."""
+"""Axes of a sweep's figures: where the values of a knob lie on them, of whatever kind they are, and
+its name.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from pcl_ray.report.sweep.leaderboard import is_number, log_scaled, short
@@ -51,16 +51,16 @@ class Scale:
         if len(self.spots) == 1:
             return {self.low: f"{self.low:.4g}"}
         few = len(self.spots) <= most + 2 and all(len(f"{spot:g}") <= 6 for spot in self.spots)
-        kept: dict[float, str] = {}
+        ticks: dict[float, str] = {}
         for spot in self.spots if few else self._round_numbers(most):
-            if not kept or self.share(spot) - self.share(list(kept)[-1]) >= 0.7 / most:
-                kept[spot] = f"{spot:g}"
-        return kept
+            if not ticks or self.share(spot) - self.share(list(ticks)[-1]) >= 0.7 / most:
+                ticks[spot] = f"{spot:g}"
+        return ticks
 
     def _round_numbers(self, most: int) -> list[float]:
-        decades = (
-            range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1) if self.log else ()
-        )
+        decades = range(0)
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         steps: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
         for factors in steps:  # the coarsest that gives enough
             spots = [float(f"{factor * 10.0**decade:.6g}") for decade in decades for factor in factors]
@@ -74,7 +74,7 @@ class Scale:
         ]
 
     def apply(self, axes: Axes, axis: str) -> None:
-        """Scale, limits and ticks of the "x" or "y" axis."""
+        """Sets scale, limits and ticks of the "x" or "y" axis."""
         ticks = self.ticks()
         getattr(axes, f"set_{axis}scale")("log" if self.log else "linear")
         wide = self.high > self.low
@@ -85,10 +85,10 @@ class Scale:
             margin = 0.06 * (self.high - self.low) if self.numeric and wide else 0.5
             limits = (self.low - margin, self.high + margin)
         getattr(axes, f"set_{axis}lim")(*limits)
-        place = getattr(axes, f"{axis}axis")
-        place.set_major_locator(FixedLocator(list(ticks)))
-        place.set_minor_locator(NullLocator())
-        place.set_ticks(list(ticks), list(ticks.values()))
+        drawn = getattr(axes, f"{axis}axis")
+        drawn.set_major_locator(FixedLocator(list(ticks)))
+        drawn.set_minor_locator(NullLocator())
+        drawn.set_ticks(list(ticks), list(ticks.values()))
         crowded = not self.numeric and sum(len(label) + 2 for label in ticks.values()) > 36
         if axis == "x" and crowded:
             axes.tick_params(axis="x", labelrotation=90 if len(ticks) > 10 else 30, labelsize=7)
@@ -96,48 +96,19 @@ class Scale:
                 label.set_horizontalalignment("center" if len(ticks) > 10 else "right")
 
 
-def figure_of(width: float, height: float, title: str) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    return figure
-
-
-def tidy(panel: Axes) -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(True, color="#E0E0E0", linewidth=0.6)
-    panel.set_axisbelow(True)
-    panel.tick_params(labelsize=9)
-
-
-def legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One for all panels, below them; none where there is but one kind."""
-    handles: dict[str, Any] = {}
-    for panel in panels:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if len(handles) > 1 or any(isinstance(handle, Line2D) for handle in handles.values()):
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            ncols=max(1, min(int(figure.get_figwidth() / 1.6), len(handles))),
-            frameon=False,
-            fontsize=9,
-        )
-
-
 def label_of(knob: str, lines: bool = False) -> str:
     """ "temperature τ" for the three of the paper, else the dotted name."""
-    said = _NAMES.get(short(knob), knob)
-    return said.replace(" ", "\n").replace(".", ".\n") if lines else said
+    name = _NAMES.get(short(knob), knob)
+    return name.replace(" ", "\n").replace(".", ".\n") if lines else name
 
 
 def cut(label: str) -> str:
+    """At most 16 characters of a label."""
     return label if len(label) <= 16 else label[:15] + "…"
 
 
 def by_numbers(label: str) -> tuple[int, list[float], str]:
-    """Sorts "0.02,0.04" before "0.1", words after numbers."""
+    """A key for sorting labels: "0.02,0.04" before "0.1", words after numbers."""
     try:
         return 0, [float(part) for part in label.split(",")], label
     except ValueError:

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pcl_ray.config.figures import KNN_TOP1, WITHOUT_LABELS, Direction, Figure
 from pcl_ray.support.text import value_text
 
 State = Literal["finished", "stopped early", "failed", "unfinished"]
-Direction = Literal["max", "min", "nearest_one"]
 
 SHORT = {"loss.temperature": "τ", "e_step.alpha": "α", "e_step.num_clusters": "K"}
 _WORST_FIRST: tuple[State, ...] = ("unfinished", "failed", "stopped early", "finished")
@@ -32,6 +32,8 @@ _LOG_FACTOR = 20.0
 
 @dataclass(frozen=True)
 class TrialRecord:
+    """One trial of a sweep, as its folder tells of it."""
+
     title: str  # "tau0.1-a10-K29-s0"
     run_name: str  # the run's folder
     state: State
@@ -47,9 +49,11 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One configuration. `spread` is the sample standard deviation over seeds, None with one value; `values`
-    are those of the trials that did not fail.
+class Configuration:
+    """One configuration of the space with its trials, which differ in nothing but the seed.
+
+    spread: the sample standard deviation over seeds, None with one value. values: the objective of the trials
+    that did not fail.
     """
 
     point: dict[str, Any]
@@ -62,7 +66,7 @@ class Row:
     note: str
 
 
-def ranked(records: Sequence[TrialRecord], direction: Direction) -> list[Row]:
+def ranked(records: Sequence[TrialRecord], direction: Direction) -> list[Configuration]:
     """Configurations, best first: all trials finished and passed the guards; stopped early or some failed;
     refused; without any value.
 
@@ -71,10 +75,10 @@ def ranked(records: Sequence[TrialRecord], direction: Direction) -> list[Row]:
     groups: dict[tuple[Any, ...], list[TrialRecord]] = {}
     for record in records:
         groups.setdefault(_identity(record.point), []).append(record)
-    return sorted((_row(trials) for trials in groups.values()), key=lambda row: _place(row, direction))
+    return sorted((_row(trials) for trials in groups.values()), key=lambda row: _sort_key(row, direction))
 
 
-def best(rows: Sequence[Row]) -> Row | None:
+def best(rows: Sequence[Configuration]) -> Configuration | None:
     """The first configuration whose every trial finished, was measured and passed the guards; None where
     there is none.
     """
@@ -91,22 +95,24 @@ def value_of(record: TrialRecord) -> float | None:
 
 
 def score(value: float, direction: Direction) -> float:
-    """More is better."""
+    """The objective's value turned so that more is better."""
     return {"max": value, "min": -value, "nearest_one": -abs(value - 1)}[direction]
 
 
 def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Equal for equal points: 10 and 10.0 are the same K, lists can be compared."""
+    """A point as something that can be compared: equal points have equal ones, and 10 and 10.0 are the same
+    K.
+    """
     return tuple(
         (name, float(point[name]) if is_number(point[name]) else value_text(point[name]))
         for name in sorted(point)
     )
 
 
-def _row(trials: list[TrialRecord]) -> Row:
+def _row(trials: list[TrialRecord]) -> Configuration:
     values = tuple(value for trial in trials if (value := value_of(trial)) is not None)
     state = next(state for state in _WORST_FIRST if any(trial.state == state for trial in trials))
-    return Row(
+    return Configuration(
         point=trials[0].point,
         trials=tuple(trials),
         mean=statistics.fmean(values) if values else None,
@@ -120,29 +126,32 @@ def _row(trials: list[TrialRecord]) -> Row:
 
 def _note(trials: Sequence[TrialRecord]) -> str:
     """What keeps a configuration from the first places, "" where nothing does."""
-    said = [
-        f"refused: {reason}" for reason in dict.fromkeys(trial.refused for trial in trials if trial.refused)
-    ]
+    reasons = dict.fromkeys(trial.refused for trial in trials if trial.refused)
+    parts = [f"refused: {reason}" for reason in reasons]
     for state in ("failed", "stopped early", "unfinished"):
-        such = [trial for trial in trials if trial.state == state]
-        # the row's state says that already
-        if such and not (state == "unfinished" and len(such) == len(trials)):
-            share = f"{len(such)} of {len(trials)} {state}" if len(trials) > 1 else state
-            epochs = ", ".join(str(done) for done in sorted({trial.epochs for trial in such}))
-            reasons = "; ".join(dict.fromkeys(trial.error for trial in such if trial.error))
-            said.append(
-                share
-                + (f" after {epochs} epochs" if state == "stopped early" else "")
-                + (f": {reasons}" if reasons else "")
-            )
+        affected = [trial for trial in trials if trial.state == state]
+        # where all are unfinished, the state of the configuration says that already
+        if affected and not (state == "unfinished" and len(affected) == len(trials)):
+            parts.append(_share_of(affected, state, len(trials)))
     unmeasured = sum(trial.state == "finished" and value_of(trial) is None for trial in trials)
     if unmeasured:
-        said.append(f"{unmeasured} of {len(trials)} without a value")
-    note = " ".join("; ".join(said).split())
+        parts.append(f"{unmeasured} of {len(trials)} without a value")
+    note = " ".join("; ".join(parts).split())
     return note if len(note) <= _NOTE_CHARACTERS else note[: _NOTE_CHARACTERS - 1] + "…"
 
 
-def _standing(row: Row) -> int:
+def _share_of(trials: Sequence[TrialRecord], state: State, total: int) -> str:
+    """How many of the trials are in this state, and why: "2 of 3 failed: out of memory"."""
+    text = f"{len(trials)} of {total} {state}" if total > 1 else state
+    if state == "stopped early":
+        epochs = ", ".join(str(done) for done in sorted({trial.epochs for trial in trials}))
+        text += f" after {epochs} epochs"
+    reasons = "; ".join(dict.fromkeys(trial.error for trial in trials if trial.error))
+    return f"{text}: {reasons}" if reasons else text
+
+
+def _standing(row: Configuration) -> int:
+    """The group that the configuration is ranked in, the best group first."""
     if not row.values:
         return _NOTHING
     if any(trial.refused for trial in row.trials):
@@ -150,7 +159,7 @@ def _standing(row: Row) -> int:
     return _COMPLETE if row.state == "finished" and len(row.values) == len(row.trials) else _PARTIAL
 
 
-def _place(row: Row, direction: Direction) -> tuple[float, float, float, str]:
+def _sort_key(row: Configuration, direction: Direction) -> tuple[float, float, float, str]:
     worth = 0.0 if row.mean is None else score(row.mean, direction)
     return _standing(row), -worth, row.device_seconds, row.trials[0].title
 
@@ -162,19 +171,12 @@ def importances(records: Sequence[TrialRecord], direction: Direction) -> dict[st
     {} where it cannot be known: below 4 trials with a value, one value for all, or no knob that varies. Knobs
     that do not vary are left out.
     """
-    kept = [
-        (record, value)
-        for record in records
-        if not record.refused and (value := value_of(record)) is not None
-    ]
-    scores = [score(value, direction) for _, value in kept]
-    if len(kept) < _FEWEST or len(set(scores)) < 2:
+    measured = [record for record in records if not record.refused and value_of(record) is not None]
+    values = [value for record in measured if (value := value_of(record)) is not None]
+    scores = [score(value, direction) for value in values]
+    if len(measured) < _FEWEST or len(set(scores)) < 2:
         return {}
-    columns = {
-        name: column
-        for name in kept[0][0].point
-        if (column := _column(name, [record for record, _ in kept])) is not None
-    }
+    columns = {name: column for name in measured[0].point if (column := _column(name, measured)) is not None}
     return _fanova(columns, scores) if columns else {}
 
 
@@ -201,11 +203,10 @@ def _fanova(columns: Mapping[str, list[float] | list[str]], scores: Sequence[flo
     distributions: dict[str, BaseDistribution] = {}
     for name, column in columns.items():
         numbers = [value for value in column if isinstance(value, float)]
-        distributions[name] = (
-            FloatDistribution(min(numbers), max(numbers))
-            if numbers
-            else CategoricalDistribution(sorted(set(map(str, column))))
-        )
+        if numbers:
+            distributions[name] = FloatDistribution(min(numbers), max(numbers))
+        else:
+            distributions[name] = CategoricalDistribution(sorted(set(map(str, column))))
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -221,39 +222,33 @@ def _fanova(columns: Mapping[str, list[float] | list[str]], scores: Sequence[flo
     finally:
         optuna.logging.set_verbosity(verbosity)
     total = sum(raw.values())
-    return (
-        {name: float(share / total) for name, share in raw.items()}
-        if math.isfinite(total) and total > 0
-        else {}
-    )
+    if not math.isfinite(total) or total <= 0:
+        return {}
+    return {name: float(share / total) for name, share in raw.items()}
 
 
 def agreement_with_labels(
-    records: Sequence[TrialRecord],
-    names: Sequence[str] = ("eval/rankme", "eval/lidar", "eval/areq"),
-    labelled: str = "eval/knn_top1",
+    records: Sequence[TrialRecord], criteria: Sequence[Figure] = WITHOUT_LABELS, labelled: Figure = KNN_TOP1
 ) -> dict[str, float]:
-    """Spearman's rank correlation, −1..1, of each label-free criterion with the accuracy; for eval/areq of
-    −|x − 1|.
+    """Spearman's rank correlation, −1 to 1, of each label-free criterion with the accuracy; for eval/areq of
+    −|x − 1|. By the names of the criteria.
 
     Left out: criteria that fewer than 4 trials have together with the accuracy, or where one of the two is
     the same for all.
     """
     from scipy.stats import spearmanr
 
-    found = {}
-    for name in names:
-        pairs = [
-            (record.metrics.get(name, math.nan), record.metrics.get(labelled, math.nan)) for record in records
-        ]
-        pairs = [
-            (score(x, "nearest_one" if name == "eval/areq" else "max"), y)
-            for x, y in pairs
-            if math.isfinite(x) and math.isfinite(y)
-        ]
+    correlations = {}
+    for figure in criteria:
+        pairs = []
+        for record in records:
+            x = record.metrics.get(figure.name, math.nan)
+            y = record.metrics.get(labelled.name, math.nan)
+            if math.isfinite(x) and math.isfinite(y):
+                pairs.append((score(x, figure.direction or "max"), y))
         if len(pairs) >= _FEWEST and all(len(set(side)) > 1 for side in zip(*pairs, strict=True)):
-            found[name] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
-    return found
+            correlations[figure.name] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return correlations
 
 
 def short(knob: str) -> str:
@@ -267,48 +262,35 @@ def is_number(value: Any) -> bool:
 
 def log_scaled(knob: str, values: Sequence[float]) -> bool:
     """Whether these numbers belong on a logarithmic axis: positive, and τ, α or more than a factor 20."""
-    return (
-        bool(values)
-        and min(values) > 0
-        and (SHORT.get(knob) in ("τ", "α") or max(values) / min(values) > _LOG_FACTOR)
-    )
+    if not values or min(values) <= 0:
+        return False
+    return SHORT.get(knob) in ("τ", "α") or max(values) / min(values) > _LOG_FACTOR
 
 
-def table(rows: Sequence[Row], knobs: Sequence[str], objective: str, limit: int) -> list[list[str]]:
-    """Heading and at most `limit` lines, for people."""
+def table(rows: Sequence[Configuration], knobs: Sequence[str], objective: str, limit: int) -> list[list[str]]:
+    """The heading and at most `limit` lines of the leaderboard, for people."""
     leaves = Counter(short(knob) for knob in knobs)
     names = [short(knob) if leaves[short(knob)] == 1 else knob for knob in knobs]
     lines = [["rank", objective, "seeds", *names, "device min", "state", "note"]]
     for rank, row in enumerate(rows[:limit], start=1):
-        measured = (
-            "–"
-            if row.mean is None
-            else f"{row.mean:.4f}" + ("" if row.spread is None else f" ± {row.spread:.4f}")
-        )
+        measured = "–" if row.mean is None else f"{row.mean:.4f}"
+        if row.spread is not None:
+            measured += f" ± {row.spread:.4f}"
         values = [value_text(row.point[knob]) if knob in row.point else "–" for knob in knobs]
-        lines.append(
-            [
-                str(rank),
-                measured,
-                str(len(row.trials)),
-                *values,
-                f"{row.device_seconds / 60:.1f}",
-                row.state,
-                row.note,
-            ]
-        )
+        minutes = f"{row.device_seconds / 60:.1f}"
+        lines.append([str(rank), measured, str(len(row.trials)), *values, minutes, row.state, row.note])
     return lines
 
 
-def as_markdown(rows: Sequence[Row], knobs: Sequence[str], objective: str) -> str:
+def as_markdown(rows: Sequence[Configuration], knobs: Sequence[str], objective: str) -> str:
     heading, *lines = [
         [cell.replace("|", "\\|") for cell in line] for line in table(rows, knobs, objective, len(rows))
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in [heading, ["---"] * len(heading), *lines])
 
 
-def as_csv(rows: Sequence[Row], knobs: Sequence[str]) -> str:
-    """For programs: dotted names, and numbers in full, so that a line can be run again."""
+def as_csv(rows: Sequence[Configuration], knobs: Sequence[str]) -> str:
+    """The leaderboard for programs: dotted names, and numbers in full, so that a line can be run again."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["rank", "mean", "spread", "seeds", *knobs, "device_minutes", "state", "note"])
@@ -316,22 +298,12 @@ def as_csv(rows: Sequence[Row], knobs: Sequence[str]) -> str:
         values = [
             value if is_number(value := row.point.get(knob, "")) else value_text(value) for knob in knobs
         ]
-        writer.writerow(
-            [
-                rank,
-                row.mean,
-                row.spread,
-                len(row.trials),
-                *values,
-                round(row.device_seconds / 60, 4),
-                row.state,
-                row.note,
-            ]
-        )
+        minutes = round(row.device_seconds / 60, 4)
+        writer.writerow([rank, row.mean, row.spread, len(row.trials), *values, minutes, row.state, row.note])
     return written.getvalue()
 
 
-def as_json(rows: Sequence[Row], knobs: Sequence[str], objective: str) -> str:
+def as_json(rows: Sequence[Configuration], knobs: Sequence[str], objective: str) -> str:
     """{"objective", "knobs", "rows"}, with each configuration's trials and their run folders. Never NaN,
     which is no JSON.
     """
@@ -339,32 +311,25 @@ def as_json(rows: Sequence[Row], knobs: Sequence[str], objective: str) -> str:
     for rank, row in enumerate(rows, start=1):
         trials = [
             {
-                "run": t.run_name,
-                "seed": t.seed,
-                "state": t.state,
-                "epochs": t.epochs,
-                "objective": value_of(t),
+                "run": trial.run_name,
+                "seed": trial.seed,
+                "state": trial.state,
+                "epochs": trial.epochs,
+                "objective": value_of(trial),
             }
-            for t in row.trials
+            for trial in row.trials
         ]
-        entries.append(
-            {
-                "rank": rank,
-                "mean": row.mean,
-                "spread": row.spread,
-                "seeds": len(row.trials),
-                "point": {knob: row.point.get(knob) for knob in knobs},
-            }
-            | {
-                "device_minutes": row.device_seconds / 60,
-                "state": row.state,
-                "note": row.note,
-                "trials": trials,
-            }
-        )
-    return (
-        json.dumps(
-            {"objective": objective, "knobs": list(knobs), "rows": entries}, indent=2, ensure_ascii=False
-        )
-        + "\n"
-    )
+        entry = {
+            "rank": rank,
+            "mean": row.mean,
+            "spread": row.spread,
+            "seeds": len(row.trials),
+            "point": {knob: row.point.get(knob) for knob in knobs},
+            "device_minutes": row.device_seconds / 60,
+            "state": row.state,
+            "note": row.note,
+            "trials": trials,
+        }
+        entries.append(entry)
+    whole = {"objective": objective, "knobs": list(knobs), "rows": entries}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"

@@ -17,9 +17,21 @@ from rich.text import Text
 from pcl_ray import tracking
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import with_overrides
+from pcl_ray.config.figures import (
+    SWEEP_BEST,
+    SWEEP_DEVICE_MINUTES,
+    SWEEP_FAILED,
+    SWEEP_FINISHED,
+    SWEEP_IMPORTANCE,
+    SWEEP_SAVED_MINUTES,
+    SWEEP_SHARED_WARMUPS,
+    SWEEP_TRIALS,
+    TEST_KNN_TOP1,
+    TEST_KNN_TOP1_LEAST,
+)
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.report.sweep import leaderboard
-from pcl_ray.report.sweep.leaderboard import Row
+from pcl_ray.report.sweep.leaderboard import Configuration
 from pcl_ray.runs import final_artifacts
 from pcl_ray.runs.folder import RunFolder
 from pcl_ray.support.text import value_text
@@ -59,7 +71,7 @@ def preload() -> None:
         "optuna.importance",
         "sklearn.ensemble",
         "scipy.stats",
-        "pcl_ray.report.sweep.figures",
+        "pcl_ray.report.sweep.plots",
         "pcl_ray.sweep.results.test_accuracy",
     ):
         importlib.import_module(name)
@@ -93,7 +105,7 @@ def conclude(session: SweepSession, whole: DataSplits, *, seconds: float, unfini
     )
 
 
-def _test_accuracy(session: SweepSession, whole: DataSplits, best: Row) -> dict[str, float]:
+def _test_accuracy(session: SweepSession, whole: DataSplits, best: Configuration) -> dict[str, float]:
     """kNN accuracy of the best configuration on held-out images that no trial was compared by; {} where there
     are none.
     """
@@ -119,7 +131,7 @@ def _test_accuracy(session: SweepSession, whole: DataSplits, best: Row) -> dict[
                 )
     if not values:
         return {}
-    return {"eval/test_knn_top1": sum(values) / len(values), "eval/test_knn_top1_least": min(values)}
+    return {TEST_KNN_TOP1.name: sum(values) / len(values), TEST_KNN_TOP1_LEAST.name: min(values)}
 
 
 def _show(session: SweepSession, ranking: Ranking, test: dict[str, float]) -> None:
@@ -134,13 +146,13 @@ def _show(session: SweepSession, ranking: Ranking, test: dict[str, float]) -> No
         correlations = ", ".join(f"{name} {value:+.2f}" for name, value in agreement.items())
         console.print(f"no labels   rank correlation with kNN accuracy: {correlations}", markup=False)
     console.print(
-        f"device time {totals['sweep/device_minutes']:.1f} minutes in {len(ranking.records)} trials",
+        f"device time {totals[SWEEP_DEVICE_MINUTES.name]:.1f} minutes in {len(ranking.records)} trials",
         markup=False,
     )
-    if totals["sweep/trials_on_shared_warmup"]:
+    if totals[SWEEP_SHARED_WARMUPS.name]:
         console.print(
-            f"warm-up     {totals['sweep/trials_on_shared_warmup']:.0f} trials began from another's:"
-            f" {totals['sweep/saved_minutes']:.1f} device minutes saved",
+            f"warm-up     {totals[SWEEP_SHARED_WARMUPS.name]:.0f} trials began from another's:"
+            f" {totals[SWEEP_SAVED_MINUTES.name]:.1f} device minutes saved",
             markup=False,
         )
     if session.context.settings.scheduler == "pbt":
@@ -151,7 +163,7 @@ def _show(session: SweepSession, ranking: Ranking, test: dict[str, float]) -> No
         )
     if test:
         console.print(
-            f"test split  kNN accuracy of the best configuration {test['eval/test_knn_top1']:.4f}, on images"
+            f"test split  kNN accuracy of the best configuration {test[TEST_KNN_TOP1.name]:.4f}, on images"
             " that no trial was chosen by",
             markup=False,
         )
@@ -198,13 +210,13 @@ def _log(
 ) -> None:
     """Logs figures, files and a note to the parent run in MLflow."""
     tracker, best = session.tracker, ranking.best
-    step = int(ranking.totals["sweep/trials"])
-    importances = {f"sweep/importance/{name}": share for name, share in ranking.importances.items()}
+    step = int(ranking.totals[SWEEP_TRIALS.name])
+    importances = {SWEEP_IMPORTANCE.of(name).name: share for name, share in ranking.importances.items()}
     tracker.log(ranking.totals | importances | test, step)
     for path, name in written:
         tracker.log_file(path, name)
     if best is not None and recipe is not None:
-        tracker.log({"sweep/best": best.mean} if best.mean is not None else {}, step)
+        tracker.log({SWEEP_BEST.name: best.mean} if best.mean is not None else {}, step)
         tracker.log_file(recipe, "best.yaml")
         tracker.tag({f"best.{name}": str(value) for name, value in best.point.items()})
     tracker.tag({tracking.NOTE: _note(session, ranking)})
@@ -216,13 +228,13 @@ def _note(session: SweepSession, ranking: Ranking) -> str:
     folder, totals, best = session.folder, ranking.totals, ranking.best
     lines = [
         (
-            f"**{folder.name}**: {totals['sweep/trials']:.0f} trials, {totals['sweep/finished']:.0f}"
-            f" finished, {totals['sweep/failed']:.0f} failed"
+            f"**{folder.name}**: {totals[SWEEP_TRIALS.name]:.0f} trials, {totals[SWEEP_FINISHED.name]:.0f}"
+            f" finished, {totals[SWEEP_FAILED.name]:.0f} failed"
         ),
         "",
         (
             f"- objective {metric}, scheduler {settings.scheduler}, {settings.seeds} seeds;"
-            f" {totals['sweep/device_minutes']:.1f} device minutes"
+            f" {totals[SWEEP_DEVICE_MINUTES.name]:.1f} device minutes"
         ),
         f"- go on: `pcl-ray sweep --resume {folder.name}`; folder `{folder.path}`",
     ]

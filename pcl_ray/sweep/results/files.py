@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pcl_ray.config import with_overrides
 from pcl_ray.report.sweep import leaderboard
-from pcl_ray.report.sweep.leaderboard import Row
+from pcl_ray.report.sweep.leaderboard import Configuration
 from pcl_ray.sweep.results import trial_records
 from pcl_ray.sweep.results.ranking import Ranking
 from pcl_ray.sweep.session import SweepSession
@@ -18,7 +18,7 @@ def write(session: SweepSession, ranking: Ranking) -> list[tuple[Path, str]]:
     """Writes leaderboard, importances and figures. Gives back each file, and what it is called among the
     parent run's artifacts.
     """
-    from pcl_ray.report.sweep import figures as sweep_figures  # matplotlib
+    from pcl_ray.report.sweep import plots  # matplotlib
 
     objective = session.context.objective
     rows, knobs = ranking.rows, ranking.knobs
@@ -38,13 +38,13 @@ def write(session: SweepSession, ranking: Ranking) -> list[tuple[Path, str]]:
         files.append((path, name))
     figures = session.folder.path / "figures"
     figures.mkdir(exist_ok=True)
-    paths = sweep_figures.write_all(
+    paths = plots.write_all(
         ranking.records, knobs, objective.metric, objective.direction, ranking.importances, figures
     )
     return files + [(path, f"figures/{path.name}") for path in paths]
 
 
-def write_best_recipe(session: SweepSession, best: Row) -> Path:
+def write_best_recipe(session: SweepSession, best: Configuration) -> Path:
     """Writes the recipe itself with the best values: not how trials ran it, one beside the other."""
     path, context = session.folder.path / "best.yaml", session.context
     spread = f" ± {best.spread:.4f}" if best.spread is not None else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pcl_ray.report.sweep import leaderboard
-from pcl_ray.report.sweep.leaderboard import Row, TrialRecord
+from pcl_ray.report.sweep.leaderboard import Configuration, TrialRecord
 from pcl_ray.sweep.results import trial_records
 from pcl_ray.sweep.session import SweepSession
 
@@ -16,8 +16,8 @@ class Ranking:
 
     records: list[TrialRecord]
     knobs: list[str]  # that were swept
-    rows: list[Row]  # configurations, the best first
-    best: Row | None  # None: no configuration finished with all its seeds and passed the guards
+    rows: list[Configuration]  # configurations, the best first
+    best: Configuration | None  # None: no configuration finished with all its seeds and passed the guards
     importances: dict[str, float]  # knob → its share of the objective's variance
     totals: dict[str, float]
 

@@ -7,9 +7,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pcl_ray.config.figures import (
+    SWEEP_DEVICE_MINUTES,
+    SWEEP_FAILED,
+    SWEEP_FINISHED,
+    SWEEP_SAVED_MINUTES,
+    SWEEP_SECONDS,
+    SWEEP_SHARED_WARMUPS,
+    SWEEP_STOPPED_EARLY,
+    SWEEP_TRIALS,
+)
 from pcl_ray.errors import ConfigError
 from pcl_ray.report.sweep import leaderboard
-from pcl_ray.report.sweep.leaderboard import Row, TrialRecord
+from pcl_ray.report.sweep.leaderboard import Configuration, TrialRecord
 from pcl_ray.runs import preparation
 from pcl_ray.runs.folder import RunFolder, read_state_at
 from pcl_ray.support.paths import home
@@ -44,18 +54,18 @@ def exploits(sweep: str) -> list[dict[str, Any]]:
 def totals(records: list[TrialRecord], seconds: float) -> dict[str, float]:
     """What the sweep took and trained, as figures of its parent run. seconds: by the clock."""
     return {
-        "sweep/device_minutes": sum(record.device_seconds for record in records) / 60,
-        "sweep/saved_minutes": sum(record.saved_seconds for record in records) / 60,
-        "sweep/trials_on_shared_warmup": float(sum(record.saved_seconds > 0 for record in records)),
-        "sweep/seconds": seconds,
-        "sweep/trials": float(len(records)),
-        "sweep/finished": float(sum(record.state == "finished" for record in records)),
-        "sweep/stopped_early": float(sum(record.state == "stopped early" for record in records)),
-        "sweep/failed": float(sum(record.state == "failed" for record in records)),
+        SWEEP_DEVICE_MINUTES.name: sum(record.device_seconds for record in records) / 60,
+        SWEEP_SAVED_MINUTES.name: sum(record.saved_seconds for record in records) / 60,
+        SWEEP_SHARED_WARMUPS.name: float(sum(record.saved_seconds > 0 for record in records)),
+        SWEEP_SECONDS.name: seconds,
+        SWEEP_TRIALS.name: float(len(records)),
+        SWEEP_FINISHED.name: float(sum(record.state == "finished" for record in records)),
+        SWEEP_STOPPED_EARLY.name: float(sum(record.state == "stopped early" for record in records)),
+        SWEEP_FAILED.name: float(sum(record.state == "failed" for record in records)),
     }
 
 
-def means(row: Row) -> dict[str, float]:
+def means(row: Configuration) -> dict[str, float]:
     """Every figure that all trials of a configuration have, as its mean over them."""
     names = set.intersection(*(set(trial.metrics) for trial in row.trials))
     return {

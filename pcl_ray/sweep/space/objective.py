@@ -8,22 +8,22 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
+from pcl_ray.config import figures
+from pcl_ray.config.figures import Direction
 from pcl_ray.errors import Problem
 from pcl_ray.support.text import suggestion
 from pcl_ray.sweep.space.settings import SweepConfig
 
-Direction = Literal["max", "min", "nearest_one"]
 WORST = -1e6  # score of a trial that is refused: below any metric here
 
-_DIRECTIONS: dict[str, Direction] = {
-    "eval/knn_top1": "max",  # Wu et al., CVPR 2018
-    "eval/rankme": "max",  # Garrido et al., ICML 2023
-    "eval/lidar": "max",  # Thilak et al., ICLR 2024
-    "eval/areq": "nearest_one",  # Agrawal et al., NeurIPS 2022
+# Wu et al., CVPR 2018; Garrido et al., ICML 2023; Thilak et al., ICLR 2024; Agrawal et al., NeurIPS 2022
+_DIRECTIONS = {
+    figure.name: figure.direction
+    for figure in (figures.KNN_TOP1, figures.RANKME, figures.LIDAR, figures.AREQ)
+    if figure.direction is not None
 }
-_WITHOUT_LABELS = ("eval/rankme", "eval/lidar", "eval/areq")
+_WITHOUT_LABELS = tuple(figure.name for figure in figures.WITHOUT_LABELS)
 _AGREEMENT = re.compile(r"cluster/\d+/(ami|ari)")
 _INCOMPARABLE = {
     r"train/.*loss.*|.*/loss": (
@@ -68,17 +68,18 @@ class Objective:
         """
         if not self.guarded:
             return ""
-        rank = metrics.get("eval/rankme", math.inf)
+        rank = metrics.get(figures.RANKME.name, math.inf)
         if rank < settings.min_rank:
             return f"effective rank {rank:.1f}, below sweep.min_rank = {settings.min_rank:g}"
-        for m in _clusterings(metrics):
-            largest = metrics.get(f"cluster/{m}/largest_share", 0.0)
+        for m in figures.clusterings_in(metrics):
+            largest = metrics.get(figures.LARGEST_SHARE.at(m).name, 0.0)
             if largest > settings.max_cluster_share:
                 return (
                     f"the largest cluster holds {largest:.0%} of the images, above sweep.max_cluster_share ="
                     f" {settings.max_cluster_share:g}"
                 )
-            empty = metrics.get(f"cluster/{m}/empty", 0.0) / max(metrics[f"cluster/{m}/k"], 1.0)
+            count = metrics[figures.NUM_CLUSTERS.at(m).name]
+            empty = metrics.get(figures.EMPTY.at(m).name, 0.0) / max(count, 1.0)
             if empty > settings.max_empty_share:
                 return (
                     f"{empty:.0%} of the clusters are empty, above sweep.max_empty_share ="
@@ -88,7 +89,7 @@ class Objective:
 
 
 def default(labelled: bool) -> str:
-    return "eval/knn_top1" if labelled else "eval/rankme"
+    return (figures.KNN_TOP1 if labelled else figures.RANKME).name
 
 
 def of(metric: str, mode: str | None = None) -> Objective:
@@ -105,7 +106,7 @@ def problems(
     metric: str, mode: str | None, *, labelled: bool, name: str = "sweep.objective"
 ) -> Iterable[Problem]:
     """What is wrong with comparing trials by `metric`."""
-    known = [*_DIRECTIONS, "cluster/0/ami", "cluster/0/ari"]
+    known = [*_DIRECTIONS, figures.AMI.at(0).name, figures.ARI.at(0).name]
     if metric not in _DIRECTIONS and not _AGREEMENT.fullmatch(metric):
         for pattern, reason in _INCOMPARABLE.items():
             if re.fullmatch(pattern, metric):
@@ -129,9 +130,5 @@ def problems(
 
 def clustering_of(metric: str) -> int | None:
     """The number of the clustering that a metric is about."""
-    found = re.fullmatch(r"cluster/(\d+)/.*", metric)
-    return int(found[1]) if found else None
-
-
-def _clusterings(metrics: Mapping[str, Any]) -> list[int]:
-    return [m for m in range(1000) if f"cluster/{m}/k" in metrics]
+    entry = figures.find(metric)
+    return entry[1] if entry else None

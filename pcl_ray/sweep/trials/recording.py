@@ -11,6 +11,7 @@ from typing import Any
 
 from pcl_ray import tracking
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import EPOCH_SECONDS, OWED_SECONDS
 from pcl_ray.data.images import Images
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs import final_artifacts, preparation
@@ -132,8 +133,8 @@ class TrialRecording:
         score = None
         if value is not None:
             score = WORST if refused else objective.score(value)
-        seconds = [entry["metrics"].get("perf/epoch_seconds", 0.0) for entry in self._history]
-        owed = sum(entry["metrics"].get("perf/owed_seconds", 0.0) for entry in self._history)
+        seconds = [entry["metrics"].get(EPOCH_SECONDS.name, 0.0) for entry in self._history]
+        owed = sum(entry["metrics"].get(OWED_SECONDS.name, 0.0) for entry in self._history)
         resources = self._config.resources
         devices = max(resources.workers, 1) * (resources.gpus_per_worker or 1)
         return {

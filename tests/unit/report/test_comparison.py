@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reported import digits_exhibit, digits_record, history
+from reported import digits_record, digits_snapshot, history
 from test_page import Reader
 
 from pcl_ray.report import comparison
@@ -225,18 +225,18 @@ def test_warnings() -> None:
 
 
 def test_twenty_runs_and_odd_ones(tmp_path: Path) -> None:
-    single, pictures = digits_exhibit((8,))
+    single, pictures = digits_snapshot((8,))
     odd = [
         digits_record(
             "<i>&\"'</i>",
             {"e_step.num_clusters": (8,)},
-            exhibit=single,
+            snapshot=single,
             thumbnails=pictures,
             num_clusters=(8,),
         ),
-        digits_record("none", exhibit=None, thumbnails=None, history=[], state="failed", error="</script>&"),
+        digits_record("none", snapshot=None, thumbnails=None, history=[], state="failed", error="</script>&"),
         digits_record("no pictures", thumbnails=None),
-        digits_record("unlabelled", exhibit=digits_exhibit(labelled=False)[0]),
+        digits_record("unlabelled", snapshot=digits_snapshot(labelled=False)[0]),
         *(
             digits_record(
                 f"run {n}", {"loss.temperature": 0.1 + n / 100}, history=history(6, better=n / 1000)
@@ -255,7 +255,7 @@ def test_twenty_runs_and_odd_ones(tmp_path: Path) -> None:
 
 
 def test_runs_without_anything(tmp_path: Path) -> None:
-    bare = digits_record("one", history=[], exhibit=None, thumbnails=None)
+    bare = digits_record("one", history=[], snapshot=None, thumbnails=None)
     text = read([bare, bare], tmp_path).text
     assert "the runs have the same configuration" in text
     assert "No run has recorded a figure yet" in text

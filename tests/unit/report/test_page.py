@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reported import NAMES, digits_exhibit, digits_record, history
+from reported import NAMES, digits_record, digits_snapshot, history
 
 from pcl_ray.report import page
 from pcl_ray.report.drawing import html as html_parts
 from pcl_ray.report.drawing import sprites, svg
 from pcl_ray.report.run_record import RunRecord
-from pcl_ray.snapshot import Exhibit, Shown, Thumbnails
+from pcl_ray.snapshot import ClusteringSnapshot, Snapshot, Thumbnails
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 
@@ -118,15 +118,15 @@ def test_every_knob_is_listed_and_the_changed_ones_are_marked(tmp_path: Path) ->
     )
 
 
-def test_the_explorer_agrees_with_the_exhibit(tmp_path: Path) -> None:
+def test_the_explorer_agrees_with_the_snapshot(tmp_path: Path) -> None:
     record = digits_record()
-    exhibit = record.exhibit
-    assert exhibit is not None
+    snapshot = record.snapshot
+    assert snapshot is not None
     data = explorer_of(read(record, tmp_path))
-    coarse, fine = exhibit.clusterings[1], exhibit.clusterings[0]
+    coarse, fine = snapshot.clusterings[1], snapshot.clusterings[0]
     assert [level["k"] for level in data["levels"]] == [8, 30]
     for shown, level in zip((coarse, fine), data["levels"], strict=True):
-        assert [one["id"] for one in level["prototypes"]] == shown.chosen.tolist()
+        assert [one["id"] for one in level["prototypes"]] == shown.selected.tolist()
         for row, one in enumerate(level["prototypes"]):
             assert one["near"] == [image for image in shown.nearest[row].tolist() if image >= 0]
             assert one["far"] == [image for image in shown.farthest[row].tolist() if image >= 0]
@@ -154,11 +154,11 @@ def test_cards_of_the_coarsest_clustering_need_no_script(tmp_path: Path) -> None
         attributes for tag, attributes in found.found if tag == "button" and "data-prototype" in attributes
     ]
     assert {card["data-level"] for card in cards} == {"0"}
-    assert record.exhibit is not None
-    coarse = record.exhibit.clusterings[1]
+    assert record.snapshot is not None
+    coarse = record.snapshot.clusterings[1]
     phi = [float(card["data-phi"]) for card in cards]
     assert phi == sorted(phi)
-    assert {int(card["data-prototype"]) for card in cards} == set(coarse.chosen.tolist())
+    assert {int(card["data-prototype"]) for card in cards} == set(coarse.selected.tolist())
     pictures = [
         attributes for tag, attributes in found.found if tag == "i" and "im" in attributes.get("class", "")
     ]
@@ -175,9 +175,9 @@ def test_the_sheet_holds_every_picture() -> None:
     pixels = decoded(sheet)
     for image, slot in sheet.slots.items():
         top, left = (slot // sheet.columns) * sheet.cell + 1, (slot % sheet.columns) * sheet.cell + 1
-        assert (pixels[top : top + 8, left : left + 8] == thumbnails.of(image)).all()
+        assert (pixels[top : top + 8, left : left + 8] == thumbnails.picture(image)).all()
         # the border repeats the edge
-        assert (pixels[top - 1, left : left + 8] == thumbnails.of(image)[0]).all()
+        assert (pixels[top - 1, left : left + 8] == thumbnails.picture(image)[0]).all()
     assert sheet.slot(3) == -1
     assert "im none" in sheet.picture(3)
     assert sprites.sheet_of(None) is None
@@ -200,7 +200,7 @@ def test_many_large_pictures_stay_within_the_size(tmp_path: Path) -> None:
     noise = rng.integers(0, 256, (len(images), 48, 48, 3), dtype=np.uint8)
     shown = [synthetic(4096 * 2**m, images[m * 1536 : (m + 1) * 1536].reshape(96, 16), rng) for m in range(3)]
     record = digits_record(
-        exhibit=Exhibit(6, 66, 1_000_000, tuple(shown)),
+        snapshot=Snapshot(6, 66, 1_000_000, tuple(shown)),
         thumbnails=Thumbnails(images, noise),
         num_clusters=(4096, 8192, 16384),
     )
@@ -209,12 +209,14 @@ def test_many_large_pictures_stay_within_the_size(tmp_path: Path) -> None:
     Reader(path.read_text(encoding="utf-8"))
 
 
-def synthetic(count: int, images: np.ndarray, rng: np.random.Generator, classes: int = 0) -> Shown:
+def synthetic(
+    count: int, images: np.ndarray, rng: np.random.Generator, classes: int = 0
+) -> ClusteringSnapshot:
     chosen = np.sort(rng.choice(count, len(images), replace=False))
     top = rng.integers(0, classes, len(images)) if classes else np.full(len(images), -1)
     phi, sizes = rng.random(count).astype(np.float32), rng.integers(1, 90, count)
     parents = rng.integers(0, max(1, count // 2), count)
-    return Shown(
+    return ClusteringSnapshot(
         phi,
         sizes,
         parents,
@@ -231,7 +233,7 @@ def test_a_hundred_thousand_clusters_and_200_classes(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     shown = synthetic(100_000, np.arange(96 * 16).reshape(96, 16), rng, classes=200)
     sample = np.arange(300)
-    exhibit = Exhibit(
+    snapshot = Snapshot(
         6,
         66,
         1_281_167,
@@ -243,7 +245,7 @@ def test_a_hundred_thousand_clusters_and_200_classes(tmp_path: Path) -> None:
     )
     names = tuple(f"class number {n}, which has a rather long name of several words" for n in range(200))
     record = digits_record(
-        exhibit=exhibit.with_map(rng.normal(size=(300, 2)), "UMAP"),
+        snapshot=snapshot.with_map(rng.normal(size=(300, 2)), "UMAP"),
         class_names=names,
         num_clusters=(100_000,),
     )
@@ -257,7 +259,7 @@ def test_a_hundred_thousand_clusters_and_200_classes(tmp_path: Path) -> None:
 
 def test_everything_is_escaped(tmp_path: Path) -> None:
     nasty = "<b>\"x\" & 'y'</b></script><script>alert(1)</script>"
-    shown, thumbnails = digits_exhibit()
+    shown, thumbnails = digits_snapshot()
     record = digits_record(
         name=nasty,
         command=nasty,
@@ -267,7 +269,7 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
         link=f"javascript:{nasty}",
         versions={nasty: nasty},
         class_names=tuple(f"</script>{name}<!--" for name in NAMES),
-        exhibit=replace(shown, note=nasty, map_name=nasty),
+        snapshot=replace(shown, note=nasty, map_name=nasty),
     )
     page.write(record, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -282,10 +284,10 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"exhibit": None, "thumbnails": None}, "no pictures of its prototypes were kept"),
-        ({"exhibit": None, "thumbnails": None, "history": history(2)}, "2 of its 3 warm-up epochs"),
+        ({"snapshot": None, "thumbnails": None}, "no pictures of its prototypes were kept"),
+        ({"snapshot": None, "thumbnails": None, "history": history(2)}, "2 of its 3 warm-up epochs"),
         (
-            {"exhibit": None, "thumbnails": None, "history": [], "state": "running"},
+            {"snapshot": None, "thumbnails": None, "history": [], "state": "running"},
             "Nothing has been measured yet",
         ),
         ({"history": []}, "nothing to draw"),
@@ -332,23 +334,25 @@ def test_what_is_missing_is_said(tmp_path: Path, changes: dict[str, Any], words:
 
 
 def test_without_labels_no_class_is_named(tmp_path: Path) -> None:
-    shown, thumbnails = digits_exhibit(labelled=False)
-    found = read(digits_record(exhibit=shown, thumbnails=thumbnails), tmp_path)
+    shown, thumbnails = digits_snapshot(labelled=False)
+    found = read(digits_record(snapshot=shown, thumbnails=thumbnails), tmp_path)
     assert all(one["top"] is None for one in explorer_of(found)["levels"][0]["prototypes"])
     assert "zero" not in found.text
     assert [way["title"] for way in json.loads(found.scripts["map-data"])["ways"]] == ["K = 8", "K = 30"]
 
 
 def test_one_clustering_has_nothing_inside(tmp_path: Path) -> None:
-    shown, thumbnails = digits_exhibit((8,))
-    data = explorer_of(read(digits_record(exhibit=shown, thumbnails=thumbnails, num_clusters=(8,)), tmp_path))
+    shown, thumbnails = digits_snapshot((8,))
+    data = explorer_of(
+        read(digits_record(snapshot=shown, thumbnails=thumbnails, num_clusters=(8,)), tmp_path)
+    )
     assert len(data["levels"]) == 1
     assert all(one["children"] == [] and one["inside"] == 0 for one in data["levels"][0]["prototypes"])
 
 
-def test_a_warm_up_exhibit_has_a_map_alone(tmp_path: Path) -> None:
-    shown, _ = digits_exhibit()
-    warm = Exhibit(
+def test_a_warm_up_snapshot_has_a_map_alone(tmp_path: Path) -> None:
+    shown, _ = digits_snapshot()
+    warm = Snapshot(
         2,
         22,
         1797,
@@ -358,31 +362,31 @@ def test_a_warm_up_exhibit_has_a_map_alone(tmp_path: Path) -> None:
         shown.labels,
         np.empty((0, len(shown.sample)), np.int64),
     )
-    found = read(digits_record(exhibit=warm.with_map(shown.places, "PCA"), history=history(2)), tmp_path)
+    found = read(digits_record(snapshot=warm.with_map(shown.projection, "PCA"), history=history(2)), tmp_path)
     assert "PCA of the features" in found.text
     assert "2 of its 3 warm-up epochs" in found.text
     unlabelled = replace(warm, labels=np.full(len(shown.sample), -1))
     assert (
         "PCA of the features"
-        in read(digits_record(exhibit=unlabelled.with_map(shown.places, "PCA")), tmp_path).text
+        in read(digits_record(snapshot=unlabelled.with_map(shown.projection, "PCA")), tmp_path).text
     )
 
 
 def test_the_map_survives_places_that_are_none(tmp_path: Path) -> None:
-    shown, thumbnails = digits_exhibit()
-    places = shown.places.copy()
+    shown, thumbnails = digits_snapshot()
+    places = shown.projection.copy()
     places[3] = np.nan
-    read(digits_record(exhibit=shown.with_map(places, "t-SNE")), tmp_path)
-    read(digits_record(exhibit=shown.with_map(np.zeros_like(places), "t-SNE")), tmp_path)
+    read(digits_record(snapshot=shown.with_map(places, "t-SNE")), tmp_path)
+    read(digits_record(snapshot=shown.with_map(np.zeros_like(places), "t-SNE")), tmp_path)
 
 
 def test_empty_clusters_are_left_out(tmp_path: Path) -> None:
-    shown, thumbnails = digits_exhibit((8,))
+    shown, thumbnails = digits_snapshot((8,))
     nothing = np.empty(0, np.int64)
     none = replace(
         shown.clusterings[0],
         sizes=np.zeros(8, np.int64),
-        chosen=nothing,
+        selected=nothing,
         nearest=nothing.reshape(0, 12),
         farthest=nothing.reshape(0, 4),
     )
@@ -390,7 +394,7 @@ def test_empty_clusters_are_left_out(tmp_path: Path) -> None:
     assert (
         "Every cluster is empty"
         in read(
-            digits_record(exhibit=replace(shown, clusterings=(none,)), thumbnails=thumbnails), tmp_path
+            digits_record(snapshot=replace(shown, clusterings=(none,)), thumbnails=thumbnails), tmp_path
         ).text
     )
 

@@ -16,7 +16,7 @@
     return made;
   }
 
-  // As html_parts.number, so that a figure reads the same wherever it stands.
+  // As drawing.html.number, so that a figure reads the same wherever it stands.
   function number(value) {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
@@ -96,13 +96,13 @@
     const levels = told.levels.map((level) => new Map(level.prototypes.map((one) => [one.id, one])));
     let path = []; // numbers of the prototypes opened, one a level
 
-    const facts = (one) => [count(one.size, "image"), "φ " + number(one.phi)].join(" · ");
+    const summary = (one) => [count(one.size, "image"), "φ " + number(one.phi)].join(" · ");
     function card(level, one) {
       return element("button", { type: "button", class: "card", "data-level": level, "data-prototype": one.id, "aria-expanded": "false", "aria-controls": "explorer-panel" },
         element("span", { class: "card-head" }, element("b", { text: one.id }), one.role ? element("em", { class: "role", text: one.role }) : null,
           one.top !== null ? element("span", { class: "top", text: "“" + one.top + "” " + percent(one.share) }) : null),
         sheet ? element("span", { class: "strip" }, ...one.near.slice(0, told.strip).map(picture)) : null,
-        element("span", { class: "facts", text: facts(one) + " · " + percent(one.parentShare) + " inside" }));
+        element("span", { class: "summary-line", text: summary(one) + " · " + percent(one.parentShare) + " inside" }));
     }
     function inner(level, one) {
       const finer = told.levels[level + 1];
@@ -111,7 +111,7 @@
       const said = one.inside === 0 ? "No prototype of K = " + finer.k.toLocaleString("en-US") + " has most of its images here."
         : count(one.inside, "prototype") + " of K = " + finer.k.toLocaleString("en-US") + (one.inside === 1 ? " has" : " have") + " most of their images here"
           + (shown.length < one.inside ? (shown.length ? ", " + shown.length + " of them with pictures." : ", none of them with pictures.") : ".");
-      return [element("h4", { text: "Inside it" }), element("p", { class: "facts inside", text: said.replace("has most of their", "has most of its") }),
+      return [element("h4", { text: "Inside it" }), element("p", { class: "summary-line inside", text: said.replace("has most of their", "has most of its") }),
         element("ul", { class: "cards" }, ...shown.map((child) => element("li", {}, card(level + 1, child))))];
     }
     function group(title, images) {
@@ -129,9 +129,9 @@
         level > 0 ? percent(one.parentShare) + " of it lies in prototype " + one.parent + " above" : null].filter(Boolean).join(" · ");
       panel.replaceChildren(
         element("h3", { text: "Prototype " + one.id + " of K = " + told.levels[level].k.toLocaleString("en-US") }),
-        element("p", { class: "facts", text: text }),
+        element("p", { class: "summary-line", text: text }),
         sheet ? element("div", { class: "pictures" }, group("Nearest to it", one.near), one.far.length ? group("At its edge", one.far) : null)
-          : element("p", { class: "facts", text: "There are no pictures of its images." }),
+          : element("p", { class: "summary-line", text: "There are no pictures of its images." }),
         ...inner(level, one));
       const steps = [{ text: "All of K = " + told.levels[0].k.toLocaleString("en-US"), depth: 0 }, ...path.map((id, place) => ({ text: "K = " + told.levels[place].k.toLocaleString("en-US") + " #" + id, depth: place + 1 }))];
       crumbs.replaceChildren(...steps.flatMap((step, place) => [

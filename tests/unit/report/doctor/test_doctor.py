@@ -17,11 +17,12 @@ import pytest
 from sklearn.datasets import load_digits
 
 from pcl_ray.config import with_overrides
+from pcl_ray.config.figures import KNN_TOP1, LOSS_INSTANCE, RANKME
 from pcl_ray.errors import RunFailed
 from pcl_ray.report.doctor import cluster_rules, curve_rules, diagnosis, findings
 from pcl_ray.report.doctor.diagnosis import Finding
 from pcl_ray.report.run_record import RunRecord
-from pcl_ray.runs import driver, request, run_record
+from pcl_ray.runs import driver, record_reader, request
 from pcl_ray.runs.console import Display
 
 SMALL = (
@@ -93,7 +94,7 @@ def _trained(home: Path, words: tuple[str, ...]) -> RunRecord:
         asked = request.check("digits", words)
         with open(os.devnull, "w") as nowhere, suppress(RunFailed):
             driver.start(asked, name="it", display=Display(nowhere))
-        return run_record.read("it")
+        return record_reader.read("it")
     finally:
         os.environ["PCL_RAY_HOME"] = before
 
@@ -146,7 +147,7 @@ def test_a_healthy_run_is_told_what_is_good_about_it(good: RunRecord) -> None:
     found = diagnosis.findings(good)
     assert {finding.severity for finding in found} == {"good"}
     text = diagnosis.as_text(good, found)
-    knn = [value for _, value in good.series("eval/knn_top1")]
+    knn = [value for _, value in good.series(KNN_TOP1)]
     assert f"from {knn[0]:.3f} after epoch 1 to {knn[-1]:.3f} after epoch 12" in text
     for said in ("clusters settle", "AMI", "dimensions"):
         assert said in text
@@ -294,7 +295,7 @@ def test_near_collapse(good: RunRecord) -> None:
 def test_rank_lost(made: Callable[..., RunRecord], good: RunRecord) -> None:
     assert curve_rules.rank_lost(made("optimizer.lr=3")) is not None
     assert curve_rules.rank_lost(good) is None
-    peak = max(value for _, value in good.series("eval/rankme"))
+    peak = max(value for _, value in good.series(RANKME))
     assert "from" in the(with_curve(good, eval__rankme=[0.45 * peak]), "rank_lost").meaning
     assert "rank_lost" not in rules_of(with_curve(good, eval__rankme=[0.55 * peak]))
 
@@ -310,7 +311,7 @@ def test_diverged(made: Callable[..., RunRecord], good: RunRecord) -> None:
 
 
 def test_training_that_gets_worse(good: RunRecord) -> None:
-    lowest = min(value for _, value in good.series("train/loss_instance"))
+    lowest = min(value for _, value in good.series(LOSS_INSTANCE))
     # a tenth of ln 257 is 0.55
     assert "rose" in the(with_curve(good, train__loss_instance=[lowest + 0.7] * 3), "diverged").meaning
     assert "diverged" not in rules_of(with_curve(good, train__loss_instance=[lowest + 0.4] * 3))
@@ -337,11 +338,11 @@ def test_knn_falling_where_views_hide_what_classes_differ_by(
     )
     record = made(*words, "data.holdout=0.3", pictures="mirrored")
     found = the(record, "knn_falling")
-    best = max(record.series("eval/knn_top1"), key=lambda point: point[1])
+    best = max(record.series(KNN_TOP1), key=lambda point: point[1])
     assert f"best after epoch {best[0]} ({best[1]:.3f})" in found.meaning
     assert any("augment.flip=0" in text for text in found.advice)
     # Noise of 359 held-out images at 0.81: two standard errors of a difference are 0.058.
-    top = max(value for _, value in good.series("eval/knn_top1"))
+    top = max(value for _, value in good.series(KNN_TOP1))
     assert "knn_falling" not in rules_of(with_curve(good, eval__knn_top1=[top - 0.04] * 3))
     assert "knn_falling" in rules_of(with_curve(good, eval__knn_top1=[top - 0.09] * 3))
 

@@ -224,7 +224,7 @@ def test_importance_is_silent_and_leaves_optuna_as_it_was(capfd: pytest.CaptureF
     assert optuna.logging.get_verbosity() == before
 
 
-def rows_to_show() -> list[leaderboard.Row]:
+def rows_to_show() -> list[leaderboard.Configuration]:
     records = [
         trial(0.8122, 0.123456789, seed=0, device_seconds=90),
         trial(0.8126, 0.123456789, seed=1, device_seconds=30),

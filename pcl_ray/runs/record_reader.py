@@ -1,4 +1,4 @@
-"""A run as it is looked at afterwards, read from its folder. Takes no lock: it may be under way."""
+"""Reads the record of a run from its folder, to look at it afterwards. Takes no lock: it may be under way."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray import config as configs
-from pcl_ray import snapshot as exhibits
 from pcl_ray import tracking
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.runs import gallery
 from pcl_ray.runs.folder import RunFolder, read_history_at, read_state_at
+from pcl_ray.snapshot import load_snapshot
 from pcl_ray.support import redaction
 from pcl_ray.support.redaction import scrubbed
 
 
 def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRecord:
-    """name: of a run, or the path of its folder. history: where it is known already, which spares reading a
-    checkpoint.
+    """The record of a run. name: its name, or the path of its folder. history: where it is known already,
+    which spares reading a checkpoint.
 
     Raises ConfigError where there is no such run.
     """
     path = folder_of(name)
     state = read_state_at(path)
-    shown = exhibits.load(path / gallery.FILE)
+    snapshot, thumbnails = load_snapshot(path / gallery.FILE) or (None, None)
     return RunRecord(
         name=path.name,
         config=tracking.public_config(configs.load(path / "config.yaml")),
@@ -41,16 +41,16 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
         fingerprint=state.get("fingerprint", ""),
         versions=state.get("versions", {}),
         link=redaction.public_uri(str(state.get("link", ""))),
-        exhibit=shown[0] if shown else None,
-        thumbnails=shown[1] if shown else None,
+        snapshot=snapshot,
+        thumbnails=thumbnails,
     )
 
 
 def folder_of(name: str) -> Path:
-    """Of a run by its name, or by the path of its folder. Raises ConfigError where there is none."""
+    """The folder of a run, from the run's name or the folder's own path. Raises ConfigError where there is
+    none.
+    """
     path = Path(os.path.abspath(name))  # the name of `runs/one/..` is no folder's
-    return (
-        path
-        if "/" in name and (path / "config.yaml").is_file()
-        else RunFolder.existing(name.rstrip("/").rpartition("/")[2])
-    )
+    if "/" in name and (path / "config.yaml").is_file():
+        return path
+    return RunFolder.existing(name.rstrip("/").rpartition("/")[2])

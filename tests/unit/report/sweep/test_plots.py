@@ -9,8 +9,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pcl_ray.report.sweep import figures as sweep_figures
-from pcl_ray.report.sweep import leaderboard
+from pcl_ray.report.sweep import leaderboard, plots
 from pcl_ray.report.sweep.axes import Scale
 from pcl_ray.report.sweep.leaderboard import TrialRecord
 
@@ -89,7 +88,7 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
 
 
 def test_every_trial_is_drawn_in_every_panel_as_what_it_is() -> None:
-    figure = sweep_figures.objective_by_knob(a_grid(), [TAU, ALPHA, K], KNN)
+    figure = plots.objective_by_knob(a_grid(), [TAU, ALPHA, K], KNN)
     for panel in range(3):
         points = drawn(figure, panel)
         assert {kind: len(points[kind].get_offsets()) for kind in points} == {
@@ -127,7 +126,7 @@ def test_the_mean_line_is_that_of_trials_that_finished_and_passed() -> None:
     ]
     records.append(trial(9.0, point={TAU: 0.1}, refused="collapsed"))
     records += [trial(-9.0, "stopped early", point={TAU: 0.2}, seed=seed) for seed in (5, 6, 7)]
-    figure = sweep_figures.objective_by_knob(records, [TAU], KNN)
+    figure = plots.objective_by_knob(records, [TAU], KNN)
     mean = lines(figure)["mean of finished"]
     assert list(mean.get_xdata()) == [0.1, 0.2]
     assert list(mean.get_ydata()) == pytest.approx([0.3, 0.7])
@@ -135,9 +134,7 @@ def test_the_mean_line_is_that_of_trials_that_finished_and_passed() -> None:
 
 
 def test_values_that_were_tried_once_have_no_mean_line() -> None:
-    figure = sweep_figures.objective_by_knob(
-        [trial(0.1 * n, point={TAU: 0.1 * n}) for n in range(1, 6)], [TAU], KNN
-    )
+    figure = plots.objective_by_knob([trial(0.1 * n, point={TAU: 0.1 * n}) for n in range(1, 6)], [TAU], KNN)
     assert "mean of finished" not in lines(figure)
 
 
@@ -155,9 +152,7 @@ def test_values_that_were_tried_once_have_no_mean_line() -> None:
     ],
 )
 def test_axes_are_logarithmic_where_that_shows_more(knob: str, values: list[Any], scale: str) -> None:
-    figure = sweep_figures.objective_by_knob(
-        [trial(0.5, point={knob: value}) for value in values], [knob], KNN
-    )
+    figure = plots.objective_by_knob([trial(0.5, point={knob: value}) for value in values], [knob], KNN)
     assert figure.axes[0].get_xscale() == scale
 
 
@@ -197,16 +192,13 @@ def test_tick_labels_do_not_touch() -> None:
     ]
     for records in (a_grid(), random_like, [trial(0.5)]):
         knobs = list(records[0].point)
-        figures = [
-            sweep_figures.objective_by_knob(records, knobs, KNN),
-            sweep_figures.temperature_alpha_map(records, KNN),
-        ]
-        figures += [sweep_figures.objective_by_cost(records, KNN, "max")]
+        figures = [plots.objective_by_knob(records, knobs, KNN), plots.temperature_alpha_map(records, KNN)]
+        figures += [plots.objective_by_cost(records, KNN, "max")]
         assert [pair for figure in figures if figure is not None for pair in overlapping(figure)] == []
 
 
 def test_the_map_of_a_grid_shows_the_best_configuration_of_each_cell() -> None:
-    figure = sweep_figures.temperature_alpha_map(a_grid(), KNN)
+    figure = plots.temperature_alpha_map(a_grid(), KNN)
     assert figure is not None
     panel = figure.axes[0]
     image = panel.images[0].get_array()
@@ -231,14 +223,14 @@ def test_the_map_follows_the_direction() -> None:
     ]
     shown = {}
     for direction in ("max", "min", "nearest_one"):
-        figure = sweep_figures.temperature_alpha_map(records, KNN, direction)
+        figure = plots.temperature_alpha_map(records, KNN, direction)
         assert figure is not None
         shown[direction] = set(figure.axes[0].images[0].get_array().ravel().round(6).tolist())
     assert shown == {"max": {1.6}, "min": {0.7}, "nearest_one": {0.3}}
 
 
 def test_the_map_of_a_random_search_is_of_points() -> None:
-    figure = sweep_figures.temperature_alpha_map(
+    figure = plots.temperature_alpha_map(
         [trial(0.5, point={TAU: 0.1 + 0.01 * n, ALPHA: 5 + n}) for n in range(30)], KNN
     )
     assert figure is not None
@@ -248,17 +240,15 @@ def test_the_map_of_a_random_search_is_of_points() -> None:
 
 
 def test_there_is_no_map_without_both_knobs() -> None:
+    assert plots.temperature_alpha_map([trial(0.5, point={TAU: tau}) for tau in (0.1, 0.2)], KNN) is None
     assert (
-        sweep_figures.temperature_alpha_map([trial(0.5, point={TAU: tau}) for tau in (0.1, 0.2)], KNN) is None
-    )
-    assert (
-        sweep_figures.temperature_alpha_map(
+        plots.temperature_alpha_map(
             [TrialRecord("t", "r", "finished", {TAU: 0.1 * n}, 0, 0.5) for n in (1, 2)], KNN
         )
         is None
     )
     assert (
-        sweep_figures.temperature_alpha_map(
+        plots.temperature_alpha_map(
             [trial(None, "failed", point={TAU: 0.1 * n, ALPHA: n}) for n in (1, 2)], KNN
         )
         is None
@@ -270,7 +260,7 @@ def test_parallel_coordinates_have_a_line_a_configuration_and_mark_the_best(
     direction: leaderboard.Direction, height: float
 ) -> None:
     records = [trial(0.1 * n, point={TAU: 0.1 * n}, seed=seed) for n in (1, 2, 4) for seed in (0, 1)]
-    figure = sweep_figures.parallel_coordinates(records, [TAU, K], KNN, direction)
+    figure = plots.parallel_coordinates(records, [TAU, K], KNN, direction)
     assert figure is not None
     through = [line for line in figure.axes[0].lines if len(line.get_ydata()) == 3]
     assert len(through) == 3
@@ -288,19 +278,19 @@ def test_the_pareto_front_is_of_trials_that_nothing_cheaper_beats() -> None:
         trial(5.0, device_seconds=60.0, refused="collapsed"),
         trial(7.0, "failed", device_seconds=1.0),
     ]
-    figure = sweep_figures.objective_by_cost(records, KNN, "max")
+    figure = plots.objective_by_cost(records, KNN, "max")
     assert figure is not None
     front = lines(figure)["Pareto front"]
     assert (front.get_xdata().tolist(), front.get_ydata().tolist()) == ([1.0, 3.0, 5.0], [0.3, 0.6, 0.9])
     assert len(drawn(figure)["finished"].get_offsets()) == 6
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("device minutes of a trial", KNN)
-    fewest = sweep_figures.objective_by_cost(records, KNN, "min")
+    fewest = plots.objective_by_cost(records, KNN, "min")
     assert fewest is not None
     assert list(lines(fewest)["Pareto front"].get_ydata()) == pytest.approx([0.3, 0.2])
 
 
 def test_a_shared_warm_up_counts_for_all_who_went_on_from_it() -> None:
-    figure = sweep_figures.objective_by_cost(
+    figure = plots.objective_by_cost(
         [trial(0.5, device_seconds=120.0), trial(0.6, device_seconds=60.0, saved_seconds=60.0)], KNN, "max"
     )
     assert figure is not None
@@ -309,8 +299,8 @@ def test_a_shared_warm_up_counts_for_all_who_went_on_from_it() -> None:
 
 
 def test_importance_bars_are_ordered_and_there_are_none_without_importances() -> None:
-    assert sweep_figures.importance_bars({}) is None
-    figure = sweep_figures.importance_bars({LR: 0.1, TAU: 0.7, K: 0.2})
+    assert plots.importance_bars({}) is None
+    figure = plots.importance_bars({LR: 0.1, TAU: 0.7, K: 0.2})
     assert figure is not None
     assert [bar.get_width() for bar in figure.axes[0].patches] == [0.1, 0.2, 0.7]  # from below
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
@@ -346,14 +336,14 @@ DEGENERATE = {
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_what_there_is_gets_drawn_and_the_rest_is_skipped(name: str, tmp_path: Path) -> None:
     records, expected = DEGENERATE[name]
-    written = sweep_figures.write_all(records, [TAU, ALPHA, K], KNN, "nearest_one", {}, tmp_path)
+    written = plots.write_all(records, [TAU, ALPHA, K], KNN, "nearest_one", {}, tmp_path)
     assert [path.name for path in written] == expected
     assert sorted(tmp_path.iterdir()) == sorted(written)
 
 
 def test_a_whole_sweep_has_all_figures(tmp_path: Path) -> None:
     records = a_grid()
-    written = sweep_figures.write_all(
+    written = plots.write_all(
         records, [TAU, ALPHA, K], KNN, "max", leaderboard.importances(records, "max"), tmp_path
     )
     assert [path.name for path in written] == ALL

@@ -1,8 +1,7 @@
 """Figures of a sweep, one function each: every one gives back a matplotlib Figure, or None where it has
 nothing to show.
 
-Drawn on Figure objects alone: pyplot would keep a state, and ask for a display. Colours are those of Okabe
-and Ito, and cividis: told apart by everybody.
+Colours are those of Okabe and Ito, and cividis: told apart by everybody.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pcl_ray.report.sweep.axes import Scale, cut, figure_of, label_of, legend, tidy
-from pcl_ray.report.sweep.leaderboard import Direction, Row, TrialRecord, ranked, score, value_of
+from pcl_ray.config.figures import Direction
+from pcl_ray.report.drawing.panels import figure_of, legend, tidy
+from pcl_ray.report.sweep.axes import Scale, cut, label_of
+from pcl_ray.report.sweep.leaderboard import Configuration, TrialRecord, ranked, score, value_of
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#5A5A5A"
 _COLOURS = "cividis"
@@ -150,12 +151,10 @@ def temperature_alpha_map(
         return None
     figure = figure_of(6.4, 5.0, f"best {objective} by τ and α")
     panel = figure.subplots()
-    grid = max(len(across.spots), len(up.spots)) <= _MOST_CELLS and 2 * len(cells) >= len(across.spots) * len(
-        up.spots
-    )
-    colours = (_cells if grid else _points)(
-        panel, cells, across, up, _COLOURS if direction == "max" else f"{_COLOURS}_r"
-    )
+    few = max(len(across.spots), len(up.spots)) <= _MOST_CELLS
+    grid = few and 2 * len(cells) >= len(across.spots) * len(up.spots)
+    palette = _COLOURS if direction == "max" else f"{_COLOURS}_r"
+    colours = (_cells if grid else _points)(panel, cells, across, up, palette)
     panel.set_xlabel(label_of(_TEMPERATURE))
     panel.set_ylabel(label_of(_ALPHA))
     figure.colorbar(
@@ -233,12 +232,12 @@ def parallel_coordinates(
         Scale(objective, [row.mean for row in rows]),
     ]
     _draw_lines(panel, rows, knobs, scales, direction)
-    for place, scale in enumerate(scales):
-        panel.axvline(place, color="black", linewidth=0.8, zorder=3)
+    for column, scale in enumerate(scales):
+        panel.axvline(column, color="black", linewidth=0.8, zorder=3)
         for spot, label in scale.ticks().items():
             where = scale.share(scale.categories[int(spot)] if scale.categories else spot)
             panel.text(
-                place + 0.03,
+                column + 0.03,
                 where,
                 label,
                 fontsize=8,
@@ -255,7 +254,11 @@ def parallel_coordinates(
 
 
 def _draw_lines(
-    panel: Axes, rows: Sequence[Row], knobs: Sequence[str], scales: Sequence[Scale], direction: Direction
+    panel: Axes,
+    rows: Sequence[Configuration],
+    knobs: Sequence[str],
+    scales: Sequence[Scale],
+    direction: Direction,
 ) -> None:
     """The best last, so that it lies on top; refused ones grey."""
     scores = [score(row.mean, direction) for row in rows if row.mean is not None]
@@ -269,9 +272,8 @@ def _draw_lines(
         if number == 0 and not refused:
             panel.plot(heights, color=_RED, linewidth=2.6, zorder=4, label="best")
             continue
-        colour = (
-            _GREY if refused else colormaps[_COLOURS]((worth - low) / (high - low) if high > low else 0.5)
-        )
+        share = (worth - low) / (high - low) if high > low else 0.5
+        colour = _GREY if refused else colormaps[_COLOURS](share)
         panel.plot(
             heights,
             color=colour,
