@@ -24,7 +24,7 @@ import common
 import torch
 from common import LIMIT_S, Report, Timed
 
-from pcl_ray.checkpoints import run_state
+from pcl_ray.checkpoints import epoch_files, run_state
 from pcl_ray.errors import RunFailed
 
 _SPACE = """
@@ -125,7 +125,7 @@ def _same_results(home: Path) -> bool:
 
 
 def _end(folder: Path) -> dict[str, Any]:
-    newest = run_state.latest(folder / "checkpoints")
+    newest = epoch_files.latest(folder / "checkpoints")
     if newest is None:
         raise RunFailed(f"{folder} has no checkpoint")
     state = run_state.load(newest)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pcl_ray import config
-from pcl_ray.checkpoints import run_state
+from pcl_ray.checkpoints import epoch_files, run_state
 from pcl_ray.data import datasets
 from pcl_ray.data.loaders import EvaluationLoader
 from pcl_ray.e_step import extract_features
@@ -26,7 +26,7 @@ ROWS, COLUMNS, SIDE, GAP = 10, 16, 40, 4
 def main(run_dir: Path, out: Path) -> None:
     settings = config.load(run_dir / "config.yaml")
     images = datasets.load(settings.data, cache_dir=run_dir).train
-    newest = run_state.latest(run_dir / "checkpoints")
+    newest = epoch_files.latest(run_dir / "checkpoints")
     assert newest is not None, f"no checkpoint in {run_dir}"
     clusters = run_state.load(newest).clusters
     assert clusters is not None, "the run never clustered"

@@ -7,11 +7,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from processes import free_port
 
 import pcl_ray
 
@@ -58,3 +61,54 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of an S3 server of this machine."""
+    port = free_port()
+    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
+    )
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, "the S3 server did not start"
+                time.sleep(0.1)
+        yield port
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+@pytest.fixture
+def bucket(s3_server: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The URI of an empty bucket on a real S3 server of this machine."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "something",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    name = f"bucket-{abs(hash(request.node.nodeid)):x}"
+    urllib.request.urlopen(
+        urllib.request.Request(f"http://127.0.0.1:{s3_server}/{name}", method="PUT"), timeout=20
+    ).close()
+    return f"s3://{name}/results/of%20all?endpoint_override=127.0.0.1:{s3_server}&scheme=http"
+
+
+@pytest.fixture(params=["path", "file", "s3"])
+def storage_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty storage of each kind."""
+    match request.param:
+        case "path":
+            return str(tmp_path / "shared")
+        case "file":
+            return f"file://{tmp_path}/shared"
+    return request.getfixturevalue("bucket")

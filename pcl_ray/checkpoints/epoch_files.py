@@ -17,19 +17,22 @@ def folder_of(run_dir: Path) -> Path:
     return run_dir / FOLDER
 
 
+def path_of(folder: Path, epochs: int) -> Path:
+    """The checkpoint after so many epochs: `epoch_00012.pt` after twelve."""
+    return folder / f"epoch_{epochs:05d}.pt"
+
+
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    found = complete(folder)
-    return found[-1] if found else None
+    """The newest complete checkpoint; None where there is none."""
+    checkpoints = complete(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def complete(folder: Path) -> list[Path]:
     """All complete checkpoints, oldest first."""
-    return (
-        sorted((path for path in folder.glob("epoch_*.pt") if is_complete(path.name)), key=epochs_done)
-        if folder.is_dir()
-        else []
-    )
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.glob("epoch_*.pt") if is_complete(path.name)), key=epochs_done)
 
 
 def is_complete(name: str) -> bool:
@@ -42,3 +45,9 @@ def epochs_done(path: Path) -> int:
     match = _NAME.search(path.name)
     assert match, path
     return int(match[1])
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all complete checkpoints but the newest `keep`."""
+    for path in complete(folder)[:-keep]:
+        path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""Checkpoints: one file an epoch, written whole or not at all, enough to go on exactly where the run
-stopped.
+"""What is in a checkpoint: one file an epoch, written whole or not at all, enough to go on exactly where the
+run stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcl_ray.checkpoints.epoch_files import complete, latest
-from pcl_ray.checkpoints.epoch_files import epochs_done as epochs_done
+from pcl_ray.checkpoints import epoch_files
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import RunFailed
@@ -24,13 +23,11 @@ FORMAT = 3  # 2: the state of the E-step beside its clusters; 3: an E-step that 
 
 @dataclass(frozen=True, eq=False)
 class EStepState:
-    """How the last E-steps went. Not usable: the features had collapsed, and the next epoch trains without
-    prototypes.
-    """
+    """How the last E-steps went."""
 
-    usable: bool = True
+    usable: bool = True  # False: the features had collapsed, and the next epoch trains without prototypes
     failures: int = 0  # E-steps in a row without a clustering
-    # the epoch before which the last E-step was, however it ended; one that is still under way is made again
+    # The epoch before which the last E-step was, however it ended. One that is still under way is made again.
     concluded: int | None = None
     bank: Tensor | None = None  # [N, C], the feature bank
     owed: bool = False  # saved before the E-step and the evaluation that end its last epoch
@@ -59,7 +56,7 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
     A crash or a full disk leaves the earlier checkpoints untouched. Raises RunFailed with the reason where it
     cannot be written.
     """
-    target = folder / f"epoch_{state.epoch:05d}.pt"
+    target = epoch_files.path_of(folder, state.epoch)
     content = {
         "format": "pcl_ray",
         "version": FORMAT,
@@ -80,16 +77,14 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
         with atomic_file(target, sync=True, only_writer=True) as partial, partial.open("wb") as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        kept = latest(folder)
+        way_out = "There is none from before; free some space and start again"
+        if last_good := epoch_files.latest(folder):
+            way_out = f"The last good one is {last_good.name}: free some space and resume"
         raise RunFailed(
-            f"the checkpoint after epoch {state.epoch} could not be written to {folder} ({_reason(error)}). "
-            + (
-                f"The last good one is {kept.name}: free some space and resume"
-                if kept
-                else "There is none from before; free some space and start again"
-            )
+            f"the checkpoint after epoch {state.epoch} could not be written to {folder} ({_reason(error)})."
+            f" {way_out}"
         ) from error
-    prune(folder, keep)
+    epoch_files.prune(folder, keep)
     return target
 
 
@@ -112,11 +107,7 @@ def load(path: Path) -> RunState:
             history=content["history"],
             encoder=EncoderConfig(**content["encoder"]),
             channels=content["channels"],
-            e_step=EStepState(
-                **content.get(
-                    "e_step", {"concluded": content["clusters"]["epoch"] if content["clusters"] else None}
-                )
-            ),
+            e_step=_e_step_state(content),
         )
     except RunFailed:
         raise
@@ -126,29 +117,30 @@ def load(path: Path) -> RunState:
         ) from error
 
 
+def _e_step_state(content: Mapping[str, Any]) -> EStepState:
+    if "e_step" in content:
+        return EStepState(**content["e_step"])
+    clusters = content["clusters"]  # of format 1, where only an E-step that brought clusters left a trace
+    return EStepState(concluded=clusters["epoch"] if clusters else None)
+
+
 def take_over(source: Path, folder: Path) -> Path:
-    """Makes another run's checkpoint the newest of `folder`: what is there from later epochs is removed. The
-    next epoch begins with an E-step.
+    """Makes another run's checkpoint the only one of `folder`, and gives back its path. The next epoch begins
+    with an E-step.
 
     Raises as `load` and `save` do.
     """
     state = load(source)
     state.e_step = replace(state.e_step, concluded=None, failures=0, anew=state.clusters is not None)
     path = save(state, folder, keep=1)
-    for other in complete(folder):
+    for other in epoch_files.complete(folder):
         if other != path:
             other.unlink(missing_ok=True)
     return path
 
 
-def prune(folder: Path, keep: int) -> None:
-    for path in complete(folder)[:-keep]:
-        path.unlink(missing_ok=True)
-
-
 def _reason(error: BaseException) -> str:
-    causes: Sequence[BaseException] = [error, *([error.__context__] if error.__context__ else [])]
-    for cause in causes:
+    for cause in (error, error.__context__):
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__

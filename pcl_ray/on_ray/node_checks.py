@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pcl_ray.checkpoints import storage
+from pcl_ray.checkpoints import storage, storage_address
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import FileImages, Images
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
@@ -198,7 +198,13 @@ def _blind(where: str, why: str, uri: str | None, run_dir: Path) -> ConfigError:
         else "or name a storage that all nodes reach"
     )
     return ConfigError(
-        [Problem("resources.storage", storage.shown(uri), f"{where} cannot use it ({why}); {mend}, {other}")]
+        [
+            Problem(
+                "resources.storage",
+                storage_address.without_secrets(uri),
+                f"{where} cannot use it ({why}); {mend}, {other}",
+            )
+        ]
     )
 
 

@@ -76,7 +76,7 @@ def _fetch_checkpoint(uri: str, source: str, folder: Path, epoch: int | None, *,
             if epoch is None or epoch_files.epochs_done(Path(name)) == epoch
         ]
         if names:
-            remote.fetch(run_storage, names[-1], epoch_files.folder_of(folder), keep=_ALL)
+            remote.download(run_storage, names[-1], epoch_files.folder_of(folder), keep=_ALL)
     except RunFailed as failure:
         raise ConfigError(str(failure)) from failure
 

@@ -35,9 +35,9 @@ class Lease:
 
     def acquire(self, storage: Storage) -> None:
         """Raises Busy where another driver has a fresh lease, RunFailed where the storage does not answer."""
-        content, entry = storage.read(FILE), storage.entry(FILE)
-        if content is not None and entry is not None:
-            check_free(self._run, content, age_s=(self._now_ns(storage) - entry.changed_ns) / 1e9)
+        content, version = storage.read(FILE), storage.version(FILE)
+        if content is not None and version is not None:
+            check_free(self._run, content, age_s=(self._now_ns(storage) - version.changed_ns) / 1e9)
         self.write(storage)
 
     def write(self, storage: Storage) -> None:

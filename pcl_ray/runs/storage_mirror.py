@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from pcl_ray.checkpoints import epoch_files, remote, storage
+from pcl_ray.checkpoints import epoch_files, remote, storage, storage_address
+from pcl_ray.checkpoints.storage_address import without_secrets
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.runs import lease
@@ -28,8 +29,8 @@ _LAST_RENEWAL_S = 20.0  # one call of a hurried storage ends sooner, and none is
 def problem_with(uri: str) -> Problem | None:
     """Why this storage cannot be used, also because it does not answer; None where it can."""
     name = storage.VARIABLE if uri == os.environ.get(storage.VARIABLE) else "resources.storage"
-    message = storage.problem(uri) or _is_home(uri) or storage.reachable(uri)
-    return Problem(name, storage.shown(uri), message) if message else None
+    message = storage_address.problem_with(uri) or _is_home(uri) or storage.access_problem(uri)
+    return Problem(name, without_secrets(uri), message) if message else None
 
 
 def _is_home(uri: str) -> str | None:
@@ -52,14 +53,14 @@ def fetch(name: str, overrides: list[str]) -> None:
         raise ConfigError([problem])
     run_storage = storage.of_run(uri, name)
     try:
-        stored = run_storage.listed()
+        stored = run_storage.list_objects()
         if CONFIG_FILE not in stored:
             raise ConfigError(
                 f"there is no run {name!r}, neither in {folder.parent} nor in the storage {run_storage}"
             )
         for file in FILES:
             if file in stored:
-                run_storage.get(file, folder / file)
+                run_storage.download(file, folder / file)
     except (RunFailed, OSError) as failure:
         raise ConfigError(f"run {name!r} could not be fetched: {failure}") from failure
 
@@ -70,7 +71,7 @@ def check_free(config: RunConfig, name: str) -> None:
     if not uri:
         return
     try:
-        taken = storage.of_run(uri, name).entry(CONFIG_FILE) is not None
+        taken = storage.of_run(uri, name).version(CONFIG_FILE) is not None
     except RunFailed as failure:
         raise _unusable(uri, failure) from failure
     if taken:
@@ -79,13 +80,13 @@ def check_free(config: RunConfig, name: str) -> None:
 
 def _name_taken(uri: str, name: str) -> ConfigError:
     return ConfigError(
-        f"run {name!r} exists already in the storage {storage.shown(uri)}; go on with it by --resume {name},"
-        " or choose another --name"
+        f"run {name!r} exists already in the storage {without_secrets(uri)}; go on with it by --resume"
+        f" {name}, or choose another --name"
     )
 
 
 def _unusable(uri: str, failure: RunFailed) -> ConfigError:
-    return ConfigError([Problem("resources.storage", storage.shown(uri), str(failure))])
+    return ConfigError([Problem("resources.storage", without_secrets(uri), str(failure))])
 
 
 def for_new_run(
@@ -157,7 +158,7 @@ class StorageMirror:
         try:
             self._acquire(run_storage)
             if self._new:
-                remote.forget_newer(self._folder.checkpoints, None)
+                remote.remove_newer(self._folder.checkpoints, None)
             else:
                 self._catch_up(run_storage)
         except BaseException as failure:
@@ -184,13 +185,13 @@ class StorageMirror:
     @property
     def checkpoints_address(self) -> str | None:
         """Where its checkpoints are, for a message."""
-        return f"{storage.shown(self._uri)}, under runs/{self._folder.name}/{epoch_files.FOLDER}"
+        return f"{without_secrets(self._uri)}, under runs/{self._folder.name}/{epoch_files.FOLDER}"
 
     def upload_first_checkpoint(self, checkpoint: Path) -> None:
         """Uploads the checkpoint that a new run begins with, to where its workers look for one. Raises
         RunFailed.
         """
-        remote.put(self._storage(), checkpoint, keep=1)
+        remote.upload(self._storage(), checkpoint, keep=1)
 
     def upload(self, *, hurried: bool = False) -> None:
         """Uploads the small files that have changed since the last time. Raises RunFailed."""
@@ -218,13 +219,13 @@ class StorageMirror:
 
     def check_held(self) -> None:
         """Raises RunFailed after another driver has taken the run over."""
-        self._lease.check_held(storage.shown(self._uri))
+        self._lease.check_held(without_secrets(self._uri))
 
     def _storage(self, *, hurried: bool = False) -> storage.Storage:
         return storage.of_run(self._uri, self._folder.name, hurried=hurried)
 
     def _acquire(self, run_storage: storage.Storage) -> None:
-        if self._new and (run_storage.entry(CONFIG_FILE) is not None or remote.newest(run_storage)):
+        if self._new and (run_storage.version(CONFIG_FILE) is not None or remote.newest(run_storage)):
             raise _name_taken(self._uri, self._folder.name)
         self._lease.acquire(run_storage)
 
@@ -235,16 +236,16 @@ class StorageMirror:
         """Whoever has the newest checkpoint is right about the run: this folder, as after a change of
         storage, or the storage.
         """
-        local, stored = self._folder.newest_checkpoint(), run_storage.listed()
+        local, stored = self._folder.newest_checkpoint(), run_storage.list_objects()
         newest = remote.newest(run_storage)
         if local is not None and (
             newest is None or epoch_files.epochs_done(local) > epoch_files.epochs_done(Path(newest))
         ):
-            remote.put(run_storage, local, self._folder.read_config().train.keep_checkpoints, newest)
+            remote.upload(run_storage, local, self._folder.read_config().train.keep_checkpoints, newest)
             return
         for name in FILES:
             if name in stored and name != STATE_FILE:
-                run_storage.get(name, self._folder.path / name)
+                run_storage.download(name, self._folder.path / name)
         if STATE_FILE in stored:
             entries: Any = lease.parse(run_storage.read(STATE_FILE) or b"")
             given = {name: value for name, value in entries.items() if value is not None}
@@ -253,7 +254,7 @@ class StorageMirror:
 
     def _fetch_newest(self, run_storage: storage.Storage, keep: int) -> None:
         if newest := remote.newest(run_storage):
-            remote.fetch(run_storage, newest, self._folder.checkpoints, keep)
+            remote.download(run_storage, newest, self._folder.checkpoints, keep)
 
     def _renew(self) -> None:
         while not self._ended.wait(lease.RENEW_EVERY_S):

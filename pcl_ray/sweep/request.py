@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pcl_ray import config as configs
-from pcl_ray.checkpoints import storage
+from pcl_ray.checkpoints import storage_address
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import LIDAR
 from pcl_ray.errors import ConfigError, DataError, Problem
@@ -203,7 +203,7 @@ def _search_problems(space: Space, asked_for: SweepConfig, base: RunConfig) -> I
             "is of single runs: trials and what they share lie under PCL_RAY_HOME, on storage that all nodes"
             " share; leave it out"
         )
-        yield Problem("resources.storage", storage.shown(base.resources.storage), message)
+        yield Problem("resources.storage", storage_address.without_secrets(base.resources.storage), message)
     if how == "grid" and spaces.size(space) is None:
         ranges = [
             f"{name} ({words})"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcl_ray.checkpoints import remote, run_state, storage
+from pcl_ray.checkpoints import epoch_files, remote, run_state, storage
 from pcl_ray.checkpoints.run_state import EStepState, RunState
 from pcl_ray.checkpoints.storage import Storage
 from pcl_ray.clustering import ClusterSet
@@ -76,7 +76,7 @@ def restore(
     run_storage = _storage_of(task)
     name = _checkpoint_for_all(task, run_storage, broadcast)
     if run_storage is not None:
-        remote.forget_newer(task.checkpoints, name)
+        remote.remove_newer(task.checkpoints, name)
     if name is None:
         return Progress(0, None, [])
     state, problem = None, ""
@@ -114,7 +114,7 @@ def _checkpoint_for_all(task: TrainingTask, run_storage: Storage | None, broadca
     name, problem = None, ""
     if rank() == 0:
         try:
-            newest = run_state.latest(task.checkpoints)
+            newest = epoch_files.latest(task.checkpoints)
             if run_storage is not None:
                 name = remote.newest(run_storage)
             elif newest is not None:
@@ -136,7 +136,7 @@ def _load(task: TrainingTask, run_storage: Storage | None, name: str) -> RunStat
                 " or resources.storage name one that all can reach (s3://bucket/path)"
             )
         return run_state.load(path)
-    path = remote.fetch(run_storage, name, task.checkpoints, task.config.train.keep_checkpoints)
+    path = remote.download(run_storage, name, task.checkpoints, task.config.train.keep_checkpoints)
     try:
         return run_state.load(path)
     except RunFailed as error:
@@ -163,12 +163,12 @@ def save(
             task.config.data.channels,
             replace(progress.e_step, bank=bank),
         )
-        keep, before = task.config.train.keep_checkpoints, run_state.latest(folder)
+        keep, before = task.config.train.keep_checkpoints, epoch_files.latest(folder)
         try:
             path = run_state.save(state, folder, keep)
             run_storage = _storage_of(task) if folder == task.checkpoints else None
             if run_storage is not None:
-                remote.put(run_storage, path, keep, before.name if before else None)
+                remote.upload(run_storage, path, keep, before.name if before else None)
         except RunFailed as error:
             problem = str(error)
     if problem := broadcast(problem):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from small import DIGITS_RUN
 
-from pcl_ray.checkpoints import run_state
+from pcl_ray.checkpoints import epoch_files, run_state
 
 FASHION_MNIST = Path(os.environ.get("PCL_RAY_TEST_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 SMALL = ("resources.workers=2", *DIGITS_RUN)
@@ -102,8 +102,8 @@ def start_long_run(name: str, tmp_path: Path, *more: str) -> subprocess.Popen[st
 def wait_for_epochs(process: subprocess.Popen[str], name: str, count: int) -> None:
     deadline = time.monotonic() + 180
     while process.poll() is None and time.monotonic() < deadline:
-        newest = run_state.latest(runs() / name / "checkpoints")
-        if newest and run_state.epochs_done(newest) >= count:
+        newest = epoch_files.latest(runs() / name / "checkpoints")
+        if newest and epoch_files.epochs_done(newest) >= count:
             return
         time.sleep(0.1)
     pytest.fail(

@@ -21,7 +21,7 @@ from PIL import Image
 from small import DIGITS_RUN
 
 from pcl_ray import cli
-from pcl_ray.checkpoints import run_state
+from pcl_ray.checkpoints import epoch_files, run_state
 from pcl_ray.errors import Stopped
 from pcl_ray.model.weights import load_encoder
 from pcl_ray.runs import driver
@@ -133,7 +133,9 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped() -> None:
     with pytest.raises(Stopped):
         driver.start(request.check("digits", TINY), name="cut", display=StopsAfterTwo())
     assert json.loads((home() / "runs/cut/state.json").read_text())["state"] == "stopped"
-    assert run_state.latest(home() / "runs/cut/checkpoints") == home() / "runs/cut/checkpoints/epoch_00002.pt"
+    assert (
+        epoch_files.latest(home() / "runs/cut/checkpoints") == home() / "runs/cut/checkpoints/epoch_00002.pt"
+    )
     assert cli.main(["train", "--resume", "cut"]) == 0
     for epoch in (2, 3, 4):
         assert_same(weights("whole", epoch), weights("cut", epoch))
@@ -329,7 +331,9 @@ def test_sigterm_stops_a_run_that_resumes(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + 120
-            while run_state.latest(home() / "runs/long/checkpoints") is None and time.monotonic() < deadline:
+            while (
+                epoch_files.latest(home() / "runs/long/checkpoints") is None and time.monotonic() < deadline
+            ):
                 assert process.poll() is None, process.stderr.read() if process.stderr else ""
                 time.sleep(0.1)
             process.send_signal(signal.SIGTERM)
@@ -339,7 +343,9 @@ def test_sigterm_stops_a_run_that_resumes(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM
     assert "--resume long" in said
     assert "Traceback" not in said
-    done = run_state.epochs_done(run_state.latest(home() / "runs/long/checkpoints") or Path("epoch_00000.pt"))
+    done = epoch_files.epochs_done(
+        epoch_files.latest(home() / "runs/long/checkpoints") or Path("epoch_00000.pt")
+    )
     assert cli.main(["train", "--resume", "long", f"train.epochs={done + 1}"]) == 0
 
 

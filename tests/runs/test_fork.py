@@ -113,11 +113,11 @@ def test_a_storage_that_does_not_take_the_first_checkpoint(
 ) -> None:
     """The run has failed, and goes on from what it was to begin with."""
 
-    def put(*_: object) -> storage.Entry:
+    def put(*_: object) -> storage.ObjectVersion:
         raise RunFailed("the network is away")
 
     with monkeypatch.context() as away:
-        away.setattr(storage.Storage, "put", put)
+        away.setattr(storage.Storage, "upload", put)
         assert (
             cli.main(
                 [

@@ -13,7 +13,7 @@ import torch
 from small import DIGITS_RUN
 
 from pcl_ray import config, plan
-from pcl_ray.checkpoints import run_state
+from pcl_ray.checkpoints import epoch_files, run_state
 from pcl_ray.data import datasets
 from pcl_ray.errors import RunFailed
 from pcl_ray.runs.folder import RunFolder, read_state_at, write_state_at
@@ -76,7 +76,7 @@ def to_its_end(trial: Trial) -> list[dict[str, Any]]:
 
 
 def state_of(name: str) -> run_state.RunState:
-    newest = run_state.latest(RunFolder.path_of(name) / "checkpoints")
+    newest = epoch_files.latest(RunFolder.path_of(name) / "checkpoints")
     assert newest is not None
     return run_state.load(newest)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pcl_ray.checkpoints import run_state
+from pcl_ray.checkpoints import epoch_files, run_state
 from pcl_ray.checkpoints.run_state import RunState
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import EncoderConfig, OptimizerConfig
@@ -106,8 +106,8 @@ def test_keeps_the_newest_and_leaves_other_files_alone(tmp_path: Path) -> None:
         run_state.save(small, tmp_path, keep=3)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"epoch_00011.pt", "epoch_99999.pt", "epoch_100000.pt", "epoch_notes.pt", "result.json"}
-    assert run_state.latest(tmp_path) == tmp_path / "epoch_100000.pt"
-    assert run_state.epochs_done(tmp_path / "epoch_100000.pt") == 100000
+    assert epoch_files.latest(tmp_path) == tmp_path / "epoch_100000.pt"
+    assert epoch_files.epochs_done(tmp_path / "epoch_100000.pt") == 100000
 
 
 def test_saving_an_epoch_again_replaces_it(tmp_path: Path) -> None:
@@ -119,10 +119,10 @@ def test_saving_an_epoch_again_replaces_it(tmp_path: Path) -> None:
 
 
 def test_there_is_no_latest_in_an_empty_or_missing_folder(tmp_path: Path) -> None:
-    assert run_state.latest(tmp_path) is None
-    assert run_state.latest(tmp_path / "missing") is None
+    assert epoch_files.latest(tmp_path) is None
+    assert epoch_files.latest(tmp_path / "missing") is None
     (tmp_path / "epoch_00003.partial").touch()
-    assert run_state.latest(tmp_path) is None  # cut off while it was written
+    assert epoch_files.latest(tmp_path) is None  # cut off while it was written
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
