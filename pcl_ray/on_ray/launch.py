@@ -28,6 +28,7 @@ from pcl_ray.config import ResourcesConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import admission, node_checks
+from pcl_ray.on_ray.bundles import run_bundles
 from pcl_ray.on_ray.connection import SharedData, connected, share
 from pcl_ray.on_ray.worker import WorkerInput, run_worker
 from pcl_ray.training.e_step_actor import EStepActor
@@ -75,7 +76,7 @@ def train_shared(
     room, and may still refuse.
     """
     config = task.config
-    bundles = _bundles(config.resources, task.plan.e_step_shards)
+    bundles = run_bundles(config.resources, task.plan.e_step_shards)
     if not config.resources.autoscaling:
         _check_cluster(config.resources, task.plan.e_step_shards)
         _check_nodes(bundles)
@@ -121,14 +122,6 @@ def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]
         for part in (actor, board, *shards):
             with suppress(RayError):
                 ray.kill(part)
-
-
-def _bundles(resources: ResourcesConfig, e_step_shards: int) -> list[dict[str, float]]:
-    """What a run takes, part by part; each part needs a node of its own kind."""
-    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    e_step = {"CPU": resources.e_step_cpus, "GPU": resources.e_step_gpus}
-    parts = [worker] * resources.workers + [e_step] + [{"CPU": resources.e_step_cpus}] * e_step_shards
-    return [{kind: amount for kind, amount in part.items() if amount} for part in parts]
 
 
 def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:

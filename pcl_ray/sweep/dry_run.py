@@ -4,60 +4,55 @@ from __future__ import annotations
 
 import os
 
-from pcl_ray.runs import request
+from pcl_ray.on_ray import bundles
+from pcl_ray.on_ray.bundles import Bundle
+from pcl_ray.runs.request import gpus_here
 from pcl_ray.support.redaction import scrubbed
-from pcl_ray.sweep import capacity, warm_ups
+from pcl_ray.sweep import warm_ups
 from pcl_ray.sweep.request import SweepRequest
 from pcl_ray.sweep.space import search, spaces
 from pcl_ray.sweep.trial_point import POINT, point_of
 
 
-def show(asked: SweepRequest) -> None:
+def show(request: SweepRequest) -> None:
     """Prints it. Asks the cluster that RAY_ADDRESS names how large it is; starts no Ray of its own."""
-    space, settings = asked.space, asked.settings
-    how = search.method(space, settings)
+    space, settings = request.space, request.settings
+    size = spaces.size(space)
+    points = search.points(space, settings, request.base)
+    trials = search.samples(space, settings) * settings.seeds if points is None else len(points)
+    count = f"{trials}"
+    if settings.seeds > 1:
+        count += f": {trials // settings.seeds} configurations, {settings.seeds} seeds each"
+    nodes, where = _nodes(request)
+    fits = bundles.fitting(_trial(request), nodes)
+    at_a_time = min(fits, settings.concurrency or fits)
     rows = [
         ("space", f"{space.name}, on recipe {space.base}"),
         *((f"  {name}", words) for name, words in spaces.described(space)),
-    ]
-    size = spaces.size(space)
-    configurations = search.samples(space, settings)
-    points = search.points(space, settings, asked.base)
-    trials = len(points) if points is not None else configurations * settings.seeds
-    configurations = trials // settings.seeds
-    nodes, where = _nodes(asked)
-    fits = capacity.trials_at_a_time(capacity.bundles(asked.base, asked.plan), nodes)
-    at_a_time = min(fits, settings.concurrency or fits)
-    rows += [
         ("size", f"{size} combinations" if size is not None else "continuous"),
-        ("search", f"{how}, scheduler {settings.scheduler}" + _grace(asked)),
-        (
-            "trials",
-            (
-                f"{trials}: {configurations} configurations, {settings.seeds} seeds each"
-                if settings.seeds > 1
-                else f"{trials}"
-            ),
-        ),
+        ("search", f"{search.method(space, settings)}, scheduler {settings.scheduler}" + _grace(request)),
+        ("trials", count),
         ("at a time", f"{at_a_time} on {where}"),
-        ("each trial", _each(asked)),
+        ("each trial", _each(request)),
         ("objective", settings.objective or space.objective or "eval/knn_top1 with labels, else eval/rankme"),
-        ("warm-up", _warmups(asked, trials)),
-        ("device time", _device_time(asked, trials, at_a_time)),
+        ("warm-up", _warmups(request, trials)),
+        ("device time", _device_time(request, trials, at_a_time)),
     ]
     for name, value in rows:
         print(f"{name:<24} {scrubbed(value)}")
-    for note in asked.notes:
+    for note in request.notes:
         print(f"{'note':<24} {note}")
 
 
-def _nodes(asked: SweepRequest) -> tuple[list[dict[str, float]], str]:
+def _trial(request: SweepRequest) -> list[Bundle]:
+    return bundles.trial_bundles(request.base.resources, request.plan.e_step_shards)
+
+
+def _nodes(request: SweepRequest) -> tuple[list[dict[str, float]], str]:
+    """The nodes that trials will run on, and their description."""
     if not os.environ.get("RAY_ADDRESS"):
-        needed = sum(cpus for cpus, _ in capacity.bundles(asked.base, asked.plan))
-        node = {
-            "CPU": float(max(os.cpu_count() or 1, int(needed + 0.999))),
-            "GPU": float(request.gpus_here()),
-        }
+        cpus = int(bundles.total(_trial(request), "CPU") + 0.999)
+        node = {"CPU": float(max(os.cpu_count() or 1, cpus)), "GPU": float(gpus_here())}
         return [node], f"this machine ({node['CPU']:g} CPUs, {node['GPU']:g} GPUs)"
     import ray
 
@@ -68,53 +63,49 @@ def _nodes(asked: SweepRequest) -> tuple[list[dict[str, float]], str]:
     return nodes, f"the cluster of {len(nodes)} nodes at {os.environ['RAY_ADDRESS']}"
 
 
-def _grace(asked: SweepRequest) -> str:
-    settings = asked.settings
+def _grace(request: SweepRequest) -> str:
+    settings = request.settings
     if settings.scheduler == "none":
         return ""
-    said = f"; none is stopped before epoch {search.grace_epochs(asked.base)} (warm-up and two E-steps)"
-    return (
-        said
-        if settings.scheduler != "pbt"
-        else (
-            f"; members compared every {search.perturb_epochs(settings, asked.base)} epochs from"
-            f" {search.grace_epochs(asked.base)} on"
-        )
-    )
+    grace = search.grace_epochs(request.base)
+    text = f"; none is stopped before epoch {grace} (warm-up and two E-steps)"
+    if settings.scheduler == "pbt":
+        every = search.perturb_epochs(settings, request.base)
+        text = f"; members compared every {every} epochs from {grace} on"
+    return text
 
 
-def _each(asked: SweepRequest) -> str:
-    resources, epochs = asked.base.resources, asked.plan.epochs
+def _each(request: SweepRequest) -> str:
+    resources, epochs = request.base.resources, request.plan.epochs
     if not resources.workers:
         gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
         return (
             f"{epochs} epochs in one process with {resources.cpus_per_worker:g}"
             f" CPU{'s' * (resources.cpus_per_worker > 1)}{gpu}"
         )
-    gpus = resources.workers * resources.gpus_per_worker + resources.e_step_gpus
-    cpus = sum(cpus for cpus, _ in capacity.bundles(asked.base, asked.plan))
+    trial = _trial(request)
     return (
-        f"{epochs} epochs with {resources.workers} workers and an E-step actor, together {gpus:g} GPUs and"
-        f" {cpus:g} CPUs"
+        f"{epochs} epochs with {resources.workers} workers and an E-step actor, together"
+        f" {bundles.total(trial, 'GPU'):g} GPUs and {bundles.total(trial, 'CPU'):g} CPUs"
     )
 
 
-def _groups(asked: SweepRequest) -> int | None:
+def _groups(request: SweepRequest) -> int | None:
     """Different warm-ups among the trials; None where they are not known beforehand."""
-    points = search.points(asked.space, asked.settings, asked.base)
+    points = search.points(request.space, request.settings, request.base)
     if points is None:
         return None
-    configs = [point_of({POINT: point}, asked.base.seed).config(asked.base) for point in points]
+    configs = [point_of({POINT: point}, request.base.seed).config(request.base) for point in points]
     return len({warm_ups.key_of(config) for config in configs})
 
 
-def _warmups(asked: SweepRequest, trials: int) -> str:
-    if not warm_ups.exists(asked.base):
+def _warmups(request: SweepRequest, trials: int) -> str:
+    if not warm_ups.exists(request.base):
         return "none"
-    epochs = f"{asked.base.e_step.warmup_epochs} of {asked.base.train.epochs} epochs"
-    if not asked.settings.shared_warmup:
+    epochs = f"{request.base.e_step.warmup_epochs} of {request.base.train.epochs} epochs"
+    if not request.settings.shared_warmup:
         return f"{epochs}, trained by every trial (sweep.shared_warmup = false)"
-    groups = _groups(asked)
+    groups = _groups(request)
     if groups is None:
         return (
             f"{epochs}, shared by trials that are alike until then; sweep.temperature_levels makes that"
@@ -123,18 +114,18 @@ def _warmups(asked: SweepRequest, trials: int) -> str:
     return f"{epochs}, trained {groups} times for {trials} trials"
 
 
-def _device_time(asked: SweepRequest, trials: int, at_a_time: int) -> str:
+def _device_time(request: SweepRequest, trials: int, at_a_time: int) -> str:
     from pcl_ray.sweep.estimate import measure  # torch
 
-    cost = measure(asked.base)
+    cost = measure(request.base)
     if cost is None:
         return "not estimated: the trials are to have GPUs, and this machine has none to time a few steps on"
-    plan, shared = asked.plan, 0
-    if asked.settings.shared_warmup and warm_ups.exists(asked.base):
-        shared = trials - (_groups(asked) or trials)
+    plan, shared = request.plan, 0
+    if request.settings.shared_warmup and warm_ups.exists(request.base):
+        shared = trials - (_groups(request) or trials)
     whole = cost.of_run(plan, plan.epochs)
     total = trials * whole - shared * (whole - cost.of_run(plan, plan.epochs - plan.warmup_epochs))
-    at_most = "at most " if asked.settings.scheduler in ("asha", "median") else "about "
+    at_most = "at most " if request.settings.scheduler in ("asha", "median") else "about "
     clock = total / max(min(at_a_time, trials), 1)
     return (
         f"{at_most}{total / 3600:.2f} device hours, {clock / 60:.1f} minutes by the clock: from a few steps"

@@ -1,6 +1,6 @@
-"""Whether a sweep's folder may be gone on from. Ray Tune keeps its searcher, scheduler and trials as pickles,
-also inside its JSON files: reading them runs what is in them. So they must be ours, and nobody else may have
-been able to write them.
+"""Checks whether a sweep's folder may be gone on from. Ray Tune keeps its searcher, scheduler and trials as
+pickles, also inside its JSON files: reading them runs what is in them. So they must be ours, and nobody else
+may have been able to write them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from pcl_ray.errors import ConfigError
 
 TUNE = "tune"
-SPACES = ("space.py", "space.yaml", "space.yml")  # as `driver` keeps them
-_KEPT = (*SPACES, "sweep.yaml", "recipe.yaml")
+SPACES = ("space.py", "space.yaml", "space.yml")  # as `driver` writes them
+_FILES = (*SPACES, "sweep.yaml", "recipe.yaml")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _PRIVATE = 0o700
 
@@ -25,17 +25,17 @@ def make_private(folder: Path) -> Path:
     """The folder for Ray Tune, which nobody else can look into. Raises ConfigError where it belongs to
     another user.
     """
-    place = (folder / TUNE).resolve()
-    place.mkdir(mode=_PRIVATE, exist_ok=True)
-    _check_owner(place)
+    tune_folder = (folder / TUNE).resolve()
+    tune_folder.mkdir(mode=_PRIVATE, exist_ok=True)
+    _check_owner(tune_folder)
     with suppress(OSError):  # storage without rights
-        place.chmod(_PRIVATE)
-    return place
+        tune_folder.chmod(_PRIVATE)
+    return tune_folder
 
 
 def keep_from_others(folder: Path) -> None:
     """What a sweep is gone on from can be read by others, but not written, whatever the umask is."""
-    for path in (folder, *(folder / name for name in _KEPT)):
+    for path in (folder, *(folder / name for name in _FILES)):
         with suppress(OSError):  # not there, or storage without rights
             path.chmod(stat.S_IMODE(path.stat().st_mode) & ~_OTHERS_WRITE)
 
@@ -45,27 +45,27 @@ def check(folder: Path) -> None:
     execute.
     """
     folder = folder.resolve()
-    for path in (folder, *(folder / name for name in _KEPT)):
+    for path in (folder, *(folder / name for name in _FILES)):
         if os.path.lexists(path):
             _check_owner(path)
             _check_writers(path)
-    place = (folder / TUNE).resolve()
-    if not place.exists():
+    tune_folder = (folder / TUNE).resolve()
+    if not tune_folder.exists():
         return
-    for path in (place, *_below(place)):
+    for path in (tune_folder, *_below(tune_folder)):
         _check_owner(path)
-        if place.stat().st_mode & 0o077:  # else nobody else gets in to write
+        if tune_folder.stat().st_mode & 0o077:  # else nobody else gets in to write
             _check_writers(path)
 
 
-def _below(place: Path) -> Iterator[Path]:
+def _below(tune_folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise ConfigError(
             f"{error.filename} cannot be looked into ({error.strerror}): give yourself the right to, or start"
             " a new sweep"
         ) from None
 
-    for folder, folders, files in os.walk(place, onerror=refuse):
+    for folder, folders, files in os.walk(tune_folder, onerror=refuse):
         yield from (Path(folder, name) for name in (*folders, *files))
 
 

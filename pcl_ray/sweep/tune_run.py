@@ -20,10 +20,10 @@ from ray import tune
 
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.on_ray import admission, connection, node_checks
+from pcl_ray.on_ray import admission, bundles, connection, node_checks
 from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import CLOUD_KEYS
-from pcl_ray.sweep import capacity, pickle_safety
+from pcl_ray.sweep import pickle_safety
 from pcl_ray.sweep.interruption import Interrupter, Interruption
 from pcl_ray.sweep.progress import ProgressCallback
 from pcl_ray.sweep.request import SweepRequest
@@ -32,7 +32,7 @@ from pcl_ray.sweep.session import SweepSession
 from pcl_ray.sweep.space import search
 from pcl_ray.sweep.trial_point import POINT
 from pcl_ray.sweep.trials.context import SweepContext
-from pcl_ray.sweep.trials.trainable import RayHandles, TrialProcess, resources_of
+from pcl_ray.sweep.trials.trainable import RayHandles, TrialProcess
 from pcl_ray.sweep.warm_ups import Warmups
 from pcl_ray.training.training_task import longest_silence
 
@@ -67,8 +67,8 @@ def run(session: SweepSession, splits: DataSplits, *, resumed: bool) -> Interrup
     folder, request, context = session.folder, session.request, session.context
     quiet_tune()
     _keep_keys_out_of_runtime_environments()
-    bundles = capacity.bundles(context.base, request.plan)
-    with connection.connected(sum(cpus for cpus, _ in bundles)) as others:
+    trial = bundles.trial_bundles(context.base.resources, request.plan.e_step_shards)
+    with connection.connected(bundles.total(trial, "CPU")) as others:
         _wait_for_cluster(session, splits, others=others)
         schedule = schedule_of(request, context, concurrency(request, context, _nodes()))
         warmups: Any = (
@@ -156,28 +156,27 @@ def wait_for_room(session: SweepSession) -> None:
         session.console.print(text or "there is room now", markup=False, soft_wrap=True)
         session.folder.write_state(waits_for=text)
 
-    base = session.context.base
-    parts = [{"CPU": cpus, "GPU": gpus} for cpus, gpus in capacity.bundles(base, session.request.plan)]
+    resources = session.context.base.resources
     admission.take(
         session.folder.name,
-        [{kind: amount for kind, amount in part.items() if amount} for part in parts],
-        base.resources.queue_timeout_s,
+        bundles.trial_bundles(resources, session.request.plan.e_step_shards),
+        resources.queue_timeout_s,
         say,
     ).release()
 
 
 def concurrency(request: SweepRequest, context: SweepContext, nodes: Sequence[Mapping[str, float]]) -> int:
     """Trials at a time on these nodes ({"CPU": …, "GPU": …} each). Raises ConfigError where not one fits."""
-    bundles = capacity.bundles(context.base, request.plan)
-    fits = capacity.trials_at_a_time(bundles, nodes)
+    resources = context.base.resources
+    trial = bundles.trial_bundles(resources, request.plan.e_step_shards)
+    fits = bundles.fitting(trial, nodes)
     if not fits:
-        cpus, gpus = (sum(part) for part in zip(*bundles, strict=True))
-        has = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("GPU", "CPU")}
         message = (
-            f"one trial takes {gpus:g} GPUs and {cpus:g} CPUs with its E-step actor, which no node or set of"
-            f" nodes has free together; the cluster has {has['GPU']:g} and {has['CPU']:g}"
+            f"one trial takes {bundles.total(trial, 'GPU'):g} GPUs and {bundles.total(trial, 'CPU'):g} CPUs"
+            " with its E-step actor, which no node or set of nodes has free together; the cluster has"
+            f" {bundles.total(nodes, 'GPU'):g} and {bundles.total(nodes, 'CPU'):g}"
         )
-        raise ConfigError([Problem("resources.workers", context.base.resources.workers, message)])
+        raise ConfigError([Problem("resources.workers", resources.workers, message)])
     return min(fits, request.settings.concurrency or fits)
 
 
@@ -234,7 +233,7 @@ def tuner_of(
     tune_folder = pickle_safety.make_private(session.folder.path)
     trainable: Any = tune.with_resources(
         tune.with_parameters(TrialProcess, context=session.context, handles=handles),
-        resources_of(session.context.base),
+        tune.PlacementGroupFactory([bundles.trial_process_bundle(session.context.base.resources)]),
     )
     # A population is compared as a whole, so that all its members are under way from the start; Ray lets them
     # take turns where they do not fit.

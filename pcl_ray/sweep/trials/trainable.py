@@ -18,7 +18,6 @@ from typing import Any
 import ray
 from ray import tune
 
-from pcl_ray.config import RunConfig
 from pcl_ray.data.images import Images
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.on_ray.connection import SharedData
@@ -82,7 +81,7 @@ class TrialProcess(tune.Trainable):
         gc.collect()
 
     def save_checkpoint(self, checkpoint_dir: str) -> str:  # type: ignore[override]
-        """For populations: a copy of the trial's newest checkpoint, which others may go on from. Its own are
+        """A copy of the newest checkpoint of a population's member, which others may go on from. Its own are
         written by the trial itself.
         """
         assert self._trial is not None
@@ -174,16 +173,3 @@ class _RemoteWarmups:
 
     def release(self, key: str, trial: str) -> None:
         self._actor.release.remote(key, trial)
-
-
-def resources_of(config: RunConfig) -> Any:
-    """What Tune reserves for the process: all of a trial that trains in it, next to nothing for one with
-    workers of its own.
-    """
-    from pcl_ray.sweep.capacity import TRIAL_CPUS
-
-    own = config.resources
-    if own.workers:
-        return tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS}])
-    gpus = {"GPU": own.gpus_per_worker} if own.gpus_per_worker else {}
-    return tune.PlacementGroupFactory([{"CPU": own.cpus_per_worker} | gpus])
