@@ -39,10 +39,11 @@ from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
-from pcl_ray.data.augment import blur_size, random_view
+from pcl_ray.data.colour import blur_size
 from pcl_ray.data.folders import find_images
 from pcl_ray.data.images import ArrayImages
 from pcl_ray.data.loaders import TrainingLoader
+from pcl_ray.data.reference_views import random_view
 from pcl_ray.data.views import Views
 from pcl_ray.errors import ConfigError
 from pcl_ray.losses import instance_logits, prototype_loss, sample_negatives

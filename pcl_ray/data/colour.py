@@ -1,5 +1,5 @@
-"""Colour jitter, grey and blur of a whole batch, each image with its own draws. Images are float32 [B,
-channels, H, W] in 0..1.
+"""Colour jitter, grey and blur of a whole batch, each image with its own draws, and the normalisation of
+their values. Images are float32 [B, channels, H, W] in 0..1.
 
 The same steps as torchvision's ColorJitter, RandomGrayscale and GaussianBlur do on one image; values between
 steps are not rounded to 1/255.
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcl_ray.config import AugmentConfig
 from pcl_ray.data.draws import ViewDraws
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision rounds it
@@ -21,8 +22,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 def jitter(images: Tensor, draws: ViewDraws) -> Tensor:
     """Brightness, contrast, saturation and hue, in each image's own order; may change `images` in place."""
     kinds = draws.orders if images.shape[1] == 3 else draws.orders[draws.orders < _SATURATION].reshape(-1, 2)
-    for place in range(kinds.shape[1]):
-        kind = kinds[:, place]
+    for kind in kinds.T:
         turned = np.flatnonzero((kind == _HUE) & (draws.hue != 0))
         if len(turned):
             _turn_hue(images, turned, draws.hue[turned])
@@ -55,36 +55,53 @@ def blur(images: Tensor, sigmas: np.ndarray, kernel_size: int) -> Tensor:
     rows, side, half = _on(images, which), images.shape[-1], kernel_size // 2
     offsets = torch.arange(-half, half + 1, device=images.device, dtype=torch.float32)
     kernels = F.softmax(-0.5 * (offsets / _on(images, sigmas[which])[:, None]) ** 2, dim=1)
-    places = torch.arange(side, device=images.device)[:, None] + offsets.long()
-    places = (side - 1 - (side - 1 - places.abs()).abs()).reshape(1, -1).expand(len(rows), -1)  # reflected
+    sources = torch.arange(side, device=images.device)[:, None] + offsets.long()
+    sources = (side - 1 - (side - 1 - sources.abs()).abs()).reshape(1, -1).expand(len(rows), -1)  # reflected
     matrices = images.new_zeros(len(rows), side * side)
     own = torch.arange(side, device=images.device).repeat_interleave(kernel_size) * side
-    matrices.scatter_add_(1, own + places, kernels.repeat(1, side))
+    matrices.scatter_add_(1, own + sources, kernels.repeat(1, side))
     matrices = matrices.view(len(rows), 1, side, side)
     images.index_copy_(0, rows, matrices @ images.index_select(0, rows) @ matrices.transpose(2, 3))
     return images
+
+
+def blur_size(image_size: int) -> int:
+    """A tenth of the image, odd and at least 3 (SimCLR, appendix A)."""
+    return max(3, image_size // 10 // 2 * 2 + 1)
+
+
+def to_floats(views: Tensor, config: AugmentConfig) -> Tensor:
+    """uint8 [b, channels, S, S] to normalised float32, by the configured mean and standard deviation."""
+    return normalise(views.float() / 255, config)
+
+
+def normalise(views: Tensor, config: AugmentConfig) -> Tensor:
+    """[b, channels, S, S] in 0..1 to mean 0 and standard deviation 1 by the configured numbers; changes
+    `views`.
+    """
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1).to(views.device, non_blocking=True)
+        for values in (config.mean, config.std)
+    )
+    return views.sub_(mean).div_(std)
 
 
 def _blend(images: Tensor, factor: np.ndarray, kind: np.ndarray) -> Tensor:
     """clamp(f · image + (1 − f) · base): the base is black for brightness, the mean grey for contrast, the
     grey image for saturation.
     """
-    away = _on(
-        images,
-        np.stack([factor, (1 - factor) * (kind == _CONTRAST), (1 - factor) * (kind == _SATURATION)])[
-            :, :, None, None, None
-        ],
-    )
+    shares = np.stack([factor, (1 - factor) * (kind == _CONTRAST), (1 - factor) * (kind == _SATURATION)])
+    of_image, of_mean, of_grey = _on(images, shares[:, :, None, None, None])
     if images.shape[1] == 1:
-        base = away[1] * images.mean(dim=(1, 2, 3), keepdim=True)
+        base = of_mean * images.mean(dim=(1, 2, 3), keepdim=True)
     else:
         grey = _grey(images)
-        base = (grey * away[2]).add_(away[1] * grey.mean(dim=(1, 2, 3), keepdim=True))
-    return images.mul_(away[0]).add_(base).clamp_(0.0, 1.0)
+        base = (grey * of_grey).add_(of_mean * grey.mean(dim=(1, 2, 3), keepdim=True))
+    return images.mul_(of_image).add_(base).clamp_(0.0, 1.0)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """[B, 1, H, W]."""
+    """The brightness of each pixel, [B, 1, H, W]."""
     red, green, blue = images.split(1, dim=1)
     return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
@@ -117,7 +134,6 @@ def _turn_hue(images: Tensor, which: np.ndarray, turns: np.ndarray) -> None:
 
 def _on(images: Tensor, values: np.ndarray) -> Tensor:
     """The numbers on the images' device; float32 where they are floats."""
-    wanted = torch.from_numpy(
-        np.ascontiguousarray(values, dtype=np.float32 if values.dtype.kind == "f" else values.dtype)
-    )
-    return wanted.to(images.device, non_blocking=True)
+    dtype = np.float32 if values.dtype.kind == "f" else values.dtype
+    numbers = torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
+    return numbers.to(images.device, non_blocking=True)

@@ -20,7 +20,7 @@ _APPLY_JITTER = 0.8  # v2 (SimCLR)
 _SIGMA = (0.1, 2.0)  # px, of the blur
 # in which brightness 0, contrast 1, saturation 2 and hue 3 change
 ORDERS = np.array(list(itertools.permutations(range(4))))
-# Places of the draws of one view.
+# Which of the numbers of a view stand for what.
 _CROP, _FLIP, _JITTER, _FACTORS, _ORDER, _GREY, _BLUR, _WIDTH, _COUNT = 0, 22, 23, 24, 28, 29, 30, 31, 32
 
 
@@ -38,7 +38,7 @@ class ViewDraws:
 
 
 def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int, count: int = _COUNT) -> np.ndarray:
-    """[B, count] float64 in [0, 1)."""
+    """Uniform numbers [B, count] float64 in [0, 1), a hash of what they are drawn for."""
     with np.errstate(over="ignore"):  # the products wrap around, as they should
         stream = np.zeros(1, dtype=np.uint64)
         for part in (seed, epoch, view):
@@ -69,8 +69,9 @@ def view_draws(
     view: int,
     sizes: np.ndarray,
 ) -> ViewDraws:
-    """Of view 0 (query) or 1 (key) of the images `indices` [B]; sizes: [B, 2] height and width of the
-    original images.
+    """The draws of view 0 (query) or 1 (key) of the images `indices` [B].
+
+    sizes: [B, 2] height and width of the original images.
     """
     drawn = uniforms(seed, epoch, indices, view)
     colour = channels == 3
@@ -105,14 +106,14 @@ def _crops(drawn: np.ndarray, sizes: np.ndarray, min_crop: float) -> np.ndarray:
     # [B, tries, (height, width)]
     tried = np.stack([np.rint(np.sqrt(areas / ratios)), np.rint(np.sqrt(areas * ratios))], axis=2)
     fits = np.all((tried > 0) & (tried <= sizes[:, None, :]), axis=2)
-    chosen = tried[np.arange(len(sizes)), fits.argmax(axis=1)]
-    place = np.floor(drawn[:, 2 * _TRIES :] * (sizes - chosen + 1))
+    first_fit = tried[np.arange(len(sizes)), fits.argmax(axis=1)]
+    corner = np.floor(drawn[:, 2 * _TRIES :] * (sizes - first_fit + 1))
     central = np.rint(
         np.concatenate(
             [np.minimum(heights, widths / _RATIO[0]), np.minimum(widths, heights * _RATIO[1])], axis=1
         )
     ).clip(min=1)
-    found = np.any(fits, axis=1, keepdims=True)
+    any_fits = np.any(fits, axis=1, keepdims=True)
     return np.concatenate(
-        [np.where(found, place, (sizes - central) // 2), np.where(found, chosen, central)], axis=1
+        [np.where(any_fits, corner, (sizes - central) // 2), np.where(any_fits, first_fit, central)], axis=1
     )

@@ -39,6 +39,8 @@ _TRAIN, _HOLDOUT = ("train", "training"), ("val", "valid", "validation", "holdou
 
 @dataclass(frozen=True)
 class BadImage:
+    """A file that does not decode, and why."""
+
     file: str
     reason: str
 
@@ -78,8 +80,8 @@ def find_images(root: Path, channels: int, class_names: tuple[str, ...] | None =
 
 
 def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int], None]) -> list[BadImage]:
-    """The files that do not decode, with reasons. The answer is kept under `cache_dir` until a file's name,
-    size or time changes.
+    """The files that do not decode, with reasons. The result is kept under `cache_dir` until a file's
+    name, size or time changes.
     """
     paths = [images.path(i) for i in range(len(images))]
     key = hashlib.blake2b(
@@ -92,9 +94,9 @@ def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int],
         pass  # not checked yet, or a damaged note of it
     bad: list[BadImage] = []
     with quiet(), ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        for done, found in enumerate(pool.map(_check, paths), start=1):
-            if found:
-                bad.append(found)
+        for done, problem in enumerate(pool.map(_check, paths), start=1):
+            if problem:
+                bad.append(problem)
             if done % 1000 == 0:
                 progress(done, len(paths))
     try:
@@ -106,15 +108,17 @@ def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int],
 
 
 def without(images: FileImages, bad: list[BadImage]) -> FileImages:
+    """The images but these."""
     broken = {entry.file for entry in bad}
-    return images.take(
-        np.array([i for i in range(len(images)) if str(images.path(i)) not in broken], dtype=np.int64)
-    )
+    good = [i for i in range(len(images)) if str(images.path(i)) not in broken]
+    return images.take(np.array(good, dtype=np.int64))
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Every folder once. Links come after all real folders and in the order of their names, so that a link to
-    a folder of the tree never hides it.
+    """The image files relative to `root`, of every folder once.
+
+    Links come after all real folders and in the order of their names, so that a link to a folder of the tree
+    never hides it.
     """
     seen: set[str] = set()
     starts = [str(root)]
@@ -127,10 +131,10 @@ def _walk(root: Path) -> Iterator[str]:
             seen.add(real)
             below[:] = sorted(name for name in below if not name.startswith((".", "__MACOSX")))
             starts += [path for name in below if os.path.islink(path := os.path.join(folder, name))]
-            here = Path(folder).relative_to(root)
+            relative = Path(folder).relative_to(root)
             for name in files:
                 if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                    yield (here / name).as_posix()
+                    yield (relative / name).as_posix()
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -148,5 +152,5 @@ def _check(path: Path) -> BadImage | None:
         decode(path, 3, scale=lambda height, width: _LEGIBLE / max(min(height, width), 1))
         return None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        said = str(error).replace(str(path), "").replace("''", "").strip() or type(error).__name__
-        return BadImage(str(path), said.splitlines()[0])
+        reason = str(error).replace(str(path), "").replace("''", "").strip() or type(error).__name__
+        return BadImage(str(path), reason.splitlines()[0])

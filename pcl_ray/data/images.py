@@ -31,8 +31,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
-# What a file is says its content, not its name; of all that Pillow knows, EPS is a program, which Ghostscript
-# would run.
+# A file's content tells its kind, not its name. Of what Pillow knows, EPS is left out: it is a program, which
+# Ghostscript would run.
 _FORMATS = (
     "JPEG",
     "PNG",
@@ -92,10 +92,10 @@ class ArrayImages:
     pixels: np.ndarray  # [N, H, W, channels] uint8
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
-    # Of pictures of many sizes, squeezed into squares (data/memory.py): what they were, and the fingerprint
-    # of their files.
+    # of pictures of many sizes, squeezed into squares (`datasets.in_memory`): what they were, and the
+    # fingerprint of their files
     sizes: np.ndarray | None = None  # [N, 2] int64, height and width
-    known_as: str | None = None
+    source_fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -103,17 +103,21 @@ class ArrayImages:
     def read(self, index: int) -> np.ndarray:
         return self.pixels[index]
 
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """The pixels of the images at these positions, [b, H, W, channels]; a copy, which may be written."""
+        return np.take(self.pixels, indices, axis=0)
+
     def take(self, indices: np.ndarray) -> ArrayImages:
         labels, sizes = (None if part is None else part[indices] for part in (self.labels, self.sizes))
-        return replace(self, pixels=self.pixels[indices], labels=labels, sizes=sizes, known_as=None)
+        return replace(self, pixels=self.pixels[indices], labels=labels, sizes=sizes, source_fingerprint=None)
 
     def with_labels(self, labels: np.ndarray) -> ArrayImages:
         return replace(self, labels=labels)
 
     @property
     def fingerprint(self) -> str:
-        if self.known_as:
-            return self.known_as
+        if self.source_fingerprint:
+            return self.source_fingerprint
         sample = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int) if len(self) else []
         return _digest(
             str(self.pixels.shape).encode(),
@@ -141,14 +145,14 @@ class FileImages:
         return Path(self.root, self.files[index].decode("utf-8", "surrogateescape"))
 
     def read(self, index: int, scale: Scale | None = None) -> np.ndarray:
-        """scale: as in the function `decode`. Raises as the method `decode` does; from one thread at a
-        time.
-        """
+        """Decodes one image, from one thread at a time; scale: see the function `decode`."""
         with quiet():
             return self.decode(index, scale)
 
     def decode(self, index: int, scale: Scale | None = None) -> np.ndarray:
-        """Raises DataError, naming the file, where it does not decode: it broke or went after the check, or
+        """Decodes one image, from any thread, within `quiet`.
+
+        Raises DataError, naming the file, where it does not decode: it broke or went after the check, or
         `data.check_images` is off.
         """
         with self._named(index):
@@ -207,12 +211,38 @@ def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarr
         # else Pillow maps the file, and scrambles uncompressed TIFFs that are to be turned
         image.filename = ""
         image.load()
-        return as_array(_upright(image), channels)
+        return as_array(upright(image), channels)
 
 
 def reduction(height: int, pixels: np.ndarray) -> int:
-    """By how much a picture of this height was reduced when it was decoded to `pixels`: 1, 2, 4 or 8."""
+    """The factor by which a picture of this height was reduced when it was decoded: 1, 2, 4 or 8."""
     return round(height / len(pixels))
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedPicture:
+    """A picture that was perhaps decoded smaller than it is."""
+
+    pixels: np.ndarray  # [H, W, channels] uint8
+    size: tuple[int, int]  # height and width of the upright picture in its file
+    reduced_by: int  # 1, 2, 4 or 8
+
+
+def decode_reduced(
+    decode: Callable[[Scale], np.ndarray], scale: Scale, *, reduced: bool = True
+) -> DecodedPicture:
+    """Decodes a picture by `decode` at a scale that suffices, or whole where `reduced` is False.
+
+    `scale` is called once in any case, with the picture's height and width.
+    """
+    sizes: list[tuple[int, int]] = []
+
+    def share(height: int, width: int) -> float:
+        sizes.append((height, width))
+        return max(scale(height, width), 0.0 if reduced else 1.0)
+
+    pixels = decode(share)
+    return DecodedPicture(pixels, sizes[0], reduction(sizes[0][0], pixels))
 
 
 def cut(pixels: np.ndarray, box: np.ndarray, side: int, *, within: bool = True) -> np.ndarray:
@@ -225,29 +255,29 @@ def cut(pixels: np.ndarray, box: np.ndarray, side: int, *, within: bool = True) 
     shape = np.array(pixels.shape[:2])
     first, last = box[:2].clip(0), np.minimum(box[:2] + box[2:], shape)
     if within:
-        whole = np.floor(first + _SLACK).astype(int), np.ceil(last - _SLACK).astype(int)
-        pixels, first, last = (
-            pixels[whole[0][0] : whole[1][0], whole[0][1] : whole[1][1]],
-            first - whole[0],
-            last - whole[0],
-        )
-        last = np.minimum(last, pixels.shape[:2])
+        top, left = np.floor(first + _SLACK).astype(int)
+        bottom, right = np.ceil(last - _SLACK).astype(int)
+        pixels = pixels[top:bottom, left:right]
+        first = first - (top, left)
+        last = np.minimum(last - (top, left), pixels.shape[:2])
     picture = Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
     part = (first[1], first[0], last[1], last[0])
-    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=part)).reshape(
-        side, side, pixels.shape[2]
-    )
+    resized = picture.resize((side, side), Image.Resampling.BILINEAR, box=part)
+    return np.asarray(resized).reshape(side, side, pixels.shape[2])
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Height and width of an opened picture once it is turned as its EXIF orientation asks."""
-    return (image.width, image.height) if _orientation(image) in _ON_ITS_SIDE else (image.height, image.width)
+    if _orientation(image) in _ON_ITS_SIDE:
+        return image.width, image.height
+    return image.height, image.width
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Pillow's warnings (damaged EXIF, large pictures) kept back: what matters is whether it decodes. Enter
-    it from one thread at a time.
+    """Holds Pillow's warnings back (damaged EXIF, large pictures): what matters is whether a picture decodes.
+
+    Enter it from one thread at a time.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -284,9 +314,9 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     return ((pixels @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation asks. `ImageOps.exif_transpose` also writes the tags anew, and so
-    refuses sound pictures with one damaged tag.
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation asks. `ImageOps.exif_transpose` also writes the tags anew,
+    and so refuses sound pictures with one damaged tag.
     """
     turn = _UPRIGHT.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
@@ -294,10 +324,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        found = image.getexif().get(_ORIENTATION)
+        orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # no EXIF that can be read says nothing about the pixels
         return 0
-    return found if isinstance(found, int) else 0
+    return orientation if isinstance(orientation, int) else 0
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

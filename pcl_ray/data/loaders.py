@@ -17,15 +17,17 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pcl_ray.config import RunConfig
-from pcl_ray.data.augment import evaluation_boxes, evaluation_view, normalise, to_floats
+from pcl_ray.data.colour import normalise, to_floats
+from pcl_ray.data.evaluation_view import evaluation_boxes, evaluation_view
 from pcl_ray.data.images import ArrayImages, Images
-from pcl_ray.data.reading import READ_TIMEOUT_S, Crops, FixedViews, Raw, Readers, WholeViews
+from pcl_ray.data.reading import READ_TIMEOUT_S, CropPairs, EvaluationViews, RawBatch, Readers, ReferencePairs
 from pcl_ray.data.resample import resample
 from pcl_ray.data.views import Views
 from pcl_ray.plan import batches_ahead
@@ -58,50 +60,87 @@ class TrainingLoader:
         device: torch.device = _CPU,
         readers: Readers | None = None,
     ):
-        self._images, self._config, self._device, self._place = images, config, device, (rank, world_size)
-        self._views = Views(config, device)
-        self._held = isinstance(images, ArrayImages) and config.augment.engine == "batch"
-        if not self._held:
-            self._readers = readers or Readers(config, device)
-            self._which = self._readers.add(
-                WholeViews(images, config)
-                if config.augment.engine == "torchvision"
-                else Crops(images, config)
-            )
+        self._num_images, self._config = len(images), config
+        self._rank, self._world_size = rank, world_size
+        self._source: _PairSource
+        if config.augment.engine == "torchvision":
+            self._source = _ReferenceSource(images, config, device, readers)
+        elif isinstance(images, ArrayImages):
+            self._source = _MemorySource(images, config, device)
+        else:
+            self._source = _FileSource(images, config, device, readers)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        return self.views(epoch, _order(epoch, len(self._images), self._config, *self._place))
+        """The batches of an epoch, which ends with the last complete one."""
+        rows = _order(epoch, self._num_images, self._config, self._rank, self._world_size)
+        return self._source.batches(epoch, rows)
 
     def views(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
         """The two views that the images at these rows [b] have in `epoch`, batch by batch."""
-        if self._held:
-            return self._finished(_ahead(self._from_memory(steps), self._depth()), epoch)
-        # Loader processes live through all epochs and learn the epoch from the pair.
-        return self._finished(
-            self._readers.batches(self._which, ([(epoch, row) for row in rows.tolist()] for rows in steps)),
-            epoch,
-        )
+        return self._source.batches(epoch, steps)
 
-    def _from_memory(self, steps: Iterable[np.ndarray]) -> Iterator[Raw]:
-        assert isinstance(self._images, ArrayImages)
+
+class _PairSource(Protocol):
+    """Makes the two views of images, out of what they are held in."""
+
+    def batches(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """The views that the images at these rows [b] have in `epoch`."""
+        ...
+
+
+class _MemorySource:
+    """Images in memory: copied in a thread, ahead of the training where it waits for a GPU; views on the
+    device.
+    """
+
+    def __init__(self, images: ArrayImages, config: RunConfig, device: torch.device):
+        self._images, self._device = images, device
+        self._views = Views(config, device)
+        prefetches = config.data.prefetch is not None or device.type == "cuda"
+        self._depth = batches_ahead(config) if prefetches else 0
+
+    def batches(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
+        for raw in _ahead(self._read(steps), self._depth):
+            query, key = self._views.of_images(raw.pixels, epoch, raw.indices, raw.sizes)
+            yield Batch(query, key, raw.indices)
+
+    def _read(self, steps: Iterable[np.ndarray]) -> Iterator[RawBatch]:
         for rows in steps:
             raw = _rows_of(self._images, rows)
             yield raw.pin_memory() if self._device.type == "cuda" else raw
 
-    def _depth(self) -> int:
-        wanted = self._config.data.prefetch is not None or self._device.type == "cuda"
-        return batches_ahead(self._config) if wanted else 0
 
-    def _finished(self, batches: Iterator[Raw], epoch: int) -> Iterator[Batch]:
-        for raw in batches:
-            if self._config.augment.engine == "torchvision":
-                both = to_floats(raw.pixels.to(self._device, non_blocking=True), self._config.augment)
-                query_views, key_views = both[:, 0], both[:, 1]
-            elif self._held:
-                query_views, key_views = self._views.of_images(raw.pixels, epoch, raw.indices, raw.sizes)
-            else:
-                query_views, key_views = self._views.of_crops(raw.pixels, epoch, raw.indices)
-            yield Batch(query_views, key_views, raw.indices)
+class _FileSource:
+    """Images in files: the loader processes cut two crops out of each, the colours are changed on the
+    device.
+    """
+
+    def __init__(self, images: Images, config: RunConfig, device: torch.device, readers: Readers | None):
+        self._views = Views(config, device)
+        self._readers = readers or Readers(config, device)
+        self._which = self._readers.add(CropPairs(images, config))
+
+    def batches(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
+        return (
+            Batch(*self._views.of_crops(raw.pixels, epoch, raw.indices), raw.indices)
+            for raw in self._readers.batches(self._which, _with_epoch(epoch, steps))
+        )
+
+
+class _ReferenceSource:
+    """Any images, whose views torchvision makes one by one (`augment.engine: torchvision`)."""
+
+    def __init__(self, images: Images, config: RunConfig, device: torch.device, readers: Readers | None):
+        self._augment, self._device = config.augment, device
+        self._readers = readers or Readers(config, device)
+        self._which = self._readers.add(ReferencePairs(images, config))
+
+    def batches(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
+        return (self._batch(raw) for raw in self._readers.batches(self._which, _with_epoch(epoch, steps)))
+
+    def _batch(self, raw: RawBatch) -> Batch:
+        pairs = to_floats(raw.pixels.to(self._device, non_blocking=True), self._augment)
+        return Batch(pairs[:, 0], pairs[:, 1], raw.indices)
 
 
 class EvaluationLoader:
@@ -119,14 +158,14 @@ class EvaluationLoader:
         device: torch.device = _CPU,
         readers: Readers | None = None,
     ):
-        mine = np.array_split(np.arange(len(images)), world_size)[rank]
+        rows = np.array_split(np.arange(len(images)), world_size)[rank]
         size = max(64, config.train.batch_size // world_size)
         self._images, self._augment, self._device = images, config.augment, device
-        self._batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+        self._batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         self._view = evaluation_view(config.augment)
         if not isinstance(images, ArrayImages):
             self._readers = readers or Readers(config, device)
-            self._which = self._readers.add(FixedViews(images, config))
+            self._which = self._readers.add(EvaluationViews(images, config))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches(self._batches)
@@ -140,18 +179,17 @@ class EvaluationLoader:
         for rows in lists:
             raw = _rows_of(self._images, rows)
             pixels = raw.pixels.to(self._device).permute(0, 3, 1, 2)
-            yield self._evaluated(pixels, raw.sizes), raw.indices
+            yield self._views_of(pixels, raw.sizes), raw.indices
 
-    def _evaluated(self, pixels: Tensor, sizes: np.ndarray | None) -> Tensor:
+    def _views_of(self, pixels: Tensor, sizes: np.ndarray | None) -> Tensor:
+        """The views of images in memory [b, channels, H, W], which may have been squeezed out of `sizes`."""
         if sizes is None:  # one size: resized as one batch
             return to_floats(self._view(pixels), self._augment)
-        kept = torch.tensor(pixels.shape[2:]) / torch.from_numpy(sizes)
-        boxes = (evaluation_boxes(self._augment, torch.from_numpy(sizes)) * kept.repeat(1, 2)).to(
-            self._device
-        )
-        return normalise(
-            resample(pixels.float().contiguous() / 255, boxes, self._augment.image_size), self._augment
-        )
+        squeezed = torch.tensor(pixels.shape[2:]) / torch.from_numpy(sizes)
+        boxes = evaluation_boxes(self._augment, torch.from_numpy(sizes)) * squeezed.repeat(1, 2)
+        floats = pixels.float().contiguous() / 255
+        views = resample(floats, boxes.to(self._device), self._augment.image_size)
+        return normalise(views, self._augment)
 
 
 def _order(
@@ -159,29 +197,33 @@ def _order(
 ) -> Iterator[np.ndarray]:
     """This worker's rows [b] of every step of an epoch."""
     order, size = np.random.default_rng([config.seed, epoch]).permutation(num_images), config.train.batch_size
-    here = slice(rank * size // world_size, (rank + 1) * size // world_size)
-    return (order[start : start + size][here] for start in range(0, num_images - size + 1, size))
+    part = slice(rank * size // world_size, (rank + 1) * size // world_size)
+    return (order[start : start + size][part] for start in range(0, num_images - size + 1, size))
 
 
-def _rows_of(images: ArrayImages, rows: np.ndarray) -> Raw:
-    """A copy: images in shared memory are read-only, and torch takes those under protest."""
-    pixels = torch.from_numpy(np.take(images.pixels, rows, axis=0))
-    return Raw(
-        pixels, torch.from_numpy(rows.astype(np.int64)), None if images.sizes is None else images.sizes[rows]
-    )
+def _with_epoch(epoch: int, steps: Iterable[np.ndarray]) -> Iterator[list[tuple[int, int]]]:
+    """The rows as items (epoch, row): loader processes live through all epochs, and learn it from them."""
+    return ([(epoch, row) for row in rows.tolist()] for rows in steps)
 
 
-def _ahead(batches: Iterator[Raw], depth: int) -> Iterator[Raw]:
-    """The same, of which `depth` are made ready in a thread while the one before is worked on. Ends its
-    thread when it is left early.
+def _rows_of(images: ArrayImages, rows: np.ndarray) -> RawBatch:
+    """The images at these rows. A copy: those in shared memory are read-only, which torch warns of."""
+    pixels = torch.from_numpy(images.rows(rows))
+    sizes = None if images.sizes is None else images.sizes[rows]
+    return RawBatch(pixels, torch.from_numpy(rows.astype(np.int64)), sizes)
+
+
+def _ahead(batches: Iterator[RawBatch], depth: int) -> Iterator[RawBatch]:
+    """The same batches, of which `depth` are made ready in a thread while the one before is worked on. Ends
+    its thread when it is left early.
     """
     if not depth:
         yield from batches
         return
-    ready: queue.Queue[Raw | BaseException | None] = queue.Queue(depth)
+    ready: queue.Queue[RawBatch | BaseException | None] = queue.Queue(depth)
     left = threading.Event()
 
-    def put(entry: Raw | BaseException | None) -> None:
+    def put(entry: RawBatch | BaseException | None) -> None:
         while not left.is_set():
             with suppress(queue.Full):
                 ready.put(entry, timeout=_POLL_S)

@@ -28,17 +28,17 @@ def resample(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = 
 
 
 def _weights(start: Tensor, length: Tensor, pixels: int, size: int, flipped: Tensor | None) -> Tensor:
-    """[B, size, pixels]: how much each pixel counts in each place of the view; rows sum to 1.
+    """[B, size, pixels]: how much each pixel counts in each pixel of the view; rows sum to 1.
 
-    A triangle around the place's centre, as wide as two pixels of the coarser of the two grids, cut off at
-    the box.
+    A triangle around the view pixel's centre, as wide as two pixels of the coarser of the two grids, cut off
+    at the box.
     """
-    places = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
+    positions = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
     scale = (length / size)[:, None]
     if flipped is None:
-        centres = start[:, None] + places * scale
+        centres = start[:, None] + positions * scale
     else:
-        centres = start[:, None] + torch.where(flipped[:, None], size - places, places) * scale
+        centres = start[:, None] + torch.where(flipped[:, None], size - positions, positions) * scale
     grid = torch.arange(pixels, device=start.device, dtype=torch.float32) + 0.5
     # At least one pixel is inside, however narrow the box.
     inside = (grid - (start + length / 2)[:, None]).abs_() < length.clamp(min=1.0)[:, None] / 2 + _SLACK

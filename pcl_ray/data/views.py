@@ -17,28 +17,25 @@ from torch import Tensor
 
 from pcl_ray.config import RunConfig
 from pcl_ray.data import colour
-from pcl_ray.data.augment import blur_size, normalise
 from pcl_ray.data.draws import ViewDraws, view_draws
 from pcl_ray.data.resample import resample
-
-_PIECE = 2**24  # numbers that a large batch's views are made of at a time on a CPU: its memory stays bounded
 
 
 class Views:
     """Makes the views of `config.augment`. On a CPU with two threads or more, one view in a thread of its
     own.
+
+    piece: how many numbers a large batch's views are made of at a time on a CPU: its memory stays bounded.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device):
-        self._augment, self._channels, self._seed, self._device = (
-            config.augment,
-            config.data.channels,
-            config.seed,
-            device,
-        )
-        self._other = (
-            ThreadPoolExecutor(1, "views") if device.type == "cpu" and torch.get_num_threads() > 1 else None
-        )
+    def __init__(self, config: RunConfig, device: torch.device, *, piece: int = 2**24):
+        self._augment = config.augment
+        self._channels = config.data.channels
+        self._seed = config.seed
+        self._device = device
+        self._piece = piece
+        in_threads = device.type == "cpu" and torch.get_num_threads() > 1
+        self._second_thread = ThreadPoolExecutor(1, "views") if in_threads else None
 
     def draws(self, epoch: int, indices: np.ndarray, view: int, sizes: np.ndarray) -> ViewDraws:
         return view_draws(self._augment, self._channels, self._seed, epoch, indices, view, sizes)
@@ -47,21 +44,22 @@ class Views:
         self, pixels: Tensor, epoch: int, indices: Tensor, sizes: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor]:
         """Query and key views [b, channels, S, S] float32 of images [b, H, W, channels] uint8. sizes: [b, 2]
-        of the original images, where others.
+        height and width of the original images, where they differ from these.
         """
         height, width = pixels.shape[1:3]
-        originals = np.tile((height, width), (len(pixels), 1)) if sizes is None else sizes
+        if sizes is None:
+            sizes = np.tile((height, width), (len(pixels), 1))
 
         def make(view: int) -> Tensor:
-            draws = self.draws(epoch, indices.numpy(), view, originals)
-            boxes = draws.boxes * np.tile(np.array((height, width)) / originals, 2)
+            draws = self.draws(epoch, indices.numpy(), view, sizes)
+            boxes = draws.boxes * np.tile(np.array((height, width)) / sizes, 2)
             return self._coloured(self._cropped(on_device, boxes, draws.flipped), draws)
 
         on_device = pixels.to(self._device, non_blocking=True)
         return self._twice(make)
 
     def of_crops(self, crops: Tensor, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """As `of_images`, of [b, 2, channels, S, S] uint8 crops, one for each view."""
+        """Query and key views, as `of_images`, of crops [b, 2, channels, S, S] uint8, one for each view."""
         unused = np.ones((len(crops), 2), dtype=np.int64)
         on_device = crops.to(self._device, non_blocking=True)
         return self._twice(
@@ -71,17 +69,15 @@ class Views:
         )
 
     def _cropped(self, pixels: Tensor, boxes: np.ndarray, flipped: np.ndarray) -> Tensor:
-        """[b, channels, S, S] in 0..1."""
+        """Cuts, resizes and flips: [b, channels, S, S] in 0..1."""
         boxes_B4, flipped_B = (
             torch.from_numpy(part).to(pixels.device, non_blocking=True)
             for part in (boxes.astype(np.float32), flipped)
         )
         size = self._augment.image_size
-        count = (
-            len(pixels)
-            if pixels.is_cuda
-            else max(1, _PIECE // max(pixels[0].numel(), self._channels * size * size))
-        )
+        count = len(pixels)
+        if not pixels.is_cuda:
+            count = max(1, self._piece // max(pixels[0].numel(), self._channels * size * size))
         pieces = [
             resample(piece.permute(0, 3, 1, 2).float().contiguous().div_(255), box, size, flip)
             for piece, box, flip in zip(
@@ -96,14 +92,14 @@ class Views:
             views = colour.jitter(colour.to_grey(views, draws.grey), draws)
         else:
             views = colour.to_grey(colour.jitter(views, draws), draws.grey)
-            views = colour.blur(views, draws.sigmas, blur_size(self._augment.image_size))
-        return normalise(views, self._augment)
+            views = colour.blur(views, draws.sigmas, colour.blur_size(self._augment.image_size))
+        return colour.normalise(views, self._augment)
 
     def _twice(self, make: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
-        if self._other is None:
+        if self._second_thread is None:
             return make(0), make(1)
         with _one_thread():
-            key = self._other.submit(make, 1)
+            key = self._second_thread.submit(make, 1)
             query = make(0)
             return query, key.result()
 

@@ -1,4 +1,5 @@
-"""What is served of a run: pictures in, embeddings and nearest prototypes out. Knows neither MLflow nor Ray.
+"""The embedder that is served of a run: pictures in, embeddings and nearest prototypes out. It knows neither
+MLflow nor Ray.
 
 arrays, files, bytes, Pillow images ─→ evaluation view, as in training ─→ momentum encoder ─→ embedding
                                                         nearest prototype of each clustering ←───┘
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 
 from pcl_ray.config import AugmentConfig, EncoderConfig
 from pcl_ray.data import images as pictures
-from pcl_ray.data.augment import evaluation_boxes, evaluation_scale, evaluation_view, to_floats
+from pcl_ray.data.colour import to_floats
+from pcl_ray.data.evaluation_view import as_tensor, evaluation_view, view_of_file
 from pcl_ray.errors import DataError
 from pcl_ray.model import encoder as encoders
 
@@ -34,6 +36,8 @@ FORMAT = 1
 SETTINGS_FILE, WEIGHTS_FILE = "embedder.json", "embedder.safetensors"
 _BATCH = 256  # images
 _PIECE = 2**24  # numbers in a batch of views, or of distances: memory stays bounded
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, SafetensorError)
 
 Picture: TypeAlias = np.ndarray | str | Path | bytes | Image.Image
 
@@ -49,8 +53,8 @@ class Prototypes:
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """Of n images; one array a clustering, in the order of e_step.num_clusters, none for a run without
-    clusters yet.
+    """The embeddings of n images, and their nearest prototypes: one array a clustering, in the order of
+    e_step.num_clusters, none for a run without clusters yet.
     """
 
     embeddings: np.ndarray  # [n, C] float32, unit vectors
@@ -77,10 +81,10 @@ class Embedder:
 
     @classmethod
     def of_checkpoint(cls, path: Path, augment: AugmentConfig, *, reduced_decoding: bool = True) -> Embedder:
-        """From a checkpoint of ours; torch's random state stays as it is. reduced_decoding:
+        """The embedder of a checkpoint of ours; torch's random state stays as it is. reduced_decoding:
         `data.reduced_decoding` of the run. Raises RunFailed.
         """
-        from pcl_ray.checkpoints import run_state  # here: whoever serves needs no k-means
+        from pcl_ray.checkpoints import run_state  # not at the top: whoever serves needs no k-means
 
         state = run_state.load(path)
         # copies in the usual layout: training may keep its weights in another one
@@ -98,12 +102,10 @@ class Embedder:
             "view": augment.model_dump(mode="json", include={"image_size", "mean", "std"}),
             "reduced_decoding": reduced_decoding,
         }
-        found = (
-            []
-            if state.clusters is None
-            else [_prototypes(c.prototypes, c.concentration, c.valid) for c in state.clusters.clusterings]
-        )
-        return cls(_encoder(state.encoder, state.channels, weights), settings, found, torch.device("cpu"))
+        clusterings = [] if state.clusters is None else state.clusters.clusterings
+        prototypes = [_prototypes(c.prototypes, c.concentration, c.valid) for c in clusterings]
+        encoder = _encoder(state.encoder, state.channels, weights)
+        return cls(encoder, settings, prototypes, torch.device("cpu"))
 
     def save(self, folder: Path) -> None:
         """Two files, JSON and safetensors: nothing in them is executed when they are read."""
@@ -138,26 +140,16 @@ class Embedder:
             }
             encoder = _encoder(EncoderConfig(**settings["encoder"]), settings["channels"], weights)
             parts = ("prototypes", "concentration", "valid")
-            found = [
+            clusterings = [
                 Prototypes(*(tensors[f"{m}.{part}"].to(device) for part in parts))
                 for m in range(settings["clusterings"])
             ]
-            return cls(encoder, settings, found, torch.device(device))
+            return cls(encoder, settings, clusterings, torch.device(device))
         except DataError:
             raise
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            RecursionError,
-            SafetensorError,
-        ) as error:
-            raise DataError(
-                f"no embedder can be read from {folder}:"
-                f" {(str(error).splitlines() or [type(error).__name__])[0]}"
-            ) from error
+        except _DAMAGE as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"no embedder can be read from {folder}: {reason}") from error
 
     @torch.no_grad()
     def embed(self, images: np.ndarray | Sequence[Picture] | Picture) -> Embedded:
@@ -172,9 +164,10 @@ class Embedder:
         size = self.augment.image_size
         count = max(1, min(_BATCH, _PIECE // (self.channels * size * size)))
         rows = [self._features(batch, start, start + count) for start in range(0, len(batch), count)]
-        features = (
-            torch.cat(rows) if rows else torch.empty(0, self.settings["encoder"]["dim"], device=self.device)
-        )
+        if rows:
+            features = torch.cat(rows)
+        else:
+            features = torch.empty(0, self.settings["encoder"]["dim"], device=self.device)
         nearest = [_nearest(features, clustering) for clustering in self.clusterings]
         return Embedded(
             features.cpu().numpy(),
@@ -183,67 +176,55 @@ class Embedder:
         )
 
     def _features(self, batch: np.ndarray | Sequence[Picture], start: int, end: int) -> Tensor:
-        """[b, C]"""
+        """The embeddings [b, C] of the images start … end − 1."""
         # of one size: resized as one batch
         if isinstance(batch, np.ndarray) and batch.ndim == 4 and batch.shape[3] in (1, 3):
             pixels = torch.from_numpy(pictures.to_channels(batch[start:end], self.channels).copy())
             views = self._view(pixels.permute(0, 3, 1, 2))
         else:
             views = torch.stack(
-                [self._view_of(image, start + place) for place, image in enumerate(batch[start:end])]
+                [self._view_of(image, number) for number, image in enumerate(batch[start:end], start)]
             )
         return self.encoder(to_floats(views.to(self.device), self.augment)).float()
 
-    def _view_of(self, image: Picture, place: int) -> Tensor:
-        """[channels, S, S] uint8."""
+    def _view_of(self, image: Picture, number: int) -> Tensor:
+        """The evaluation view of one image, [channels, S, S] uint8."""
         if isinstance(image, np.ndarray):
-            return self._view(_as_tensor(_of_array(image, self.channels, f"image {place}")))
-        with self._named(image, place), self._reading, pictures.quiet():
+            return self._view(as_tensor(_of_array(image, self.channels, f"image {number}")))
+        with self._named(image, number), self._reading, pictures.quiet():
             if isinstance(image, Image.Image):
-                return self._view(_as_tensor(pictures.as_array(pictures._upright(image), self.channels)))
+                return self._view(as_tensor(pictures.as_array(pictures.upright(image), self.channels)))
             return self._of_file(BytesIO(image) if isinstance(image, bytes) else Path(image).expanduser())
 
     def _of_file(self, file: Path | BytesIO) -> Tensor:
-        """As data/reading.py reads it for the E-step: a JPEG no larger than the view needs."""
-        sizes: list[tuple[int, int]] = []
+        """The evaluation view as the E-step reads it: a JPEG is decoded no larger than the view needs."""
 
-        def scale(height: int, width: int) -> float:
-            sizes.append((height, width))
-            return max(
-                evaluation_scale(self.augment, height, width),
-                0.0 if self.settings["reduced_decoding"] else 1.0,
-            )
+        def decode(scale: pictures.Scale) -> np.ndarray:
+            # pyrefly: ignore[bad-argument-type]  # Pillow opens both
+            return pictures.decode(file, self.channels, scale=scale)
 
-        # pyrefly: ignore[bad-argument-type]  # Pillow opens both
-        pixels = pictures.decode(file, self.channels, scale=scale)
-        reduced_by = pictures.reduction(sizes[0][0], pixels)
-        if reduced_by == 1:
-            return self._view(_as_tensor(pixels))
-        box = evaluation_boxes(self.augment, torch.tensor(sizes))[0].numpy()
-        return _as_tensor(pictures.cut(pixels, box / reduced_by, self.augment.image_size, within=False))
+        return view_of_file(decode, self.augment, self._view, reduced=self.settings["reduced_decoding"])
 
     @contextmanager
-    def _named(self, image: Picture, place: int) -> Iterator[None]:
+    def _named(self, image: Picture, number: int) -> Iterator[None]:
         if not isinstance(image, str | Path | bytes | Image.Image):
             raise ValueError(
-                f"image {place} is a {type(image).__name__}; allowed: uint8 array, path, bytes of an encoded"
+                f"image {number} is a {type(image).__name__}; allowed: uint8 array, path, bytes of an encoded"
                 " image, Pillow image"
             )
-        called = f" ({image})" if isinstance(image, str | Path) else ""
+        path = f" ({image})" if isinstance(image, str | Path) else ""
         try:
             yield
         except Exception as error:  # Pillow raises many kinds
-            reason = (
-                "no image that is known"
-                if isinstance(error, UnidentifiedImageError)
-                else str(error) or type(error).__name__
-            )
-            raise DataError(f"image {place}{called} cannot be read: {reason}") from error
+            reason = str(error) or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):
+                reason = "no image that is known"
+            raise DataError(f"image {number}{path} cannot be read: {reason}") from error
 
 
 def as_batch(images: np.ndarray | Sequence[Picture] | Picture) -> np.ndarray | list[Picture]:
-    """A list of single images, or an array [n, H, W, channels] of them. Raises ValueError for an array that
-    is neither one image nor many.
+    """The images as a list of single ones, or as an array [n, H, W, channels]. Raises ValueError for an
+    array that is neither one image nor many.
     """
     if isinstance(images, str | Path | bytes | Image.Image):
         return [images]
@@ -267,7 +248,7 @@ def as_batch(images: np.ndarray | Sequence[Picture] | Picture) -> np.ndarray | l
 
 
 def _of_array(image: np.ndarray, channels: int, called: str) -> np.ndarray:
-    """[H, W, channels] uint8."""
+    """The pixels [H, W, channels] uint8 of one image; `called`: what error messages call it."""
     if image.dtype != np.uint8:
         raise ValueError(f"{called} must be uint8 (0 … 255), not {image.dtype}")
     flat = image[..., None] if image.ndim == 2 else image
@@ -278,37 +259,29 @@ def _of_array(image: np.ndarray, channels: int, called: str) -> np.ndarray:
     return pictures.as_array(Image.fromarray(np.ascontiguousarray(flat)), channels)  # with transparency
 
 
-def _as_tensor(pixels: np.ndarray) -> Tensor:
-    """[H, W, channels] to [channels, H, W]; a copy, since arrays may be read-only."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy())
-
-
 def _nearest(features_nC: Tensor, clustering: Prototypes) -> tuple[Tensor, Tensor]:
     """The nearest valid prototype [n] int64 of each feature, and how far it is [n] float32."""
     prototypes_KC = clustering.prototypes
     handicap_K = (prototypes_KC**2).sum(1) / 2
     handicap_K[~clustering.valid] = torch.inf
     count = max(1, _PIECE // len(prototypes_KC))
-    ids = (
-        [(part @ prototypes_KC.T - handicap_K).argmax(1) for part in features_nC.split(count)]
-        if len(features_nC)
-        else []
-    )
-    ids_n = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=features_nC.device)
+    ids_n = torch.empty(0, dtype=torch.int64, device=features_nC.device)
+    if len(features_nC):
+        ids_n = torch.cat(
+            [(part @ prototypes_KC.T - handicap_K).argmax(1) for part in features_nC.split(count)]
+        )
     return ids_n, (features_nC.double() - prototypes_KC[ids_n].double()).norm(dim=1).float()
 
 
 def _prototypes(prototypes: Tensor, concentration: Tensor, valid: Tensor | None) -> Prototypes:
-    return Prototypes(
-        prototypes.float(),
-        concentration.float(),
-        torch.ones(len(prototypes), dtype=torch.bool) if valid is None else valid,
-    )
+    if valid is None:
+        valid = torch.ones(len(prototypes), dtype=torch.bool)
+    return Prototypes(prototypes.float(), concentration.float(), valid)
 
 
 def _encoder(config: EncoderConfig, channels: int, weights: dict[str, Tensor]) -> nn.Module:
-    """With these weights, and without a draw from torch's global generator, which may belong to a training
-    that is under way.
+    """An encoder with these weights, built without a draw from torch's global generator, which may belong to
+    a training that is under way.
     """
     try:
         with torch.device("meta"):

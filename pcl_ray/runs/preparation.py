@@ -14,8 +14,7 @@ from pcl_ray import plan as plans
 from pcl_ray import tracking
 from pcl_ray.config import RunConfig
 from pcl_ray.data import datasets
-from pcl_ray.data.datasets import DataSplits
-from pcl_ray.data.memory import in_memory
+from pcl_ray.data.datasets import DataSplits, in_memory
 from pcl_ray.errors import DataError
 from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan

@@ -11,8 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as images_of
 
 from pcl_ray.config import AugmentConfig
-from pcl_ray.data.augment import blur_size
-from pcl_ray.data.colour import blur, jitter, to_grey
+from pcl_ray.data.colour import blur, blur_size, jitter, to_floats, to_grey
 from pcl_ray.data.draws import ORDERS, ViewDraws, view_draws
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -263,3 +262,14 @@ def test_a_blurred_point_is_symmetric_and_keeps_its_mass() -> None:
     assert same(seen, seen.T, 1e-7)
     assert same(seen, seen.flip(0), 1e-7)
     assert (seen > 0).sum() == 49
+
+
+def test_floats_are_normalised_a_channel() -> None:
+    settings = AugmentConfig(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+    batch = torch.tensor([0, 51, 255, 0], dtype=torch.uint8).view(1, 1, 2, 2).repeat(2, 3, 1, 1)
+    floats = to_floats(batch, settings)
+    assert floats.dtype == torch.float32
+    assert floats.shape == (2, 3, 2, 2)
+    for channel, (mean, std) in enumerate(zip(settings.mean, settings.std, strict=True)):
+        expected = torch.tensor([(value / 255 - mean) / std for value in (0, 51, 255, 0)]).view(2, 2)
+        assert torch.allclose(floats[:, channel], expected.expand(2, 2, 2), atol=1e-6)

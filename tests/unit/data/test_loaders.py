@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from pcl_ray.config import RunConfig
-from pcl_ray.data import folders, loaders
-from pcl_ray.data.augment import evaluation_view, to_floats
+from pcl_ray.data import folders
+from pcl_ray.data.colour import to_floats
+from pcl_ray.data.evaluation_view import evaluation_view
 from pcl_ray.data.images import ArrayImages, FileImages, Images
 from pcl_ray.data.loaders import Batch, EvaluationLoader, TrainingLoader
 from pcl_ray.data.reading import Readers
@@ -464,17 +465,17 @@ def test_an_epoch_that_is_left_early_leaves_no_thread_behind(taken: int) -> None
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_a_mistake_while_reading_reaches_the_caller(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> None:
-    loader = TrainingLoader(images(100), changed(config(), "data", prefetch=prefetch))
-    rows_of, read = loaders._rows_of, []
+def test_a_mistake_while_reading_reaches_the_caller(prefetch: int) -> None:
+    read: list[np.ndarray] = []
 
-    def failing(source: ArrayImages, rows: np.ndarray) -> object:
-        read.append(rows)
-        if len(read) == 4:
-            raise OSError("the disk is gone")
-        return rows_of(source, rows)
+    class Failing(ArrayImages):
+        def rows(self, indices: np.ndarray) -> np.ndarray:
+            read.append(indices)
+            if len(read) == 4:
+                raise OSError("the disk is gone")
+            return super().rows(indices)
 
-    monkeypatch.setattr(loaders, "_rows_of", failing)
+    loader = TrainingLoader(Failing(images(100).pixels), changed(config(), "data", prefetch=prefetch))
     seen: list[Batch] = []
 
     def run(batches: Iterator[Batch]) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as images_of
 
 from pcl_ray.config import RunConfig
-from pcl_ray.data.augment import blur_size, random_view
+from pcl_ray.data.colour import blur_size
 from pcl_ray.data.draws import ViewDraws
+from pcl_ray.data.reference_views import random_view
 from pcl_ray.data.views import Views
 
 OFF = {"min_crop": 1.0, "flip": 0.0, "jitter": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0}
@@ -28,8 +29,8 @@ def config(channels: int = 3, seed: int = 0, **knobs: object) -> RunConfig:
     )
 
 
-def views(settings: RunConfig) -> Views:
-    return Views(settings, torch.device("cpu"))
+def views(settings: RunConfig, **options: int) -> Views:
+    return Views(settings, torch.device("cpu"), **options)
 
 
 def pixels(count: int, channels: int = 3, height: int = 16, width: int = 20, seed: int = 0) -> Tensor:
@@ -145,12 +146,12 @@ def test_a_mistake_in_a_thread_reaches_the_caller(two_threads: None) -> None:
     assert len(engine.of_images(pixels(4), 0, torch.arange(4))[0]) == 4
 
 
-def test_large_images_made_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, images = views(config()), pixels(11, 3, 30, 30)
-    at_once = engine.of_images(images, 0, torch.arange(11))
+def test_large_images_made_in_pieces_are_the_same() -> None:
+    images = pixels(11, 3, 30, 30)
+    at_once = views(config()).of_images(images, 0, torch.arange(11))
     for numbers in (1, 3 * 30 * 30, 2 * 3 * 30 * 30 + 1, 10**6):
-        monkeypatch.setattr("pcl_ray.data.views._PIECE", numbers)
-        assert alike(at_once, engine.of_images(images, 0, torch.arange(11)), 1e-6)
+        in_pieces = views(config(), piece=numbers)
+        assert alike(at_once, in_pieces.of_images(images, 0, torch.arange(11)), 1e-6)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

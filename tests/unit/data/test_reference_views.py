@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pcl_ray.config import AugmentConfig
-from pcl_ray.data.augment import evaluation_view, random_view, to_floats
+from pcl_ray.data.reference_views import random_view
 
 OFF = {"min_crop": 1.0, "flip": 0.0, "jitter": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0}
 
@@ -50,7 +50,6 @@ def test_the_image_itself_is_left_alone() -> None:
     picture = image()
     before = picture.clone()
     views(config(), picture)
-    evaluation_view(config())(picture)
     assert torch.equal(picture, before)
 
 
@@ -115,49 +114,3 @@ def test_crops_keep_at_least_the_configured_share() -> None:
     ]
     assert min(wide) > 255 * (0.8 * 3 / 4) ** 0.5 - 8
     assert min(narrow) < 255 * 0.5 < max(narrow)
-
-
-@pytest.mark.parametrize("size", [8, 28, 63, 64, 224])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_evaluation_view_is_fixed_and_needs_no_randomness(size: int, channels: int) -> None:
-    view = evaluation_view(config(size))
-    for height, width in [(8, 8), (5, 90), (90, 5), (300, 200)]:
-        picture = image(channels, height, width)
-        state = torch.get_rng_state()
-        first = view(picture)
-        assert first.shape == (channels, size, size)
-        assert first.dtype == torch.uint8
-        assert torch.equal(first, view(picture))
-        assert torch.equal(state, torch.get_rng_state())
-
-
-def test_small_evaluation_views_hold_the_whole_image() -> None:
-    picture = image(1, 8, 8)
-    assert torch.equal(evaluation_view(config(8))(picture), picture)
-
-
-def test_large_evaluation_views_are_the_centre() -> None:
-    """An image of 8/7 of the size with a border: the border is cut off, the rest is as it was."""
-    picture = image(3, 256, 256)
-    picture[:, :16], picture[:, -16:], picture[:, :, :16], picture[:, :, -16:] = 0, 0, 0, 0
-    assert torch.equal(evaluation_view(config(224))(picture), picture[:, 16:-16, 16:-16])
-    tall = evaluation_view(config(224))(torch.cat([picture, picture], dim=1))  # the shorter side is scaled
-    assert tall.shape == (3, 224, 224)
-
-
-@pytest.mark.parametrize("size", [8, 64])
-def test_evaluation_views_of_a_batch_are_those_of_its_images(size: int) -> None:
-    batch = torch.stack([image(3, 20, 30, seed) for seed in range(4)])
-    view = evaluation_view(config(size))
-    assert torch.equal(view(batch), torch.stack([view(picture) for picture in batch]))
-
-
-def test_floats_are_normalised_a_channel() -> None:
-    settings = config(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
-    batch = torch.tensor([0, 51, 255, 0], dtype=torch.uint8).view(1, 1, 2, 2).repeat(2, 3, 1, 1)
-    floats = to_floats(batch, settings)
-    assert floats.dtype == torch.float32
-    assert floats.shape == (2, 3, 2, 2)
-    for channel, (mean, std) in enumerate(zip(settings.mean, settings.std, strict=True)):
-        expected = torch.tensor([(value / 255 - mean) / std for value in (0, 51, 255, 0)]).view(2, 2)
-        assert torch.allclose(floats[:, channel], expected.expand(2, 2, 2), atol=1e-6)

@@ -9,10 +9,9 @@ from PIL import Image
 
 from pcl_ray.config import RunConfig
 from pcl_ray.data import folders
-from pcl_ray.data.datasets import DataSplits
+from pcl_ray.data.datasets import DataSplits, in_memory
 from pcl_ray.data.images import ArrayImages, FileImages, Images
 from pcl_ray.data.loaders import EvaluationLoader, TrainingLoader
-from pcl_ray.data.memory import in_memory
 from pcl_ray.errors import DataError
 
 ORIENTATION = 0x0112
