@@ -38,8 +38,8 @@ def assemble(shards: Iterable[FeatureShard], num_images: int) -> np.ndarray:
 
 
 class Gathering:
-    """`assemble` for shards that come one by one: each is copied to its place at once, so that no second copy
-    of all features ever exists.
+    """`assemble` for shards that come one by one: each is copied at once, so that no second copy of all
+    features ever exists.
     """
 
     def __init__(self, num_images: int):
@@ -47,8 +47,8 @@ class Gathering:
         self._held = np.zeros(num_images, dtype=bool)
 
     def add(self, shard: FeatureShard) -> None:
-        """Raises ValueError for an index outside 0..N-1 and for features of another width than those
-        before.
+        """Copies a shard's features to their positions. Raises ValueError for an index outside 0..N-1 and for
+        features of another width than those before.
         """
         if not len(shard.indices):
             return
@@ -63,14 +63,11 @@ class Gathering:
                 f" {sorted({self._features.shape[1], shard.features.shape[1]})}"
             )
         # a run of neighbours, as workers have it, is copied as one piece
-        run = (
-            shard.indices[0] == first
-            and last - first + 1 == len(shard.indices)
-            and bool((np.diff(shard.indices) == 1).all())
-        )
-        place = slice(first, last + 1) if run else shard.indices
-        self._features[place] = shard.features
-        self._held[place] = True
+        as_many = shard.indices[0] == first and last - first + 1 == len(shard.indices)
+        neighbours = as_many and bool((np.diff(shard.indices) == 1).all())
+        positions = slice(first, last + 1) if neighbours else shard.indices
+        self._features[positions] = shard.features
+        self._held[positions] = True
 
     def whole(self) -> np.ndarray:
         """[N, C]. Raises ValueError for images that have not come, naming the first few."""

@@ -73,41 +73,40 @@ def run_epoch(
     with. Raises RunFailed at the first loss that is not finite.
     """
     learner.pair.train()
-    shared = (
-        _on_device(clusters, learner.device)
-        if clusters is not None and config.loss.prototype_weight > 0
-        else []
-    )
-    meter, clock = Meter(_metric_names(len(shared)), learner.device), StepClock(learner.device)
+    prototypes: list[_Prototypes] = []
+    if clusters is not None and config.loss.prototype_weight > 0:
+        prototypes = _on_device(clusters, learner.device)
+    meter = Meter(_metric_names(len(prototypes)), learner.device)
+    clock = StepClock(learner.device)
     reset_memory(learner.device)
-    sums, step, start, waited = (
-        torch.zeros(len(meter.names)),
-        epoch * plan.steps_per_epoch,
-        time.perf_counter(),
-        0.0,
-    )
-    every, unread, seen = config.train.log_every_steps, 0, 0
+    sums = torch.zeros(len(meter.names))
+    first = epoch * plan.steps_per_epoch
+    seen, unread = 0, 0  # steps of the epoch, and of them those that the meter still holds
+    waited = 0.0
     gauged: Tensor | None = None
+    start = time.perf_counter()
     clock.tick()
     for batch, wait in _timed(batches):
         waited += wait
-        if (newer := switch(seen)) is not None and shared:
-            shared = _on_device(newer, learner.device)
+        if (newer := switch(seen)) is not None and prototypes:
+            prototypes = _on_device(newer, learner.device)
+        step = first + seen
         for group in learner.optimizer.param_groups:
             group["lr"] = plan.lr_at(step)
-        losses, fresh = _train_step(learner, batch, shared, config, plan, step, gauge=seen % GAUGE_EVERY == 0)
+        gauge = seen % GAUGE_EVERY == 0
+        losses, fresh = _train_step(learner, batch, prototypes, config, plan, step, gauge=gauge)
         gauged = fresh if fresh is not None else gauged
         assert gauged is not None
         meter.add(torch.cat([losses, gauged]))  # between two readings the last one stands
         clock.tick()
-        step, unread, seen = step + 1, unread + 1, seen + 1
-        if unread == every or seen == plan.steps_per_epoch:
+        seen, unread = seen + 1, unread + 1
+        if unread == config.train.log_every_steps or seen == plan.steps_per_epoch:
             table, means = meter.read()
             clock.settle()
-            _stop_if_not_finite(table, epoch, step - unread, plan, config)
+            _stop_if_not_finite(table, epoch, step + 1 - unread, plan, config)
             sums += table.sum(dim=0)
             unread = 0
-            on_progress(step - 1, _named(meter.names, means))
+            on_progress(step, _named(meter.names, means))
     assert seen == plan.steps_per_epoch, f"{seen} batches came, {plan.steps_per_epoch} were planned"
     seconds = time.perf_counter() - start
     return EpochMetrics(
@@ -115,7 +114,7 @@ def run_epoch(
         seen * plan.global_batch,
         seconds,
         waited,
-        step - 1,
+        first + seen - 1,
         *clock.quantiles(),
         memory_gb(learner.device),
     )
@@ -124,7 +123,7 @@ def run_epoch(
 def _train_step(
     learner: Learner,
     batch: Any,
-    shared: list[_Prototypes],
+    prototypes: list[_Prototypes],
     config: RunConfig,
     plan: RunPlan,
     step: int,
@@ -139,15 +138,17 @@ def _train_step(
     prototypes', drawn once a step. Only batch norm sees the smaller batches.
     """
     query_views, key_views = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
-    contrasts = [_Contrast(part, batch.indices, config, plan, step, m) for m, part in enumerate(shared)]
+    contrasts = [_Contrast(part, batch.indices, config, plan, step, m) for m, part in enumerate(prototypes)]
     learner.optimizer.zero_grad(set_to_none=True)
-    figures, features, keys, count, start = [], [], [], len(query_views), 0
+    figures, features, keys = [], [], []
+    count = len(query_views)
+    end = 0
     for queries, key_part in zip(
         query_views.tensor_split(plan.micro_batches), key_views.tensor_split(plan.micro_batches), strict=True
     ):
-        rows, share = slice(start, start + len(queries)), len(queries) / count
-        start = rows.stop
-        with _exchange_of_gradients(learner, at_end=start == count):
+        start, end = end, end + len(queries)
+        rows, share = slice(start, end), len(queries) / count
+        with _exchange_of_gradients(learner, at_end=end == count):
             with precision(config, learner.device):
                 query_BC = learner.query(queries)
                 key_BC = _keys(learner, key_part, config, step)
@@ -157,31 +158,24 @@ def _train_step(
         figures.append(torch.stack([value.detach().float() for value in (loss, *values)]) * share)
         keys.append(key_BC)
         features.append(query_BC.detach())
-    read = (
-        gauges(
-            torch.cat(features),
-            learner.pair.query.parameters(),
-            (contrast.positives_B for contrast in contrasts),
-        )
-        if gauge
-        else None
-    )
+    gauged: Tensor | None = None
+    if gauge:
+        positives = (contrast.positives_B for contrast in contrasts)
+        gauged = gauges(torch.cat(features), learner.pair.query.parameters(), positives)
     learner.optimizer.step()
     learner.pair.update()
     enqueued = all_gather(torch.cat(keys) if len(keys) > 1 else keys[0])
     learner.queue.enqueue(enqueued)
     if learner.bank is not None:
         learner.bank.update(all_gather(batch.indices.to(learner.device, non_blocking=True)), enqueued)
-    return torch.stack(figures).sum(dim=0) if len(figures) > 1 else figures[0], read
+    return torch.stack(figures).sum(dim=0) if len(figures) > 1 else figures[0], gauged
 
 
 def _exchange_of_gradients(learner: Learner, *, at_end: bool) -> AbstractContextManager[Any]:
-    """Workers average their gradients once a step, in the last backward pass."""
-    return (
-        nullcontext()
-        if at_end or not isinstance(learner.query, DistributedDataParallel)
-        else learner.query.no_sync()
-    )
+    """A context for a backward pass: workers average their gradients once a step, in the last of them."""
+    if at_end or not isinstance(learner.query, DistributedDataParallel):
+        return nullcontext()
+    return learner.query.no_sync()
 
 
 def _losses(
@@ -204,11 +198,8 @@ def _losses(
         return instance, values
     terms = [contrast.loss_and_accuracy(query_BC, rows) for contrast in contrasts]
     prototype = torch.stack([term for term, _ in terms]).mean()
-    return instance + config.loss.prototype_weight * prototype, [
-        *values,
-        prototype,
-        *(accuracy for _, accuracy in terms),
-    ]
+    loss = instance + config.loss.prototype_weight * prototype
+    return loss, [*values, prototype, *(accuracy for _, accuracy in terms)]
 
 
 @torch.no_grad()
@@ -222,6 +213,8 @@ def _keys(learner: Learner, views: Tensor, config: RunConfig, step: int) -> Tens
 
 @dataclass(frozen=True)
 class _Prototypes:
+    """One clustering on the device of the training."""
+
     prototypes_KC: Tensor
     concentration_K: Tensor
     assignments_N: Tensor  # stays on the CPU, shared by all workers of the node: only a batch of it is copied
@@ -260,7 +253,9 @@ class _Contrast:
         self._part, self._mask_duplicates = part, config.loss.mask_duplicates
         device = part.prototypes_KC.device
         self.positives_B = part.assignments_N[indices].to(device, non_blocking=True)
-        self._first, self._everywhere, self._drawn = 0, self.positives_B, None
+        self._first = 0
+        self._everywhere = self.positives_B
+        self._drawn: Tensor | None = None
         if (count := plan.negatives[which]) is not None:
             # All workers draw the same negatives, and all images' positives are columns: the loss is that of
             # the whole batch.
@@ -272,16 +267,15 @@ class _Contrast:
             )
 
     def loss_and_accuracy(self, query_BC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Of the images `rows` of the worker's part of the batch. An image that has no prototype adds nothing
-        to the loss and counts as wrong.
+        """Mean loss and accuracy of the images `rows` of the worker's part of the batch. An image that has no
+        prototype adds nothing to the loss and counts as wrong.
         """
-        part, positives_B, negatives_M = self._part, self.positives_B[rows], None
+        part, positives_B = self._part, self.positives_B[rows]
+        negatives_M: Tensor | None = None
         if self._drawn is not None:
-            others = (
-                self._everywhere[: self._first + rows.start],
-                self._everywhere[self._first + rows.stop :],
-            )
-            negatives_M = torch.cat([*others, self._drawn])
+            before = self._everywhere[: self._first + rows.start]
+            after = self._everywhere[self._first + rows.stop :]
+            negatives_M = torch.cat([before, after, self._drawn])
         logits, target_B = prototype_logits(
             query_BC,
             part.prototypes_KC,
@@ -294,20 +288,19 @@ class _Contrast:
         # Right is the prototype, not the column: without masking several columns may hold the image's own
         # one, all with the same logit.
         best_B = logits.argmax(dim=1)
-        chosen_B = best_B if negatives_M is None else torch.cat([positives_B, negatives_M])[best_B]
-        right_B = (chosen_B == positives_B) & (positives_B >= 0)
+        predicted_B = best_B if negatives_M is None else torch.cat([positives_B, negatives_M])[best_B]
+        right_B = (predicted_B == positives_B) & (positives_B >= 0)
         return prototype_loss(logits, target_B, positives_B, part.valid_K), right_B.float().mean()
 
 
 def _metric_names(num_clusterings: int) -> tuple[str, ...]:
-    """In the order of `_losses`, then of `meters.gauges`."""
+    """The names of a step's figures, in the order of `_losses` and then of `meters.gauges`."""
     every = range(num_clusterings)
-    of_prototypes = (
-        (LOSS_PROTOTYPE.name, *(ACCURACY_PROTOTYPE.at(m).name for m in every)) if num_clusterings else ()
-    )
-    collisions = (COLLISIONS.at(m).name for m in every)
-    gauged = (GRADIENT_NORM.name, FEATURE_STD.name, *collisions)
-    return (LOSS.name, LOSS_INSTANCE.name, ACCURACY_INSTANCE.name, ALIGNMENT.name, *of_prototypes, *gauged)
+    names = [LOSS.name, LOSS_INSTANCE.name, ACCURACY_INSTANCE.name, ALIGNMENT.name]
+    if num_clusterings:
+        names += [LOSS_PROTOTYPE.name, *(ACCURACY_PROTOTYPE.at(m).name for m in every)]
+    names += [GRADIENT_NORM.name, FEATURE_STD.name, *(COLLISIONS.at(m).name for m in every)]
+    return tuple(names)
 
 
 def _named(names: tuple[str, ...], means: Tensor) -> dict[str, float]:

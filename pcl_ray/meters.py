@@ -95,9 +95,9 @@ class StepClock:
         """Median and 95th percentile of all steps settled so far; 0 where there are none."""
         if not self._seconds:
             return 0.0, 0.0
-        # the fewest that quantiles are taken of
-        two = self._seconds if len(self._seconds) > 1 else self._seconds * 2
-        return statistics.median(two), statistics.quantiles(two, n=20, method="inclusive")[-1]
+        # quantiles need two values at least
+        seconds = self._seconds if len(self._seconds) > 1 else self._seconds * 2
+        return statistics.median(seconds), statistics.quantiles(seconds, n=20, method="inclusive")[-1]
 
 
 def memory_gb(device: torch.device) -> float:

@@ -1,1 +1,16 @@
-"""What puts a run on Ray: its environment, its connection, workers, actors, and a place on a cluster."""
+"""What puts a run on Ray: environment and connection, its turn on a shared cluster, workers and actors.
+
+The submodules load Ray, and `launch` torch: whoever needs one imports it when it is needed.
+"""
+
+__all__ = [
+    "admission",
+    "bundles",
+    "connection",
+    "current_job",
+    "environment",
+    "launch",
+    "local_head_record",
+    "metrics",
+    "node_checks",
+]

@@ -26,7 +26,7 @@ class SharedData:
 
     splits: ray.ObjectRef  # DataSplits
     labels: ray.ObjectRef  # [N] int64 or None
-    holdout_labels: ray.ObjectRef
+    holdout_labels: ray.ObjectRef  # [Q] int64 or None
 
 
 def share(splits: DataSplits) -> SharedData:
@@ -39,34 +39,38 @@ def share(splits: DataSplits) -> SharedData:
 
 @contextmanager
 def connected(cpus: float) -> Iterator[bool]:
-    """Attached to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or to a Ray of
-    our own, of at least so many CPUs, that ends with the run. Yields whether others may use it too.
+    """Attaches to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or starts a Ray
+    of our own, of at least so many CPUs, that ends with the run. Yields whether others may use it too.
+
+    Raises RunFailed where Ray cannot be reached or started.
     """
     if ray.is_initialized():
         yield True
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    others = bool(os.environ.get("RAY_ADDRESS"))
+    shared = bool(os.environ.get("RAY_ADDRESS"))
     try:
         with _our_signals():
-            if others:
+            if shared:
                 ray.init(**quiet)
             else:
-                _own_ray(cpus, quiet)
+                # More than the cores where need be: on a laptop two workers and the actor take turns rather
+                # than being refused.
+                ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)), **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
         raise RunFailed(
             f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}"
         ) from error
     try:
-        yield others
+        yield shared
     finally:
         ray.shutdown()
 
 
 @contextmanager
 def _our_signals() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of SIGTERM's, which ends the process where it stands: a run
-    that is told to stop would count as failed.
+    """Puts our signal handlers back afterwards: Ray replaces SIGTERM's by one that ends the process where it
+    stands, and a run that is asked to stop would count as failed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -77,9 +81,3 @@ def _our_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-
-def _own_ray(cpus: float, quiet: dict[str, Any]) -> None:
-    # More than the cores where need be: on a laptop two workers and the actor take turns rather than being
-    # refused.
-    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)), **quiet)

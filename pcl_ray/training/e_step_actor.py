@@ -135,7 +135,7 @@ class EStepActor:
         """Clusters and measures what was pushed under `key`; or merges `num_results` results, given or
         pushed. Features that cannot be clustered are no error: see EStepAnswer.
         """
-        parts, arrived = self._taken(key)
+        parts, arrived = self._take(key)
         arrived += results
         if missing := _missing(request, parts, len(arrived), num_results):
             return EStepAnswer(missing=missing)
@@ -168,8 +168,8 @@ class EStepActor:
             answer.metrics[EVALUATION_SECONDS.name] = time.perf_counter() - start
         return answer
 
-    def _taken(self, key: str) -> tuple[dict[str, _Part], list[ShardResult]]:
-        """What was pushed under `key`, which the actor then holds no longer."""
+    def _take(self, key: str) -> tuple[dict[str, _Part], list[ShardResult]]:
+        """Hands out what was pushed under `key`; the actor then holds it no longer."""
         with self._lock:
             if key != self._key:
                 return {}, []

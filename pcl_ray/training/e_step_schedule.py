@@ -128,7 +128,7 @@ class EStepSchedule:
         return EStepOutput(self._newer_than(before), encoder_figures, figures)
 
     def switch(self, step_in_epoch: int) -> EStepOutput | None:
-        """With overlap: what the E-step brought, before the step at which all workers change over to its
+        """What an overlapping E-step brought, before the step at which all workers change over to its
         clusters; None before all other steps.
         """
         if self._pending is None:
@@ -150,8 +150,8 @@ class EStepSchedule:
         return EStepOutput(self._newer_than(before), figures, waited)
 
     def _may_overlap(self, epoch: int) -> bool:
-        """With no clusters to train with meanwhile, and after the last epoch, there is nothing to overlap
-        with.
+        """Whether the E-step before `epoch` can go on while that trains: the epoch comes, and there are
+        clusters to train it with.
         """
         has_clusters = self._progress.clusters is not None and self._progress.e_step.usable
         return self._settings.overlap and has_clusters and epoch < self._plan.epochs
