@@ -18,11 +18,7 @@ from pcl_ray.cli import cluster, look, sweep
 from pcl_ray.config import figures
 from pcl_ray.config.knobs import Knob
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed, Stopped
-from pcl_ray.support import machine, redaction
-
-# Before anything imports Ray or MLflow, which read them then: nothing is told to their makers, unless the
-# user asks for it.
-_NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+from pcl_ray.support import machine, redaction, telemetry
 
 if TYPE_CHECKING:
     from pcl_ray.runs.final_artifacts import RunResult
@@ -32,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives back the exit code. The user's mistakes become one message on stderr,
     without a traceback.
     """
-    for name, value in _NO_REPORTS.items():
-        os.environ.setdefault(name, value)
+    telemetry.turn_off()
     redaction.hide_from_tracebacks()
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):

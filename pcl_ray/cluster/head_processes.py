@@ -18,7 +18,7 @@ from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.on_ray import environment as ray_environment
 from pcl_ray.on_ray import local_head_record
 from pcl_ray.on_ray.local_head_record import LOOPBACK, LocalHead
-from pcl_ray.support import processes
+from pcl_ray.support import processes, telemetry
 from pcl_ray.support.paths import home
 from pcl_ray.support.processes import StartedProcess
 from pcl_ray.tracking import server
@@ -43,14 +43,14 @@ def start_mlflow(head: LocalHead) -> LocalHead:
     uri = configured_mlflow_uri()
     if is_server(uri):  # a dead one of ours is started again, whatever the shell says now
         uri = f"sqlite:///{home()}/mlflow/mlflow.db"
-    artifacts = home() / "mlflow" / "artifacts"
-    artifacts.mkdir(parents=True, exist_ok=True)
-    command, environment = server.server_command(uri, artifacts, host=head.host, port=head.ports.mlflow)
-    # Runs without the server use the same store, now or after `down`: an experiment of either must be open to
-    # the other.
-    command += ["--default-artifact-root", artifacts.as_uri()]
-    log = local_head_record.folder() / "mlflow.log"
-    process = processes.start(command, environment, artifacts.parent, log)
+    process = server.start(
+        uri,
+        home() / "mlflow" / "artifacts",
+        host=head.host,
+        port=head.ports.mlflow,
+        log=local_head_record.folder() / "mlflow.log",
+        direct_artifacts=True,  # runs use the same store without the server, and after `down`
+    ).started
     address = f"http://{head.host}:{head.ports.mlflow}"
     head = replace(head, mlflow_uri=address, mlflow=process)
     local_head_record.write(head)
@@ -91,19 +91,17 @@ def ray_variables(head: LocalHead) -> dict[str, str]:
     ours = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(local_head_record.token_file()),
-        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
         # the jobs have been stopped before; Ray would wait half a minute for their idle processes
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "3",
         "PCL_RAY_HOME": str(home()),
         # with the password that it may hold, which is recorded nowhere
         "MLFLOW_TRACKING_URI": head.mlflow_uri if head.mlflow else configured_mlflow_uri(),
-        "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
         # a job's `python` is the one that has our packages
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     loopback_only = ray_environment.LOOPBACK_ONLY if head.host == LOOPBACK else {}
-    return inherited | ours | loopback_only
+    return telemetry.OFF | inherited | ours | loopback_only
 
 
 def cluster_of(head: LocalHead) -> Cluster:

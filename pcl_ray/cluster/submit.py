@@ -24,7 +24,7 @@ from pcl_ray.cluster.ray_api import DEFAULT_ADDRESS, Cluster, checked_address, u
 from pcl_ray.errors import ConfigError
 from pcl_ray.on_ray import current_job, local_head_record
 from pcl_ray.on_ray.local_head_record import LocalHead
-from pcl_ray.support import machine
+from pcl_ray.support import machine, telemetry
 
 DRIVER_GB = 1.0
 _STOP_WAIT_S = "60"  # of Ray, between telling a driver to stop and killing it
@@ -166,11 +166,7 @@ def run(submission: SubmitCommand, to: Cluster) -> int:
     Ctrl-C leaves the job running.
     """
     program = Path(sys.executable).parent / "ray"
-    variables = {
-        **os.environ,
-        **submission.environment,
-        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
-    }
+    variables = {**telemetry.OFF, **os.environ, **submission.environment}
     process = subprocess.Popen(
         [str(program) if program.exists() else "ray", *submission.command[1:]],
         env=variables,

@@ -8,6 +8,7 @@ import os
 import secrets
 
 from pcl_ray.on_ray import local_head_record
+from pcl_ray.support import telemetry
 
 # Ray resolves the loopback address to the network's, unless it believes that it cannot form clusters. Then
 # all its ports are this machine's alone.
@@ -21,7 +22,7 @@ def set_defaults() -> None:
     What the user has set stands. Without RAY_ADDRESS a Ray of our own is started; where it names the one that
     `pcl-ray up` started, its token is used.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    telemetry.turn_off()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     if address := os.environ.get("RAY_ADDRESS"):
         _set_for_local_head(address)

@@ -24,6 +24,10 @@ class StartedProcess:
     created: float
 
     @classmethod
+    def of_child(cls, process: subprocess.Popen[bytes]) -> StartedProcess:
+        return cls(process.pid, psutil.Process(process.pid).create_time())
+
+    @classmethod
     def of(cls, content: Mapping[str, object]) -> StartedProcess:
         """Reads one out of JSON. Raises KeyError, TypeError or ValueError where it is none."""
         pid, created = content["pid"], content["created"]
@@ -48,9 +52,16 @@ def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
 
     Its output goes to `log`, which only its owner may read.
     """
+    return StartedProcess.of_child(start_child(command, environment, folder, log))
+
+
+def start_child(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path
+) -> subprocess.Popen[bytes]:
+    """Does what `start` does, for a caller that waits for the process and wants to know its exit code."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             env=dict(environment),
             cwd=folder,
@@ -59,7 +70,6 @@ def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return StartedProcess(process.pid, psutil.Process(process.pid).create_time())
 
 
 def end(started: StartedProcess, limit_s: float = _END_S) -> bool:

@@ -13,13 +13,10 @@ meanwhile.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +26,8 @@ from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import KNN_TOP1
 from pcl_ray.embedding.embedder import Embedder
 from pcl_ray.tracking import model_folders
+from pcl_ray.tracking.client import clean_name, open_client
 from pcl_ray.tracking.model_folders import NotExported
-from pcl_ray.tracking.outbox import clean_name
 
 ENCODER, EMBEDDER = "encoder", "embedder"
 BEST = "best"
@@ -80,32 +77,24 @@ def log(
     Raises RunFailed for a checkpoint that cannot be read, MlflowException for a server that does not answer.
     Takes seconds; meant for a thread.
     """
-    from mlflow import MlflowClient
-
-    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
-        os.environ.setdefault(name, "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with _silent():
-        target = _Target(MlflowClient(uri), run_id, experiment_id, step, metrics)
-        known = target.known()
-        if done := EMBEDDER in known:
-            embedder, encoder = known[EMBEDDER], known.get(ENCODER)
-        else:
-            served = Embedder.of_checkpoint(
-                checkpoint, config.augment, reduced_decoding=config.data.reduced_decoding
-            )
-            params = _params(served, config)
-            encoder = known.get(ENCODER) or _log_encoder(target, served, params, warn)
-            embedder = target.upload(
-                EMBEDDER, lambda folder: model_folders.save_embedder(served, folder), params
-            )
-        said = f"models of step {step} {'were logged before' if done else 'logged'}"
-        version = None
-        if register is not None:
-            version, more = _register(
-                target.client, register, embedder, encoder, run_id, step, objective, metrics
-            )
-            said += f"; {more}"
+    target = _Target(open_client(uri), run_id, experiment_id, step, metrics)
+    known = target.known()
+    if done := EMBEDDER in known:
+        embedder, encoder = known[EMBEDDER], known.get(ENCODER)
+    else:
+        served = Embedder.of_checkpoint(
+            checkpoint, config.augment, reduced_decoding=config.data.reduced_decoding
+        )
+        params = _params(served, config)
+        encoder = known.get(ENCODER) or _log_encoder(target, served, params, warn)
+        embedder = target.upload(EMBEDDER, lambda folder: model_folders.save_embedder(served, folder), params)
+    said = f"models of step {step} {'were logged before' if done else 'logged'}"
+    version = None
+    if register is not None:
+        version, more = _register(
+            target.client, register, embedder, encoder, run_id, step, objective, metrics
+        )
+        said += f"; {more}"
     return Logged(said, f"models:/{embedder}", encoder and f"models:/{encoder}", version)
 
 
@@ -267,19 +256,3 @@ def _move_best(client: Any, name: str, version: str, objective: str, value: floa
             )
     client.set_registered_model_alias(name, BEST, version)
     return "the best so far"
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Errors reach us as exceptions; logged too, they would bring tracebacks."""
-    import mlflow  # noqa: F401  # sets levels of its own
-
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "urllib3", "sqlalchemy")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,14 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pcl_ray.support.redaction import scrubbed
-from pcl_ray.support.text import value_text
 
 BATCH_POINTS = 500  # so many wake the thread early, and go into one request (MLflow takes at most 1,000)
 BUFFER_POINTS = 10_000  # more than that are not kept in memory during an outage
 _LONGEST_PAUSE_S = 60.0
-_LONGEST_NAME = 250
-_LONGEST_VALUE = 6000  # of a parameter; tags may be longer
-_REFUSED_IN_NAMES = re.compile(r"[^\w.\-: /]")
 
 
 class Point(NamedTuple):
@@ -267,21 +262,6 @@ class Outbox:
             {},
         )
         return True
-
-
-def clean_name(name: str) -> str:
-    """`name` as MLflow accepts it: letters, digits, `_ - . : /` and space, without empty or dotted parts
-    between the slashes.
-    """
-    parts = [part for part in _REFUSED_IN_NAMES.sub("_", str(name)).split("/") if part not in ("", ".", "..")]
-    return "/".join(parts)[:_LONGEST_NAME].rstrip("/") or "unnamed"
-
-
-def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters or tags as MLflow accepts them."""
-    return {
-        clean_name(name): value_text(value, digits=None)[:_LONGEST_VALUE] for name, value in values.items()
-    }
 
 
 def append(path: Path, unsent: Unsent) -> None:

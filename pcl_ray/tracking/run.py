@@ -27,7 +27,8 @@ from pcl_ray.support.redaction import public_uri
 from pcl_ray.tracking import attachments, saved_views
 from pcl_ray.tracking.attachments import NOTE as NOTE
 from pcl_ray.tracking.attachments import DataSet as DataSet
-from pcl_ray.tracking.outbox import Outbox, Point, Unsent, as_texts, clean_name
+from pcl_ray.tracking.client import as_texts, clean_name, set_defaults
+from pcl_ray.tracking.outbox import Outbox, Point, Unsent
 from pcl_ray.tracking.saved_views import Sweep as Sweep
 from pcl_ray.tracking.store import RUN_TAG as RUN_TAG
 from pcl_ray.tracking.store import Description, Store, is_database
@@ -41,13 +42,6 @@ _ALLOWED = (
     "a server (http://… or https://…), a database (sqlite:////absolute/path/mlflow.db, postgresql://…,"
     " mysql://…, mssql://…), or databricks"
 )
-_ENVIRONMENT = {  # MLflow's own defaults hold one call for four minutes when the server is gone
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 
 
 def tracking_uri(config: TrackingConfig, home: Path) -> str:
@@ -251,8 +245,7 @@ def open_run(
     """
     if not config.enabled:
         return NullRun()
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_defaults()  # at once, for the processes that are started before the thread gets here
     described = Description(run_name, title or run_name, as_texts(params), dataset, clusterings, sweep)
 
     def say(message: str) -> None:

@@ -4,9 +4,7 @@ commands that look at runs.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pcl_ray.config.figures import DEVICE_MINUTES, HEADLINES, first_of
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.support.redaction import said_of
 from pcl_ray.tracking import saved_views
+from pcl_ray.tracking.client import open_client
 from pcl_ray.tracking.store import RUN_TAG, public_uri
 
 _STATES = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
@@ -54,7 +53,7 @@ def recorded(
     if state and state not in wanted:
         raise ConfigError(f"--state {state!r}: one of {', '.join(sorted(wanted))}")
     try:
-        client = _client(uri)
+        client = open_client(uri, retries=1)
         there = client.get_experiment_by_name(experiment)
         if there is None:
             return []
@@ -81,25 +80,11 @@ def mark_killed(uri: str, run_id: str) -> None:
     answer.
     """
     try:
-        client = _client(uri)
+        client = open_client(uri, retries=1)
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, "KILLED")
     except Exception as error:
         raise RunFailed(f"MLflow at {public_uri(uri)} does not answer ({said_of(error, uri)})") from None
-
-
-def _client(uri: str) -> Any:
-    for name, value in {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return MlflowClient(uri)
 
 
 def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:

@@ -7,7 +7,6 @@ its own, and ended with it.
 from __future__ import annotations
 
 import ipaddress
-import logging
 import os
 import shlex
 import signal
@@ -21,23 +20,24 @@ import urllib.request
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pcl_ray.config import figures
 from pcl_ray.errors import ConfigError, RunFailed
-from pcl_ray.support import redaction
+from pcl_ray.support import processes, redaction, telemetry
+from pcl_ray.support.processes import StartedProcess
 from pcl_ray.tracking import saved_views
+from pcl_ray.tracking.client import open_client, set_defaults
 
 FIRST_PORT = 5000
-_PORTS_TRIED = 50
+PORTS_TRIED = 50
 _START_S = 180.0  # it imports for ten seconds on a free machine, and may have tables to make
 _END_S = 10.0
 _RUNS_READ = 200
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # another process, for what no run of ours needs
+_VARIABLES = telemetry.OFF | {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"  # another process, for what no run of ours needs
 }
 
 
@@ -64,7 +64,7 @@ def ui(
             f"pcl-ray ui shows what lies in a database or on an MLflow server; {redaction.public_uri(uri)}"
             " has a dashboard of its own"
         )
-    chosen = _free_port(host, port)
+    chosen = free_port(host, port)
     if not loopback(host):
         print(
             f"warning: whoever reaches {host}:{chosen} reads all runs, and who writes to MLflow can run code"
@@ -74,124 +74,88 @@ def ui(
         )
     found = _prepared(uri, experiment)
     artifacts = home.absolute() / "mlflow" / "artifacts"
-    with _signals_end_it(), serving(uri, artifacts, host=host, port=chosen) as (address, server):
-        _show(address, *found, open_browser)
+    with ended_by_signals(), serving(uri, artifacts, host=host, port=chosen) as server:
+        _show(server.address, *found, open_browser)
         print("Ctrl-C ends it", flush=True)
-        server.wait()
-        raise RunFailed(
-            f"the MLflow server ended by itself, exit code {server.returncode}\n{_last_lines(server.log)}"
-        )
+        code = server.process.wait()
+        raise RunFailed(f"the MLflow server ended by itself, exit code {code}\n{server.last_lines()}")
     return 0
 
 
+@dataclass(frozen=True)
 class Server:
-    """A server's process group. Ending it ends what it started too."""
+    """An MLflow server that this process has started."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], folder: Path):
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-            start_new_session=True,
-        )
+    address: str
+    process: subprocess.Popen[bytes]
+    started: StartedProcess  # the same process, also for others than its parent
+    log: Path
 
-    @property
-    def returncode(self) -> int | None:
-        return self._process.poll()
-
-    def wait(self) -> None:
-        self._process.wait()
+    def last_lines(self) -> str:
+        return redaction.scrubbed(processes.last_lines(self.log))
 
     def end(self) -> None:
-        """Politely, then not: also what outlived the process that started it."""
-        self._signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_S)
-        deadline = time.monotonic() + _END_S / 2
-        while self._signal(0) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-        self.log.close()
+        """Ends the server and everything that it started: politely, and after a while by force."""
+        processes.end(self.started, _END_S)
+        self.process.wait()
 
-    def _signal(self, number: int) -> bool:
-        """False where nothing of the group is left."""
-        try:
-            os.killpg(self._process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return True
+
+def start(
+    uri: str, artifacts: Path, *, host: str, port: int, log: Path, direct_artifacts: bool = False
+) -> Server:
+    """Starts an MLflow server on this store, in a session of its own, and does not wait until it answers.
+
+    log: what it prints. direct_artifacts: runs that use the store without this server can read and write the
+    artifacts of experiments that are made through it, because those name the folder itself.
+    """
+    artifacts.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--host", host, "--port", str(port), "--artifacts-destination", artifacts.as_uri()]
+    command += allowed_hosts(host, port)
+    if direct_artifacts:
+        command += ["--default-artifact-root", artifacts.as_uri()]
+    # the store's address goes by the environment: a password in it must not be seen among the processes
+    variables = redaction.without_credentials(dict(os.environ)) | _VARIABLES
+    variables["MLFLOW_BACKEND_STORE_URI"] = uri
+    process = processes.start_child(command, variables, artifacts.parent, log)
+    return Server(f"http://{reached_at(host)}:{port}", process, StartedProcess.of_child(process), log)
 
 
 @contextmanager
 def serving(
     uri: str, artifacts: Path, *, host: str, port: int, start_timeout_s: float = _START_S
-) -> Iterator[tuple[str, Server]]:
-    """An MLflow server on this store, once it answers: its address and its processes, which end with the
-    block. Raises RunFailed if it does not come up.
+) -> Iterator[Server]:
+    """An MLflow server on this store, once it answers; it ends with the block.
+
+    Raises RunFailed if it does not come up.
     """
-    artifacts.mkdir(parents=True, exist_ok=True)
-    command, environment = server_command(uri, artifacts, host=host, port=port)
-    server = Server(command, environment, artifacts.parent)
-    try:
-        address = f"http://{reached_at(host)}:{port}"
-        _wait_for(server, address, start_timeout_s)
-        yield address, server
-    finally:
-        server.end()
-
-
-def server_command(uri: str, artifacts: Path, *, host: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """What starts an MLflow server on this store, and its environment."""
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--workers",
-        "1",
-        "--host",
-        host,
-        "--port",
-        str(port),
-    ]
-    command += ["--artifacts-destination", artifacts.as_uri(), *_who_may_ask(host, port)]
-    # the store's address goes by the environment: a password in it must not be seen among the processes
-    return command, {
-        **redaction.without_credentials(dict(os.environ)),
-        **_ENVIRONMENT,
-        "MLFLOW_BACKEND_STORE_URI": uri,
-    }
-
-
-def _wait_for(server: Server, address: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while server.returncode is None and time.monotonic() < deadline:
+    with tempfile.TemporaryDirectory(prefix="pcl_ray_mlflow_") as folder:
+        server = start(uri, artifacts, host=host, port=port, log=Path(folder, "mlflow.log"))
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+            _wait_for(server, start_timeout_s)
+            yield server
+        finally:
+            server.end()
+
+
+def _wait_for(server: Server, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while server.process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{server.address}/health", timeout=5) as answer:
                 if answer.status == 200:
                     return
         except OSError:
             time.sleep(0.2)
-    why = (
-        f"did not answer within {timeout_s:.0f} s"
-        if server.returncode is None
-        else f"ended at once, exit code {server.returncode}"
+    code = server.process.poll()
+    reason = (
+        f"did not answer within {timeout_s:.0f} s" if code is None else f"ended at once, exit code {code}"
     )
-    raise RunFailed(f"the MLflow server at {address} {why}\n{_last_lines(server.log)}")
-
-
-def _last_lines(log: IO[bytes], number: int = 15) -> str:
-    log.seek(0)
-    return redaction.scrubbed("\n".join(log.read().decode(errors="replace").splitlines()[-number:]))
+    raise RunFailed(f"the MLflow server at {server.address} {reason}\n{server.last_lines()}")
 
 
 @contextmanager
-def _signals_end_it() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """Ctrl-C, SIGTERM and a closed terminal are how this ends: no error. The server is in another group and
     gets none of them by itself.
     """
@@ -217,12 +181,12 @@ def _signals_end_it() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _free_port(host: str, wanted: int | None) -> int:
+def free_port(host: str, wanted: int | None) -> int:
     """The wanted port, if it is free; else the first free one. Raises ConfigError."""
     if wanted is not None and not 0 <= wanted <= 65535:
         raise ConfigError(f"--port {wanted}: a port is a number from 0 (any free one) to 65535")
     reason = ""
-    for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED) if wanted is None else [wanted]:
+    for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if wanted is None else [wanted]:
         try:
             kind, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             with socket.socket(kind) as trial:
@@ -236,7 +200,7 @@ def _free_port(host: str, wanted: int | None) -> int:
             reason = error.strerror or str(error)
     if wanted is None:
         raise ConfigError(
-            f"none of the ports {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free at {host} ({reason});"
+            f"none of the ports {FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1} is free at {host} ({reason});"
             " choose one by --port"
         )
     raise ConfigError(
@@ -256,7 +220,7 @@ def reached_at(host: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-def _who_may_ask(host: str, port: int) -> list[str]:
+def allowed_hosts(host: str, port: int) -> list[str]:
     """MLflow answers this machine only, and its page may change things only under names that it knows: others
     are given, each with the port.
     """
@@ -280,17 +244,11 @@ def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
     A server that does not answer changes only the address that is shown. Raises ConfigError for a database
     that MLflow here cannot use.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        os.environ.setdefault(name, _ENVIRONMENT[name])
-    from mlflow import MlflowClient
+    set_defaults(retries=1)
     from mlflow.exceptions import MlflowException
 
-    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is said below, in one sentence
     try:
-        client = MlflowClient(uri)
+        client = open_client(uri, retries=1)
         there = client.get_experiment_by_name(experiment)
         if there is None or there.lifecycle_stage != "active":
             return None, False

@@ -16,6 +16,7 @@ from pcl_ray.support.files import WAIT_FOREVER, file_lock
 from pcl_ray.support.redaction import public_uri
 from pcl_ray.tracking import attachments, saved_views
 from pcl_ray.tracking.attachments import DataSet
+from pcl_ray.tracking.client import open_client
 from pcl_ray.tracking.outbox import Point
 
 RUN_TAG = "pcl_ray.run_name"  # finds the run again; MLflow's own run name may be edited in the dashboard
@@ -74,14 +75,8 @@ class Store:
         """
         if self.run_id is not None:
             return []
-        from mlflow import MlflowClient
-
-        # after the import, which sets levels of its own
-        for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):
-            # errors reach us as exceptions; logged too, they would bring tracebacks
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         with _one_process(self.uri):
-            self._client = MlflowClient(self.uri)
+            self._client = open_client(self.uri)
             self.experiment_id, messages = self._find_experiment()
             run = self._find_run()
             self._existed = run is not None

@@ -58,7 +58,8 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterat
     folder = tmp_path_factory.mktemp("dashboard")
     with server.serving(
         f"sqlite:///{folder}/mlflow.db", folder / "artifacts", host="127.0.0.1", port=free_port()
-    ) as (uri, _):
+    ) as mlflow_server:
+        uri = mlflow_server.address
         home = folder / "home"
         for number, temperature in enumerate((0.2, 0.1)):
             pcl_ray(

@@ -38,21 +38,21 @@ def test_a_lost_store_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     backup.mkdir()
     words = ["train", "digits", "resources.workers=0", *SMALL, "tracking.pictures=0", "tracking.model=false"]
     uri, port = f"sqlite:///{store}/mlflow.db", free_port()
-    with server.serving(uri, store / "artifacts", host="127.0.0.1", port=port) as (address, _):
-        assert cli.main([*words, f"tracking.uri={address}", "--name", "before"]) == 0
+    with server.serving(uri, store / "artifacts", host="127.0.0.1", port=port) as mlflow_server:
+        assert cli.main([*words, f"tracking.uri={mlflow_server.address}", "--name", "before"]) == 0
         subprocess.run(
             ["sh", "-ec", lines_of_the_manual(backup)],
             check=True,
             timeout=60,
             env={**os.environ, "PCL_RAY_HOME": str(home())},
         )
-        assert cli.main([*words, f"tracking.uri={address}", "--name", "after"]) == 0
+        assert cli.main([*words, f"tracking.uri={mlflow_server.address}", "--name", "after"]) == 0
     shutil.rmtree(store)
     store.mkdir()
     for name in ("mlflow.db", "artifacts"):
         shutil.move(backup / name, store / name)
-    with server.serving(uri, store / "artifacts", host="127.0.0.1", port=port) as (address, _):
-        client = MlflowClient(address)
+    with server.serving(uri, store / "artifacts", host="127.0.0.1", port=port) as mlflow_server:
+        client = MlflowClient(mlflow_server.address)
         experiment = client.get_experiment_by_name("pcl_ray")
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id])

@@ -275,7 +275,7 @@ def test_a_server_that_is_killed_in_the_middle_gets_everything_when_it_is_back(t
     errors, environment = tmp_path / "stderr", {**os.environ, "OMP_NUM_THREADS": "1"}
     lines = []
     with (
-        tracking_server.serving(store, artifacts, host="127.0.0.1", port=port) as (_, server),
+        tracking_server.serving(store, artifacts, host="127.0.0.1", port=port) as server,
         errors.open("w") as error,
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=error, text=True, env=environment
@@ -293,11 +293,11 @@ def test_a_server_that_is_killed_in_the_middle_gets_everything_when_it_is_back(t
     assert 1 <= len(warnings) <= 2  # it does not answer; what is left waits on disk
     pending = home() / "runs" / "hit" / tracking.PENDING_FILE
     assert pending.exists()
-    with tracking_server.serving(store, artifacts, host="127.0.0.1", port=port) as (address, _):
+    with tracking_server.serving(store, artifacts, host="127.0.0.1", port=port) as server:
         assert cli.main(["train", "--resume", "hit"]) == 0
         from mlflow import MlflowClient
 
-        client = MlflowClient(address)
+        client = MlflowClient(server.address)
         found = client.get_run(json.loads((home() / "runs/hit/state.json").read_text())["mlflow_run_id"])
         assert found.info.status == "FINISHED"
         assert sorted(

@@ -110,7 +110,7 @@ def test_it_serves_until_it_is_told_to_end_and_leaves_nothing(home: Path, store:
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_every_signal_that_means_the_end_is_one(ending: signal.Signals) -> None:
     before = signal.getsignal(ending)
-    with server._signals_end_it():
+    with server.ended_by_signals():
         os.kill(os.getpid(), ending)
         threading.Event().wait(HANG)
         pytest.fail("the signal was not heard")
@@ -126,10 +126,10 @@ def test_a_taken_port_is_a_mistake_where_it_was_chosen(home: Path, store: str, t
 
 def test_without_a_choice_the_next_free_port_is_taken(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "FIRST_PORT", taken)
-    assert taken < server._free_port("127.0.0.1", None) < taken + 50
-    monkeypatch.setattr(server, "_PORTS_TRIED", 1)
+    assert taken < server.free_port("127.0.0.1", None) < taken + 50
+    monkeypatch.setattr(server, "PORTS_TRIED", 1)
     with pytest.raises(ConfigError, match=f"none of the ports {taken} to {taken}"):
-        server._free_port("127.0.0.1", None)
+        server.free_port("127.0.0.1", None)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_server_elsewhere_is_only_named(
     ],
 )
 def test_only_this_machine_unless_another_host_is_asked_for(host: str, inside: bool) -> None:
-    said = server._who_may_ask(host, 5000)
+    said = server.allowed_hosts(host, 5000)
     if inside:
         assert said == []
         return

@@ -35,7 +35,7 @@ from pcl_ray.runs import record_reader
 from pcl_ray.runs.folder import RunFolder, SweepFolder, read_state_at
 from pcl_ray.support.paths import home
 from pcl_ray.sweep import pickle_safety
-from pcl_ray.tracking import outbox
+from pcl_ray.tracking import client, outbox
 
 SOURCES = Path(pcl_ray.__file__).parent
 QUICK = (*DIGITS_RUN, "resources.workers=0", "train.epochs=2")
@@ -493,7 +493,7 @@ def test_an_experiment_whose_name_is_a_path_is_a_name_alone(tmp_path: Path) -> N
 
 @given(st.text(max_size=60))
 def test_names_of_figures_and_artifacts_hold_no_way_up(name: str) -> None:
-    cleaned = outbox.clean_name(name)
+    cleaned = client.clean_name(name)
     assert cleaned
     assert not cleaned.startswith("/")
     assert ".." not in cleaned.split("/")
