@@ -517,7 +517,7 @@ def gather(given: Namespace, report: Report) -> None:
     with common.own_ray(4) as ray:
         from pcl_ray.on_ray import launch
 
-        actor = launch._e_step_actor(config)
+        actor = launch.start_e_step_actor(config)
         pushers = [ray.remote(Pusher).options(num_cpus=1).remote(number, half) for number in range(2)]
 
         def request(cluster: bool, num_images: int = 2 * half, shards: int = 2) -> EStepRequest:

@@ -201,7 +201,7 @@ def on_actors(
     from pcl_ray.on_ray import launch
 
     request = EStepRequest(1, True, False, 2, len(rows), 0)
-    shards = [launch._shard_actor(config, number, count) for number in range(count)]
+    shards = [launch.start_shard_actor(config, number, count) for number in range(count)]
     try:
         address = ray.get(shards[0].address.remote(), timeout=LIMIT_S)
         ray.get([shard.join.remote(address) for shard in shards], timeout=LIMIT_S)

@@ -1,7 +1,7 @@
-"""Everything of a run that Ray holds: the actors, the trainer. Its parts are plain classes; here they are
-wrapped.
+"""Everything of a run that Ray holds: the actors and the trainer. They are plain classes that are wrapped
+here.
 
-driver ── Board actor  ← events of rank 0
+driver ── EventBoard   ← events of rank 0
        ├─ EStepActor   ← features of every worker, → ClusterSet
        ├─ EStepShard … ← in mode sharded: the features of a range of the images each
        └─ TorchTrainer → controller → workers (`worker.run_worker`)
@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,18 +49,18 @@ def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event
     ConfigError where the cluster can never fit the run.
     """
     resources = task.config.resources
-    with connected(
-        resources.workers * resources.cpus_per_worker + (1 + task.plan.e_step_shards) * resources.e_step_cpus
-    ) as others:
+    cpus = _sum_of(run_bundles(resources, task.plan.e_step_shards), "CPU")
 
-        def look() -> None:
-            node_checks.check(Path(task.run_dir), splits, task.config.data.path, resources.storage)
+    def check_nodes() -> None:
+        node_checks.check(Path(task.run_dir), splits, task.config.data.path, resources.storage)
 
-        if others and not resources.autoscaling:
-            look()
+    with connected(cpus) as shared:
         # nodes that are added for the run can only be asked when they are there
-        ready = look if others and resources.autoscaling else None
-        train_shared(task, share(splits), handle, queue=others, ready=ready)
+        later = shared and resources.autoscaling
+        if shared and not later:
+            check_nodes()
+        on_admission = check_nodes if later else None
+        train_shared(task, share(splits), handle, queue=shared, on_admission=on_admission)
 
 
 def train_shared(
@@ -68,17 +69,17 @@ def train_shared(
     handle: Callable[[Event], None],
     *,
     queue: bool = True,
-    ready: Callable[[], None] | None = None,
+    on_admission: Callable[[], None] | None = None,
 ) -> None:
     """`train_on_ray` where Ray is connected and the data are in its store.
 
-    queue: others may use the cluster too, and all start one after the other. ready: is called when there is
-    room, and may still refuse.
+    queue: others may use the cluster too, and all start one after the other. on_admission: is called when the
+    run's turn has come and its resources are free, and may still refuse.
     """
     config = task.config
     bundles = run_bundles(config.resources, task.plan.e_step_shards)
     if not config.resources.autoscaling:
-        _check_cluster(config.resources, task.plan.e_step_shards)
+        _check_cluster(config.resources, bundles)
         _check_nodes(bundles)
     if not queue:
         _train(task, data, handle)
@@ -96,55 +97,54 @@ def train_shared(
         handle(event)
 
     try:
-        if ready is not None:
-            ready()
+        if on_admission is not None:
+            on_admission()
         _train(task, data, started)
     finally:
         turn.release()
 
 
 def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]) -> None:
+    """Starts the actors, trains, and ends the actors."""
     config = task.config
-    actor = _e_step_actor(config)
-    shards = tuple(
-        _shard_actor(config, number, task.plan.e_step_shards) for number in range(task.plan.e_step_shards)
-    )
+    actor = start_e_step_actor(config)
+    count = task.plan.e_step_shards
+    shards = tuple(start_shard_actor(config, number, count) for number in range(count))
     board: Any = (
         ray.remote(EventBoard).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
     )
     try:
-        for part in (actor, *shards):
-            _wait_until_up(part, config.resources)
+        for started in (actor, *shards):
+            _wait_until_up(started, config.resources)
         if config.tracking.enabled and config.tracking.system_metrics_s:
             actor.watch.remote(config.tracking.system_metrics_s, board)
         _fit(_trainer(WorkerInput(task, data, actor, board, shards)), task, board, handle)
     finally:
-        for part in (actor, board, *shards):
+        for started in (actor, board, *shards):
             with suppress(RayError):
-                ray.kill(part)
+                ray.kill(started)
 
 
-def _check_cluster(resources: ResourcesConfig, e_step_shards: int) -> None:
-    has = ray.cluster_resources()
-    for kind, name, each, actor in (
-        ("GPU", "resources.gpus_per_worker", resources.gpus_per_worker, resources.e_step_gpus),
-        (
-            "CPU",
-            "resources.cpus_per_worker",
-            resources.cpus_per_worker,
-            (1 + e_step_shards) * resources.e_step_cpus,
-        ),
-    ):
-        needed = resources.workers * each + actor
-        if needed > has.get(kind, 0) + _SLACK:
+def _check_cluster(resources: ResourcesConfig, bundles: Sequence[Mapping[str, float]]) -> None:
+    """Raises ConfigError where the whole run does not fit on the cluster, however free it is."""
+    cluster = ray.cluster_resources()
+    knobs = {
+        "GPU": ("resources.gpus_per_worker", resources.gpus_per_worker),
+        "CPU": ("resources.cpus_per_worker", resources.cpus_per_worker),
+    }
+    for kind, (name, value) in knobs.items():
+        needed, total = _sum_of(bundles, kind), cluster.get(kind, 0)
+        if needed > total + _SLACK:
             message = (
                 f"the workers and the E-step actor need {needed:g} {kind}s together, the cluster has"
-                f" {has.get(kind, 0):g}"
+                f" {total:g}; ask for less, or set resources.autoscaling=true where the cluster adds nodes by"
+                " itself"
             )
-            message += (
-                "; ask for less, or set resources.autoscaling=true where the cluster adds nodes by itself"
-            )
-            raise ConfigError([Problem(name, each, message)])
+            raise ConfigError([Problem(name, value, message)])
+
+
+def _sum_of(bundles: Sequence[Mapping[str, float]], kind: str) -> float:
+    return sum(bundle.get(kind, 0) for bundle in bundles)
 
 
 def _check_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
@@ -162,7 +162,8 @@ def _check_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
             raise ConfigError([Problem("resources.cpus_per_worker", part.get("CPU", 0), message)])
 
 
-def _e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
+def start_e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
+    """The handle of a new EStepActor."""
     resources = config.resources
     # Never a silent second try on an empty instance (max_task_retries): the workers push again.
     options: Any = {
@@ -182,7 +183,8 @@ class AddressedShard(EStepShard):
         return self.address_at(ray.util.get_node_ip_address())
 
 
-def _shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int) -> Any:
+def start_shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int) -> Any:
+    """The handle of a new EStepShard, number `number` of `count`."""
     # SPREAD: they exist because their features do not fit on one machine.
     options: Any = {
         "num_cpus": config.resources.e_step_cpus,
@@ -215,9 +217,9 @@ def _trainer(worker_input: WorkerInput) -> TorchTrainer:
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": longest_wait(task.config),
     }.items():
         os.environ.setdefault(name, str(value))
-    per_worker = {"CPU": resources.cpus_per_worker} | (
-        {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
-    )
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
     # Any: Ray picks the classes of one of its two Train versions at run time, which a type checker does not
     # follow.
     limits: Any = {"max_failures": resources.max_failures, "controller_failure_limit": _START_TRIES}
@@ -249,43 +251,44 @@ def _fit(trainer: TorchTrainer, task: TrainingTask, board: Any, handle: Callable
     """Runs the trainer in a thread, so that this one can show events, take signals, and notice when nothing
     happens any more.
     """
-    outcome: list[Any] = []
+    ended: Future[Any] = Future()
 
     def fit() -> None:
         try:
-            outcome.append(trainer.fit())
+            ended.set_result(trainer.fit())
         except BaseException as error:  # carried to the thread that waits
-            outcome.append(error)
+            ended.set_exception(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    seen = time.monotonic()
+    limit = longest_silence(task.config)
+    last_sign = time.monotonic()
     while thread.is_alive():
         thread.join(_POLL_S)
-        if _hand_over(board, handle):
-            seen = time.monotonic()
-        limit = longest_silence(task.config)
-        if time.monotonic() - seen > limit:
+        if _handle_events(board, handle):
+            last_sign = time.monotonic()
+        if time.monotonic() - last_sign > limit:
             raise RunFailed(
                 f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and"
                 " e_step.timeout_s"
             )
-    _hand_over(board, handle)
-    result = outcome[0]
-    if isinstance(result, BaseException):
-        raise RunFailed(_explanation(result)) from result
-    if result.return_value:
-        raise RunFailed(result.return_value)
+    _handle_events(board, handle)
+    error = ended.exception()
+    if error is not None:
+        raise RunFailed(_explanation(error)) from error
+    if problem := ended.result().return_value:
+        raise RunFailed(problem)
 
 
-def _hand_over(board: Any, handle: Callable[[Event], None]) -> bool:
+def _handle_events(board: Any, handle: Callable[[Event], None]) -> bool:
+    """Handles what was posted since the last call; gives back whether any of it shows a run that goes on."""
     try:
         events = ray.get(board.take.remote(), timeout=30)
     except (RayActorError, GetTimeoutError):
         return False  # the board is back soon; figures of an epoch are in its checkpoint as well
     for event in events:
         handle(event)
-    # a node is looked at also where nothing trains any more
+    # a node is measured also where nothing trains any more
     return any(event.kind != "system" for event in events)
 
 
@@ -299,4 +302,4 @@ def _explanation(error: BaseException) -> str:
 
 def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{lines[-1].strip() if lines else type(error).__name__}"
+    return lines[-1].strip() if lines else type(error).__name__
