@@ -1,16 +1,55 @@
-"""`pcl-ray doctor`, `report`, `compare` and `ui`: everything that looks at runs and trains none."""
+"""`pcl-ray runs`, `report`, `compare`, `doctor` and `ui`: the verbs that look at runs and train none."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+from pcl_ray.cli.output import print_table, public_tracking_uri
+from pcl_ray.cli.verb import Verb, add_experiment_argument
 from pcl_ray.errors import ConfigError
 
 _MOST_RUNS = 20
 
 
-def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_runs_arguments(parser: argparse.ArgumentParser) -> None:
+    add_experiment_argument(parser)
+    parser.add_argument("--state", default="", help="only these: running, finished, stopped or failed")
+    parser.add_argument("--limit", type=int, default=30, metavar="N", help="the newest N")
+    parser.add_argument("--trials", action="store_true", help="the trials of sweeps too")
+    parser.add_argument("--json", action="store_true", help="as JSON, with everything that is known")
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from pcl_ray.cluster import status
+    from pcl_ray.tracking import run_list
+
+    if arguments.limit < 1:
+        raise ConfigError(f"--limit {arguments.limit}: 1 or more")
+    status.local_runs()  # what was killed reads so in MLflow too
+    recorded_runs = run_list.recorded(
+        status.uri(),
+        arguments.experiment,
+        limit=arguments.limit,
+        trials=arguments.trials,
+        state=arguments.state,
+    )
+    if arguments.json:
+        print(json.dumps(status.as_json(recorded_runs), indent=2))
+    elif not recorded_runs:
+        print(
+            f"no {arguments.state + ' ' if arguments.state else ''}runs in the experiment"
+            f" {arguments.experiment!r} at {public_tracking_uri()}"
+        )
+    else:
+        rows = status.recorded_rows(recorded_runs)
+        print_table(lambda say: status.table(rows, say, dated=True))
+    return 0
+
+
+def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         nargs="?",
@@ -19,8 +58,8 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def doctor(arguments: argparse.Namespace) -> int:
-    """1 where the machine has a fault. A run's findings are no failure of the command."""
+def _doctor(arguments: argparse.Namespace) -> int:
+    """Exit code 1 where the machine has a fault. A run's findings are no failure of the command."""
     from pcl_ray.on_ray import environment
 
     environment.set_defaults()  # before anything imports Ray
@@ -38,7 +77,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="name of a run, or of a trial of a sweep")
     parser.add_argument(
         "--out",
@@ -48,7 +87,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def report(arguments: argparse.Namespace) -> int:
+def _report(arguments: argparse.Namespace) -> int:
     from pcl_ray.report import page
     from pcl_ray.runs import final_artifacts, record_reader
 
@@ -58,7 +97,7 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="names of two runs or more; differences are to the first"
     )
@@ -70,43 +109,43 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def compare(arguments: argparse.Namespace) -> int:
+def _compare(arguments: argparse.Namespace) -> int:
     from pcl_ray.report import comparison
     from pcl_ray.runs import record_reader
     from pcl_ray.support.paths import home
 
-    named = list(dict.fromkeys(arguments.runs))
-    if not 2 <= len(named) <= _MOST_RUNS:
+    names = list(dict.fromkeys(arguments.runs))
+    if not 2 <= len(names) <= _MOST_RUNS:
         raise ConfigError(
-            f"{len(named)} run{'s' * (len(named) != 1)} given: a comparison takes 2 to {_MOST_RUNS} different"
+            f"{len(names)} run{'s' * (len(names) != 1)} given: a comparison takes 2 to {_MOST_RUNS} different"
             " ones"
         )
-    found = [record_reader.read(name) for name in named]
+    records = [record_reader.read(name) for name in names]
     target = arguments.out or home() / "compare.html"
-    print(f"comparison  {_written(lambda: comparison.write(found, target), target)}")
+    print(f"comparison  {_written(lambda: comparison.write(records, target), target)}")
     return 0
 
 
-def _written(write, target: Path) -> Path:
-    """Raises ConfigError where the file cannot be written."""
+def _written(write: Callable[[], Path], target: Path) -> Path:
+    """Where `write` has written. Raises ConfigError where the file cannot be written."""
     try:
         return write()
     except OSError as error:
         raise ConfigError(f"{target} cannot be written ({error.strerror}); give another --out") from None
 
 
-def add_ui_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_ui_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         help="address to listen at; whoever can reach it can change and run what is recorded",
     )
     parser.add_argument("--port", type=int, help="left out: the first free one from 5000 on")
-    parser.add_argument("--experiment", default="pcl_ray", help="the experiment to open")
+    add_experiment_argument(parser, "the experiment to open")
     parser.add_argument("--open", action="store_true", dest="open_browser", help="open it in a browser")
 
 
-def ui(arguments: argparse.Namespace) -> int:
+def _ui(arguments: argparse.Namespace) -> int:
     from pcl_ray import tracking
     from pcl_ray.config import TrackingConfig
     from pcl_ray.support.paths import home
@@ -123,3 +162,15 @@ def ui(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         open_browser=arguments.open_browser,
     )
+
+
+RUNS = Verb("runs", "list the runs that MLflow has", _add_runs_arguments, _runs)
+UI = Verb("ui", "open the MLflow dashboard", _add_ui_arguments, _ui)
+REPORT = Verb("report", "write the report of a run as one HTML file", _add_report_arguments, _report)
+COMPARE = Verb("compare", "write one page that compares runs", _add_compare_arguments, _compare)
+DOCTOR = Verb(
+    "doctor",
+    "say what the curves of a run mean and what to try; without a run, check this machine",
+    _add_doctor_arguments,
+    _doctor,
+)

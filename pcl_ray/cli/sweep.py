@@ -1,18 +1,19 @@
-"""`pcl-ray sweep`: options, and what they start."""
+"""`pcl-ray sweep`: many experiments over a space of knobs."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 from typing import Any
 
+from pcl_ray.cli.output import print_knobs
+from pcl_ray.cli.verb import Verb, add_result_argument, check_result_file, knob_words
 from pcl_ray.errors import ConfigError, Problem
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs="*",
@@ -42,37 +43,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--describe", action="store_true", help="print every knob of sweeps: type, default, range, meaning"
     )
-    parser.add_argument("--result", type=Path, metavar="FILE", help="write the outcome as JSON")
+    add_result_argument(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError, DataError, RunFailed; Stopped on a signal."""
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.describe:
+        from pcl_ray.sweep.space import settings
+
+        print_knobs(settings.describe())
+        return 0
+    check_result_file(arguments.result)
     from pcl_ray.on_ray import environment
 
     environment.set_defaults()  # before spaces, which import Ray
     space, words = _space_and_words(arguments)
     options = _options(arguments)
-    from pcl_ray.sweep import driver, tune_run
-    from pcl_ray.sweep import request as requests
-    from pcl_ray.sweep.dry_run import show
+    from pcl_ray.sweep import driver, request, tune_run
 
     tune_run.quiet_tune()
     if arguments.dry_run:
-        if arguments.resume:
-            from pcl_ray.runs.folder import SweepFolder
-
-            with SweepFolder.open(arguments.resume) as folder:
-                show(driver.stored(folder, words, options))
-        else:
-            show(requests.check(space, words, options, arguments.recipe))
+        _dry_run(space, words, options, arguments)
     elif arguments.resume:
         driver.resume(arguments.resume, words, options, result_file=arguments.result)
     else:
-        driver.start(
-            requests.check(space, words, options, arguments.recipe),
-            name=arguments.name,
-            result_file=arguments.result,
-        )
+        sweep_request = request.check(space, words, options, arguments.recipe)
+        driver.start(sweep_request, name=arguments.name, result_file=arguments.result)
+    return 0
+
+
+def _dry_run(space: str, words: list[str], options: dict[str, Any], arguments: argparse.Namespace) -> None:
+    from pcl_ray.runs.folder import SweepFolder
+    from pcl_ray.sweep import driver, request
+    from pcl_ray.sweep.dry_run import show
+
+    if not arguments.resume:
+        show(request.check(space, words, options, arguments.recipe))
+        return
+    with SweepFolder.open(arguments.resume) as folder:
+        show(driver.stored(folder, words, options))
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -88,30 +96,23 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def _space_and_words(arguments: argparse.Namespace) -> tuple[str, list[str]]:
-    named = [word for word in arguments.words if "=" not in word]
-    words = [word for word in arguments.words if "=" in word]
+    """The space ("" with --resume) and the KEY=VALUE words. Raises ConfigError where they do not fit."""
+    spaces, words = knob_words(arguments.words)
     if arguments.resume:
-        if named or arguments.name or arguments.recipe:
-            given = (
-                named[0]
-                if named
-                else f"--name {arguments.name}"
-                if arguments.name
-                else f"--recipe {arguments.recipe}"
-            )
+        named = [f"--name {arguments.name}"] if arguments.name else []
+        from_recipe = [f"--recipe {arguments.recipe}"] if arguments.recipe else []
+        if superfluous := [*spaces, *named, *from_recipe]:
             raise ConfigError(
-                f"--resume {arguments.resume} has its own space, recipe and name; leave out {given}"
+                f"--resume {arguments.resume} has its own space, recipe and name; leave out {superfluous[0]}"
             )
         return "", words
-    if len(named) != 1:
-        from pcl_ray.sweep.space.files import shipped  # Ray
+    if not spaces:
+        from pcl_ray.sweep.space.files import shipped  # imports Ray
 
-        raise ConfigError(
-            f"{named[1]!r} is neither KEY=VALUE nor the only space ({named[0]!r})"
-            if named
-            else f"which space? One of {', '.join(shipped())}, or the path of a file"
-        )
-    return named[0], words
+        raise ConfigError(f"which space? One of {', '.join(shipped())}, or the path of a file")
+    if len(spaces) > 1:
+        raise ConfigError(f"{spaces[1]!r} is neither KEY=VALUE nor the only space ({spaces[0]!r})")
+    return spaces[0], words
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -126,12 +127,14 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def seconds(text: str) -> float:
-    """90s, 30m, 2h, 1h30m, 1d, or a number of seconds. Raises ConfigError."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)", text)
+    """The seconds of 90s, 30m, 2h, 1h30m, 1d, or a number of seconds. Raises ConfigError."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
-    if not parts or re.sub(r"\s+", "", "".join(number + unit for number, unit in parts)) != re.sub(
-        r"\s+", "", text
-    ):
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)", text)
+    understood = "".join(number + unit for number, unit in parts)
+    if not parts or understood != re.sub(r"\s+", "", text):
         raise ConfigError([Problem("--budget", text, "a time is written 90s, 30m, 2h, 1h30m or 1d")])
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+SWEEP = Verb("sweep", "run many experiments over a space of knobs", _add_arguments, _run)
