@@ -1,1 +1,3 @@
-"""An encoder in use: pictures in, embeddings and nearest prototypes out, without MLflow and Ray."""
+"""The embedder: pictures in, embeddings and nearest prototypes out, as MLflow serves it."""
+
+__all__ = ["embedder", "served_model"]

@@ -1,5 +1,5 @@
-"""What MLflow runs when it loads an `embedder`: the code of the model, kept as code, so that nothing has to
-be unpickled. Not to be imported.
+"""The script that MLflow runs when it loads an `embedder`: the model's code, stored as code, so that nothing
+has to be unpickled. Not to be imported.
 
 Whatever MLflow and its servers make of a request ─→ a batch of images ─→ Embedder ─→ DataFrame
 
@@ -48,28 +48,27 @@ class EmbedderModel(PythonModel):
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         try:
-            found = self.embedder.embed(batch_of(model_input))
-        # DataError too. Of other errors a server's clients are told nothing but that there was one
+            result = self.embedder.embed(batch_of(model_input))
+        # DataError too. Of other errors a server's clients learn nothing but that there was one
         except ValueError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        columns: dict[str, Any] = {"embedding": found.embeddings.tolist()}
-        for m, (prototypes, distances) in enumerate(zip(found.prototypes, found.distances, strict=True)):
+        columns: dict[str, Any] = {"embedding": result.embeddings.tolist()}
+        for m, (prototypes, distances) in enumerate(zip(result.prototypes, result.distances, strict=True)):
             columns |= {f"prototype_{m}": prototypes, f"distance_{m}": distances}
-        return pd.DataFrame(
-            columns, index=model_input.index if isinstance(model_input, pd.DataFrame | pd.Series) else None
-        )
+        index = model_input.index if isinstance(model_input, pd.DataFrame | pd.Series) else None
+        return pd.DataFrame(columns, index=index)
 
 
 def batch_of(given: Any) -> Any:
-    """What `Embedder.embed` takes, of a DataFrame, a record or a column `image`, an array, a list, nested
-    lists of numbers, or one image alone.
+    """Turns into what `Embedder.embed` takes: a DataFrame, a record or a column `image`, an array, a list,
+    nested lists of numbers, or one image alone.
     """
     if isinstance(given, pd.DataFrame):
         given = given[_column(list(given.columns))]
     if isinstance(given, Mapping):
         given = given[_column(list(given))]
     if isinstance(given, pd.Series):
-        return [_image(item, place) for place, item in enumerate(given.tolist())]
+        return [_image(item, number) for number, item in enumerate(given.tolist())]
     if isinstance(given, np.ndarray) and given.dtype.kind not in "OUS":
         return _as_bytes(given, "the images") if given.size else []
     if isinstance(given, np.ndarray):
@@ -79,10 +78,8 @@ def batch_of(given: Any) -> Any:
             return _as_bytes(np.array(given), "the images")
         except ValueError:  # images of different sizes
             pass
-    return [
-        _image(item, place)
-        for place, item in enumerate(given if isinstance(given, list | tuple) else [given])
-    ]
+    items = given if isinstance(given, list | tuple) else [given]
+    return [_image(item, number) for number, item in enumerate(items)]
 
 
 def _column(names: list[Any]) -> Any:
@@ -93,34 +90,32 @@ def _column(names: list[Any]) -> Any:
     raise ValueError(f"a column {COLUMN!r} is needed, there are: {', '.join(map(str, names))}")
 
 
-def _image(item: Any, place: int) -> Any:
+def _image(item: Any, number: int) -> Any:
+    """One image as `Embedder.embed` takes it. Raises ValueError, naming it by its number."""
     if isinstance(item, Mapping):  # one record of a list
         item = item[_column(list(item))]
     if isinstance(item, np.ndarray) and item.ndim == 0:
         item = item.item()
     if isinstance(item, str):
-        return _of_text(item, place)
+        return _of_text(item, number)
     if isinstance(item, list | tuple):
         item = np.array(item)
     if isinstance(item, np.ndarray):
-        return _as_bytes(item, f"image {place}")
+        return _as_bytes(item, f"image {number}")
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item)
     if isinstance(item, Path | Image.Image):
         return item
     raise ValueError(
-        f"image {place} is {item!r:.60}; allowed: an array, base64 text or bytes of an encoded image, a path,"
-        " a Pillow image"
+        f"image {number} is {item!r:.60}; allowed: an array, base64 text or bytes of an encoded image, a"
+        " path, a Pillow image"
     )
 
 
 def _as_bytes(pixels: np.ndarray, called: str) -> np.ndarray:
-    """Whole numbers out of JSON as uint8."""
-    if (
-        pixels.dtype == object
-        and pixels.size
-        and all(isinstance(row, np.ndarray | list | tuple) for row in pixels.flat)
-    ):
+    """Whole numbers out of JSON as uint8; `called`: what error messages call them."""
+    nested = pixels.dtype == object and pixels.size
+    if nested and all(isinstance(row, np.ndarray | list | tuple) for row in pixels.flat):
         pixels = np.array(pixels.tolist())  # rows of a table format: arrays of arrays
     if pixels.dtype == np.uint8:
         return pixels
@@ -133,19 +128,20 @@ def _as_bytes(pixels: np.ndarray, called: str) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
-def _of_text(text: str, place: int) -> bytes | Path:
-    """Base64 of an encoded image, also as `data:image/…;base64,…`, or a path where that is allowed."""
+def _of_text(text: str, number: int) -> bytes | Path:
+    """The bytes or the path that a text stands for: base64 of an encoded image, also as
+    `data:image/…;base64,…`, or a path where that is allowed.
+    """
     is_data = text.startswith("data:")
     try:
-        content = base64.b64decode(
-            "".join((text.partition(",")[2] if is_data else text).split()), validate=True
-        )
+        encoded = text.partition(",")[2] if is_data else text
+        content = base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError):
         content = b""
     if not _paths_allowed():
         if not content:
             raise ValueError(
-                f"image {place} is no base64 of an encoded image; a server reads no files unless it is"
+                f"image {number} is no base64 of an encoded image; a server reads no files unless it is"
                 f" started with {PATHS}=1"
             )
         return content
@@ -153,10 +149,12 @@ def _of_text(text: str, place: int) -> bytes | Path:
 
 
 def _paths_allowed() -> bool:
-    """Where strangers may ask only if the server was started so; elsewhere unless it is forbidden."""
-    wanted = os.environ.get(PATHS)
-    if wanted is not None:
-        return wanted.strip().lower() in ("1", "true", "yes")
+    """Whether a text may be a path: where strangers may ask only if the server was started so, elsewhere
+    unless it is forbidden.
+    """
+    setting = os.environ.get(PATHS)
+    if setting is not None:
+        return setting.strip().lower() in ("1", "true", "yes")
     return os.environ.get(_SERVING, "").lower() not in ("1", "true") and not any(
         name in sys.modules for name in _SERVERS
     )

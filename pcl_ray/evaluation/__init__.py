@@ -11,6 +11,7 @@ __all__ = [
     "agreement",
     "alignment",
     "areq",
+    "augmented",
     "knn_accuracy",
     "lidar",
     "measure",

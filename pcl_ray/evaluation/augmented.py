@@ -1,5 +1,5 @@
-"""What is measured on random views of a sample of the training images: LiDAR, which asks whether views of one
-image lie closer than those of others.
+"""The figure that needs random views of a sample of the training images: LiDAR, which tells whether views of
+one image lie closer than those of others.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ class AugmentedViews:
         self._config, self._device = config, device
         self._loader = TrainingLoader(images, config, device=device, readers=readers)
         self._passes = -(-config.evaluation.lidar_views // 2)
-        self._mine = np.array_split(sampled(len(images), config.evaluation.lidar_images), world_size())[
-            rank()
-        ]
+        sample = sampled(len(images), config.evaluation.lidar_images)
+        self._rows = np.array_split(sample, world_size())[rank()]
         size = max(64, config.train.batch_size // world_size())
-        self._batches = [self._mine[start : start + size] for start in range(0, len(self._mine), size)]
+        self._batches = [self._rows[start : start + size] for start in range(0, len(self._rows), size)]
 
     def figures(self, learner: Learner) -> dict[str, float]:
-        """eval/lidar, unless features are not finite, and perf/lidar_seconds. All workers have to call it,
-        and get the same figure.
+        """The figures eval/lidar, unless features are not finite, and perf/lidar_seconds. All workers have to
+        call it, and get the same figure.
         """
         start = time.perf_counter()
         group = TorchGroup(device=learner.device) if world_size() > 1 else Group()
@@ -53,22 +52,22 @@ class AugmentedViews:
         return figures | {LIDAR_SECONDS.name: time.perf_counter() - start}
 
     def features(self, learner: Learner) -> Tensor:
-        """[n, Q, C] float32 on the CPU, of this worker's n images in rising order."""
-        found = np.empty((len(self._mine), 2 * self._passes, self._config.encoder.dim), dtype=np.float32)
+        """The features [n, Q, C] float32 on the CPU, of this worker's n images in rising order."""
+        features = np.empty((len(self._rows), 2 * self._passes, self._config.encoder.dim), dtype=np.float32)
         for number in range(self._passes):
             for batch in self._loader.views(_FIRST_EPOCH + number, self._batches):
-                rows = np.searchsorted(self._mine, batch.indices.numpy())
+                rows = np.searchsorted(self._rows, batch.indices.numpy())
                 for view, views in enumerate((batch.query_views, batch.key_views)):
                     # as the E-step's; around the encoder alone, since views are made in float32
                     with precision(self._config, self._device):
                         shard = extract_features(
                             learner.pair.key, [(views_for(learner, views), batch.indices)], self._device
                         )
-                    found[rows, 2 * number + view] = shard.features
-        return torch.from_numpy(found)
+                    features[rows, 2 * number + view] = shard.features
+        return torch.from_numpy(features)
 
 
 def sampled(num_images: int, count: int) -> np.ndarray:
-    """[min(count, N)] int64: indices spread evenly over the N images, rising."""
+    """Indices [min(count, N)] int64, spread evenly over the N images, rising."""
     count = min(count, num_images)
     return np.arange(count) * num_images // count

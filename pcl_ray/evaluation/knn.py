@@ -16,20 +16,16 @@ def knn_accuracy(
     neighbours: int = 200,
     temperature: float = 0.07,
 ) -> float:
-    """Share of the queries (0..1) whose class wins the vote of the nearest bank features; a vote weighs
+    """The share of the queries (0..1) whose class wins the vote of the nearest bank features; a vote weighs
     exp(cosine / temperature).
 
     Features are normalised here. Images with a negative label take no part. NaN where no labelled bank or
     query image is left.
     """
-    bank_NC, bank_labels_N = (
-        F.normalize(bank_NC[bank_labels_N >= 0].float(), dim=1),
-        bank_labels_N[bank_labels_N >= 0],
-    )
-    query_QC, query_labels_Q = (
-        F.normalize(query_QC[query_labels_Q >= 0].float(), dim=1),
-        query_labels_Q[query_labels_Q >= 0],
-    )
+    bank_NC = F.normalize(bank_NC[bank_labels_N >= 0].float(), dim=1)
+    bank_labels_N = bank_labels_N[bank_labels_N >= 0]
+    query_QC = F.normalize(query_QC[query_labels_Q >= 0].float(), dim=1)
+    query_labels_Q = query_labels_Q[query_labels_Q >= 0]
     if not len(bank_NC) or not len(query_QC):
         return float("nan")
     classes, count = int(bank_labels_N.max()) + 1, min(neighbours, len(bank_NC))

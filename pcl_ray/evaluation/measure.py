@@ -1,4 +1,4 @@
-"""What is measured during training from features that the E-step has anyway."""
+"""The figures that are measured during training from features that the E-step has anyway."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def measure(
     clusters: ClusterSet | None,
     config: EvaluationConfig,
 ) -> dict[str, float]:
-    """eval/rankme, eval/areq and eval/uniformity always; with labels eval/knn_top1 on the held-out part and
-    the figures of `measure_clusters`.
+    """The figures eval/rankme, eval/areq and eval/uniformity always; with labels eval/knn_top1 on the
+    held-out part and the figures of `measure_clusters`.
     """
     features = torch.from_numpy(features_NC)
     figures = {
@@ -47,7 +47,7 @@ def measure(
 
 
 def measure_clusters(clusters: ClusterSet | None, labels_N: np.ndarray | None) -> dict[str, float]:
-    """cluster/M/ami … of clustering number M, where there are clusters and labels."""
+    """The figures cluster/M/ami … of clustering number M, where there are clusters and labels."""
     if clusters is None or labels_N is None:
         return {}
     return {

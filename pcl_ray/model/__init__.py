@@ -1,7 +1,17 @@
-"""Encoder, momentum encoder, queue."""
+"""What the M-step changes: encoder, momentum encoder, queue, feature bank, and the optimizer's rules."""
 
 from pcl_ray.model.encoder import Encoder
 from pcl_ray.model.momentum import MomentumPair
 from pcl_ray.model.queue import KeyQueue
 
-__all__ = ["Encoder", "KeyQueue", "MomentumPair"]
+__all__ = [
+    "Encoder",
+    "KeyQueue",
+    "MomentumPair",
+    "bank",
+    "distributed",
+    "encoder",
+    "learner",
+    "optimizers",
+    "weights",
+]

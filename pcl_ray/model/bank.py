@@ -1,5 +1,5 @@
-"""The feature bank: momentum features as the M-step makes them, kept by image, so that the E-step needs no
-pass of its own.
+"""The feature bank: momentum features as the M-step makes them, stored by image, so that the E-step needs
+no pass of its own.
 
 As in DeepCluster-v2 and ODC, a row is the feature of a training view, averaged over the epochs. Images that
 an epoch left out keep their old row.
@@ -29,7 +29,7 @@ class FeatureBank:
 
     @classmethod
     def of(cls, shard: FeatureShard, momentum: float, device: torch.device) -> FeatureBank:
-        """From a worker's contiguous shard."""
+        """The bank that begins with a worker's contiguous shard."""
         first = int(shard.indices[0]) if len(shard.indices) else 0
         assert (shard.indices == np.arange(first, first + len(shard.indices))).all(), (
             "a bank holds a contiguous part of the images"
@@ -46,10 +46,11 @@ class FeatureBank:
         """Takes in a batch, which may hold images of other workers: row ← normalised momentum · row + (1 −
         momentum) · key. No image twice in a batch.
         """
-        place = indices_B.to(self._rows.device) - self.first
-        place = torch.where((place >= 0) & (place < self._count), place, self._count)
-        mixed = self.momentum * self._rows[place].float() + (1 - self.momentum) * keys_BC.float()
-        self._rows[place] = F.normalize(mixed, dim=1).to(self._rows.dtype)
+        positions = indices_B.to(self._rows.device) - self.first
+        own = (positions >= 0) & (positions < self._count)
+        positions = torch.where(own, positions, self._count)
+        mixed = self.momentum * self._rows[positions].float() + (1 - self.momentum) * keys_BC.float()
+        self._rows[positions] = F.normalize(mixed, dim=1).to(self._rows.dtype)
 
     def shard(self) -> FeatureShard:
         """The rows as the E-step takes them; a copy."""

@@ -19,7 +19,7 @@ def rank() -> int:
 
 @torch.no_grad()
 def all_gather(rows: Tensor) -> Tensor:
-    """[B, …] of every worker, in rank order: [world · B, …]. No gradient flows through it."""
+    """The rows [B, …] of every worker, in rank order: [world · B, …]. No gradient flows through it."""
     if world_size() == 1:
         return rows
     rows = rows.contiguous()
@@ -71,10 +71,10 @@ def encode_shuffled(encoder: Callable[[Tensor], Tensor], images: Tensor, seed: i
     """
     if world_size() == 1:
         return encoder(images)
-    everything, here = all_gather(images), len(images)
-    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed)).to(images.device)
-    mine = order.view(world_size(), here)[rank()]
-    features = all_gather(encoder(everything[mine]))
+    all_images, count = all_gather(images), len(images)
+    order = torch.randperm(len(all_images), generator=torch.Generator().manual_seed(seed)).to(images.device)
+    own_part = order.view(world_size(), count)[rank()]
+    features = all_gather(encoder(all_images[own_part]))
     restored = torch.empty_like(features)
     restored[order] = features
-    return restored[rank() * here : (rank() + 1) * here]
+    return restored[rank() * count : (rank() + 1) * count]

@@ -54,23 +54,22 @@ class Learner:
 def build_learner(
     config: RunConfig, device: torch.device, warn: Callable[[str], None] = lambda text: None
 ) -> Learner:
-    """A fresh learner; the same weights and queue on every worker, from `config.seed`. `warn` hears why
-    something asked for is not to be had.
+    """A fresh learner; the same weights and queue on every worker, from `config.seed`.
+
+    `warn` is called with the reason why something that was wanted cannot be had.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         pair = MomentumPair.of(encoder.build(config.encoder, config.data.channels), config.encoder.momentum)
         queue = KeyQueue(config.loss.queue_size, config.encoder.dim)
     if config.encoder.batch_norm == "sync" and world_size() > 1:
-        pair.query, pair.key = (
-            encoder.with_sync_batch_norm(part, config.encoder) for part in (pair.query, pair.key)
-        )
+        pair.query = encoder.with_sync_batch_norm(pair.query, config.encoder)
+        pair.key = encoder.with_sync_batch_norm(pair.key, config.encoder)
     layout = torch.channels_last if config.train.memory_format == "channels_last" else torch.contiguous_format
     pair, queue = pair.to(device).to(memory_format=layout), queue.to(device)
-    query, key = (_compiled(pair, config, device, layout, warn) if config.train.compile else None) or (
-        pair.query,
-        pair.key,
-    )
+    query, key = pair.query, pair.key
+    if config.train.compile:
+        query, key = _compiled(pair, config, device, layout, warn) or (query, key)
     if world_size() > 1:
         # Statistics are averaged once before each evaluation pass; sending them at every forward pass is
         # wasted time.
@@ -85,16 +84,15 @@ def _compiled(
     layout: torch.memory_format,
     warn: Callable[[str], None],
 ) -> tuple[nn.Module, nn.Module] | None:
-    """Both encoders by torch.compile, after a first pass over made-up images that has left no trace; None, on
-    all workers, where one cannot.
+    """Both encoders compiled by torch.compile, after a first pass over made-up images that leaves no trace;
+    None, on all workers, where one worker cannot compile them.
     """
     reason = ""
     buffers = [buffer.clone() for buffer in pair.buffers()]
     size, count = config.augment.image_size, config.train.batch_size // world_size()
     count = min(count, config.train.micro_batch or count)
-    views = torch.zeros(count, config.data.channels, size, size, device=device).contiguous(
-        memory_format=layout
-    )
+    views = torch.zeros(count, config.data.channels, size, size, device=device)
+    views = views.contiguous(memory_format=layout)
     query: Any = pair.query
     key: Any = pair.key
     try:
@@ -124,10 +122,9 @@ def views_for(learner: Learner, views: Tensor) -> Tensor:
 
 
 def precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Within it the encoders compute in bf16, where that was asked for and the device has it."""
-    wanted = config.train.precision
-    if device.type == "cuda" and (
-        wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))
-    ):
+    """A context in which the encoders compute in bf16, where that is configured and the device has it."""
+    if device.type != "cuda" or config.train.precision == "fp32":
+        return nullcontext()
+    if config.train.precision == "bf16" or torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()

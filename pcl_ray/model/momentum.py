@@ -28,6 +28,7 @@ class MomentumPair(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
+        """θ' ← m·θ' + (1 − m)·θ, all parameters at once."""
         keys, queries = (
             [parameter.detach() for parameter in model.parameters()] for model in (self.key, self.query)
         )

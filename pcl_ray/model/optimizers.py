@@ -38,9 +38,9 @@ class LARS(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            held = [weight for weight in group["params"] if weight.grad is not None]
-            matrices = [weight for weight in held if weight.ndim > 1]
-            vectors = [weight for weight in held if weight.ndim <= 1]
+            trained = [weight for weight in group["params"] if weight.grad is not None]
+            matrices = [weight for weight in trained if weight.ndim > 1]
+            vectors = [weight for weight in trained if weight.ndim <= 1]
             updates = [weight.grad for weight in vectors] + self._scaled(
                 matrices, group["weight_decay"], group["trust"]
             )
@@ -66,23 +66,20 @@ class LARS(Optimizer):
             return []
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         updates = torch._foreach_add(gradients, weights, alpha=decay)
-        of_weights, of_updates = (
-            torch.stack(torch._foreach_norm(weights)),
-            torch.stack(torch._foreach_norm(updates)),
-        )
-        usable = (of_weights > 0) & (of_updates > 0)
-        scales = torch.where(
-            usable, trust * of_weights / of_updates.clamp(min=torch.finfo(of_updates.dtype).tiny), 1.0
-        )
+        weight_norms = torch.stack(torch._foreach_norm(weights))
+        update_norms = torch.stack(torch._foreach_norm(updates))
+        usable = (weight_norms > 0) & (update_norms > 0)
+        tiny = torch.finfo(update_norms.dtype).tiny
+        scales = torch.where(usable, trust * weight_norms / update_norms.clamp(min=tiny), 1.0)
         return list(torch._foreach_mul(updates, list(scales.unbind())))
 
 
 def build(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    """The configured optimizer of the model's parameters."""
     parameters = list(model.parameters())
+    can_fuse = all(parameter.device.type in _FUSED_ON for parameter in parameters)
     # None leaves the choice to torch: several kernels for many weights at once on a GPU, a loop elsewhere.
-    fused = (
-        True if config.fused and all(parameter.device.type in _FUSED_ON for parameter in parameters) else None
-    )
+    fused = True if config.fused and can_fuse else None
     match config.name:
         case "sgd":
             return SGD(

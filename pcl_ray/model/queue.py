@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 
 class KeyQueue(nn.Module):
-    """A ring of features, `keys` [R, C], first filled with random unit vectors. Any batch size is taken: it
-    wraps around.
+    """A ring of features, `keys` [R, C], first filled with random unit vectors. A batch may have any
+    size: it wraps around.
     """
 
     keys: Tensor
@@ -19,7 +19,7 @@ class KeyQueue(nn.Module):
     def __init__(self, size: int, dim: int, generator: torch.Generator | None = None):
         super().__init__()
         self.register_buffer("keys", F.normalize(torch.randn(size, dim, generator=generator), dim=1))
-        self.pointer = 0  # the next place to write; a Python number, so that no step waits for the device
+        self.pointer = 0  # the next row to write; a Python number, so that no step waits for the device
 
     @torch.no_grad()
     def enqueue(self, keys_BC: Tensor) -> None:
@@ -27,12 +27,12 @@ class KeyQueue(nn.Module):
         stay.
         """
         size = len(self.keys)
-        kept = keys_BC[-size:].to(self.keys.dtype)
-        start = (self.pointer + len(keys_BC) - len(kept)) % size
-        first = min(len(kept), size - start)
-        self.keys[start : start + first] = kept[:first]
-        self.keys[: len(kept) - first] = kept[first:]
-        self.pointer = (start + len(kept)) % size
+        newest = keys_BC[-size:].to(self.keys.dtype)
+        start = (self.pointer + len(keys_BC) - len(newest)) % size
+        first = min(len(newest), size - start)
+        self.keys[start : start + first] = newest[:first]
+        self.keys[: len(newest) - first] = newest[first:]
+        self.pointer = (start + len(newest)) % size
 
     def get_extra_state(self) -> dict[str, int]:
         return {"pointer": self.pointer}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +29,8 @@ def load_encoder(path: str | Path, *, encoder: Literal["query", "momentum"] = "q
     except FileNotFoundError:
         raise DataError(f"checkpoint {str(path)!r} does not exist") from None
     except Exception as error:  # torch raises many kinds here: pickle, zip and runtime errors
-        raise DataError(
-            f"{str(path)!r} cannot be read as a checkpoint:"
-            f" {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{str(path)!r} cannot be read as a checkpoint: {reason}") from None
     if isinstance(content, dict) and content.get("format") == "pcl_ray":
         return _ours(content, encoder, path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -41,7 +38,8 @@ def load_encoder(path: str | Path, *, encoder: Literal["query", "momentum"] = "q
     raise DataError(f"{str(path)!r} is neither a pcl_ray checkpoint nor a .pth.tar with a state_dict")
 
 
-def _ours(content: dict[str, Any], which: str, path: str | Path) -> nn.Module:
+def _ours(content: dict[str, Any], which: str, path: Path) -> nn.Module:
+    """An encoder of a checkpoint of ours; which: "query" or "momentum"."""
     settings = EncoderConfig(**content["encoder"])
     model = encoders.build(settings, content["channels"])
     prefix = "query." if which == "query" else "key."
@@ -50,19 +48,20 @@ def _ours(content: dict[str, Any], which: str, path: str | Path) -> nn.Module:
         for name, value in content["model"].items()
         if name.startswith(prefix)
     }
-    return _filled(
-        model, state, f"{str(path)!r} does not fit its own {settings.backbone} with a {settings.head} head"
-    )
+    misfit = f"{str(path)!r} does not fit its own {settings.backbone} with a {settings.head} head"
+    return _filled(model, state, misfit)
 
 
-def _published(content: dict[str, Any], which: str, path: str | Path) -> nn.Module:
+def _published(content: dict[str, Any], which: str, path: Path) -> nn.Module:
+    """An encoder of a file that the authors' code or MoCo wrote; which: "query" or "momentum"."""
     prefix = f"encoder_{'q' if which == 'query' else 'k'}."
     state: dict[str, Tensor] = {}
     for name, value in content["state_dict"].items():
         name = name.removeprefix("module.")
         if name.startswith(prefix):
             name = name.removeprefix(prefix)
-            state[re.sub(r"^fc\.", "head.", name) if name.startswith("fc.") else f"backbone.{name}"] = value
+            name = f"head.{name.removeprefix('fc.')}" if name.startswith("fc.") else f"backbone.{name}"
+            state[name] = value
     head = "linear" if "head.weight" in state else "mlp"
     final = state.get("head.weight", state.get("head.2.weight"))
     if final is None:
@@ -78,6 +77,7 @@ def _published(content: dict[str, Any], which: str, path: str | Path) -> nn.Modu
 
 
 def _filled(model: nn.Module, state: dict[str, Tensor], misfit: str) -> nn.Module:
+    """The model with these weights, for evaluation. Raises DataError with `misfit` where they do not fit."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
