@@ -51,7 +51,7 @@ class ClusteringSnapshot:
         return len(self.sizes)
 
     def roles(self) -> dict[Role, np.ndarray]:
-        """For each role up to 4 of the selected prototypes, no prototype twice."""
+        """Up to 4 of the selected prototypes for each role, no prototype twice."""
         return roles_of(self.concentration, self.sizes)
 
     def row_of(self, prototype: int) -> int:
@@ -155,7 +155,7 @@ def make_snapshot(
 
 
 def roles_of(concentration: np.ndarray, sizes: np.ndarray) -> dict[Role, np.ndarray]:
-    """For each role up to 4 prototypes that have images, no prototype twice: with few prototypes later roles
+    """Up to 4 prototypes with images for each role, no prototype twice: with few prototypes later roles
     get fewer.
     """
     filled = np.flatnonzero(sizes > 0)
@@ -230,7 +230,7 @@ def _selected(
 
 
 def _rank_among_siblings(parents: np.ndarray) -> np.ndarray:
-    """For each entry how many entries before it have the same parent."""
+    """[n] how many entries before each one have the same parent."""
     order = np.argsort(parents, kind="stable")
     first = np.flatnonzero(np.diff(parents[order], prepend=-2))
     lengths = np.diff(np.append(first, len(parents)))

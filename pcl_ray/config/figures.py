@@ -296,13 +296,9 @@ SWEEP_STOPPED_EARLY = Figure("sweep/stopped_early", "Trials stopped early", "Tri
 SWEEP_FAILED = Figure("sweep/failed", "Failed trials", "Trials that failed.")
 SWEEP_BEST = Figure("sweep/best", "Best objective", "The best configuration's mean objective.")
 SWEEP_BEST_SCORE = Figure("sweep/best_score", "Best score", "The best score so far; more is better.")
-SWEEP_SECONDS = Figure(
-    "sweep/seconds", "Seconds of the sweep", "Seconds from the sweep's beginning to its end."
-)
+SWEEP_SECONDS = Figure("sweep/seconds", "Seconds of the sweep", "Seconds from beginning to end.")
 SWEEP_DEVICE_MINUTES = Figure("sweep/device_minutes", "Device minutes of the sweep", "Those of all trials.")
-SWEEP_SAVED_MINUTES = Figure(
-    "sweep/saved_minutes", "Saved device minutes", "Those of warm-ups that others did."
-)
+SWEEP_SAVED_MINUTES = Figure("sweep/saved_minutes", "Saved minutes", "Device minutes of others' warm-ups.")
 SWEEP_SHARED_WARMUPS = Figure(
     "sweep/trials_on_shared_warmup", "Shared warm-ups", "Trials that began from another's."
 )
@@ -325,22 +321,12 @@ _OF_A_CLUSTERING = (
     Figure("cluster/{m}/phi_raw_p90", "Raw φ, 90th percentile", "φ before clipping.", charted=False),
     Figure("cluster/{m}/repaired", "Repaired", "Empty clusters that were put elsewhere.", charted=False),
     Figure(
-        "cluster/{m}/shortlist_agreement",
-        "Shortlist's agreement",
-        "The least share that it got right.",
-        charted=False,
+        "cluster/{m}/shortlist_agreement", "Shortlist", "The least share that it got right.", charted=False
     ),
-    Figure(
-        "cluster/{m}/shortlist_fallbacks",
-        "Shortlist's fallbacks",
-        "Passes that compared with all.",
-        charted=False,
-    ),
+    Figure("cluster/{m}/shortlist_fallbacks", "Fallbacks", "Passes that compared with all.", charted=False),
     Figure("cluster/{m}/phi_clipped", "φ clipped", "Share of the prototypes.", charted=False),
     Figure("cluster/{m}/passes", "Passes", "Passes over the features.", charted=False),
-    Figure(
-        "cluster/{m}/changed", "Changed", "Share of the labels that the first pass changed.", charted=False
-    ),
+    Figure("cluster/{m}/changed", "Changed", "Share of labels that the first pass changed.", charted=False),
 )
 CATALOGUE: tuple[Figure, ...] = (
     *(EPOCH, LOSS, LOSS_INSTANCE, LOSS_PROTOTYPE, ACCURACY_INSTANCE, ACCURACY_PROTOTYPE),

@@ -163,15 +163,23 @@ def best_of(measure: Measure, values: Sequence[float | None]) -> set[int]:
 def difference(measure: Measure, value: float, first: float) -> str:
     """The difference of two values as it is written: "+0.038", "−12 %", "±0"."""
     if measure.relative:
-        if first == 0:
-            return ""
-        change = 100 * (value / first - 1)
-        return "±0 %" if abs(change) < 0.5 else f"{'+' if change > 0 else '−'}{abs(change):,.0f} %"
+        return _relative_difference(value, first)
     change = value - first
     largest = max(abs(value), abs(first))
     digits = next((digits for limit, digits in ((1, 3), (10, 2), (100, 1)) if largest < limit), 0)
     size = f"{abs(change):,.{digits}f}"
-    return "±0" if float(size.replace(",", "")) == 0 else f"{'+' if change > 0 else '−'}{size}"
+    if float(size.replace(",", "")) == 0:
+        return "±0"
+    return f"{'+' if change > 0 else '−'}{size}"
+
+
+def _relative_difference(value: float, first: float) -> str:
+    if first == 0:
+        return ""
+    change = 100 * (value / first - 1)
+    if abs(change) < 0.5:
+        return "±0 %"
+    return f"{'+' if change > 0 else '−'}{abs(change):,.0f} %"
 
 
 def warnings(records: Sequence[RunRecord]) -> list[str]:

@@ -61,6 +61,7 @@ _TOLD_APART, _GOOD_KNN = 0.9, 0.9
 
 
 def instance_stuck(record: RunRecord) -> Finding | None:
+    """An encoder that tells no images apart."""
     loss, accuracy = record.finite(LOSS_INSTANCE)[1:], at_end(record, ACCURACY_INSTANCE)
     settings, queue = record.config.loss, record.config.loss.queue_size
     limit = _STUCK if len(loss) >= _AT_FIRST else _STUCK_AT_FIRST
@@ -77,10 +78,9 @@ def instance_stuck(record: RunRecord) -> Finding | None:
         f" what an encoder has that cannot tell any two images apart (R = loss.queue_size = {queue}). It"
         f" picks the right key for {accuracy:.1%} of the images, by chance it would be {1 / (queue + 1):.2%}."
     )
-    larger = (
-        [] if _narrower(record) else [f"a larger optimizer.lr: {lr * 3:.3g} or {lr * 10:.3g} (now {lr:g})"]
-    )
-    advice = [*larger, "more train.epochs, or a smaller train.batch_size for more steps an epoch"]
+    advice = ["more train.epochs, or a smaller train.batch_size for more steps an epoch"]
+    if not _narrower(record):
+        advice.insert(0, f"a larger optimizer.lr: {lr * 3:.3g} or {lr * 10:.3g} (now {lr:g})")
     if settings.temperature > 0.5:
         advice.insert(
             0, f"loss.temperature=0.2 (now {settings.temperature:g}: so high, all similarities look alike)"
@@ -102,19 +102,19 @@ def instance_stuck(record: RunRecord) -> Finding | None:
 
 
 def prototype_stuck(record: RunRecord) -> Finding | None:
-    loss, known = record.finite(LOSS_PROTOTYPE), clusterings(record)
-    if len(loss) < _FEWEST or not known:
+    """Images that are not drawn to their prototypes."""
+    loss, counts = record.finite(LOSS_PROTOTYPE), clusterings(record)
+    if len(loss) < _FEWEST or not counts:
         return None
     end, temperature = mean(late(loss)), record.config.loss.temperature
-    columns = [columns_of(record, k) for _, k in known]
+    columns = [columns_of(record, k) for _, k in counts]
     level = math.log(math.prod(columns)) / len(columns)
     accuracies = [
-        (accuracy, k) for m, k in known if (accuracy := at_end(record, ACCURACY_PROTOTYPE.at(m))) is not None
+        (accuracy, k) for m, k in counts if (accuracy := at_end(record, ACCURACY_PROTOTYPE.at(m))) is not None
     ]
     # One number of columns that gives the same mean logarithm stands for all.
-    if covered(end, math.exp(level), temperature) > _STUCK or any(
-        accuracy > _TIMES_CHANCE / k for accuracy, k in accuracies
-    ):
+    learned = covered(end, math.exp(level), temperature) > _STUCK
+    if learned or any(accuracy > _TIMES_CHANCE / k for accuracy, k in accuracies):
         return None
     right = ", ".join(
         f"{accuracy:.1%} of the images for K = {k} (chance {1 / k:.1%})" for accuracy, k in accuracies
@@ -124,15 +124,17 @@ def prototype_stuck(record: RunRecord) -> Finding | None:
         f" the {', '.join(f'{c:.0f}' for c in columns)} prototypes that each is compared with). Right"
         f" prototype: {right}."
     )
-    small = any(record.num_images < _FEW_IMAGES * k for _, k in known)
-    enough = max(2, record.num_images // _FEW_IMAGES)
-    fewer = (f"fewer, larger clusters: e_step.num_clusters={enough}",) if small else ()
-    longer = (
+    warmup, weight = record.config.e_step.warmup_epochs, record.config.loss.prototype_weight
+    advice = [
         "a longer warm-up, so that there are clusters worth learning:"
-        f" e_step.warmup_epochs={max(2 * record.config.e_step.warmup_epochs, 5)}"
-    )
-    advice = (longer, *fewer, f"a larger loss.prototype_weight (now {record.config.loss.prototype_weight:g})")
-    return Finding("prototype_stuck", "warning", "Images are not drawn to their prototypes", meaning, advice)
+        f" e_step.warmup_epochs={max(2 * warmup, 5)}"
+    ]
+    if any(record.num_images < _FEW_IMAGES * k for _, k in counts):
+        enough = max(2, record.num_images // _FEW_IMAGES)
+        advice.append(f"fewer, larger clusters: e_step.num_clusters={enough}")
+    advice.append(f"a larger loss.prototype_weight (now {weight:g})")
+    title = "Images are not drawn to their prototypes"
+    return Finding("prototype_stuck", "warning", title, meaning, tuple(advice))
 
 
 def _narrower(record: RunRecord) -> bool:
@@ -142,62 +144,64 @@ def _narrower(record: RunRecord) -> bool:
 
 
 def collapse(record: RunRecord) -> Finding | None:
+    """Features that have collapsed, or are near to it."""
     if not record.history:
         return None
-    limits, dim = record.config.e_step, record.config.encoder.dim
     refused = [
-        e["epoch"] + 1
-        for e in record.history
-        if e["metrics"].get(FAILURES.name, 0) > 0 and gauges_collapsed(record, e["metrics"])
+        str(entry["epoch"] + 1)
+        for entry in record.history
+        if entry["metrics"].get(FAILURES.name, 0) > 0 and gauges_collapsed(record, entry["metrics"])
     ]
-    cone, rank, std, rankme = (newest(record, name) for name in (CONE, RANK, FEATURE_STD, RANKME))
-    told = [f"the mean cosine of two images is {cone:.3f} (0 apart, 1 all alike)"] if cone is not None else []
-    told += [f"the features use {rank:.1f} of {dim} dimensions"] if rank is not None else []
-    told += [f"RankMe is {rankme:.1f} of {dim}"] if rank is None and rankme is not None else []
-    told += (
-        [f"their standard deviation is {std:.2f} (1 spread evenly, 0 all alike)"] if std is not None else []
-    )
     if refused or "have collapsed" in record.error:
-        when = (
-            f" The E-step refused them after epoch {listed([str(epoch) for epoch in refused])}."
-            if refused
-            else f" {record.error.splitlines()[0]}."
-        )
-        return Finding(
-            "collapse",
-            "problem",
-            "The features have collapsed",
-            _sentence(told) + when,
-            _against_collapse(record),
-        )
-    least = collapse_limit(record)
-    low_rank = (
-        rank is not None
-        and rank < _NEAR_RANK * least
-        or (rank is None and rankme is not None and rankme < least)
-    )
+        when = record.error.splitlines()[0] if record.error else ""
+        if refused:
+            when = f"The E-step refused them after epoch {listed(refused)}"
+        meaning = f"{_spread(record)} {when}."
+        title = "The features have collapsed"
+        return Finding("collapse", "problem", title, meaning, _against_collapse(record))
     if instance_stuck(record) and not _narrower(record):
         # they never spread: that is what does not learn looks like, and a lower rate would not help
         return None
-    if len(record.history) >= _FEWEST and (
-        low_rank or (cone or 0) > _CONE or (std is not None and std < _SPREAD)
-    ):
-        limit = (
-            f" The E-step refuses features above e_step.collapse_cone = {limits.collapse_cone:g} or below"
-            f" {least:g} dimensions."
-        )
-        return Finding(
-            "collapse",
-            "warning",
-            "The features lie close together",
-            _sentence(told) + limit,
-            _against_collapse(record),
-        )
-    return None
+    if len(record.history) < _FEWEST or not _near_collapse(record):
+        return None
+    meaning = (
+        f"{_spread(record)} The E-step refuses features above e_step.collapse_cone ="
+        f" {record.config.e_step.collapse_cone:g} or below {collapse_limit(record):g} dimensions."
+    )
+    title = "The features lie close together"
+    return Finding("collapse", "warning", title, meaning, _against_collapse(record))
+
+
+def _near_collapse(record: RunRecord) -> bool:
+    """Whether the newest gauges are near what the E-step refuses."""
+    cone, rank = newest(record, CONE), newest(record, RANK)
+    std, rankme, least = newest(record, FEATURE_STD), newest(record, RANKME), collapse_limit(record)
+    if rank is not None:
+        low_rank = rank < _NEAR_RANK * least
+    else:
+        low_rank = rankme is not None and rankme < least
+    return low_rank or (cone or 0) > _CONE or (std is not None and std < _SPREAD)
+
+
+def _spread(record: RunRecord) -> str:
+    """How the features lie, in a sentence; "" where no gauge is known."""
+    cone, rank, dim = newest(record, CONE), newest(record, RANK), record.config.encoder.dim
+    std, rankme = newest(record, FEATURE_STD), newest(record, RANKME)
+    parts = []
+    if cone is not None:
+        parts.append(f"the mean cosine of two images is {cone:.3f} (0 apart, 1 all alike)")
+    if rank is not None:
+        parts.append(f"the features use {rank:.1f} of {dim} dimensions")
+    elif rankme is not None:
+        parts.append(f"RankMe is {rankme:.1f} of {dim}")
+    if std is not None:
+        parts.append(f"their standard deviation is {std:.2f} (1 spread evenly, 0 all alike)")
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def rank_lost(record: RunRecord) -> Finding | None:
-    """Dimensions that were in use and are not any more."""
+    """Features that give up dimensions they had in use."""
     ranks = record.finite(RANKME)
     if len(ranks) < _FEWEST:
         return None
@@ -210,19 +214,11 @@ def rank_lost(record: RunRecord) -> Finding | None:
         " features give up dimensions that told images apart."
     )
     weight = record.config.loss.prototype_weight
-    first = (
-        (f"less pull to the prototypes: loss.prototype_weight={weight / 2:g} (now {weight:g})",)
-        if prototype_epochs(record) and weight <= 2
-        else ()
-    )
-    return Finding(
-        "rank_lost", "warning", "The features lose dimensions", meaning, first + _against_collapse(record)
-    )
-
-
-def _sentence(told: list[str]) -> str:
-    text = "; ".join(told)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    advice = _against_collapse(record)
+    if prototype_epochs(record) and weight <= 2:
+        less = f"less pull to the prototypes: loss.prototype_weight={weight / 2:g} (now {weight:g})"
+        advice = (less, *advice)
+    return Finding("rank_lost", "warning", "The features lose dimensions", meaning, advice)
 
 
 def _against_collapse(record: RunRecord) -> tuple[str, ...]:
@@ -254,51 +250,49 @@ def _against_collapse(record: RunRecord) -> tuple[str, ...]:
 
 
 def diverged(record: RunRecord) -> Finding | None:
+    """A loss that is no number any more, or training that gets worse."""
     config = record.config
     advice = (
         f"a tenth of the rate: optimizer.lr={config.optimizer.lr / 10:g} (now {config.optimizer.lr:g})",
         f"a slow beginning: optimizer.warmup_epochs={max(1.0, 2 * config.optimizer.warmup_epochs):g}",
         f"a higher loss.temperature (now {config.loss.temperature:g})",
     )
-    broken = [e["epoch"] + 1 for e in record.history if not math.isfinite(e["metrics"].get(LOSS.name, 0.0))]
+    broken = [
+        entry["epoch"] + 1
+        for entry in record.history
+        if not math.isfinite(entry["metrics"].get(LOSS.name, 0.0))
+    ]
     if broken or re.search(r"the loss is |not finite|diverged", record.error):
-        meaning = (
-            record.error.splitlines()[0]
-            if record.error
-            else f"train/loss is not finite in epoch {broken[0]}."
-        )
-        return Finding(
-            "diverged", "problem", "Training diverged: the loss is no number any more", meaning, advice
-        )
+        meaning = record.error.splitlines()[0] if record.error else ""
+        title = "Training diverged: the loss is no number any more"
+        meaning = meaning or f"train/loss is not finite in epoch {broken[0]}."
+        return Finding("diverged", "problem", title, meaning, advice)
     # not from a queue of random keys
     loss, gradients = record.finite(LOSS_INSTANCE)[1:], record.finite(GRADIENT_NORM)[1:]
-    said = []
+    sentences = []
     if len(loss) >= _FEWEST:
         epoch, lowest = min(loss, key=lambda point: point[1])
-        if mean(late(loss)) - lowest > _RISE * math.log(config.loss.queue_size + 1):
-            said.append(
-                f"train/loss_instance rose from {lowest:.3f} in epoch {epoch} to {mean(late(loss)):.3f} at"
-                " the end."
+        end = mean(late(loss))
+        if end - lowest > _RISE * math.log(config.loss.queue_size + 1):
+            sentences.append(
+                f"train/loss_instance rose from {lowest:.3f} in epoch {epoch} to {end:.3f} at the end."
             )
     if len(gradients) >= _FEWEST:
-        usual, (epoch, highest) = (
-            statistics.median(value for _, value in gradients),
-            max(late(gradients), key=lambda point: point[1]),
-        )
+        usual = statistics.median(value for _, value in gradients)
+        epoch, highest = max(late(gradients), key=lambda point: point[1])
         if highest > _GRADIENT * usual > 0:
-            said.append(
+            sentences.append(
                 f"train/gradient_norm is {highest:.3g} in epoch {epoch}, {highest / usual:.0f} times what it"
                 f" usually is ({usual:.3g})."
             )
-    return (
-        Finding("diverged", "warning", "Training gets worse instead of better", " ".join(said), advice)
-        if said
-        else None
-    )
+    if not sentences:
+        return None
+    title = "Training gets worse instead of better"
+    return Finding("diverged", "warning", title, " ".join(sentences), advice)
 
 
 def failed(record: RunRecord) -> Finding | None:
-    """An end that no other rule explains."""
+    """A failure that no other rule explains."""
     if record.state != "failed" or re.search(r"the loss is |not finite|diverged|the E-step ", record.error):
         return None
     meaning = record.error.strip().splitlines()[0] if record.error.strip() else "What happened is not known."
@@ -312,6 +306,7 @@ def failed(record: RunRecord) -> Finding | None:
 
 
 def knn_falling(record: RunRecord) -> Finding | None:
+    """Accuracy that falls, or does not rise although images are told apart."""
     knn = record.finite(KNN_TOP1)
     if len(knn) < 4:
         return None
@@ -358,23 +353,25 @@ def _knn_fell(record: RunRecord, best_epoch: int, best: float, last: float) -> F
 
 
 def knn_noise(record: RunRecord, accuracy: float) -> float:
-    """By how much two kNN accuracies must differ before it means anything."""
+    """The difference that two kNN accuracies must have before it means anything."""
     images = record.num_holdout or _FEW_HELD_OUT
     return _NOISE * math.sqrt(2 * max(accuracy * (1 - accuracy), 1e-4) / images)
 
 
 def _other_views(record: RunRecord) -> tuple[str, ...]:
     augment, decay = record.config.augment, record.config.optimizer.weight_decay
-    weak = [f"augment.min_crop=0.3 (now {augment.min_crop:g})"] * (augment.min_crop > 0.3) + [
-        f"augment.jitter=0.4 (now {augment.jitter:g})"
-    ] * (augment.jitter < 0.4)
-    advice = [f"stronger views, which hide what gives images away: {', '.join(weak)}"] if weak else []
-    hides = [f"augment.flip=0 (now {augment.flip:g})"] * (augment.flip > 0) + [
-        f"augment.jitter={augment.jitter / 2:g} (now {augment.jitter:g})"
-    ] * (augment.jitter >= 0.4)
-    advice += (
-        [f"if classes differ by side, colour or brightness, views that keep these: {', '.join(hides)}"]
-        if hides
-        else []
-    )
+    stronger, gentler, advice = [], [], []
+    if augment.min_crop > 0.3:
+        stronger.append(f"augment.min_crop=0.3 (now {augment.min_crop:g})")
+    if augment.jitter < 0.4:
+        stronger.append(f"augment.jitter=0.4 (now {augment.jitter:g})")
+    if augment.flip > 0:
+        gentler.append(f"augment.flip=0 (now {augment.flip:g})")
+    if augment.jitter >= 0.4:
+        gentler.append(f"augment.jitter={augment.jitter / 2:g} (now {augment.jitter:g})")
+    if stronger:
+        advice.append(f"stronger views, which hide what gives images away: {', '.join(stronger)}")
+    if gentler:
+        knobs = ", ".join(gentler)
+        advice.append(f"if classes differ by side, colour or brightness, views that keep these: {knobs}")
     return (*advice, f"more weight decay: optimizer.weight_decay={max(5 * decay, 1e-4):g} (now {decay:g})")

@@ -1,5 +1,5 @@
-"""What the curves of a run mean, in plain words, and what to try. Rules: `doctor_curves`, `doctor_rules`;
-what they share: `doctor_parts`.
+"""What the curves of a run mean, in plain words, and what to try. The rules are in curve_rules, cluster_rules
+and time_rules; what they share is in findings.
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ from pcl_ray.config.figures import (
     NMI_PREVIOUS,
     RANKME,
 )
-from pcl_ray.report.doctor import cluster_rules as rules
-from pcl_ray.report.doctor import curve_rules as curves
+from pcl_ray.report.doctor import cluster_rules, curve_rules, time_rules
 from pcl_ray.report.doctor.findings import Finding, Severity, each, listed, newest
 from pcl_ray.report.run_record import RunRecord
 
 __all__ = ["RULES", "Finding", "Severity", "as_text", "findings"]
 
 RULES: tuple[Callable[[RunRecord], Finding | None], ...] = (
-    curves.failed,
-    curves.diverged,
-    curves.collapse,
-    rules.rejected,
-    curves.instance_stuck,
-    curves.rank_lost,
-    rules.prototype_accuracy_zero,
-    curves.prototype_stuck,
-    curves.knn_falling,
-    rules.never_settles,
-    rules.dominant_cluster,
-    rules.empty_clusters,
-    rules.many_clusters,
-    rules.phi_collapse,
-    rules.collisions,
-    rules.waiting_for_data,
-    rules.e_step_seconds,
-    rules.too_early,
+    curve_rules.failed,
+    curve_rules.diverged,
+    curve_rules.collapse,
+    cluster_rules.rejected,
+    curve_rules.instance_stuck,
+    curve_rules.rank_lost,
+    cluster_rules.prototype_accuracy_zero,
+    curve_rules.prototype_stuck,
+    curve_rules.knn_falling,
+    cluster_rules.never_settles,
+    cluster_rules.dominant_cluster,
+    cluster_rules.empty_clusters,
+    cluster_rules.many_clusters,
+    cluster_rules.phi_collapse,
+    cluster_rules.collisions,
+    time_rules.waiting_for_data,
+    time_rules.e_step_seconds,
+    cluster_rules.too_early,
 )
 _ORDER: tuple[Severity, ...] = ("problem", "warning", "note", "good")
 _MARKS: dict[Severity, str] = {"problem": "PROBLEM", "warning": "warning", "note": "note", "good": "good"}
@@ -50,17 +49,19 @@ _SETTLED = 0.8  # NMI of two E-steps; between this and the limit of `never_settl
 
 def findings(record: RunRecord) -> list[Finding]:
     """What there is to say about a run, problems first; where nothing is wrong, what is good about it."""
-    found = _without_consequences([finding for rule in RULES if (finding := rule(record)) is not None])
+    every = _without_consequences([finding for rule in RULES if (finding := rule(record)) is not None])
     if not any(
-        finding.severity in ("problem", "warning") or finding.rule == "too_early" for finding in found
+        finding.severity in ("problem", "warning") or finding.rule == "too_early" for finding in every
     ):
-        found += healthy(record)
-    return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
+        every += healthy(record)
+    return sorted(every, key=lambda finding: _ORDER.index(finding.severity))
 
 
-def _without_consequences(found: list[Finding]) -> list[Finding]:
-    """A cause explains what follows from it, whose own advice would lead elsewhere."""
-    seen = {finding.rule: finding.severity for finding in found}
+def _without_consequences(every: list[Finding]) -> list[Finding]:
+    """The findings without those that follow from another one: a cause explains them, and their own advice
+    would lead elsewhere.
+    """
+    seen = {finding.rule: finding.severity for finding in every}
     hidden: set[str] = set()
     if seen.get("diverged") == "problem":
         hidden |= {"prototype_accuracy_zero"}
@@ -75,13 +76,13 @@ def _without_consequences(found: list[Finding]) -> list[Finding]:
         }
     if "instance_stuck" in seen:
         hidden |= {"prototype_stuck", "knn_falling"}
-    return [finding for finding in found if finding.rule not in hidden]
+    return [finding for finding in every if finding.rule not in hidden]
 
 
 def healthy(record: RunRecord) -> list[Finding]:
     """What the curves of a run show that has nothing wrong."""
-    said = [_loss(record), _knn(record), _spread(record), _clusters(record), _agreement(record)]
-    return [Finding("healthy", "good", title, meaning, ()) for title, meaning in filter(None, said)]
+    good = [_loss(record), _knn(record), _spread(record), _clusters(record), _agreement(record)]
+    return [Finding("healthy", "good", title, meaning, ()) for title, meaning in filter(None, good)]
 
 
 def _loss(record: RunRecord) -> tuple[str, str] | None:
@@ -91,16 +92,14 @@ def _loss(record: RunRecord) -> tuple[str, str] | None:
     (first, _), (last, low) = loss[1], loss[-1]  # the first epoch has a queue of random keys
     right = newest(record, ACCURACY_INSTANCE)
     meaning = f"train/loss_instance went from {loss[1][1]:.3f} in epoch {first} to {low:.3f} in epoch {last}"
-    return "The encoder tells images apart", meaning + (
-        f"; it picks the right one of {record.config.loss.queue_size + 1} keys for {right:.0%}."
-        if right
-        else "."
-    )
+    if right:
+        meaning += f"; it picks the right one of {record.config.loss.queue_size + 1} keys for {right:.0%}"
+    return "The encoder tells images apart", f"{meaning}."
 
 
 def _knn(record: RunRecord) -> tuple[str, str] | None:
     knn = record.finite(KNN_TOP1)
-    if len(knn) < 2 or knn[-1][1] - knn[0][1] <= curves.knn_noise(record, knn[-1][1]):
+    if len(knn) < 2 or knn[-1][1] - knn[0][1] <= curve_rules.knn_noise(record, knn[-1][1]):
         return None
     (first, low), (last, high) = knn[0], knn[-1]
     return (
@@ -110,42 +109,33 @@ def _knn(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _spread(record: RunRecord) -> tuple[str, str] | None:
-    rank, std, dim = (newest(record, RANKME), newest(record, FEATURE_STD), record.config.encoder.dim)
+    rank, std = newest(record, RANKME), newest(record, FEATURE_STD)
     if rank is None:
         return None
-    spread = (
-        f" and are spread evenly (standard deviation {std:.2f}, 1 at most)"
-        if std is not None and std > 0.8
-        else ""
-    )
-    return "The features use their space", f"They use {rank:.0f} of {dim} dimensions (RankMe){spread}."
+    meaning = f"They use {rank:.0f} of {record.config.encoder.dim} dimensions (RankMe)"
+    if std is not None and std > 0.8:
+        meaning += f" and are spread evenly (standard deviation {std:.2f}, 1 at most)"
+    return "The features use their space", f"{meaning}."
 
 
 def _clusters(record: RunRecord) -> tuple[str, str] | None:
     nmi = [(k, value) for _, k, value in each(record, NMI_PREVIOUS)]
     if not nmi or min(value for _, value in nmi) < _SETTLED:
         return None
-    return (
-        "The clusters settle",
-        f"NMI to the E-step before: {', '.join(f'{value:.2f} for K = {k}' for k, value in nmi)}.",
-    )
+    values = ", ".join(f"{value:.2f} for K = {k}" for k, value in nmi)
+    return "The clusters settle", f"NMI to the E-step before: {values}."
 
 
 def _agreement(record: RunRecord) -> tuple[str, str] | None:
     ami = [(k, value) for _, k, value in each(record, AMI)]
     if not ami:
         return None
-    return (
-        "Clusters and labels",
-        (
-            "They agree with an AMI (0 by chance, 1 perfect) of"
-            f" {listed([f'{value:.2f} for K = {k}' for k, value in ami])}."
-        ),
-    )
+    values = listed([f"{value:.2f} for K = {k}" for k, value in ami])
+    return "Clusters and labels", f"They agree with an AMI (0 by chance, 1 perfect) of {values}."
 
 
 def as_text(record: RunRecord, findings: list[Finding], width: int = 100) -> str:
-    """For a terminal: plain, wrapped, problems first."""
+    """The findings for a terminal: plain, wrapped, problems first."""
     done, planned = len(record.history), record.config.train.epochs
     lines = [f"{record.name} ({record.state}): {done} of {planned} epochs"]
     for finding in sorted(findings, key=lambda finding: _ORDER.index(finding.severity)):

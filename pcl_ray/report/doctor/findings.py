@@ -50,7 +50,7 @@ def newest(record: RunRecord, figure: Figure) -> float | None:
 
 
 def prototype_epochs(record: RunRecord) -> int:
-    """Epochs that were trained with prototypes."""
+    """The number of epochs that were trained with prototypes."""
     return len(record.series(LOSS_PROTOTYPE))
 
 

@@ -100,8 +100,8 @@ def section(identifier: str, title: str, *children: Child, lead: str = "") -> Ht
 
 
 def table(header: Sequence[Child], rows: Iterable[Sequence[Child]], class_: str = "") -> Html:
-    """In a frame that scrolls by itself where it is too wide. A cell that is markup of a td already stays as
-    it is; the first of each row is its heading.
+    """A table in a frame that scrolls by itself where it is too wide. A cell that is markup of a td already
+    stays as it is; the first of each row is its heading.
     """
     top = tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in header])) if header else None
     body = tag(

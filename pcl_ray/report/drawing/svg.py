@@ -152,7 +152,7 @@ def _mark(name: str, value: float, across: _Axis) -> Html:
 
 
 def thinned(points: Sequence[Any]) -> list[Any]:
-    """About 500 of the points at most, the first and the last among them."""
+    """The points, 500 of them or so at most, the first and the last among them."""
     step = max(1, math.ceil(len(points) / _MOST_POINTS))
     fewer = list(points[::step])
     if points and fewer[-1] != points[-1]:

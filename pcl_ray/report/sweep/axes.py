@@ -103,7 +103,7 @@ def label_of(knob: str, lines: bool = False) -> str:
 
 
 def cut(label: str) -> str:
-    """At most 16 characters of a label."""
+    """The label, or its beginning where it has more than 16 characters."""
     return label if len(label) <= 16 else label[:15] + "…"
 
 

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from pcl_ray.config import with_overrides
 from pcl_ray.config.figures import KNN_TOP1, LOSS_INSTANCE, RANKME
 from pcl_ray.errors import RunFailed
-from pcl_ray.report.doctor import cluster_rules, curve_rules, diagnosis, findings
+from pcl_ray.report.doctor import cluster_rules, curve_rules, diagnosis, findings, time_rules
 from pcl_ray.report.doctor.diagnosis import Finding
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.runs import driver, record_reader, request
@@ -565,7 +565,7 @@ def test_e_step_seconds(made: Callable[..., RunRecord], good: RunRecord) -> None
 def test_every_rule_is_known_by_name(good: RunRecord) -> None:
     assert {rule.__name__ for rule in diagnosis.RULES} == {
         name
-        for module in (curve_rules, cluster_rules)
+        for module in (curve_rules, cluster_rules, time_rules)
         for name, value in vars(module).items()
         if callable(value)
         and getattr(value, "__module__", "") == module.__name__
