@@ -23,7 +23,7 @@ from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import admission, bundles, connection, node_checks
 from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import CLOUD_KEYS
-from pcl_ray.sweep import pickle_safety
+from pcl_ray.sweep import earlier_pickles, pickle_safety
 from pcl_ray.sweep.interruption import Interrupter, Interruption
 from pcl_ray.sweep.progress import ProgressCallback
 from pcl_ray.sweep.request import SweepRequest
@@ -92,7 +92,10 @@ def run(session: SweepSession, splits: DataSplits, *, resumed: bool) -> Interrup
                 first_end=conclusion.preload,
             )
             try:
-                with _watched(folder.name, longest_silence(context.base), interrupter.fail):
+                with (
+                    _watched(folder.name, longest_silence(context.base), interrupter.fail),
+                    earlier_pickles.readable(),
+                ):
                     tuner = tuner_of(session, handles, schedule, progress, resumed=resumed)
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")
