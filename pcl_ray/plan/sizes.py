@@ -1,0 +1,121 @@
+"""Single numbers that follow from a configuration and the number of images: counts, bytes, processes."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pcl_ray.config import RunConfig
+from pcl_ray.support import machine
+
+FILE_SOURCES = ("folder", "imagenet")  # of one image a file
+EStepMode = Literal["single", "distributed", "sharded"]
+
+# loss.negative_prototypes = auto: from which K on so many are drawn (the paper's number) rather than all
+# compared.
+_DENSE_UP_TO_ON_CPU = 32_768
+_DENSE_UP_TO_ON_GPU = 262_144
+_DRAWN = 16_384
+
+
+def resolve_num_clusters(num_clusters: tuple[int | float, ...], num_images: int) -> tuple[int, ...]:
+    """K as counts: counts stay, shares of N become counts, rounded."""
+    return tuple(round(k * num_images) if isinstance(k, float) else k for k in num_clusters)
+
+
+def e_step_mode(config: RunConfig, num_images: int) -> EStepMode:
+    """Where the features are clustered: as configured, or by size and machines. GPU workers cluster what they
+    hold; without GPUs one actor does it, or several where the features outgrow `e_step.memory_gb`.
+    """
+    e_step, resources = config.e_step, config.resources
+    if resources.workers == 0:
+        return "single"
+    if e_step.mode != "auto":
+        return e_step.mode
+    if resources.workers > 1 and resources.gpus_per_worker > 0 and not e_step.overlap:
+        return "distributed"
+    return "single" if feature_bytes(config, num_images) <= e_step.memory_gb * 1e9 else "sharded"
+
+
+def e_step_shards(config: RunConfig, num_images: int) -> int:
+    """Actors that share the features in mode sharded, else 0."""
+    if e_step_mode(config, num_images) != "sharded":
+        return 0
+    needed = math.ceil(feature_bytes(config, num_images) / (config.e_step.memory_gb * 1e9))
+    return config.e_step.shards or max(2, needed)
+
+
+def memory_side(config: RunConfig) -> int:
+    """Pixels a side at which no crop of a square is enlarged: the shorter side of the smallest crop is
+    √(min_crop · 3/4) of the image's.
+    """
+    return math.ceil(config.augment.image_size / math.sqrt(config.augment.min_crop * 3 / 4))
+
+
+def in_memory(config: RunConfig, num_images: int) -> bool:
+    """Whether the images lie in one array; num_images: training and held-out ones. The slow reference reads
+    files as they are.
+    """
+    data = config.data
+    if data.source not in FILE_SOURCES:
+        return True
+    if config.augment.engine == "torchvision":
+        return False
+    if data.in_memory == "auto":
+        return decoded_bytes(config, num_images) <= data.memory_gb * 1e9
+    return data.in_memory
+
+
+def decoded_bytes(config: RunConfig, num_images: int) -> int:
+    """Bytes that so many decoded files take at the most, kept in memory."""
+    return num_images * memory_side(config) ** 2 * config.data.channels
+
+
+def batches_ahead(config: RunConfig) -> int:
+    """Batches made ready ahead, where something does that."""
+    return 2 if config.data.prefetch is None else config.data.prefetch
+
+
+def loader_workers(config: RunConfig, num_images: int) -> int:
+    """Processes of each worker that decode: as configured, else all its cores but one where a GPU
+    does the computing, a quarter of them elsewhere.
+    """
+    configured = config.data.loader_workers
+    if in_memory(config, num_images):
+        return (configured or 0) if config.augment.engine == "torchvision" else 0
+    if configured is not None:
+        return configured
+    cores = cpus(config)
+    return max(cores - 1, 1) if config.resources.gpus_per_worker else cores // 4
+
+
+def cpus(config: RunConfig) -> int:
+    """Cores of each worker; of this machine where there are no workers."""
+    return max(int(config.resources.cpus_per_worker), 1) if config.resources.workers else machine.cores()
+
+
+def micro_batches(images: int, at_most: int | None) -> int:
+    """Forward passes for so many images; never one for a single image, which batch norm cannot take: then one
+    pass has at_most + 1.
+    """
+    if at_most is None:
+        return 1
+    return max(min(math.ceil(images / at_most), images // 2), 1)
+
+
+def negatives(config: RunConfig, count: int) -> int | None:
+    """Negative prototypes of a clustering with `count` prototypes; None: all others, which one dense product
+    compares.
+    """
+    wanted = config.loss.negative_prototypes
+    if wanted == "all":
+        return None
+    if wanted != "auto":
+        return wanted
+    dense_up_to = _DENSE_UP_TO_ON_GPU if config.resources.gpus_per_worker else _DENSE_UP_TO_ON_CPU
+    return _DRAWN if count > dense_up_to else None
+
+
+def feature_bytes(config: RunConfig, num_images: int) -> int:
+    """Bytes of the features of so many images, as they travel to the E-step."""
+    return num_images * config.encoder.dim * (2 if config.e_step.feature_dtype == "float16" else 4)
