@@ -1,4 +1,4 @@
-"""A place for a run on a cluster that others use too.
+"""Admission of a run to a cluster that others use too.
 
 wait for the turn ─→ wait for room ─→ (actors, workers start) ─→ the turn goes on to the next
    named actor          placement group of everything at once
@@ -26,185 +26,191 @@ from pcl_ray.support.text import duration
 
 Say = Callable[[str], None]
 
-NAMESPACE = "pcl_ray"
-_TURN = "turn"
-_POLL_S = 1.0
+POLL_S = 1.0
+# Earlier versions wait for their turn by these names too.
+_NAMESPACE, _ACTOR_NAME = "pcl_ray", "turn"
 _SAY_EVERY_S = 60.0
-_ASK_S = 10.0
+_ANSWER_S = 10.0  # how long an actor, or Ray's removing of a reservation, is waited for
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who has the turn."""
+class Applicant:
+    """A run that wants to start, or whose turn it is."""
 
     run: str
     user: str
-    since: float
-    needs: str
+    since: float  # seconds since 1970
+    needs: str  # as `resources_text` says it
 
     def __str__(self) -> str:
         return f"run {self.run} of {self.user}, which needs {self.needs}"
 
 
 class TurnActor:
-    """There is at most one on a cluster, since it has a name; it ends with the driver that made it."""
+    """Says whose turn it is. There is at most one on a cluster, since it has a name; it ends with the driver
+    that made it.
+    """
 
-    def __init__(self, holder: Holder):
-        self._holder = holder
+    def __init__(self, applicant: Applicant):
+        self._applicant = applicant
 
-    def holder(self) -> Holder:
-        return self._holder
+    def holder(self) -> Applicant:
+        return self._applicant
 
 
-class Turn:
-    """Held from `take` to `release`, or to the end of this process."""
+class Admission:
+    """The turn of a run: nobody else starts until it is released, or until this process ends."""
 
     def __init__(self, actor: Any):
         self.actor = actor
 
     def release(self) -> None:
-        """A second call does nothing."""
+        """Lets the next one start. A second call does nothing."""
         if self.actor is not None:
             with suppress(RayError):
                 ray.kill(self.actor)
             self.actor = None
 
 
-def take(run: str, bundles: Sequence[dict[str, float]], timeout_s: float, say: Say) -> Turn:
-    """The turn, with room for all the bundles on the cluster at this moment. `say` hears for what is waited,
-    and for how long it has been, once a minute.
-
-    Raises RunFailed after `timeout_s` seconds.
-    """
-    patience = _Patience(timeout_s, say)
-    needs = needed(bundles)
-    turn = _turn(Holder(run, machine.user(), time.time(), needs), patience)
-    try:
-        _wait_for_room(bundles, needs, patience)
-    except BaseException:
-        turn.release()
-        raise
-    patience.over()
-    return turn
-
-
-def needed(bundles: Sequence[Mapping[str, float]]) -> str:
-    """`4 GPUs and 9 CPUs`."""
-    totals = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in ("GPU", "CPU")}
-    return (
-        " and ".join(f"{total:g} {kind}{'s' * (total != 1)}" for kind, total in totals.items() if total)
-        or "nothing"
-    )
-
-
-class _Patience:
-    """How long has been waited, and who is told when."""
+class Waiting:
+    """How long a run has been waiting, and when that is said."""
 
     def __init__(self, timeout_s: float, say: Say):
         self._timeout_s, self._say = timeout_s, say
-        self._begun = self._told = time.monotonic()
-        self._what = ""
+        self._started_at = self._said_at = time.monotonic()
+        self._last_cause = ""
 
-    def wait(self, reason: str, what: str) -> None:
-        """Says the reason where `what` is new, and once a minute. Raises RunFailed where it has been too
-        long.
+    def go_on(self, reason: str, cause: str) -> None:
+        """Says the reason where the cause is another one than before, and once a minute. Raises RunFailed
+        where the run has been waiting for too long.
         """
         now = time.monotonic()
-        waited = now - self._begun
+        waited = now - self._started_at
         if waited > self._timeout_s:
             raise RunFailed(
                 f"gave up after {duration(waited)} (resources.queue_timeout_s = {self._timeout_s:g}) of"
                 f" {reason}"
             )
-        if what != self._what or now - self._told >= _SAY_EVERY_S:
-            self._say(reason if not self._what else f"{reason}; {duration(waited)} so far")
-            self._what, self._told = what, now
+        if cause != self._last_cause or now - self._said_at >= _SAY_EVERY_S:
+            self._say(f"{reason}; {duration(waited)} so far" if self._last_cause else reason)
+            self._last_cause, self._said_at = cause, now
 
-    def over(self) -> None:
-        if self._what:
+    def end(self) -> None:
+        """Says "", if anything has been said."""
+        if self._last_cause:
             self._say("")
 
 
-def _turn(mine: Holder, patience: _Patience) -> Turn:
-    while True:
-        turn = _made(mine)
-        if turn is not None and _is_up(turn, patience):
-            return turn
-        other = _holder()
-        before = f"before us is {other}" if other else "another run has it"
-        patience.wait(f"waiting for the turn to start: {before}", what=f"turn {other.run if other else ''}")
-        time.sleep(_POLL_S)
+def admit(run: str, bundles: Sequence[dict[str, float]], timeout_s: float, say: Say) -> Admission:
+    """Waits until it is the run's turn and the cluster has room for all the bundles at this moment.
 
-
-def _made(mine: Holder) -> Turn | None:
-    """None where somebody has the turn already."""
+    `say` gets what is waited for, once a minute also for how long, and "" when that is over. Raises RunFailed
+    after `timeout_s` seconds.
+    """
+    waiting = Waiting(timeout_s, say)
+    needs = resources_text(bundles)
+    admission = wait_for_turn(Applicant(run, machine.user(), time.time(), needs), waiting)
     try:
-        return Turn(
-            ray.remote(TurnActor)
-            .options(name=_TURN, namespace=NAMESPACE, num_cpus=0, scheduling_strategy="DEFAULT")
-            .remote(mine)
+        _wait_for_room(bundles, needs, waiting)
+    except BaseException:
+        admission.release()
+        raise
+    waiting.end()
+    return admission
+
+
+def resources_text(bundles: Sequence[Mapping[str, float]]) -> str:
+    """What the bundles need together: `4 GPUs and 9 CPUs`."""
+    totals = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in ("GPU", "CPU")}
+    parts = [f"{total:g} {kind}{'s' * (total != 1)}" for kind, total in totals.items() if total]
+    return " and ".join(parts) or "nothing"
+
+
+def wait_for_turn(applicant: Applicant, waiting: Waiting) -> Admission:
+    """Waits until nobody else is starting. Raises RunFailed where that takes too long, or where the cluster
+    cannot start a process.
+    """
+    while True:
+        admission = _apply(applicant)
+        if admission is not None and _is_up(admission, waiting):
+            return admission
+        holder = _holder()
+        before = f"before us is {holder}" if holder else "another run has it"
+        waiting.go_on(
+            f"waiting for the turn to start: {before}", cause=f"turn {holder.run if holder else ''}"
         )
+        time.sleep(POLL_S)
+
+
+def _apply(applicant: Applicant) -> Admission | None:
+    """Makes the actor; None where somebody else has it already."""
+    options: Any = {"num_cpus": 0, "scheduling_strategy": "DEFAULT"}
+    try:
+        actor = ray.remote(TurnActor).options(name=_ACTOR_NAME, namespace=_NAMESPACE, **options)
+        return Admission(actor.remote(applicant))
     except ValueError:
         return None
 
 
-def _is_up(turn: Turn, patience: _Patience) -> bool:
-    """Waits until it answers: on a node that has run nothing yet, a process takes a while. False where it
-    died; then it is free again.
+def _is_up(admission: Admission, waiting: Waiting) -> bool:
+    """Waits until the actor answers: on a node that has run nothing yet, a process takes a while. False where
+    it died; then the turn is free again.
     """
     try:
         while True:
             try:
-                ray.get(turn.actor.holder.remote(), timeout=_ASK_S)
+                ray.get(admission.actor.holder.remote(), timeout=_ANSWER_S)
                 return True
             except GetTimeoutError:
-                patience.wait("waiting for the cluster to start a process", what="process")
+                waiting.go_on("waiting for the cluster to start a process", cause="process")
     except (RuntimeEnvSetupError, ActorUnschedulableError) as error:
-        turn.release()
+        admission.release()
         raise RunFailed(
             f"the cluster cannot start a process for the run: {str(error).strip().splitlines()[-1]}"
         ) from error
     except RayError:
-        turn.release()
+        admission.release()
         return False
     except BaseException:
-        turn.release()
+        admission.release()
         raise
 
 
-def _holder() -> Holder | None:
+def _holder() -> Applicant | None:
+    """Whose turn it is, None where nobody answers."""
     try:
-        actor: Any = ray.get_actor(_TURN, namespace=NAMESPACE)
-        found: Any = ray.get(actor.holder.remote(), timeout=_ASK_S)
+        actor: Any = ray.get_actor(_ACTOR_NAME, namespace=_NAMESPACE)
+        holder: Any = ray.get(actor.holder.remote(), timeout=_ANSWER_S)
     except (ValueError, RayError, GetTimeoutError):
         return None
-    return found
+    return holder
 
 
-def _wait_for_room(bundles: Sequence[dict[str, float]], needs: str, patience: _Patience) -> None:
-    reserved = placement_group(
-        [bundle for bundle in bundles if any(bundle.values())] or [{"CPU": 0.001}], strategy="PACK"
-    )
+def _wait_for_room(bundles: Sequence[dict[str, float]], needs: str, waiting: Waiting) -> None:
+    """Reserves everything together once, and gives it back."""
+    parts = [bundle for bundle in bundles if any(bundle.values())] or [{"CPU": 0.001}]
+    reservation = placement_group(parts, strategy="PACK")
     try:
-        while not reserved.wait(timeout_seconds=_POLL_S):
-            patience.wait(f"waiting for {needs}: {_free()}", what="room")
+        while not reservation.wait(timeout_seconds=POLL_S):
+            waiting.go_on(f"waiting for {needs}: {_free_text()}", cause="room")
     finally:
-        remove_placement_group(reserved)
-        _wait_until_gone(reserved)
+        remove_placement_group(reservation)
+        _wait_until_gone(reservation)
 
 
-def _wait_until_gone(reserved: Any) -> None:
-    """Removing is asynchronous; what starts next must find the room free again."""
+def _wait_until_gone(reservation: Any) -> None:
+    """Waits for Ray's removing, which is asynchronous: what starts next must find the room free again."""
     from ray.util import placement_group_table
 
-    deadline = time.monotonic() + _ASK_S
-    while (
-        placement_group_table(reserved).get("state") not in ("REMOVED", None) and time.monotonic() < deadline
-    ):
+    deadline = time.monotonic() + _ANSWER_S
+    while time.monotonic() < deadline:
+        if placement_group_table(reservation).get("state") in ("REMOVED", None):
+            return
         time.sleep(0.05)
 
 
-def _free() -> str:
-    free, has = ray.available_resources(), ray.cluster_resources()
-    told = [f"{free.get(kind, 0.0):g} of {has[kind]:g} {kind}s" for kind in ("GPU", "CPU") if has.get(kind)]
-    return f"the cluster has {' and '.join(told) or 'nothing'} free"
+def _free_text() -> str:
+    free, total = ray.available_resources(), ray.cluster_resources()
+    kinds = [kind for kind in ("GPU", "CPU") if total.get(kind)]
+    parts = [f"{free.get(kind, 0.0):g} of {total[kind]:g} {kind}s" for kind in kinds]
+    return f"the cluster has {' and '.join(parts) or 'nothing'} free"

@@ -84,7 +84,7 @@ def train_shared(
     if not queue:
         _train(task, data, handle)
         return
-    turn = admission.take(
+    admitted = admission.admit(
         Path(task.run_dir).name,
         bundles,
         config.resources.queue_timeout_s,
@@ -93,7 +93,7 @@ def train_shared(
 
     def started(event: Event) -> None:
         if event.kind == "start":
-            turn.release()
+            admitted.release()
         handle(event)
 
     try:
@@ -101,7 +101,7 @@ def train_shared(
             on_admission()
         _train(task, data, started)
     finally:
-        turn.release()
+        admitted.release()
 
 
 def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]) -> None:
@@ -156,8 +156,8 @@ def _check_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
         ):
             largest = max((node.get("CPU", 0) for node in nodes), default=0)
             message = (
-                f"no node has the {admission.needed([part])} that one part of the run needs together; the"
-                f" largest has {largest:g} CPUs"
+                f"no node has the {admission.resources_text([part])} that one part of the run needs together;"
+                f" the largest has {largest:g} CPUs"
             )
             raise ConfigError([Problem("resources.cpus_per_worker", part.get("CPU", 0), message)])
 

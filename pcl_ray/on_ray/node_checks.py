@@ -1,4 +1,4 @@
-"""Whether every node of a cluster sees what a run needs of the disk, asked before anything trains: a worker
+"""Checks that every node of a cluster sees what a run needs of the disk, before anything trains: a worker
 that does not would fail hours later.
 """
 
@@ -22,17 +22,17 @@ from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import FileImages, Images
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
 
-_FILES = 16  # of a part, that are looked at
-_LIMIT_S = 120.0  # a node that has run nothing yet starts a process and imports numpy first
+_FILES = 16  # images of a part that are looked at
+_TIMEOUT_S = 120.0  # a node that has run nothing yet starts a process and imports numpy first
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What has to be seen: what the driver has just written, in the run's folder or in its storage, and some
-    of the images with their sizes in bytes.
+class Requirements:
+    """What a node has to see: what the driver has just written, in the run's folder or in its storage, and
+    some of the images with their sizes in bytes.
     """
 
-    probe: str  # a file, or an object below the run's place in the storage
+    probe: str  # a file, or an object below the run's folder in the storage
     content: str
     files: tuple[tuple[str, int], ...] = ()
     storage_uri: str | None = None
@@ -40,18 +40,18 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeReport:
     """What a node lacks; "" where it lacks nothing."""
 
-    place: str  # why it cannot use the run's folder or storage
-    image: str  # the first image that is not there or is another one
+    folder_problem: str  # why it cannot use the run's folder or storage
+    image_problem: str  # the first image that is not there or is another one
 
 
 def check(run_dir: Path, splits: DataSplits, data_path: str | None, storage_uri: str | None = None) -> None:
-    """Asks every node that may get a worker. One node that is this machine is not asked.
+    """Asks every node that may get a worker; none where the only node is this machine.
 
     Checkpoints lie in the storage, or without one in `run_dir`, which all have to share then. Raises
-    ConfigError where a node cannot use that place, DataError where images are missing.
+    ConfigError where a node cannot use that, DataError where images are missing.
     """
     nodes = [
         node
@@ -62,152 +62,155 @@ def check(run_dir: Path, splits: DataSplits, data_path: str | None, storage_uri:
         return
     files = _sample(splits.train) + (_sample(splits.holdout) if splits.holdout is not None else ())
     name, content = f".seen-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
-    needs = Needs(name if storage_uri else str(run_dir / name), content, files, storage_uri, run_dir.name)
-    with _written(needs):
-        answers = _ask(nodes, needs)
-    _judge(answers, needs, run_dir, data_path)
+    probe = name if storage_uri else str(run_dir / name)
+    requirements = Requirements(probe, content, files, storage_uri, run_dir.name)
+    with _probe_written(requirements):
+        reports = _ask(nodes, requirements)
+    _raise_problems(reports, requirements, run_dir, data_path)
 
 
 @contextmanager
-def _written(needs: Needs) -> Iterator[None]:
-    """The probe is there during the block. Raises ConfigError where the storage does not take it."""
-    if needs.storage_uri is None:
+def _probe_written(requirements: Requirements) -> Iterator[None]:
+    """Has the probe written for the length of the block. Raises ConfigError where the storage does not take
+    it.
+    """
+    if requirements.storage_uri is None:
         try:
-            Path(needs.probe).write_text(needs.content)
+            Path(requirements.probe).write_text(requirements.content)
             yield
         finally:
             with suppress(OSError):
-                Path(needs.probe).unlink()
+                Path(requirements.probe).unlink()
         return
-    place = storage.of_run(needs.storage_uri, needs.run)
+    run_storage = storage.of_run(requirements.storage_uri, requirements.run)
     try:
-        place.write(needs.probe, needs.content.encode())
+        run_storage.write(requirements.probe, requirements.content.encode())
     except RunFailed as failure:
-        raise ConfigError([Problem("resources.storage", str(place), str(failure))]) from failure
+        raise ConfigError([Problem("resources.storage", str(run_storage), str(failure))]) from failure
     try:
         yield
     finally:
         with suppress(RunFailed):
-            place.remove(needs.probe)
+            run_storage.remove(requirements.probe)
 
 
-def missing(needs: Needs) -> Answer:
-    """On a node: what it lacks."""
-    place = _unseen(needs) if needs.storage_uri is None else _unusable(needs, needs.storage_uri)
-    for file, size in needs.files:
+def examine_node(requirements: Requirements) -> NodeReport:
+    """What the node that this is run on lacks."""
+    if requirements.storage_uri is None:
+        folder_problem = _folder_problem(requirements)
+    else:
+        folder_problem = _storage_problem(requirements, requirements.storage_uri)
+    return NodeReport(folder_problem, _image_problem(requirements))
+
+
+def _image_problem(requirements: Requirements) -> str:
+    for file, size in requirements.files:
         try:
             if os.stat(file).st_size != size:
-                return Answer(place, f"{file} has another size there")
+                return f"{file} has another size there"
         except OSError as error:
-            return Answer(place, f"{file}: {error.strerror}")
-    return Answer(place, "")
+            return f"{file}: {error.strerror}"
+    return ""
 
 
-def _unseen(needs: Needs) -> str:
+def _folder_problem(requirements: Requirements) -> str:
     try:
-        return "" if Path(needs.probe).read_text() == needs.content else "another file is there"
+        same = Path(requirements.probe).read_text() == requirements.content
     except OSError as error:
         return error.strerror or str(error)
+    return "" if same else "another file is there"
 
 
-def _unusable(needs: Needs, uri: str) -> str:
-    """Reads before it writes: in a folder that is not mounted here, writing would make a folder of this
-    node's own, and seem to work.
+def _storage_problem(requirements: Requirements, uri: str) -> str:
+    """Reads before it writes: in a folder that is not mounted on this node, writing would make a folder of
+    the node's own, and seem to work.
     """
-    place = storage.of_run(uri, needs.run)
+    run_storage = storage.of_run(uri, requirements.run)
     try:
-        if place.read(needs.probe) != needs.content.encode():
+        if run_storage.read(requirements.probe) != requirements.content.encode():
             return "what the driver has just written is not there"
-        mine = f"{needs.probe}-{uuid.uuid4().hex[:8]}"  # any node may be the one that writes the checkpoints
-        place.write(mine, b"seen")
-        place.remove(mine)
+        own_probe = f"{requirements.probe}-{uuid.uuid4().hex[:8]}"
+        run_storage.write(own_probe, b"seen")  # any node may be the one that writes the checkpoints
+        run_storage.remove(own_probe)
     except storage.StorageFailed as failure:
         return failure.reason
     return ""
 
 
 def _sample(images: Images) -> tuple[tuple[str, int], ...]:
-    """Evenly over the images; nothing where they lie in memory and travel through Ray's store."""
+    """Paths and sizes of some images, evenly over all; nothing where they lie in memory and travel through
+    Ray's store.
+    """
     if not isinstance(images, FileImages) or not len(images):
         return ()
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), _FILES)).astype(int))
-    return tuple((str(path), path.stat().st_size) for path in (images.path(int(index)) for index in chosen))
+    numbers = np.unique(np.linspace(0, len(images) - 1, min(len(images), _FILES)).astype(int))
+    paths = [images.path(int(number)) for number in numbers]
+    return tuple((str(path), path.stat().st_size) for path in paths)
 
 
-def _ask(nodes: Sequence[dict[str, Any]], needs: Needs) -> list[tuple[str, Answer | None]]:
-    """Each node's name, which others may have too, and its answer; None where there is none."""
-    look: Any = ray.remote(missing)
-    asked = []
+def _ask(nodes: Sequence[dict[str, Any]], requirements: Requirements) -> list[tuple[str, NodeReport | None]]:
+    """Each node's name, which others may have too, and its report; None where it does not answer."""
+    examine: Any = ray.remote(examine_node)
+    references = []
     for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-        asked.append(look.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(needs))
-    ray.wait(asked, num_returns=len(asked), timeout=_LIMIT_S)
+        on_node = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+        options = examine.options(num_cpus=0, max_retries=0, scheduling_strategy=on_node)
+        references.append(options.remote(requirements))
+    ray.wait(references, num_returns=len(references), timeout=_TIMEOUT_S)
     return [
-        (f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})", _answer(reference))
-        for node, reference in zip(nodes, asked, strict=True)
+        (f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})", _report(reference))
+        for node, reference in zip(nodes, references, strict=True)
     ]
 
 
-def _answer(reference: Any) -> Answer | None:
+def _report(reference: Any) -> NodeReport | None:
     try:
         return ray.get(reference, timeout=0)
     except (GetTimeoutError, RayError):
         return None
 
 
-def _judge(
-    answers: Sequence[tuple[str, Answer | None]], needs: Needs, run_dir: Path, data_path: str | None
+def _raise_problems(
+    reports: Sequence[tuple[str, NodeReport | None]],
+    requirements: Requirements,
+    run_dir: Path,
+    data_path: str | None,
 ) -> None:
-    silent = [name for name, answer in answers if answer is None]
+    silent = [name for name, report in reports if report is None]
     if silent:
         raise ConfigError(
-            f"{_listed(silent)} did not answer within {_LIMIT_S:g} s, or has no pcl_ray of this version"
+            f"{_nodes_text(silent)} did not answer within {_TIMEOUT_S:g} s, or has no pcl_ray of this version"
             " installed; mend or remove it"
         )
-    if blind := [(name, answer.place) for name, answer in answers if answer is not None and answer.place]:
-        raise _blind(_listed([name for name, _ in blind]), blind[0][1], needs.storage_uri, run_dir)
-    if lacking := [(name, answer.image) for name, answer in answers if answer is not None and answer.image]:
-        where, what = _listed([name for name, _ in lacking]), lacking[0][1]
-        raise DataError(
-            str(
-                Problem(
-                    "data.path",
-                    data_path,
-                    f"{where} does not have these images ({what}); put them at the same path on every node",
-                )
-            )
-        )
+    answers = [(name, report) for name, report in reports if report is not None]
+    if without_folder := [(name, report) for name, report in answers if report.folder_problem]:
+        reason = without_folder[0][1].folder_problem
+        nodes = _nodes_text([name for name, _ in without_folder])
+        raise _folder_error(nodes, reason, requirements.storage_uri, run_dir)
+    if without_images := [(name, report) for name, report in answers if report.image_problem]:
+        reason = without_images[0][1].image_problem
+        nodes = _nodes_text([name for name, _ in without_images])
+        message = f"{nodes} does not have these images ({reason}); put them at the same path on every node"
+        raise DataError(str(Problem("data.path", data_path, message)))
 
 
-def _blind(where: str, why: str, uri: str | None, run_dir: Path) -> ConfigError:
+def _folder_error(nodes: str, reason: str, uri: str | None, run_dir: Path) -> ConfigError:
     if uri is None:
-        way_out = (
-            "set PCL_RAY_HOME to a folder on storage that all nodes share, or resources.storage to such a"
-            " place"
+        return ConfigError(
+            f"{nodes} does not see {run_dir} ({reason}): set PCL_RAY_HOME to a folder on storage that all"
+            " nodes share, or resources.storage to such a place"
         )
-        return ConfigError(f"{where} does not see {run_dir} ({why}): {way_out}")
-    local = "://" not in uri or uri.startswith("file:")
-    mend = (
-        "mount it there at the same path"
-        if local
-        else "every node needs a way to it and its credentials in the environment"
-    )
-    other = (
-        "or name a storage that all nodes reach (s3://bucket/path)"
-        if local
-        else "or name a storage that all nodes reach"
-    )
-    return ConfigError(
-        [
-            Problem(
-                "resources.storage",
-                storage_address.without_secrets(uri),
-                f"{where} cannot use it ({why}); {mend}, {other}",
-            )
-        ]
-    )
+    if "://" not in uri or uri.startswith("file:"):
+        way_out = "mount it there at the same path, or name a storage that all nodes reach (s3://bucket/path)"
+    else:
+        way_out = (
+            "every node needs a way to it and its credentials in the environment, or name a storage that all"
+            " nodes reach"
+        )
+    message = f"{nodes} cannot use it ({reason}); {way_out}"
+    return ConfigError([Problem("resources.storage", storage_address.without_secrets(uri), message)])
 
 
-def _listed(names: Sequence[str]) -> str:
+def _nodes_text(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"node{'s' * (len(names) > 1)} {', '.join(names[:3])}{more}"

@@ -28,7 +28,7 @@ def prepare_process() -> None:
     # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want
     # the cores. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    current_job.without_gpus()
+    current_job.hide_gpus()
     check_writable()
 
 

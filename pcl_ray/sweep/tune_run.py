@@ -160,7 +160,7 @@ def wait_for_room(session: SweepSession) -> None:
         session.folder.write_state(waits_for=text)
 
     resources = session.context.base.resources
-    admission.take(
+    admission.admit(
         session.folder.name,
         bundles.trial_bundles(resources, session.request.plan.e_step_shards),
         resources.queue_timeout_s,

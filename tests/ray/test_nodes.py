@@ -39,7 +39,8 @@ pytestmark = [
 _ASK = """
 import sys
 from pcl_ray.on_ray import node_checks as nodes
-print(nodes.missing(nodes.Needs("probe", "content", storage_uri=sys.argv[1], run="one")).place)
+requirements = nodes.Requirements("probe", "content", storage_uri=sys.argv[1], run="one")
+print(nodes.examine_node(requirements).folder_problem)
 """
 
 
@@ -215,8 +216,8 @@ def test_a_node_that_may_read_the_storage_but_not_write_it(tmp_path: Path) -> No
     """Any node may be the one that writes the checkpoints."""
     place = storage.of_run(str(tmp_path), "one")
     place.write("probe", b"content")
-    needs = check.Needs("probe", "content", storage_uri=str(tmp_path), run="one")
-    assert check.missing(needs) == check.Answer("", "")
+    requirements = check.Requirements("probe", "content", storage_uri=str(tmp_path), run="one")
+    assert check.examine_node(requirements) == check.NodeReport("", "")
     assert [path.name for path in (tmp_path / "runs/one").iterdir()] == ["probe"]
     script = (
         f"mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec {sys.executable}"

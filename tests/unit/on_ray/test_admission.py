@@ -12,16 +12,17 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RuntimeEnvSetupError
 
 from pcl_ray.errors import RunFailed
 from pcl_ray.on_ray import admission
-from pcl_ray.on_ray.admission import Holder
+from pcl_ray.on_ray.admission import Admission, Applicant, Waiting
 
-OTHER = Holder("theirs", "ada", 0.0, "8 GPUs")
+TakeTurn = Callable[..., tuple[Admission, list[str]]]
+OTHER = Applicant("theirs", "ada", 0.0, "8 GPUs")
 
 
 class FakeRay:
     """One name, which somebody may have; `answers` says what comes of each question to an actor."""
 
-    def __init__(self, answers: list[Any], holder: Holder | None = None):
-        self.answers, self.taken_by, self.killed = answers, holder, 0
+    def __init__(self, answers: list[Any], holder: Applicant | None = None):
+        self.answers, self.holder, self.killed = answers, holder, 0
         self.made = 0
 
     def remote(self, _: type) -> Any:
@@ -32,28 +33,28 @@ class FakeRay:
                 assert options["num_cpus"] == 0
                 return self
 
-            def remote(self, mine: Holder) -> Any:
-                if outer.taken_by is not None:
+            def remote(self, applicant: Applicant) -> Any:
+                if outer.holder is not None:
                     raise ValueError("the name is taken")
-                outer.taken_by, outer.made = mine, outer.made + 1
+                outer.holder, outer.made = applicant, outer.made + 1
                 return FakeActor()
 
         return Remote()
 
     def get_actor(self, name: str, namespace: str) -> Any:
-        if self.taken_by is None:
+        if self.holder is None:
             raise ValueError("nobody")
         return FakeActor()
 
     def get(self, _: Any, timeout: float) -> Any:
-        answer = self.answers.pop(0) if self.answers else self.taken_by
+        answer = self.answers.pop(0) if self.answers else self.holder
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def kill(self, _: Any) -> None:
         self.killed += 1
-        self.taken_by = None
+        self.holder = None
 
 
 class FakeActor:
@@ -64,60 +65,61 @@ class FakeActor:
 
 
 @pytest.fixture
-def take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, list[str]]]:
-    monkeypatch.setattr(admission, "_POLL_S", 0.0)
-    monkeypatch.setattr(admission, "_wait_for_room", lambda *_: None)
+def take_turn(monkeypatch: pytest.MonkeyPatch) -> TakeTurn:
+    monkeypatch.setattr(admission, "POLL_S", 0.0)
 
-    def run(ray: FakeRay, timeout_s: float = 60.0) -> tuple[Any, list[str]]:
+    def run(ray: FakeRay, timeout_s: float = 60.0) -> tuple[Admission, list[str]]:
         monkeypatch.setattr(admission, "ray", ray)
-        said: list[str] = []
-        return admission.take("mine", [{"CPU": 1.0}], timeout_s, said.append), said
+        messages: list[str] = []
+        waiting = Waiting(timeout_s, messages.append)
+        admitted = admission.wait_for_turn(Applicant("mine", "ben", 0.0, "1 CPU"), waiting)
+        waiting.end()
+        return admitted, messages
 
     return run
 
 
-def test_a_slow_start_of_our_own_is_waited_for(take: Callable[..., tuple[Any, list[str]]]) -> None:
+def test_a_slow_start_of_our_own_is_waited_for(take_turn: TakeTurn) -> None:
     ray = FakeRay([GetTimeoutError(), GetTimeoutError(), OTHER])
-    turn, said = take(ray)
+    admitted, messages = take_turn(ray)
     assert ray.made == 1
-    assert turn.actor is not None
-    assert said == ["waiting for the cluster to start a process", ""]
-    turn.release()
-    turn.release()
+    assert admitted.actor is not None
+    assert messages == ["waiting for the cluster to start a process", ""]
+    admitted.release()
+    admitted.release()
     assert ray.killed == 1
 
 
-def test_one_that_died_is_made_again(take: Callable[..., tuple[Any, list[str]]]) -> None:
+def test_one_that_died_is_made_again(take_turn: TakeTurn) -> None:
     ray = FakeRay([ActorDiedError()])
-    take(ray)
+    take_turn(ray)
     assert (ray.made, ray.killed) == (2, 1)
 
 
-def test_a_cluster_that_cannot_start_it_fails_the_run(take: Callable[..., tuple[Any, list[str]]]) -> None:
+def test_a_cluster_that_cannot_start_it_fails_the_run(take_turn: TakeTurn) -> None:
     ray = FakeRay([RuntimeEnvSetupError("no space left")])
     with pytest.raises(RunFailed, match="cannot start a process for the run: .*no space left"):
-        take(ray)
+        take_turn(ray)
     assert ray.killed == 1
 
 
 @pytest.mark.parametrize(
-    ("silent", "said"),
+    ("silent", "reason"),
     [(False, "before us is run theirs of ada, which needs 8 GPUs"), (True, "another run has it")],
 )
-def test_the_waiting_has_an_end_whoever_is_before_us(
-    take: Callable[..., tuple[Any, list[str]]], silent: bool, said: str
-) -> None:
+def test_the_waiting_has_an_end_whoever_is_before_us(take_turn: TakeTurn, silent: bool, reason: str) -> None:
     ray = FakeRay([GetTimeoutError()] * 10_000 if silent else [], holder=OTHER)
     with pytest.raises(
         RunFailed,
         match=(
-            rf"gave up after .* \(resources.queue_timeout_s = 0.05\) of waiting for the turn to start: {said}"
+            r"gave up after .* \(resources.queue_timeout_s = 0.05\) of waiting for the turn to start: "
+            rf"{reason}"
         ),
     ):
-        take(ray, timeout_s=0.05)
+        take_turn(ray, timeout_s=0.05)
     assert ray.killed == 0
 
 
 def test_what_is_needed_in_words() -> None:
-    assert admission.needed([{"CPU": 2.0, "GPU": 1.0}, {"CPU": 0.5}]) == "1 GPU and 2.5 CPUs"
-    assert admission.needed([{}]) == "nothing"
+    assert admission.resources_text([{"CPU": 2.0, "GPU": 1.0}, {"CPU": 0.5}]) == "1 GPU and 2.5 CPUs"
+    assert admission.resources_text([{}]) == "nothing"

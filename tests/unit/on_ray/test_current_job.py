@@ -7,14 +7,14 @@ import pytest
 from pcl_ray.on_ray import current_job
 
 
-def told(monkeypatch: pytest.MonkeyPatch, content: object) -> None:
+def set_job_config(monkeypatch: pytest.MonkeyPatch, content: object) -> None:
     monkeypatch.setenv(
         "RAY_JOB_CONFIG_JSON_ENV_VAR", content if isinstance(content, str) else json.dumps(content)
     )
 
 
 def test_a_job_knows_its_number_and_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    told(
+    set_job_config(
         monkeypatch,
         {
             "metadata": {
@@ -26,13 +26,13 @@ def test_a_job_knows_its_number_and_metadata(monkeypatch: pytest.MonkeyPatch) ->
             }
         },
     )
-    assert current_job.current() == current_job.Submission("raysubmit_1", {"sweep": "s", "owner": "me"})
+    assert current_job.current() == current_job.RayJob("raysubmit_1", {"sweep": "s", "owner": "me"})
     assert current_job.tags() == {"ray.submission_id": "raysubmit_1", "job.sweep": "s", "job.owner": "me"}
 
 
 @pytest.mark.parametrize("name", ["api_token", "PASSWORD", "s3-secret", "access_key", "credentials"])
 def test_metadata_that_look_like_a_secret_are_not_shown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    told(monkeypatch, {"metadata": {"job_submission_id": "x", name: "4711", "monkey": "fine"}})
+    set_job_config(monkeypatch, {"metadata": {"job_submission_id": "x", name: "4711", "monkey": "fine"}})
     assert current_job.tags() == {"ray.submission_id": "x", "job.monkey": "fine"}
 
 
@@ -41,7 +41,7 @@ def test_metadata_that_look_like_a_secret_are_not_shown(monkeypatch: pytest.Monk
     ["", "{", "[]", {}, {"metadata": None}, {"metadata": {}}, {"metadata": {"job_submission_id": 3}}],
 )
 def test_elsewhere_there_is_no_job(monkeypatch: pytest.MonkeyPatch, content: object) -> None:
-    told(monkeypatch, content)
+    set_job_config(monkeypatch, content)
     assert current_job.current() is None
     assert current_job.tags() == {}
 
@@ -51,8 +51,8 @@ def test_only_a_job_s_driver_hides_the_gpus_from_itself(monkeypatch: pytest.Monk
 
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    current_job.without_gpus()
+    current_job.hide_gpus()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
-    told(monkeypatch, {"metadata": {"job_submission_id": "x"}})
-    current_job.without_gpus()
+    set_job_config(monkeypatch, {"metadata": {"job_submission_id": "x"}})
+    current_job.hide_gpus()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

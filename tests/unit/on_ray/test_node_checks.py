@@ -1,0 +1,45 @@
+"""What one node finds out about itself; that every node is asked is shown in tests/ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pcl_ray.checkpoints import storage
+from pcl_ray.on_ray.node_checks import NodeReport, Requirements, examine_node
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [("content", ""), ("of another run", "another file is there"), (None, "No such file or directory")],
+)
+def test_a_folder_is_shared_where_the_driver_s_file_is_seen(
+    tmp_path: Path, written: str | None, problem: str
+) -> None:
+    probe = tmp_path / "probe"
+    if written is not None:
+        probe.write_text(written)
+    assert examine_node(Requirements(str(probe), "content")) == NodeReport(problem, "")
+
+
+def test_a_storage_is_read_before_it_is_written(tmp_path: Path) -> None:
+    requirements = Requirements("probe", "content", storage_uri=str(tmp_path / "shared"), run="one")
+    assert "just written is not there" in examine_node(requirements).folder_problem
+    assert not (tmp_path / "shared").exists()
+    storage.of_run(str(tmp_path / "shared"), "one").write("probe", b"content")
+    assert examine_node(requirements) == NodeReport("", "")
+    assert [path.name for path in (tmp_path / "shared/runs/one").iterdir()] == ["probe"]
+
+
+def test_images_are_known_by_their_size(tmp_path: Path) -> None:
+    probe, image = tmp_path / "probe", tmp_path / "image.png"
+    probe.write_text("content")
+    image.write_bytes(b"12345")
+    for size, file, problem in (
+        (5, image, ""),
+        (6, image, f"{image} has another size there"),
+        (5, tmp_path / "gone.png", f"{tmp_path}/gone.png: No such file or directory"),
+    ):
+        report = examine_node(Requirements(str(probe), "content", files=((str(file), size),)))
+        assert report == NodeReport("", problem)
