@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
-    """With the options that every benchmark takes."""
+    """A parser with the options that every benchmark takes."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,6 +75,8 @@ def exit_code(main: Callable[[], int]) -> int:
 
 @dataclass
 class Timed:
+    """The times of a call, and what it gave back each time."""
+
     seconds: list[float] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
 
@@ -171,7 +173,7 @@ class Report:
         return 0 if all(claim["holds"] for claim in self.claims) else 1
 
     def write(self, file: Path | None) -> None:
-        """What there is so far."""
+        """Writes what there is so far."""
         if file is not None:
             document = {
                 "benchmark": self.benchmark,
@@ -190,24 +192,20 @@ def shown(value: Any) -> str:
 def machine() -> str:
     model = platform.processor() or platform.machine()
     with suppress(OSError):
-        model = next(
-            (
-                line.split(":", 1)[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            model,
-        )
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f}"
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in ("pcl_ray", "torch", "numpy", "faiss-gpu", "faiss-cpu", "ray"):
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            numbers[name] = importlib.metadata.version(name)
+    return numbers
 
 
 class Mixture:
@@ -303,7 +301,7 @@ def memory_of(process: int) -> dict[str, int]:
 
 
 class MemoryWatch:
-    """Within it, `peak` follows the memory of another process, looked at every few milliseconds."""
+    """A context in which `peak` follows the memory of another process, looked at every few milliseconds."""
 
     def __init__(self, process: int):
         self._process, self._done = process, threading.Event()

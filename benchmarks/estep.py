@@ -108,7 +108,7 @@ def arguments() -> Namespace:
 
 
 @dataclass(frozen=True)
-class Found:
+class MeasuredClustering:
     """One clustering of either side, measured the same way."""
 
     objective: float
@@ -116,14 +116,14 @@ class Found:
     loop_seconds: float = 0.0
 
 
-def reference_e_step(features: np.ndarray, counts: tuple[int, ...], seed: int) -> list[Found]:
-    """For each K: faiss' k-means with 20 iterations and 5 restarts on all points, a last search, then the
-    concentrations by loops over the images.
+def reference_e_step(features: np.ndarray, counts: tuple[int, ...], seed: int) -> list[MeasuredClustering]:
+    """For each K the reference settings: faiss' k-means with 20 iterations and 5 restarts on all points, a
+    last search, then the concentrations by loops over the images.
     """
     import faiss
 
     faiss.omp_set_num_threads(os.cpu_count() or 1)
-    found = []
+    clusterings = []
     for m, k in enumerate(counts):
         # never a subsample, never a warning
         sizes = {"max_points_per_centroid": len(features), "min_points_per_centroid": 1}
@@ -142,10 +142,12 @@ def reference_e_step(features: np.ndarray, counts: tuple[int, ...], seed: int) -
         start = time.perf_counter()
         phi = looped_concentration(squares, nearest, k)
         seconds = time.perf_counter() - start
-        found.append(
-            Found(sum_of_squares(features, kmeans.centroids, nearest[:, 0]), percentiles(phi), seconds)
+        clusterings.append(
+            MeasuredClustering(
+                sum_of_squares(features, kmeans.centroids, nearest[:, 0]), percentiles(phi), seconds
+            )
         )
-    return found
+    return clusterings
 
 
 def looped_concentration(squares: np.ndarray, nearest: np.ndarray, k: int) -> np.ndarray:
@@ -171,9 +173,11 @@ def percentiles(phi: np.ndarray) -> tuple[float, ...]:
     return tuple(float(value) for value in np.percentile(phi, PERCENTILES))
 
 
-def measured(features: np.ndarray, clusters: ClusterSet) -> list[Found]:
+def measured(features: np.ndarray, clusters: ClusterSet) -> list[MeasuredClustering]:
     return [
-        Found(sum_of_squares(features, c.centroids, c.assignments), percentiles(c.concentration.numpy()))
+        MeasuredClustering(
+            sum_of_squares(features, c.centroids, c.assignments), percentiles(c.concentration.numpy())
+        )
         for c in clusters.clusterings
     ]
 
@@ -223,7 +227,7 @@ def reference(given: Namespace, report: Report) -> None:
     report.row("sizes", N=len(features), K=list(counts), repeats=given.repeats)
     for name, one in timed.items():
         report.timing(name, one)
-    loops = [sum(found.loop_seconds for found in run) for run in timed["reference"].results]
+    loops = [sum(one.loop_seconds for one in run) for run in timed["reference"].results]
     report.row("of the reference: loops over the images", seconds=statistics.median(loops))
     ratios = {
         name: report.ratio(f"reference / {name}", timed["reference"], one)
@@ -233,8 +237,10 @@ def reference(given: Namespace, report: Report) -> None:
     seeds = timed["reference"].results + [
         reference_e_step(features, counts, number) for number in range(given.repeats, LEAST_SEEDS)
     ]
-    found = {name: measured(features, one.results[-1]) for name, one in timed.items() if name != "reference"}
-    worst = objectives(report, counts, seeds, found)
+    clusterings = {
+        name: measured(features, one.results[-1]) for name, one in timed.items() if name != "reference"
+    }
+    worst = objectives(report, counts, seeds, clusterings)
     report.claim(
         "whole E-step, warm: times as fast as the reference settings (median of rounds)",
         ratios[names[usual]],
@@ -247,16 +253,19 @@ def reference(given: Namespace, report: Report) -> None:
         at_most=1.005,
         full_size=True,
     )
-    concentrations(report, counts, seeds, found[names[usual]])
+    concentrations(report, counts, seeds, clusterings[names[usual]])
 
 
 def objectives(
-    report: Report, counts: tuple[int, ...], seeds: list[list[Found]], found: dict[str, list[Found]]
+    report: Report,
+    counts: tuple[int, ...],
+    seeds: list[list[MeasuredClustering]],
+    clusterings: dict[str, list[MeasuredClustering]],
 ) -> dict[str, float]:
     """Rows about the objectives; for each of ours the ratio to the median over the reference's seeds, at the
     worst K.
     """
-    worst = dict.fromkeys(found, 0.0)
+    worst = dict.fromkeys(clusterings, 0.0)
     for m, k in enumerate(counts):
         of_seeds = [run[m].objective for run in seeds]
         middle = statistics.median(of_seeds)
@@ -267,14 +276,17 @@ def objectives(
             least=min(of_seeds) / middle,
             most=max(of_seeds) / middle,
         )
-        for name, each in found.items():
+        for name, each in clusterings.items():
             report.row(f"objective, K {k}: {name} / reference's median", ratio=each[m].objective / middle)
             worst[name] = max(worst[name], each[m].objective / middle)
     return worst
 
 
 def concentrations(
-    report: Report, counts: tuple[int, ...], seeds: list[list[Found]], found: list[Found]
+    report: Report,
+    counts: tuple[int, ...],
+    seeds: list[list[MeasuredClustering]],
+    clusterings: list[MeasuredClustering],
 ) -> None:
     """How far ours lie from the median of the reference's seeds, in units of the distance between the
     farthest two of them at the same K.
@@ -283,11 +295,15 @@ def concentrations(
     for m, k in enumerate(counts):
         table = np.array([run[m].phi for run in seeds])
         spread = float(np.ptp(table, axis=0).max())
-        apart = np.abs(np.array(found[m].phi) - np.median(table, axis=0))
+        apart = np.abs(np.array(clusterings[m].phi) - np.median(table, axis=0))
         for p, name in enumerate(PERCENTILES):
             middle, least, most = (float(of(table[:, p])) for of in (np.median, np.min, np.max))
             report.row(
-                f"φ, K {k}, percentile {name}", ours=found[m].phi[p], median=middle, least=least, most=most
+                f"φ, K {k}, percentile {name}",
+                ours=clusterings[m].phi[p],
+                median=middle,
+                least=least,
+                most=most,
             )
         worst = max(worst, float(apart.max()) / max(spread, 1e-12))
     text = (
@@ -520,37 +536,38 @@ def gather(given: Namespace, report: Report) -> None:
         actor = launch.start_e_step_actor(config)
         pushers = [ray.remote(Pusher).options(num_cpus=1).remote(number, half) for number in range(2)]
 
-        def request(cluster: bool, num_images: int = 2 * half, shards: int = 2) -> EStepRequest:
+        def build_request(cluster: bool, num_images: int = 2 * half, shards: int = 2) -> EStepRequest:
             return EStepRequest(1, cluster, False, shards, num_images, 0)
 
-        def run(key: str, asked: EStepRequest, previous: ClusterSet | None = None) -> Any:
-            answer = ray.get(actor.run.remote(key, asked, ray.put(previous), None, None), timeout=LIMIT_S)
+        def run(key: str, request: EStepRequest, previous: ClusterSet | None = None) -> Any:
+            answer = ray.get(actor.run.remote(key, request, ray.put(previous), None, None), timeout=LIMIT_S)
             if answer.missing or answer.refused:
                 raise RunFailed(f"the E-step actor answers: {answer.missing or answer.refused}")
             return answer
 
         def push(key: str) -> None:
             ray.get(
-                [pusher.push.remote(task, actor, key, request(True)) for pusher in pushers], timeout=LIMIT_S
+                [pusher.push.remote(task, actor, key, build_request(True)) for pusher in pushers],
+                timeout=LIMIT_S,
             )
 
         def gathered(number: int) -> None:
             push(f"round {number}")
-            run(f"round {number}", request(False))  # says whether the matrix is whole, and drops it
+            run(f"round {number}", build_request(False))  # says whether the matrix is whole, and drops it
 
         # A small E-step first: what libraries take when they are loaded is not what is asked.
         small = Mixture(MODES).draw(20 * MODES, seed=1).numpy()
         ray.get(
             actor.push.remote("small", "train", np.arange(len(small)), small, len(small)), timeout=LIMIT_S
         )
-        run("small", request(True, len(small), 1))
+        run("small", build_request(True, len(small), 1))
         gather_times(given, report, gathered, size)
         gather_memory(
             report,
             ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=LIMIT_S),
             push,
             run,
-            request(True),
+            build_request(True),
             half,
         )
 
@@ -577,7 +594,7 @@ def gather_times(given: Namespace, report: Report, gathered: Any, size: int) -> 
     )
 
 
-def gather_memory(report: Report, process: int, push: Any, run: Any, asked: Any, half: int) -> None:
+def gather_memory(report: Report, process: int, push: Any, run: Any, request: Any, half: int) -> None:
     """The E-step actor's memory above what it had before the features came, in units of their bytes."""
     size = 2 * half * DIM * 4
     which = torch.cat([Mixture(MODES).which(half, seed=10 + number) for number in range(2)])
@@ -586,7 +603,7 @@ def gather_memory(report: Report, process: int, push: Any, run: Any, asked: Any,
     with MemoryWatch(process) as gathering:
         push("memory")
     with MemoryWatch(process) as clustering:
-        answer = run("memory", asked, previous)
+        answer = run("memory", request, previous)
     assert not answer.metrics["cluster/0/cold"], "the clustering was to begin warm"
     for name, watch in {"gather": gathering, f"label-warm clustering, K {MODES}": clustering}.items():
         above = {kind: (watch.peak[kind] - before[kind]) / size for kind in before}

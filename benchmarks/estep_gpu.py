@@ -147,29 +147,29 @@ def faiss_calls(rows: Tensor, centroids: Tensor) -> dict[str, Callable[[], Any]]
 
 
 def exactness(rows: Tensor, centroids: Tensor, largest: float) -> list[Row]:
-    """On a sample, against float64: the share of right labels, and by how much the sum of squared distances
-    exceeds the least one.
+    """How exact each is against float64, on a sample: the share of right labels, and by how much the sum of
+    squared distances exceeds the least one.
     """
     sample = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))[:SAMPLE].to(DEVICE)]
     wide = centroids.double()
-    found = {
+    results = {
         f"{backend} {precision}": fused.nearest(
             sample, centroids, half=half, largest=largest, backend=backend
         )
         for precision, half in (("half", True), ("float32", False))
         for backend in ("triton", "torch")
     }
-    right, excess, least = dict.fromkeys(found, 0), dict.fromkeys(found, 0.0), 0.0
+    right, excess, least = dict.fromkeys(results, 0), dict.fromkeys(results, 0.0), 0.0
     for start in range(0, len(sample), 500):
         distances = torch.cdist(sample[start : start + 500].double(), wide).square()
         best, true = distances.min(dim=1)
         least += float(best.sum())
-        for name, labels in found.items():
+        for name, labels in results.items():
             own = labels[start : start + 500]
             right[name] += int((own == true).sum())
             excess[name] += float((distances.gather(1, own[:, None])[:, 0] - best).sum())
     out = []
-    for name in found:
+    for name in results:
         out.append(
             {
                 "case": f"exactness of {name}",
@@ -221,7 +221,8 @@ def sweep(rows: Tensor, centroids: Tensor, largest: float, repeats: int) -> list
     """Block sizes beside those of the module, in half precision; those that do not fit the GPU are left
     out.
     """
-    chosen, out = fused._blocks, []
+    usual_blocks = fused._blocks
+    out: list[Row] = []
     for tile_rows, tile_centroids, warps, stages in BLOCKS:
         blocks = fused._Blocks(tile_rows, tile_centroids, DIM, warps, stages)
         fused._blocks = lambda dim, half, blocks=blocks: blocks
@@ -235,7 +236,7 @@ def sweep(rows: Tensor, centroids: Tensor, largest: float, repeats: int) -> list
         except Exception as error:  # out of shared memory or registers: an answer too
             print(f"{name}: {type(error).__name__}", flush=True)
         finally:
-            fused._blocks = chosen
+            fused._blocks = usual_blocks
     return out
 
 
@@ -291,15 +292,15 @@ def claims(rows: list[Row], exact: bool, e_step_seconds: float, *, speed: bool) 
 
 
 def versions() -> dict[str, str]:
-    found = {
+    numbers = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
     }
     for name in ("triton", "faiss"):
         if name in sys.modules:
-            found[name] = sys.modules[name].__version__
-    return found
+            numbers[name] = sys.modules[name].__version__
+    return numbers
 
 
 def main() -> int:

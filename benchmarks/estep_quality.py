@@ -27,10 +27,10 @@ SETTINGS = {
 def main() -> int:
     given = quality_runs.options(__doc__, repeats=3)
     report = common.Report("estep_quality", given.quick)
-    found = quality_runs.runs(report, SETTINGS, given)
+    figures = quality_runs.runs(report, SETTINGS, given)
     for name in list(SETTINGS)[1:]:
         lost = quality_runs.lost(
-            report, f"kNN accuracy lost by {name}, seed by seed", found["fresh"], found[name]
+            report, f"kNN accuracy lost by {name}, seed by seed", figures["fresh"], figures[name]
         )
         report.claim(f"mean kNN accuracy lost by {name}", statistics.mean(lost), at_most=0.01, full_size=True)
     return report.end(given.json)

@@ -251,7 +251,7 @@ def processor_seconds(shard: Any) -> float:
 
 
 def count_exchanges(shard: Any) -> None:
-    """In the actor: from now on `shard.exchanges` lists every exchange with the peers."""
+    """Runs in the actor: from now on `shard.exchanges` lists every exchange with the peers."""
     from pcl_ray.clustering.group import TorchGroup
 
     shard.exchanges = []
@@ -262,9 +262,9 @@ def count_exchanges(shard: Any) -> None:
         add(self, *tensors)
 
     def counted_gather(self: Any, rows: Any) -> Any:
-        found = gather(self, rows)
-        shard.exchanges.append(("gather", found.nbytes))
-        return found
+        gathered = gather(self, rows)
+        shard.exchanges.append(("gather", gathered.nbytes))
+        return gathered
 
     TorchGroup.sum, TorchGroup.gather = counted_sum, counted_gather  # type: ignore[method-assign]
 
@@ -380,7 +380,7 @@ def checked(costs: Costs, alone: Alone, report: Report, count: int, k: int, shor
 def core_seconds(
     costs: Costs, rows: float, k: int, workers: int, alone: Alone, *, shortlist: bool
 ) -> dict[str, float]:
-    """Of one worker's E-step, on one core, without the network. `rows`: of this worker."""
+    """The seconds of one worker's E-step, on one core, without the network. `rows`: of this worker."""
     brute = costs.brute * rows * k
     pass_ = (
         CANDIDATES * (costs.shortlist * rows + costs.candidates * min(k, rows)) + 0.01 * brute
@@ -425,6 +425,17 @@ ETHERNET_25, ETHERNET_100 = Network("25 GbE", 25, 50e-6, True), Network("100 GbE
 INFINIBAND = Network("400 Gb IB", 400, 5e-6, False)
 
 
+@dataclass(frozen=True)
+class Setup:
+    """The workers, their network and the size of a clustering."""
+
+    kind: str  # of the workers: CPU or GPU
+    network: Network
+    workers: int
+    images: int
+    k: int
+
+
 def model(given: Namespace, costs: Costs, alone: Alone, report: Report, shortlist_from: int) -> None:
     assumptions(given, alone, report)
     rows = []
@@ -437,9 +448,8 @@ def model(given: Namespace, costs: Costs, alone: Alone, report: Report, shortlis
                     ("GPU", ETHERNET_100),
                     ("GPU", INFINIBAND),
                 ):
-                    rows.append(
-                        modelled(given, costs, alone, kind, network, workers, images, k, shortlist_from)
-                    )
+                    setup = Setup(kind, network, workers, images, k)
+                    rows.append(modelled(given, costs, alone, setup, shortlist_from))
     report.table(rows)
 
 
@@ -473,36 +483,24 @@ def assumptions(given: Namespace, alone: Alone, report: Report) -> None:
         )
 
 
-def modelled(
-    given: Namespace,
-    costs: Costs,
-    alone: Alone,
-    kind: str,
-    network: Network,
-    workers: int,
-    images: int,
-    k: int,
-    shortlist_from: int,
-) -> Row:
+def modelled(given: Namespace, costs: Costs, alone: Alone, setup: Setup, shortlist_from: int) -> Row:
+    kind, network, workers, images, k = setup.kind, setup.network, setup.workers, setup.images, setup.k
     rows, shortlist = images / workers, kind == "CPU" and 0 < shortlist_from <= k
     if kind == "CPU":
         parts = core_seconds(costs, rows, k, workers, alone, shortlist=shortlist)
         parts = {name: seconds / (given.cpu_efficiency * given.cpu_cores) for name, seconds in parts.items()}
     else:
         parts = gpu_seconds(given, rows, k, alone)
-    size, calls = (
-        (alone.passes + 1) * k * OWN_MOMENTS + 8 * k,
-        4 * alone.passes + 4 + alone.passes * shortlist,
-    )
-    parts["all_reduce"] = network.all_reduce(size, workers, calls) + (
-        network.all_reduce(8 * k * CANDIDATES, workers, 1) / 2 if shortlist else 0.0
-    )
+    size = (alone.passes + 1) * k * OWN_MOMENTS + 8 * k
+    calls = 4 * alone.passes + 4 + alone.passes * shortlist
+    parts["all_reduce"] = network.all_reduce(size, workers, calls)
+    if shortlist:
+        parts["all_reduce"] += network.all_reduce(8 * k * CANDIDATES, workers, 1) / 2
     whole, m_step = sum(parts.values()), rows / (given.cpu_images if kind == "CPU" else given.gpu_images)
     gigabytes = (rows * DIM * 4 + 4 * k * OWN_MOMENTS) / 1e9
-    place = {"kind": kind, "network": network.name, "workers": workers, "N": f"{images:.0e}", "K": k}
-    return (
-        place | parts | {"e_step": whole, "m_step": m_step, "share": whole / m_step, "gigabytes": gigabytes}
-    )
+    case = {"kind": kind, "network": network.name, "workers": workers, "N": f"{images:.0e}", "K": k}
+    sums = {"e_step": whole, "m_step": m_step, "share": whole / m_step, "gigabytes": gigabytes}
+    return case | parts | sums
 
 
 def gpu_seconds(given: Namespace, rows: float, k: int, alone: Alone) -> dict[str, float]:

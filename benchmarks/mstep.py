@@ -122,26 +122,26 @@ def main() -> int:
     )
     options.add_argument("--cases", default="", help="only the cases whose names contain this")
     options.add_argument("--compile", action="store_true", help="ours with train.compile")
-    asked = options.parse_args()
-    if asked.device == "cuda" and not torch.cuda.is_available():
+    arguments = options.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no GPU here")
-    device = torch.device(asked.device)
-    report = Report("mstep", asked.quick)
+    device = torch.device(arguments.device)
+    report = Report("mstep", arguments.quick)
     if device.type == "cuda":
         report.machine += f"; {torch.cuda.get_device_name()}"
-    repeats = min(asked.repeats, 2) if asked.quick else asked.repeats
-    if asked.only in (None, "augmentation"):
+    repeats = min(arguments.repeats, 2) if arguments.quick else arguments.repeats
+    if arguments.only in (None, "augmentation"):
         augmentation(report, device, repeats)
-    if asked.only in (None, "files"):
+    if arguments.only in (None, "files"):
         files(report, device, repeats)
-    if asked.only in (None, "negatives"):
+    if arguments.only in (None, "negatives"):
         negatives(report, device, repeats)
-    if asked.only in (None, "training"):
-        for case in CASES[:2] if asked.quick else CASES:
-            if asked.cases in case.name:
-                training(report, case, device, repeats, compiled=asked.compile)
-                report.write(asked.json)
-    return report.end(asked.json)
+    if arguments.only in (None, "training"):
+        for case in CASES[:2] if arguments.quick else CASES:
+            if arguments.cases in case.name:
+                training(report, case, device, repeats, compiled=arguments.compile)
+                report.write(arguments.json)
+    return report.end(arguments.json)
 
 
 def training(report: Report, case: Case, device: torch.device, repeats: int, *, compiled: bool) -> None:
@@ -307,21 +307,17 @@ class PlainPairs(Dataset[Any]):
         jitter = transforms.ColorJitter(
             settings.jitter, settings.jitter, settings.jitter * colour, settings.hue * colour
         )
+        grey = [transforms.RandomGrayscale(settings.grey)] if colour else []
+        blur: list[Any] = []
+        if settings.blur:
+            gaussian = transforms.GaussianBlur(blur_size(settings.image_size), (0.1, 2.0))
+            blur = [transforms.RandomApply([gaussian], settings.blur)]
         self.view = transforms.Compose(
             [
                 transforms.RandomResizedCrop(settings.image_size, scale=(settings.min_crop, 1.0)),
                 transforms.RandomApply([jitter], p=0.8),
-                *([transforms.RandomGrayscale(settings.grey)] if colour else []),
-                *(
-                    [
-                        transforms.RandomApply(
-                            [transforms.GaussianBlur(blur_size(settings.image_size), (0.1, 2.0))],
-                            settings.blur,
-                        )
-                    ]
-                    if settings.blur
-                    else []
-                ),
+                *grey,
+                *blur,
                 transforms.RandomHorizontalFlip(settings.flip),
                 transforms.ToTensor(),
                 transforms.Normalize(settings.mean, settings.std),
@@ -356,14 +352,13 @@ def augmentation(report: Report, device: torch.device, repeats: int) -> None:
     report.section(f"views of one image, in µs: the recipe v2, {device.type}, one thread")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for size, channels, blur in (
-        (28, 1, 0.0),
-        (32, 3, 0.0),
-        (32, 3, 0.5),
-        (96, 3, 0.5),
-        *(((224, 3, 0.5),) if device.type == "cuda" else ()),
-    ):
-        count = (64 if size > 64 else 256) if device.type == "cpu" else 512
+    cases = [(28, 1, 0.0), (32, 3, 0.0), (32, 3, 0.5), (96, 3, 0.5)]
+    if device.type == "cuda":
+        cases.append((224, 3, 0.5))
+    for size, channels, blur in cases:
+        count = 512
+        if device.type == "cpu":
+            count = 64 if size > 64 else 256
         config = configs.with_overrides(RunConfig(), pictures(size, channels) | {"augment.blur": blur})
         pixels = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8)
         indices, views = torch.arange(count), Views(config, device)
@@ -466,10 +461,8 @@ def negatives(report: Report, device: torch.device, repeats: int) -> None:
     queries = F.normalize(torch.randn(256, 128, generator=draw), dim=1).to(device).requires_grad_()
     for k in (1000, 10_000, 25_000) if report.quick else (1000, 10_000, 25_000, 50_000, 100_000, 300_000):
         prototypes = F.normalize(torch.randn(k, 128, generator=draw), dim=1).to(device)
-        phi, positives = (
-            torch.full((k,), 0.2, device=device),
-            torch.randint(k, (256,), generator=draw).to(device),
-        )
+        phi = torch.full((k,), 0.2, device=device)
+        positives = torch.randint(k, (256,), generator=draw).to(device)
         generator = torch.Generator(device=device).manual_seed(0)
         count = min(16_384, k // 2)
 

@@ -32,9 +32,9 @@ _T_95 = 2.262  # 95 % of Student's t with 9 degrees of freedom lie within ±
 def main() -> int:
     given = quality_runs.options(__doc__, repeats=10)
     report = common.Report("mstep_quality", given.quick)
-    found = quality_runs.runs(report, SETTINGS, given)
+    figures = quality_runs.runs(report, SETTINGS, given)
     lost = quality_runs.lost(
-        report, "kNN accuracy lost by the fast pipeline, seed by seed", found["slow"], found["fast"]
+        report, "kNN accuracy lost by the fast pipeline, seed by seed", figures["slow"], figures["fast"]
     )
     if len(lost) > 1:
         error = statistics.stdev(lost) / len(lost) ** 0.5

@@ -35,15 +35,15 @@ def runs(
     report: Report, settings: dict[str, list[str]], given: argparse.Namespace
 ) -> dict[str, list[dict[str, float]]]:
     """The figures of every setting and seed, seeds in turns."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     for seed in range(given.repeats):
         for name, words in settings.items():
-            found[name].append(trained(words, seed, given))
-    for name, each in found.items():
+            figures[name].append(trained(words, seed, given))
+    for name, each in figures.items():
         for figure in FIGURES:
             values = [run[figure] for run in each]
             report.row(f"{name}: {figure}", mean=statistics.mean(values), least=min(values), most=max(values))
-    return found
+    return figures
 
 
 def lost(

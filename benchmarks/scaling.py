@@ -58,32 +58,34 @@ def main() -> int:
         default=24_000,
         help="images of an epoch (default: %(default)s; on a 2-core CPU half a minute)",
     )
-    asked = options.parse_args()
-    if asked.device == "cuda" and torch.cuda.device_count() < max(asked.workers):
+    arguments = options.parse_args()
+    if arguments.device == "cuda" and torch.cuda.device_count() < max(arguments.workers):
         raise ConfigError(
-            f"--workers {max(asked.workers)}: torch finds {torch.cuda.device_count()} GPUs here"
+            f"--workers {max(arguments.workers)}: torch finds {torch.cuda.device_count()} GPUs here"
         )
-    report = Report("scaling", asked.quick)
-    images, repeats = (1024, 1) if asked.quick else (asked.images, asked.repeats)
+    report = Report("scaling", arguments.quick)
+    images, repeats = (1024, 1) if arguments.quick else (arguments.images, arguments.repeats)
     with_ray = importlib.util.find_spec("ray") is not None
     report.section(
-        f"seconds of an epoch of {images} images, 28 × 28, batch 256, K = 200, 400; {asked.device}"
+        f"seconds of an epoch of {images} images, 28 × 28, batch 256, K = 200, 400; {arguments.device}"
         + ("" if with_ray else "; Ray is not installed")
     )
     seconds: dict[tuple[str, int], list[float]] = {}
     for _ in range(repeats):
-        for workers in asked.workers:
-            config = config_of(images, workers, asked.device)
+        for workers in arguments.workers:
+            config = config_of(images, workers, arguments.device)
             for kind in ("plain", "ray") if with_ray else ("plain",):
-                history = (through_ray if kind == "ray" else through_processes)(config, images, asked.device)
+                history = (through_ray if kind == "ray" else through_processes)(
+                    config, images, arguments.device
+                )
                 seconds.setdefault((kind, workers), []).append(
                     statistics.median(entry["metrics"]["perf/epoch_seconds"] for entry in history[1:])
                 )
                 report.row(
                     f"{kind}, {workers} workers", seconds=seconds[kind, workers][-1], **shares(history)
                 )
-    summarise(report, seconds, asked.workers)
-    return report.end(asked.json)
+    summarise(report, seconds, arguments.workers)
+    return report.end(arguments.json)
 
 
 def shares(history: list[dict[str, Any]]) -> dict[str, float]:
@@ -128,7 +130,7 @@ def summarise(report: Report, seconds: dict[tuple[str, int], list[float]], worke
 
 
 def config_of(images: int, workers: int, device: str) -> RunConfig:
-    """As many cores in all, whatever the number of workers."""
+    """The configuration of a run, with as many cores in all, whatever the number of workers."""
     gpu = device == "cuda"
     knobs: dict[str, Any] = {
         "data.source": "arrays",

@@ -72,10 +72,10 @@ def main() -> int:
                 at_most=0.15,
                 full_size=True,
             )
-    saved = [1 - with_it / without for with_it, without in zip(shared.results, alone.results, strict=True)]
-    report.row("device time saved by the shared warm-up", least=min(saved), most=max(saved))
+    shares = [1 - with_it / without for with_it, without in zip(shared.results, alone.results, strict=True)]
+    report.row("device time saved by the shared warm-up", least=min(shares), most=max(shares))
     report.claim(
-        "device time saved by the shared warm-up (worst round)", min(saved), at_least=0.3, full_size=True
+        "device time saved by the shared warm-up (worst round)", min(shares), at_least=0.3, full_size=True
     )
     report.claim("weights, clusters and figures of all trials bit for bit the same", float(same), at_least=1)
     return report.end(given.json)

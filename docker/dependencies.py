@@ -1,5 +1,5 @@
-"""What an image installs: `python dependencies.py cpu|gpu` prints pyproject.toml's dependencies, each as
-requirements.lock has it.
+"""The packages that an image installs: `python dependencies.py cpu|gpu` prints pyproject.toml's dependencies,
+each as requirements.lock has it.
 
 They are the packages of a run without the tools of the tests. `cpu` takes faiss's build for CPUs on x86-64
 too.
@@ -14,12 +14,12 @@ from pathlib import Path
 
 
 def wanted(target: str, pyproject: str, lock: str) -> list[str]:
-    """Requirements with exact versions. Raises KeyError for a dependency that the lock does not have."""
+    """The requirements with exact versions. Raises KeyError for a dependency that the lock does not have."""
     pins = {
         name.lower().replace("_", "-"): version
         for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", lock, flags=re.MULTILINE)
     }
-    found = []
+    pinned: list[str] = []
     for requirement in tomllib.loads(pyproject)["project"]["dependencies"]:
         bare, _, marker = requirement.partition(";")
         match = re.match(r"([\w.-]+)(\[[^]]*\])?", bare)
@@ -29,19 +29,14 @@ def wanted(target: str, pyproject: str, lock: str) -> list[str]:
             continue
         if target == "cpu" and name == "faiss-cpu":
             marker = ""
-        found.append(
-            f"{name}{extras}=={pins[name.lower().replace('_', '-')]}"
-            + (f"; {marker.strip()}" if marker else "")
-        )
+        line = f"{name}{extras}=={pins[name.lower().replace('_', '-')]}"
+        pinned.append(f"{line}; {marker.strip()}" if marker else line)
     build_tools = f"setuptools=={pins['setuptools']}"
-    return [*found, build_tools]
+    return [*pinned, build_tools]
 
 
 if __name__ == "__main__":
     if sys.argv[1:] not in (["cpu"], ["gpu"]):
         sys.exit("usage: dependencies.py cpu|gpu, in the folder of pyproject.toml and requirements.lock")
-    print(
-        "\n".join(
-            wanted(sys.argv[1], Path("pyproject.toml").read_text(), Path("requirements.lock").read_text())
-        )
-    )
+    pyproject, lock = Path("pyproject.toml").read_text(), Path("requirements.lock").read_text()
+    print("\n".join(wanted(sys.argv[1], pyproject, lock)))

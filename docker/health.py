@@ -12,19 +12,19 @@ _LIMIT_S = 5.0
 
 
 def problem(url: str) -> str:
-    """Empty where it answers 200. A proxy of the environment is passed by: what is asked is in this
-    container.
+    """What is wrong with the answer; empty where it is 200.
+
+    A proxy of the environment is passed by: the server is in this container.
     """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            url, timeout=_LIMIT_S
-        ) as answer:
+        with opener.open(url, timeout=_LIMIT_S) as answer:
             return "" if answer.status == 200 else f"{url}: {answer.status}"
     except OSError as error:
         return f"{url}: {error}"
 
 
 if __name__ == "__main__":
-    found = [said for said in map(problem, sys.argv[1:]) if said]
-    if found or not sys.argv[1:]:
-        sys.exit("\n".join(found) or "usage: health.py URL [URL …]")
+    problems = [text for text in map(problem, sys.argv[1:]) if text]
+    if problems or not sys.argv[1:]:
+        sys.exit("\n".join(problems) or "usage: health.py URL [URL …]")

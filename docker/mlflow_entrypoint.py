@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""What the MLflow container runs first: secrets from files, the database's tables brought up to date, then
-the command that it was given.
+"""The entry point of the MLflow container: reads secrets from files, brings the database's tables up to date,
+then runs the command that it was given.
 
 Nothing secret is ever an argument of a process: the address of the store goes by MLFLOW_BACKEND_STORE_URI.
 
-PGHOST, PGPORT, PGUSER, PGDATABASE  the database PGPASSWORD_FILE                     its password
-MLFLOW_ADMIN_PASSWORD_FILE          password of the user admin; a file that is missing or empty means: no
-login MLFLOW_FLASK_KEY_FILE               signs MLflow's forms where there is a login
+PGHOST, PGPORT, PGUSER, PGDATABASE   the database
+PGPASSWORD_FILE                      its password
+MLFLOW_ADMIN_PASSWORD_FILE           password of the user admin; missing or empty: no login
+MLFLOW_FLASK_KEY_FILE                signs MLflow's forms where there is a login
 """
 
 from __future__ import annotations
@@ -36,18 +37,17 @@ def secret(environment: Mapping[str, str], name: str) -> str:
 
 
 def store_uri(environment: Mapping[str, str]) -> str:
-    """Address of the PostgreSQL database, with its password."""
+    """The address of the PostgreSQL database, with its password."""
     password = secret(environment, "PGPASSWORD_FILE")
     if not password:
         sys.exit(
             f"PGPASSWORD_FILE: {environment.get('PGPASSWORD_FILE', 'not set')}: no password of the database"
             " there; docker/make_secrets.sh writes it"
         )
-    user, host, port = (
-        environment.get(*default)
-        for default in (("PGUSER", "mlflow"), ("PGHOST", "postgres"), ("PGPORT", "5432"))
-    )
-    login = f"{quote(str(user), safe='')}:{quote(password, safe='')}"
+    user = environment.get("PGUSER", "mlflow")
+    host = environment.get("PGHOST", "postgres")
+    port = environment.get("PGPORT", "5432")
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
     return f"postgresql+psycopg2://{login}@{host}:{port}/{environment.get('PGDATABASE', 'mlflow')}"
 
 

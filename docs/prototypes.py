@@ -1,5 +1,6 @@
-"""Draws the prototypes of a run: each row the images nearest to one prototype. `python docs/prototypes.py
-RUN_DIR OUT.png`
+"""Draws the prototypes of a run, each row the images nearest to one of them.
+
+    python docs/prototypes.py RUN_DIR OUT.png
 
 The rows are the tightest clusters of the first clustering, by their concentration φ.
 """
@@ -24,6 +25,7 @@ ROWS, COLUMNS, SIDE, GAP = 10, 16, 40, 4
 
 
 def main(run_dir: Path, out: Path) -> None:
+    """Writes the sheet of a run's newest checkpoint."""
     settings = config.load(run_dir / "config.yaml")
     images = datasets.load(settings.data, cache_dir=run_dir).train
     newest = epoch_files.latest(run_dir / "checkpoints")
@@ -31,9 +33,8 @@ def main(run_dir: Path, out: Path) -> None:
     clusters = run_state.load(newest).clusters
     assert clusters is not None, "the run never clustered"
     clustering = clusters.clusterings[0]
-    shard = extract_features(
-        load_encoder(newest, encoder="momentum"), EvaluationLoader(images, settings), torch.device("cpu")
-    )
+    encoder = load_encoder(newest, encoder="momentum")
+    shard = extract_features(encoder, EvaluationLoader(images, settings), torch.device("cpu"))
     similarity = torch.from_numpy(shard.features) @ clustering.prototypes.T
     full = (clustering.sizes >= COLUMNS).nonzero().flatten()
     rows = full[clustering.concentration[full].argsort()[:ROWS]]
@@ -43,11 +44,8 @@ def main(run_dir: Path, out: Path) -> None:
         nearest = members[similarity[members, prototype].argsort(descending=True)[:COLUMNS]]
         for x, index in enumerate(nearest.tolist()):
             pixels = images.read(index)
-            picture = (
-                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-                .convert("RGB")
-                .resize((SIDE, SIDE))
-            )
+            grey_or_colour = pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
+            picture = Image.fromarray(grey_or_colour).convert("RGB").resize((SIDE, SIDE))
             top, left = GAP + y * (SIDE + GAP), GAP + x * (SIDE + GAP)
             sheet[top : top + SIDE, left : left + SIDE] = np.array(picture)
     Image.fromarray(sheet).save(out, optimize=True)
