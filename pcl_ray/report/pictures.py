@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pcl_ray.report.drawing.panels import figure_of, tidy
 from pcl_ray.snapshot import FARTHEST, NEAREST, ROLES, ClusteringSnapshot, Snapshot, Thumbnails
 
-_CELL, _GAP, _APART, _TEXT, _TITLE = 44, 3, 22, 168, 46  # px
+CELL = 44  # px, the side of a picture on a sheet
+_GAP, _APART, _TEXT, _TITLE = 3, 22, 168, 46  # px
 _BLUE = "#0072B2"
 _DPI = 100
 _MOST_COLOURS = 20
@@ -34,17 +35,17 @@ def prototype_sheet(
     """
     clustering = snapshot.clusterings[number]
     rows = [(role, int(k)) for role, prototypes in clustering.roles().items() for k in prototypes]
-    width = _TEXT + (NEAREST + FARTHEST) * (_CELL + _GAP) + _APART
-    sheet = Image.new("RGB", (width, _TITLE + len(rows) * (_CELL + _GAP)), "white")
+    width = _TEXT + (NEAREST + FARTHEST) * (CELL + _GAP) + _APART
+    sheet = Image.new("RGB", (width, _TITLE + len(rows) * (CELL + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     note = f" ({snapshot.note})" if snapshot.note else ""
     title = f"K = {clustering.num_clusters}, after {snapshot.epoch} epochs{note}"
     draw.text((_GAP, 2), title, fill="black", font=_font(13))
     draw.text((_TEXT, 24), "nearest images", fill="#555555", font=_font(12))
-    left = _TEXT + NEAREST * (_CELL + _GAP) + _APART
+    left = _TEXT + NEAREST * (CELL + _GAP) + _APART
     draw.text((left, 24), "farthest of the cluster", fill="#555555", font=_font(12))
     for line, (role, prototype) in enumerate(rows):
-        top = _TITLE + line * (_CELL + _GAP)
+        top = _TITLE + line * (CELL + _GAP)
         _draw_texts(draw, top, clustering, prototype, role, class_names)
         _draw_images(sheet, top, clustering, prototype, thumbnails)
     return sheet
@@ -76,7 +77,7 @@ def _draw_images(
         for column, image in enumerate(images.tolist(), start=first):
             pixels = thumbnails.picture(image) if image >= 0 else None
             if pixels is not None:
-                sheet.paste(enlarged(pixels, _CELL), (left + column * (_CELL + _GAP), top))
+                sheet.paste(enlarged(pixels, CELL), (left + column * (CELL + _GAP), top))
 
 
 def enlarged(pixels: np.ndarray, side: int) -> Image.Image:

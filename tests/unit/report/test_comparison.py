@@ -1,31 +1,23 @@
+"""Several runs on one page."""
+
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pages import PageReader
 from reported import digits_record, digits_snapshot, history
-from test_page import Reader
 
 from pcl_ray.report import comparison
-from pcl_ray.report.differences import (
-    Measure,
-    best_of,
-    common_evaluation,
-    difference,
-    differing,
-    measures,
-    sentences,
-    warnings,
-)
+from pcl_ray.report.differences import common_evaluation, differing, measures, sentences
 from pcl_ray.report.run_record import RunRecord
 
 
-def read(records: list[RunRecord], folder: Path) -> Reader:
+def read_pages(records: list[RunRecord], folder: Path) -> PageReader:
     path = folder / "comparison.html"
     assert comparison.write(records, path) == path
-    return Reader(path.read_text(encoding="utf-8"))
+    return PageReader(path.read_text(encoding="utf-8"))
 
 
 def said(records: list[RunRecord]) -> list[str]:
@@ -57,7 +49,7 @@ def test_only_differing_knobs(tmp_path: Path) -> None:
         ("loss.temperature", (0.2, 0.1, 0.1)),
         ("e_step.alpha", (10.0, 10.0, 3.0)),
     ]
-    found = read(records, tmp_path)
+    found = read_pages(records, tmp_path)
     assert "A one finished" in found.text
     assert "C three finished" in found.text
 
@@ -76,44 +68,11 @@ def test_one_knob_may_be_named(tmp_path: Path) -> None:
     assert any("one seed" in other for other in others)
 
 
-def test_several_knobs_are_no_cause() -> None:
-    records = [digits_record("one"), digits_record("two", {"loss.temperature": 0.1, "optimizer.lr": 0.01})]
-    assert any("no single one can be named" in sentence for sentence in said(records))
-    many = {
-        "loss.temperature": 0.1,
-        "optimizer.lr": 0.01,
-        "e_step.alpha": 1,
-        "train.batch_size": 64,
-        "encoder.dim": 32,
-    }
-    assert said([digits_record("one"), digits_record("two", many)])[0].startswith(
-        "B differs from A in 5 knobs"
-    )
-
-
-def test_seeds_tell_what_chance_is() -> None:
-    records = [
-        digits_record("one"),
-        digits_record("two", {"seed": 1}, history=history(6, better=0.004)),
-        digits_record("three", {"loss.temperature": 0.1}),
-    ]
-    assert (
-        "A and B differ in nothing but the seed: kNN top-1 from 0.778 to 0.782. Differences of that size are"
-        " chance." in said(records)
-    )
-
-
-def test_knobs_without_effect_are_listed_but_no_cause() -> None:
-    records = [digits_record("one"), digits_record("two", {"tracking.experiment": "other"})]
-    assert [knob.name for knob in differing(records)] == ["tracking.experiment"]
-    assert said(records)[0].startswith("B has the configuration of A: ")
-
-
 def test_the_last_common_evaluation(tmp_path: Path) -> None:
     short, long = digits_record("short", history=history(4)), digits_record("long", {"train.epochs": 6})
     assert common_evaluation([short, long]) == 4
     assert common_evaluation([short, digits_record("none", history=[])]) is None
-    text = read([short, long], tmp_path).text
+    text = read_pages([short, long], tmp_path).text
     assert "After epoch 4" in text
     assert "At the end of each" in text
     assert "A, epoch 4 B, epoch 6" in text
@@ -129,7 +88,7 @@ def test_figures_of_other_epochs_are_not_taken_instead(tmp_path: Path) -> None:
         entry["metrics"] = {
             name: value for name, value in entry["metrics"].items() if not name.startswith("cluster/")
         }
-    read([digits_record("short", history=history(5)), digits_record("rare", history=rare)], tmp_path)
+    read_pages([digits_record("short", history=history(5)), digits_record("rare", history=rare)], tmp_path)
     # after epoch 5
     assert [value.split()[0] for _, value in rows_of(tmp_path)["AMI, K = 8"]] == ["0.468", "–"]
 
@@ -142,7 +101,7 @@ def test_the_best_by_the_figures_direction(tmp_path: Path) -> None:
     better = history(6, better=0.05)
     for entry in better:
         entry["metrics"]["train/loss"] -= 1.0
-    read(
+    read_pages(
         [
             digits_record("one"),
             digits_record("two", {"seed": 1}, history=fast),
@@ -180,50 +139,6 @@ def test_losses_on_other_scales_are_not_ranked(tmp_path: Path) -> None:
     )
 
 
-def test_what_reads_the_same_is_equally_good() -> None:
-    measure = Measure("figure", 1, lambda record, epoch: None)
-    assert best_of(measure, [0.71301, 0.71304, 0.6]) == {0, 1}
-    assert best_of(measure, [0.71301, 0.71304]) == set()
-    assert best_of(measure, [None, 0.7, 0.6]) == {1}
-    assert best_of(replace(measure, better=-1), [None, 0.7, 0.6]) == {2}
-
-
-@pytest.mark.parametrize(
-    ("relative", "value", "first", "text"),
-    [
-        (False, 0.912, 0.874, "+0.038"),
-        (False, 25.9, 26.9, "−1.0"),
-        (False, 0.7, 0.7, "±0"),
-        (True, 50.0, 100.0, "−50 %"),
-        (True, 1.0, 0.0, ""),
-        (True, 100, 100.2, "±0 %"),
-    ],
-)
-def test_differences(relative: bool, value: float, first: float, text: str) -> None:
-    assert (
-        difference(Measure("figure", 1, lambda record, epoch: None, relative=relative), value, first) == text
-    )
-
-
-def test_warnings() -> None:
-    one = digits_record("one")
-    assert warnings([one, digits_record("two")]) == []
-    assert "different images" in warnings([one, digits_record("two", fingerprint="beef")])[0]
-    assert "different images" in warnings([one, digits_record("two", num_images=900)])[0]
-    assert warnings([one, digits_record("two", fingerprint="")]) == [
-        "Nobody recorded which images B saw: they may be others."
-    ]
-    assert (
-        "different numbers of epochs (A 6, B 4)"
-        in warnings([one, digits_record("two", history=history(4))])[0]
-    )
-    assert "Not finished: B (failed)." in warnings([one, digits_record("two", state="failed")])
-    assert any(
-        "learning rates differ" in text
-        for text in warnings([one, digits_record("two", {"train.epochs": 50})])
-    )
-
-
 def test_twenty_runs_and_odd_ones(tmp_path: Path) -> None:
     single, pictures = digits_snapshot((8,))
     odd = [
@@ -244,7 +159,7 @@ def test_twenty_runs_and_odd_ones(tmp_path: Path) -> None:
             for n in range(16)
         ),
     ]
-    found = read(odd, tmp_path)
+    found = read_pages(odd, tmp_path)
     text = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert "<i>&" not in text
     assert "T run 15 finished" in found.text
@@ -256,7 +171,7 @@ def test_twenty_runs_and_odd_ones(tmp_path: Path) -> None:
 
 def test_runs_without_anything(tmp_path: Path) -> None:
     bare = digits_record("one", history=[], snapshot=None, thumbnails=None)
-    text = read([bare, bare], tmp_path).text
+    text = read_pages([bare, bare], tmp_path).text
     assert "the runs have the same configuration" in text
     assert "No run has recorded a figure yet" in text
     assert "There is no epoch after which both were evaluated" in text
