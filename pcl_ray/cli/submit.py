@@ -81,12 +81,10 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 def _settings(recipe: str, overrides: list[str]) -> dict[str, Any]:
     """The knobs of a new run; those of one that goes on are not known here. Raises ConfigError."""
-    from pcl_ray import tracking
-
     if not recipe:
         return {}
     loaded = config.load(recipe, overrides)
-    if secrets := tracking.secret_knobs(loaded):
+    if secrets := config.secret_knobs(loaded):
         raise ConfigError(secrets)
     return loaded.flatten()
 

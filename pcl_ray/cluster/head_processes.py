@@ -34,14 +34,10 @@ def configured_mlflow_uri() -> str:
     return tracking.tracking_uri(TrackingConfig(), home())
 
 
-def is_server(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
-
-
 def start_mlflow(head: LocalHead) -> LocalHead:
     """Starts an MLflow server, records it, and waits until it answers. Raises RunFailed."""
     uri = configured_mlflow_uri()
-    if is_server(uri):  # a dead one of ours is started again, whatever the shell says now
+    if tracking.is_server(uri):  # a dead one of ours is started again, whatever the shell says now
         uri = f"sqlite:///{home()}/mlflow/mlflow.db"
     process = server.start(
         uri,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
+from pcl_ray import tracking
 from pcl_ray.cluster import head_checks, head_processes
 from pcl_ray.cluster.ray_api import Cluster
 from pcl_ray.errors import ConfigError, RunFailed
@@ -155,7 +156,7 @@ def _needs_mlflow(head: LocalHead, ray_runs: bool) -> bool:
         return head.mlflow is not None
     uri = head_processes.configured_mlflow_uri()
     # the address that an earlier `up` has printed
-    return not head_processes.is_server(uri) or uri.rstrip("/") == f"http://{head.host}:{head.ports.mlflow}"
+    return not tracking.is_server(uri) or uri.rstrip("/") == f"http://{head.host}:{head.ports.mlflow}"
 
 
 def _stop_jobs(cluster: Cluster, say: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pcl_ray import tracking
 from pcl_ray.checkpoints import epoch_files
-from pcl_ray.config import RunConfig
+from pcl_ray.config import RunConfig, public_config, stored_secret
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import DataError, RunFailed, Stopped
 from pcl_ray.on_ray import current_job
@@ -126,7 +126,7 @@ def resume(
             if state.get("state") == "finished" and done >= config.train.epochs:
                 display.say(f"run {name} has finished all its {done} epochs: nothing left to do")
                 return _result_of_finished(folder, config, display, result_file)
-            if secret := tracking.stored_secret(config):
+            if secret := stored_secret(config):
                 display.warn(secret)
             request = requests.check_config(config, stored=True)
             splits, plan = preparation.load_data(config, display)
@@ -334,7 +334,7 @@ def _train(
 ) -> None:
     """Trains in this process, or on Ray where the run has workers. `handle` gets all events, here."""
     first_look = plan.first_look and not folder.read_state().get("looked")
-    task = TrainingTask(tracking.public_config(config), plan, str(folder.path), first_look=first_look)
+    task = TrainingTask(public_config(config), plan, str(folder.path), first_look=first_look)
     if config.resources.workers:
         from pcl_ray.on_ray import environment
 

@@ -32,7 +32,7 @@ from pcl_ray.config.figures import (
 )
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.folder import RunFolder, State, StateEntries
-from pcl_ray.support import redaction
+from pcl_ray.support import provenance, redaction
 from pcl_ray.support.files import atomic_file
 
 REPORT, FIGURES = "report.html", "figures.csv"
@@ -108,7 +108,7 @@ def report_entries(plan: RunPlan, class_names: Sequence[str], command: str) -> S
         "num_clusters": list(plan.num_clusters),
         "steps_per_epoch": plan.steps_per_epoch,
         "class_names": list(class_names),
-        "versions": tracking.run_tags(),
+        "versions": provenance.run_tags(),
     }
     if command:
         entries["command"] = command

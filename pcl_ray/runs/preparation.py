@@ -12,7 +12,7 @@ from typing import Any
 
 from pcl_ray import plan as plans
 from pcl_ray import tracking
-from pcl_ray.config import RunConfig
+from pcl_ray.config import RunConfig, public_config
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits, in_memory
 from pcl_ray.errors import DataError
@@ -20,6 +20,7 @@ from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import RunFolder
+from pcl_ray.support import provenance
 from pcl_ray.support.paths import check_writable, home
 
 
@@ -91,7 +92,7 @@ def open_tracker(
     images. warn: gets one sentence when something is wrong with the server, from another thread.
     """
     details = details or TrackingDetails()
-    public = tracking.public_config(config)  # without the password that a URI may hold
+    public = public_config(config)  # without the password that a URI may hold
     excluded = set(details.excluded_knobs)
     params = {name: value for name, value in public.flatten().items() if name not in excluded}
     dataset = None
@@ -99,20 +100,23 @@ def open_tracker(
         params |= _plan_params(details.data.plan)
         dataset = _dataset(config, fingerprint, details.data)
     own_tags = {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint}
-    return tracking.open_run(
-        config.tracking,
-        home=home(),
-        run_name=folder.name,
-        title=details.title,
-        run_dir=folder.path,
+    description = tracking.RunDescription(
+        name=folder.name,
         params=params,
-        tags=tracking.run_tags() | current_job.tags() | own_tags | dict(details.tags),
+        tags=provenance.run_tags() | current_job.tags() | own_tags | dict(details.tags),
         config_yaml=public.to_yaml(),
         run_id=folder.read_state().get("mlflow_run_id"),
+        title=details.title,
         dataset=dataset,
         clusterings=len(config.e_step.num_clusters),
         sweep=details.sweep,
-        keep=details.always_charted,
+    )
+    return tracking.open_run(
+        config.tracking,
+        description,
+        home=home(),
+        run_dir=folder.path,
+        always_charted=details.always_charted,
         warn=warn,
     )
 

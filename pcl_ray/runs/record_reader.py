@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray import config as configs
-from pcl_ray import tracking
+from pcl_ray.config import public_config
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.runs import gallery
 from pcl_ray.runs.folder import RunFolder, read_history_at, read_state_at
@@ -28,7 +28,7 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
     snapshot, thumbnails = load_snapshot(path / gallery.FILE) or (None, None)
     return RunRecord(
         name=path.name,
-        config=tracking.public_config(configs.load(path / "config.yaml")),
+        config=public_config(configs.load(path / "config.yaml")),
         history=read_history_at(path) if history is None else history,
         state=state.get("state", "running"),
         error=scrubbed(str(state.get("error") or "")),

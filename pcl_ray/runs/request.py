@@ -14,7 +14,7 @@ from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray import tracking
 from pcl_ray.checkpoints import storage
-from pcl_ray.config import KnobProperties, RunConfig
+from pcl_ray.config import KnobProperties, RunConfig, secret_knobs
 from pcl_ray.data import datasets
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import RunPlan
@@ -64,9 +64,7 @@ def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     """
     new = configs.with_overrides(config, overrides)
     before, after = config.flatten(), new.flatten()
-    secrets = [
-        problem for problem in tracking.secret_knobs(new) if after[problem.name] != before[problem.name]
-    ]
+    secrets = [problem for problem in secret_knobs(new) if after[problem.name] != before[problem.name]]
     if secrets:
         raise ConfigError(secrets)
     refuse_changes(config, new, lambda knob: not knob.changeable_on_resume, "when a run goes on")
@@ -157,7 +155,7 @@ def _tracking_server(case: _Case, wrong: Set[str]) -> list[Problem]:
 
 
 def _secrets(case: _Case, wrong: Set[str]) -> list[Problem]:
-    return [] if case.stored else tracking.secret_knobs(case.config)
+    return [] if case.stored else secret_knobs(case.config)
 
 
 def _cluster(case: _Case, wrong: Set[str]) -> Iterator[Problem]:

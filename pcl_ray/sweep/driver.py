@@ -23,7 +23,7 @@ from rich.console import Console
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray import tracking
-from pcl_ray.config import RunConfig
+from pcl_ray.config import RunConfig, stored_secret
 from pcl_ray.config.figures import SWEEP_FINISHED, SWEEP_STOPPED_EARLY
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
@@ -163,7 +163,7 @@ def _secret_into_environment(request: SweepRequest) -> SweepRequest:
     environment, and out of every trial's configuration.
     """
     secret = request.base.tracking.uri
-    if not secret or not tracking.stored_secret(request.base):
+    if not secret or not stored_secret(request.base):
         return request
     print(f"warning: {redaction.STORED}", file=sys.stderr)
     os.environ["MLFLOW_TRACKING_URI"] = secret

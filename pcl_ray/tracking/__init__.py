@@ -1,21 +1,14 @@
-"""MLflow: what a run records there, and the only room that knows MLflow."""
+"""MLflow: what a run records there. The only room that knows MLflow.
 
+Other rooms open runs and look at them by the names below; `models` (which loads torch), `reachability`,
+`run_list`, `saved_views` and `server` are modules of their own.
+"""
+
+from pcl_ray.tracking.address import check_uri, is_server, tracking_uri, ui_command
 from pcl_ray.tracking.attachments import NOTE, DataSet
-from pcl_ray.tracking.run import (
-    PENDING_FILE,
-    MlflowRun,
-    NullRun,
-    check_uri,
-    open_run,
-    public_config,
-    run_tags,
-    secret_knobs,
-    stored_secret,
-    tracking_uri,
-    ui_command,
-)
+from pcl_ray.tracking.run import PENDING_FILE, MlflowRun, NullRun, open_run
 from pcl_ray.tracking.saved_views import Sweep
-from pcl_ray.tracking.store import RUN_TAG
+from pcl_ray.tracking.store import RUN_TAG, RunDescription
 
 __all__ = [
     "NOTE",
@@ -24,13 +17,16 @@ __all__ = [
     "DataSet",
     "MlflowRun",
     "NullRun",
+    "RunDescription",
     "Sweep",
     "check_uri",
+    "is_server",
+    "models",
     "open_run",
-    "public_config",
-    "run_tags",
-    "secret_knobs",
-    "stored_secret",
+    "reachability",
+    "run_list",
+    "saved_views",
+    "server",
     "tracking_uri",
     "ui_command",
 ]

@@ -1,5 +1,5 @@
-"""What the tracking thread does for a run beside points, tags and files: pictures on the step slider, models,
-data set, note. Private to `tracking`.
+"""What is attached to a run beside points, tags and files: pictures on the step slider, models, the data set,
+the note.
 
 A task is a dictionary that JSON can hold, since it may have to wait on disk for a server to come back.
 """
@@ -13,6 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from pcl_ray.config import RunConfig, figures
+from pcl_ray.errors import RunFailed
 
 NOTE = "mlflow.note.content"
 _NOTE_DIGEST = "pcl_ray.note_digest"
@@ -36,25 +41,25 @@ class DataSet:
 
 
 def image(path: Path, key: str, step: int) -> dict[str, Any]:
+    """A picture on the step slider; the file is removed once the server has it."""
     return {"do": "image", "path": str(path), "key": key, "step": step}
 
 
 def model(
-    checkpoint: Path,
-    config_yaml: str,
-    metrics: Mapping[str, float],
-    step: int,
-    register: str | None,
-    objective: str,
+    checkpoint: Path, config_yaml: str, metrics: Mapping[str, float], step: int, register_as: str | None
 ) -> dict[str, Any]:
+    """The checkpoint as models of the run; versions of a registered one are compared by the first of the
+    objectives that the metrics have.
+    """
+    objective = figures.first_of(figures.OBJECTIVES, metrics) or figures.RANKME
     return {
         "do": "model",
         "checkpoint": str(checkpoint),
         "config": config_yaml,
         "metrics": dict(metrics),
         "step": step,
-        "register": register,
-        "objective": objective,
+        "register": register_as,
+        "objective": objective.name,
     }
 
 
@@ -66,8 +71,8 @@ def perform(
     task: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> None:
-    """Does it. What it needs may have gone meanwhile, which is no reason to send nothing more; a server that
-    fails raises.
+    """Does what `image` or `model` asked for. What the task needs may have gone meanwhile, which is no reason
+    to send nothing more; a server that fails raises.
     """
     from mlflow.exceptions import MlflowException
 
@@ -83,7 +88,7 @@ def perform(
 
 
 def _refused(error: Any) -> bool:
-    """Whether asking again is useless: the server has understood, and says no."""
+    """Whether another try is useless: the server has understood, and says no."""
     code = error.get_http_status_code()
     return 400 <= code < 500 and code not in (408, 429)
 
@@ -107,39 +112,33 @@ def _send_image(client: Any, run_id: str, task: Mapping[str, Any]) -> None:
 def _send_model(
     uri: str, run_id: str, experiment_id: str, task: Mapping[str, Any], warn: Callable[[str], None]
 ) -> None:
-    import yaml
-
-    from pcl_ray import config
-    from pcl_ray.errors import RunFailed
-    from pcl_ray.tracking import models
+    from pcl_ray.tracking import models  # torch takes seconds to import
 
     try:
-        settings = config.RunConfig.model_validate(yaml.safe_load(task["config"]))
-        logged = models.log(
-            uri,
-            run_id,
-            experiment_id,
-            Path(task["checkpoint"]),
-            settings,
+        request = models.ModelRequest(
+            run_id=run_id,
+            experiment_id=experiment_id,
+            checkpoint=Path(task["checkpoint"]),
+            config=RunConfig.model_validate(yaml.safe_load(task["config"])),
             metrics=task["metrics"],
             step=task["step"],
-            register=task["register"],
+            register_as=task["register"],
             objective=task["objective"],
-            warn=warn,
         )
+        logged = models.log(uri, request, warn)
     except (RunFailed, ValueError) as error:  # a checkpoint that cannot be read does not get better
         warn(f"the model is not recorded: {error}")
-    else:
-        if task["register"]:
-            warn(f"MLflow: {logged.said}")
+        return
+    if request.register_as:
+        warn(f"MLflow: {logged.summary}")
 
 
 def log_dataset(client: Any, run: Any, dataset: DataSet) -> None:
-    """Once a run."""
+    """Records the data set as the run's input, once a run."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    known = [entry.dataset.digest for entry in (run.inputs.dataset_inputs if run.inputs else [])]
-    if dataset.digest[:36] in known:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    if dataset.digest[:36] in [entry.dataset.digest for entry in inputs]:
         return
     entity = Dataset(
         name=dataset.name[:500],

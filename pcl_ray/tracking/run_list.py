@@ -12,10 +12,11 @@ from typing import Any
 
 from pcl_ray.config.figures import DEVICE_MINUTES, HEADLINES, first_of
 from pcl_ray.errors import ConfigError, RunFailed
-from pcl_ray.support.redaction import said_of
+from pcl_ray.support.redaction import public_uri, said_of
 from pcl_ray.tracking import saved_views
+from pcl_ray.tracking.address import is_server
 from pcl_ray.tracking.client import open_client
-from pcl_ray.tracking.store import RUN_TAG, public_uri
+from pcl_ray.tracking.store import RUN_TAG
 
 _STATES = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 _PARENT = "mlflow.parentRunId"
@@ -93,9 +94,9 @@ def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
     done = int(metrics["epoch"]) + 1 if "epoch" in metrics else 0
     epochs = _whole(params.get("train.epochs", ""))
     state = _STATES.get(run.info.status, run.info.status.lower())
+    server = public_uri(uri).rstrip("/")
     headline = first_of(HEADLINES, metrics)
     figure = headline.name if headline else ""
-    served = uri.startswith(("http://", "https://"))
     return RecordedRun(
         name=tags.get(RUN_TAG) or run.info.run_name or run.info.run_id,
         run_id=run.info.run_id,
@@ -115,11 +116,7 @@ def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
         },
         submission_id=tags.get(_JOB_TAG, ""),
         waits_for=tags.get(_WAITS_TAG, "") if state == "running" else "",
-        link=(
-            saved_views.link(public_uri(uri).rstrip("/"), experiment_id, run_id=run.info.run_id)
-            if served
-            else ""
-        ),
+        link=saved_views.link(server, experiment_id, run_id=run.info.run_id) if is_server(server) else "",
     )
 
 

@@ -29,6 +29,7 @@ from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.support import processes, redaction, telemetry
 from pcl_ray.support.processes import StartedProcess
 from pcl_ray.tracking import saved_views
+from pcl_ray.tracking.address import is_server
 from pcl_ray.tracking.client import open_client, set_defaults
 
 FIRST_PORT = 5000
@@ -56,7 +57,7 @@ def ui(
     Raises ConfigError for a port, a host or a database that cannot be used, RunFailed where the server does
     not come up or ends by itself.
     """
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         _show(redaction.public_uri(uri), *_prepared(uri, experiment), open_browser)
         return 0
     if uri.partition("+")[0].partition(":")[0] not in ("sqlite", "postgresql", "mysql", "mssql"):
@@ -261,7 +262,7 @@ def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
             )
         return there.experiment_id, saved_views.shown(client.get_experiment(there.experiment_id).tags)
     except Exception as error:
-        if uri.startswith(("http://", "https://")):
+        if is_server(uri):
             print(
                 f"warning: {redaction.public_uri(uri)} does not answer ({redaction.said_of(error, uri)})",
                 file=sys.stderr,

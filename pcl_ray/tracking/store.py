@@ -5,9 +5,9 @@ Private to `tracking`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,36 @@ from pcl_ray.support import machine
 from pcl_ray.support.files import WAIT_FOREVER, file_lock
 from pcl_ray.support.redaction import public_uri
 from pcl_ray.tracking import attachments, saved_views
+from pcl_ray.tracking.address import is_database
 from pcl_ray.tracking.attachments import DataSet
-from pcl_ray.tracking.client import open_client
-from pcl_ray.tracking.outbox import Point
+from pcl_ray.tracking.client import as_texts, open_client
+from pcl_ray.tracking.pending import Point
 
 RUN_TAG = "pcl_ray.run_name"  # finds the run again; MLflow's own run name may be edited in the dashboard
 BATCH_NAMES = 100  # parameters or tags in one request
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 @dataclass(frozen=True)
-class Description:
-    """What a run is, beside its figures. title: what the dashboard shows instead of its name."""
+class RunDescription:
+    """What MLflow is told of a run beside its figures.
 
-    run_name: str
-    title: str
-    params: dict[str, str] = field(default_factory=dict)
+    run_id: of the MLflow run that it had before. title: what the dashboard shows instead of its name.
+    clusterings: how many the saved views of the experiment are made for; 0: none are. sweep: gets a view of
+    its own.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, Any]
+    config_yaml: str
+    run_id: str | None = None
+    title: str | None = None
     dataset: DataSet | None = None
-    clusterings: int = 0  # the experiment's saved views are made for so many
-    sweep: saved_views.Sweep | None = None  # gets a view of its own
+    clusterings: int = 0
+    sweep: saved_views.Sweep | None = None
 
 
-class Store:
+class MlflowStore:
     """One run. Every method may take long and raise; only the outbox's thread calls them."""
 
     def __init__(
@@ -44,18 +52,14 @@ class Store:
         uri: str,
         experiment: str,
         artifacts: Path,
-        described: Description,
-        wanted: str | None,
+        description: RunDescription,
         warn: Callable[[str], None],
     ):
-        self.uri, self._experiment, self._artifacts, self._described, self._wanted, self._warn = (
-            uri,
-            experiment,
-            artifacts,
-            described,
-            wanted,
-            warn,
-        )
+        self.uri = uri
+        self._experiment = experiment
+        self._artifacts = artifacts
+        self._description = description
+        self._warn = warn
         self.name = f"MLflow at {public_uri(uri)}"
         self.run_id: str | None = None
         self.experiment_id: str | None = None
@@ -66,7 +70,7 @@ class Store:
     @property
     def view(self) -> str:
         """Key of the saved view that shows the run among its like."""
-        sweep = self._described.sweep
+        sweep = self._description.sweep
         return saved_views.sweep_key(sweep.name) if sweep else saved_views.RUNS
 
     def open(self) -> list[str]:
@@ -82,11 +86,12 @@ class Store:
             self._existed = run is not None
             if run is None:
                 tags = {
-                    RUN_TAG: self._described.run_name,
+                    RUN_TAG: self._description.name,
                     "mlflow.source.name": "pcl_ray",
                     "mlflow.user": machine.user(),
                 }
-                run = self._client.create_run(self.experiment_id, run_name=self._described.title, tags=tags)
+                title = self._description.title or self._description.name
+                run = self._client.create_run(self.experiment_id, run_name=title, tags=tags)
         self.experiment_id = run.info.experiment_id
         if self._existed:
             self._client.update_run(run.info.run_id, status="RUNNING")
@@ -101,19 +106,19 @@ class Store:
         """
         log = logging.getLogger(__name__)
         try:
-            if self._described.dataset is not None:
-                attachments.log_dataset(self._client, run, self._described.dataset)
+            if self._description.dataset is not None:
+                attachments.log_dataset(self._client, run, self._description.dataset)
         except Exception as error:  # a store without data sets
             log.debug("data set not recorded: %s", error)
         try:
-            if self._described.clusterings:
+            if self._description.clusterings:
                 version = saved_views.version_at(self.uri)
                 saved_views.ensure(
                     self._client,
                     run.info.experiment_id,
                     version,
-                    clusterings=self._described.clusterings,
-                    sweep=self._described.sweep,
+                    clusterings=self._description.clusterings,
+                    sweep=self._description.sweep,
                 )
         except Exception as error:  # no right to change the experiment, another format
             log.debug("saved views not written: %s", error)
@@ -142,20 +147,18 @@ class Store:
     def _find_run(self) -> Any:
         from mlflow.exceptions import MlflowException
 
-        if self._wanted is not None:
+        if self._description.run_id is not None:
             try:
-                run = self._client.get_run(self._wanted)
+                run = self._client.get_run(self._description.run_id)
                 if run.info.lifecycle_stage == "active":
                     return run
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
-        name = self._described.run_name
+        name = self._description.name
         quote = '"' if "'" in name else "'"
-        found = self._client.search_runs(
-            [self.experiment_id], f"tags.`{RUN_TAG}` = {quote}{name}{quote}", max_results=1
-        )
-        return found[0] if found else None
+        query = f"tags.`{RUN_TAG}` = {quote}{name}{quote}"
+        return next(iter(self._client.search_runs([self.experiment_id], query, max_results=1)), None)
 
     def _describe(self, run: Any) -> None:
         """Parameters cannot be changed, so a value that is another one after a restart becomes a tag
@@ -163,13 +166,13 @@ class Store:
         """
         from mlflow.entities import Param, RunTag
 
-        known, tags = run.data.params, run.data.tags
-        new = [Param(name, value) for name, value in self._described.params.items() if name not in known]
-        given_again = {name: value for name, value in self._described.params.items() if name in known}
+        recorded, tags = run.data.params, run.data.tags
+        params = as_texts(self._description.params)
+        new = [Param(name, value) for name, value in params.items() if name not in recorded]
         changed = [
             RunTag(f"changed.{name}", value)
-            for name, value in given_again.items()
-            if value != tags.get(f"changed.{name}", known[name])
+            for name, value in params.items()
+            if name in recorded and value != tags.get(f"changed.{name}", recorded[name])
         ]
         for start in range(0, max(len(new), len(changed)), BATCH_NAMES):
             part = slice(start, start + BATCH_NAMES)
@@ -201,23 +204,23 @@ class Store:
         for start in range(0, len(rows), BATCH_NAMES):
             self._client.log_batch(self.run_id, tags=rows[start : start + BATCH_NAMES], synchronous=True)
 
-    def send_file(self, file: str, text: str) -> None:
-        self._client.log_text(self.run_id, text, file)
+    def send_text(self, artifact: str, text: str) -> None:
+        self._client.log_text(self.run_id, text, artifact)
 
-    def send_path(self, file: str, path: str) -> None:
-        """Under its own name in the artifact folder of `file`. A file that has gone meanwhile is no reason to
-        send nothing more.
+    def send_file(self, artifact: str, path: str) -> None:
+        """Sends a file, under its own name, to the artifact folder of `artifact`. One that has gone meanwhile
+        is no reason to send nothing more.
         """
         if Path(path).is_file():
-            folder = file.rpartition("/")[0]
+            folder = artifact.rpartition("/")[0]
             self._client.log_artifact(self.run_id, path, folder or None)
 
-    def do(self, task: dict[str, Any]) -> None:
+    def perform(self, task: dict[str, Any]) -> None:
         assert self.run_id is not None
         assert self.experiment_id is not None
         attachments.perform(self._client, self.uri, self.run_id, self.experiment_id, task, self._warn)
 
-    def close(self, status: str) -> None:
+    def set_status(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status)
 
 
@@ -233,7 +236,3 @@ def _one_process(uri: str) -> Iterator[None]:
     database.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(database.with_name(database.name + ".lock"), WAIT_FOREVER):
         yield
-
-
-def is_database(uri: str) -> bool:
-    return uri.lower().startswith(_DATABASES)

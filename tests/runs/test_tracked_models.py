@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,8 @@ from pcl_ray import cli, config
 from pcl_ray.config import RunConfig
 from pcl_ray.embedding.embedder import Embedder
 from pcl_ray.errors import RunFailed
-from pcl_ray.tracking import model_folders
-from pcl_ray.tracking import models as tracking_model
-from pcl_ray.tracking.models import Logged
+from pcl_ray.tracking import models
+from pcl_ray.tracking.models import LoggedModels, ModelRequest, folders
 
 # Without the repository on its path, and without what an editable installation leaves in the interpreter.
 ALONE = """
@@ -100,18 +99,18 @@ class Trained:
     config: RunConfig
     folder: Path
 
-    def log(self, run_id: str, step: int, metrics: dict[str, float], **more: Any) -> Logged:
-        arguments: dict[str, Any] = {"warn": pytest.fail, **more}
-        return tracking_model.log(
-            self.uri,
-            run_id,
-            self.experiment_id,
-            self.checkpoint,
-            self.config,
-            metrics=metrics,
-            step=step,
-            **arguments,
+    def log(
+        self,
+        run_id: str,
+        step: int,
+        metrics: dict[str, float],
+        warn: Callable[[str], Any] = pytest.fail,
+        **more: Any,
+    ) -> LoggedModels:
+        request = ModelRequest(
+            run_id, self.experiment_id, self.checkpoint, self.config, metrics, step, **more
         )
+        return models.log(self.uri, request, warn)
 
     def new_run(self) -> str:
         return self.client.create_run(self.experiment_id).info.run_id
@@ -161,13 +160,13 @@ def exported_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder for the tests that are about everything else: the export takes seconds."""
 
     def export_apart(served: Embedder, folder: Path) -> None:
-        model_folders.save_embedder(served, folder)
+        folders.save_embedder(served, folder)
 
-    monkeypatch.setattr(model_folders, "export_apart", export_apart)
+    monkeypatch.setattr(folders, "export_apart", export_apart)
 
 
-def figures(models: list[Any]) -> dict[str, float]:
-    return {metric.key: metric.value for metric in models[0].metrics}
+def figures(logged: list[Any]) -> dict[str, float]:
+    return {metric.key: metric.value for metric in logged[0].metrics}
 
 
 def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(
@@ -179,13 +178,13 @@ def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(
     )
     run_id, metrics = trained.new_run(), {"eval/knn_top1": 0.5, "train/loss": 2.0, "diverged": float("nan")}
     trained.client.log_batch(run_id, metrics=[Metric("eval/knn_top1", 0.5, 1234, 11)])
-    found: list[Logged] = []
+    found: list[LoggedModels] = []
     thread = threading.Thread(target=lambda: found.append(trained.log(run_id, 11, metrics)))
     thread.start()
     thread.join(120)
     assert mlflow.active_run() is None
     logged = found[0]
-    assert logged.said == "models of step 11 logged"
+    assert logged.summary == "models of step 11 logged"
 
     history = trained.client.get_metric_history(run_id, "eval/knn_top1")
     assert [(point.step, point.value, point.timestamp) for point in history] == [(11, 0.5, 1234)]
@@ -207,7 +206,7 @@ def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(
     assert {output.step for output in trained.client.get_run(run_id).outputs.model_outputs} == {11}
 
     again = trained.log(run_id, 11, metrics)
-    assert (again.said, again.embedder, again.encoder) == (
+    assert (again.summary, again.embedder, again.encoder) == (
         "models of step 11 were logged before",
         logged.embedder,
         logged.encoder,
@@ -219,7 +218,7 @@ def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(
     check_in_a_fresh_interpreter(trained, logged, tmp_path)
 
 
-def check_in_a_fresh_interpreter(trained: Trained, logged: Logged, folder: Path) -> None:
+def check_in_a_fresh_interpreter(trained: Trained, logged: LoggedModels, folder: Path) -> None:
     rng = np.random.default_rng(0)
     images, views = (
         rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8),
@@ -237,7 +236,7 @@ def check_in_a_fresh_interpreter(trained: Trained, logged: Logged, folder: Path)
         for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")
     }
-    command = [sys.executable, "-c", ALONE, str(Path(model_folders.__file__).parents[2]), str(folder)]
+    command = [sys.executable, "-c", ALONE, str(Path(folders.__file__).parents[3]), str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout.splitlines()[-1])
@@ -279,37 +278,38 @@ def test_the_registry_has_the_best_and_the_latest(
     empty.mkdir()
     monkeypatch.chdir(empty)  # where MLflow makes a database whenever it falls back to its own tracking URI
     first, second, third = (trained.new_run() for _ in range(3))
-    logged = trained.log(first, 3, {"eval/knn_top1": 0.7}, register="pcl")
+    logged = trained.log(first, 3, {"eval/knn_top1": 0.7}, register_as="pcl")
     assert (logged.version, held("pcl")) == ("1", ("1", "1"))
-    assert "the best so far" in logged.said
-    logged = trained.log(second, 3, {"eval/knn_top1": 0.6}, register="pcl")
+    assert "the best so far" in logged.summary
+    logged = trained.log(second, 3, {"eval/knn_top1": 0.6}, register_as="pcl")
     assert (logged.version, held("pcl")) == ("2", ("1", "2"))
-    assert "no better than the best, version 1 (eval/knn_top1 0.6 against 0.7)" in logged.said
-    assert trained.log(third, 3, {"eval/knn_top1": 0.8}, register="pcl").version == "3"
+    assert "no better than the best, version 1 (eval/knn_top1 0.6 against 0.7)" in logged.summary
+    assert trained.log(third, 3, {"eval/knn_top1": 0.8}, register_as="pcl").version == "3"
     assert held("pcl") == ("3", "3")
-    again = trained.log(second, 3, {"eval/knn_top1": 0.6}, register="pcl")  # nothing new
+    again = trained.log(second, 3, {"eval/knn_top1": 0.6}, register_as="pcl")  # nothing new
     assert (again.version, held("pcl")) == ("2", ("3", "3"))
     tags = trained.client.get_model_version("pcl", "1").tags
     assert tags["pcl_ray.objective_value"] == "0.7"
 
     unlike = trained.log(
-        trained.new_run(), 3, {"eval/rankme": 900.0}, register="pcl", objective="eval/rankme"
+        trained.new_run(), 3, {"eval/rankme": 900.0}, register_as="pcl", objective="eval/rankme"
     )
-    assert "cannot be compared" in unlike.said
+    assert "cannot be compared" in unlike.summary
     assert held("pcl") == ("3", "4")
     assert list(empty.iterdir()) == []
 
 
 @pytest.mark.usefixtures("exported_quickly")
 def test_an_objective_that_is_missing_yields_to_any(trained: Trained) -> None:
-    assert trained.log(trained.new_run(), 3, {}, register="other").version == "1"
+    assert trained.log(trained.new_run(), 3, {}, register_as="other").version == "1"
     assert trained.client.get_model_version_by_alias("other", "best").version in (1, "1")
     assert (
-        "the best so far" in trained.log(trained.new_run(), 3, {"eval/knn_top1": 0.1}, register="other").said
+        "the best so far"
+        in trained.log(trained.new_run(), 3, {"eval/knn_top1": 0.1}, register_as="other").summary
     )
     assert (
         "cannot be compared"
-        in trained.log(trained.new_run(), 3, {"eval/knn_top1": float("nan")}, register="other").said
+        in trained.log(trained.new_run(), 3, {"eval/knn_top1": float("nan")}, register_as="other").summary
     )
 
 
@@ -325,8 +325,8 @@ def test_without_an_export_the_embedder_is_logged_alone(
         )
         real(served, folder)
 
-    real, run_id = model_folders.export_apart, trained.new_run()
-    monkeypatch.setattr(model_folders, "export_apart", export_apart)
+    real, run_id = folders.export_apart, trained.new_run()
+    monkeypatch.setattr(folders, "export_apart", export_apart)
     warnings: list[str] = []
     logged = trained.log(run_id, 5, {}, warn=warnings.append)
     assert warnings == [
@@ -349,9 +349,9 @@ def test_the_reason_of_a_failed_export_comes_through(
         raise ValueError("odd control flow\nand more")
 
     Embedder.of_checkpoint(trained.checkpoint, trained.config.augment).save(tmp_path / "served")
-    monkeypatch.setattr(model_folders, "save_encoder", refuse)
+    monkeypatch.setattr(folders, "save_encoder", refuse)
     with pytest.raises(SystemExit) as ended:
-        model_folders._main(str(tmp_path / "served"), str(tmp_path / "model"))
+        folders.main(str(tmp_path / "served"), str(tmp_path / "model"))
     assert ended.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1] == "NotExported: odd control flow"
 
@@ -367,9 +367,9 @@ def test_an_upload_that_broke_off_is_made_again(trained: Trained, monkeypatch: p
         )
         with pytest.raises(ConnectionError):
             trained.log(run_id, 5, {})
-    assert trained.log(run_id, 5, {}).said == "models of step 5 logged"
-    models = trained.client.search_logged_models([trained.experiment_id], f"source_run_id = '{run_id}'")
-    assert sorted((model.name, str(model.status)) for model in models) == [
+    assert trained.log(run_id, 5, {}).summary == "models of step 5 logged"
+    logged = trained.client.search_logged_models([trained.experiment_id], f"source_run_id = '{run_id}'")
+    assert sorted((model.name, str(model.status)) for model in logged) == [
         ("embedder", "READY"),
         ("encoder", "READY"),
     ]

@@ -6,13 +6,11 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from processes import free_port
 
 from pcl_ray import tracking
 from pcl_ray.config import RunConfig, TrackingConfig
-from pcl_ray.tracking import MlflowRun, NullRun, check_uri, open_run, tracking_uri
+from pcl_ray.tracking import MlflowRun, NullRun, RunDescription, open_run, server, tracking_uri
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before any test imports mlflow
 
@@ -47,6 +45,16 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
+def described(**changes: Any) -> RunDescription:
+    details: dict[str, Any] = {
+        "name": "first",
+        "params": {"loss.temperature": 0.2},
+        "tags": {},
+        "config_yaml": "seed: 0\n",
+    }
+    return RunDescription(**details | changes)
+
+
 class Opener:
     """Opens runs of one home and run folder, and keeps the warnings."""
 
@@ -56,18 +64,12 @@ class Opener:
         self.warnings: list[str] = []
 
     def __call__(self, uri: str | None = None, flush_s: float = 0.1, **changes: Any) -> MlflowRun:
-        given: dict[str, Any] = {
-            "run_name": "first",
-            "params": {"loss.temperature": 0.2},
-            "tags": {},
-            "config_yaml": "seed: 0\n",
-        } | changes
         run = open_run(
             TrackingConfig(uri=uri, flush_s=flush_s),
+            described(**changes),
             home=self.home,
             run_dir=self.run_dir,
             warn=self.warnings.append,
-            **given,
         )
         assert isinstance(run, MlflowRun)
         return run
@@ -101,92 +103,6 @@ def wait_until(true: Callable[[], Any]) -> None:
     while not true():
         assert time.monotonic() < end, "gave up waiting"
         time.sleep(0.05)
-
-
-# --- where
-
-
-def test_uri_is_the_configured_one_then_the_environment_then_sqlite_below_home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert tracking_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
-    assert tracking_uri(TrackingConfig(), tmp_path) == "http://there:5000"
-    assert tracking_uri(TrackingConfig(uri="http://here:5000"), tmp_path) == "http://here:5000"
-
-
-@pytest.mark.parametrize("uri", ["file:/tmp/x", "file:///tmp/x", "/tmp/x", "mlruns", "./mlruns"])
-def test_file_stores_are_refused_with_the_way_out(uri: str, tmp_path: Path) -> None:
-    [problem] = check_uri(TrackingConfig(uri=uri), tmp_path)
-    assert problem.name == "tracking.uri"
-    assert "file stores" in problem.message
-    assert "sqlite:////" in problem.message
-    assert "http" in problem.message
-
-
-@pytest.mark.parametrize(
-    ("uri", "said"),
-    [
-        ("htp://x:5000", "http://"),
-        ("s3://bucket", "unknown kind of store 's3'"),
-        ("sqlite:///mlflow.db", "four slashes"),
-        ("sqlite://", "four slashes"),
-        ("http://", "host"),
-        ("http://x:port", "number"),
-    ],
-)
-def test_other_wrong_uris(uri: str, said: str, tmp_path: Path) -> None:
-    [problem] = check_uri(TrackingConfig(uri=uri), tmp_path)
-    assert said in problem.message
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        None,
-        "http://x:5000",
-        "https://x/mlflow",
-        "sqlite:////abs/x.db",
-        "postgresql+psycopg2://u@h/d?passfile=/home/u/.pgpass",
-        "mysql://h/d",
-        "databricks",
-        "databricks://p",
-    ],
-)
-def test_right_uris(uri: str | None, tmp_path: Path) -> None:
-    assert check_uri(TrackingConfig(uri=uri), tmp_path) == []
-
-
-def test_a_wrong_environment_variable_is_named_and_nothing_is_checked_when_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:/tmp/x")
-    assert "MLFLOW_TRACKING_URI" in check_uri(TrackingConfig(), tmp_path)[0].message
-    assert check_uri(TrackingConfig(enabled=False), tmp_path) == []
-
-
-def test_checking_a_uri_imports_no_mlflow() -> None:
-    code = (
-        "import sys, pathlib; from pcl_ray import tracking as t; from pcl_ray.config import TrackingConfig as"
-        " C; t.check_uri(C(), pathlib.Path('/x')); t.ui_command(C(), pathlib.Path('/x')); print('mlflow' in"
-        " sys.modules)"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG
-        ).stdout.strip()
-        == "False"
-    )
-
-
-def test_ui_command_is_quoted_for_the_shell_and_shows_no_password(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert tracking.ui_command(TrackingConfig(), Path("/a home")) == "pcl-ray ui"
-    given = TrackingConfig(uri="sqlite:////a home/x.db")
-    assert tracking.ui_command(given, tmp_path) == "mlflow ui --backend-store-uri 'sqlite:////a home/x.db'"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@x:5000")
-    assert tracking.ui_command(TrackingConfig(), tmp_path) == "http://x:5000"
 
 
 # --- what is recorded
@@ -275,9 +191,9 @@ def test_steps_repeated_within_one_session_are_recorded_once(opener: Opener) -> 
 def test_an_unknown_run_id_and_another_name_make_new_runs(opener: Opener) -> None:
     first = opener()
     first.finish("finished", timeout_s=HANG)
-    other = opener(run_name="it's another", run_id="0" * 32)
+    other = opener(name="it's another", run_id="0" * 32)
     other.finish("finished", timeout_s=HANG)
-    again = opener(run_name="it's another")
+    again = opener(name="it's another")
     again.finish("finished", timeout_s=HANG)
     assert other.run_id not in (None, first.run_id)
     assert again.run_id == other.run_id
@@ -359,16 +275,7 @@ def test_a_deleted_experiment_is_restored_with_a_warning(opener: Opener) -> None
 
 def test_off_means_nothing_happens(tmp_path: Path) -> None:
     config = TrackingConfig(enabled=False)
-    run = open_run(
-        config,
-        home=tmp_path / "h",
-        run_name="x",
-        run_dir=tmp_path / "r",
-        params={},
-        tags={},
-        config_yaml="",
-        warn=pytest.fail,
-    )
+    run = open_run(config, described(), home=tmp_path / "h", run_dir=tmp_path / "r", warn=pytest.fail)
     run.log({"a": 1.0}, 0)
     run.log_text("x", "y")
     run.finish("finished")
@@ -378,34 +285,13 @@ def test_off_means_nothing_happens(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tags_name_versions_host_and_commit(tmp_path: Path) -> None:
-    tags = tracking.run_tags(tmp_path)
-    assert tags["version.python"].count(".") == 2
-    assert tags["version.mlflow"]
-    assert tags["hostname"]
-    assert "git.commit" not in tags
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    (tmp_path / "code.py").write_text("1\n")
-    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
-        subprocess.run([*git, *arguments], check=True, capture_output=True, timeout=HANG)
-    assert tracking.run_tags(tmp_path)["git.dirty"] == "false"
-    (tmp_path / "code.py").write_text("2\n")
-    tags = tracking.run_tags(tmp_path)
-    assert tags["git.dirty"] == "true"
-    assert len(tags["git.commit"]) == 40
-    (tmp_path / "installed").mkdir()
-    assert "git.commit" not in tracking.run_tags(tmp_path / "installed")
-
-
 _ONE_PROCESS = """
 import sys, pathlib
 from pcl_ray.config import TrackingConfig
-from pcl_ray.tracking import open_run
+from pcl_ray.tracking import RunDescription, open_run
 home, name = pathlib.Path(sys.argv[1]), sys.argv[2]
-run = open_run(
-    TrackingConfig(), home=home, run_name=name, run_dir=home / name, params={"a": 1}, tags={}, config_yaml="",
-    warn=lambda m: print(m),
-)
+described = RunDescription(name, params={"a": 1}, tags={}, config_yaml="")
+run = open_run(TrackingConfig(), described, home=home, run_dir=home / name, warn=lambda m: print(m))
 run.log({"x": 1.0}, 1)
 run.finish("finished", timeout_s=60)
 print("run", run.run_id)
@@ -477,22 +363,22 @@ def test_an_outage_in_the_middle_is_told_once_and_its_end_too(
 ) -> None:
     from pcl_ray.tracking import outbox
 
+    def rename_table(old: str, new: str) -> None:
+        with contextlib.closing(sqlite3.connect(opener.home / "mlflow" / "mlflow.db")) as database:
+            database.execute(f"alter table {old} rename to {new}")
+
     monkeypatch.setattr(outbox, "BUFFER_POINTS", 5)
     run = opener()
     run.log({"x": 0.0}, 0)
-    wait_until(lambda: run.run_id)
-    store, real = run._store, run._store.send_points
-
-    def refuse(points: Any) -> None:
-        raise ConnectionRefusedError(111, "Connection refused")
-
-    monkeypatch.setattr(store, "send_points", refuse)
+    store = default_client(opener.home)
+    wait_until(lambda: run.run_id and steps(store, run.run_id, "x"))
+    rename_table("metrics", "metrics_away")
     for step in range(1, 21):
         run.log({"x": float(step)}, step)
     wait_until(opener.pending.exists)  # more than fits the buffer
     for step in range(21, 24):
         run.log({"x": float(step)}, step)
-    monkeypatch.setattr(store, "send_points", real)
+    rename_table("metrics_away", "metrics")
     wait_until(lambda: len(opener.warnings) == 2)
     run.finish("finished", timeout_s=HANG)
     assert steps(default_client(opener.home), run.run_id, "x") == list(range(24))
@@ -546,16 +432,7 @@ def test_a_warning_that_cannot_be_shown_disturbs_nobody(opener: Opener) -> None:
         raise OSError("terminal is gone")
 
     config = TrackingConfig(uri=f"http://127.0.0.1:{free_port()}", flush_s=0.1)
-    run = open_run(
-        config,
-        home=opener.home,
-        run_name="x",
-        run_dir=opener.run_dir,
-        params={},
-        tags={},
-        config_yaml="",
-        warn=broken,
-    )
+    run = open_run(config, described(), home=opener.home, run_dir=opener.run_dir, warn=broken)
     run.log({"x": object()}, 1)  # type: ignore[dict-item]
     run.finish("failed", timeout_s=HANG)
     assert opener.pending.exists()
@@ -568,49 +445,9 @@ def test_a_warning_that_cannot_be_shown_disturbs_nobody(opener: Opener) -> None:
 def mlflow_server(folder: Path, store: Path) -> Iterator[str]:
     folder.mkdir()
     shutil.copy(store, folder / "server.db")
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log.txt").open("w") as log:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
-        )
-    try:
-        uri = f"http://127.0.0.1:{port}"
-
-        def answers() -> bool:
-            assert server.poll() is None, (folder / "log.txt").read_text()
-            try:
-                return urllib.request.urlopen(f"{uri}/health", timeout=5).status == 200
-            except OSError:
-                return False
-
-        wait_until(answers)
-        yield uri
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(10)
+    uri = f"sqlite:///{folder}/server.db"
+    with server.serving(uri, folder / "artifacts", host="127.0.0.1", port=free_port()) as started:
+        yield started.address
 
 
 @pytest.mark.slow

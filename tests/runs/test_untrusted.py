@@ -35,7 +35,7 @@ from pcl_ray.runs import record_reader
 from pcl_ray.runs.folder import RunFolder, SweepFolder, read_state_at
 from pcl_ray.support.paths import home
 from pcl_ray.sweep import pickle_safety
-from pcl_ray.tracking import client, outbox
+from pcl_ray.tracking import client, pending
 
 SOURCES = Path(pcl_ray.__file__).parent
 QUICK = (*DIGITS_RUN, "resources.workers=0", "train.epochs=2")
@@ -276,13 +276,10 @@ def test_what_waits_for_a_server(tmp_path: Path, ran: Path) -> None:
             [*map(json.dumps, [*lines, *good]), "[" * 100_000, pickle.dumps(Evil(ran)).decode("latin-1")]
         )
     )
-    unsent = outbox.read(path)
-    assert (unsent.paths, list(unsent.tasks), unsent.files, unsent.points) == (
-        {"report.html": str(folder / "report.html")},
-        ["map@2"],
-        {},
-        [],
-    )
+    unsent = pending.read(path)
+    assert unsent.points == []
+    assert list(unsent.entries) == [("artifact", "report.html"), ("task", "map@2")]
+    assert unsent.entries["artifact", "report.html"] == str(folder / "report.html")
     assert not ran.exists()
 
 

@@ -48,7 +48,7 @@ def export_apart(served: Embedder, folder: Path) -> None:
     path = os.pathsep.join([str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory(prefix="pcl_ray_export_") as stage:
         served.save(Path(stage))
-        command = [sys.executable, "-m", "pcl_ray.tracking.model_folders", stage, str(folder)]
+        command = [sys.executable, "-m", "pcl_ray.tracking.models.folders", stage, str(folder)]
         environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
         try:
             ended = subprocess.run(
@@ -164,7 +164,7 @@ def _described(served: Embedder) -> dict[str, Any]:
     }
 
 
-def _main(stage: str, folder: str) -> None:
+def main(stage: str, folder: str) -> None:
     try:
         save_encoder(Embedder.load(Path(stage)), Path(folder))
     # torch.export has many kinds of its own, and backbones fail it in as many ways
@@ -176,4 +176,4 @@ def _main(stage: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    main(*sys.argv[1:])
