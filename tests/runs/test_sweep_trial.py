@@ -23,10 +23,9 @@ from pcl_ray.sweep.space import objective
 from pcl_ray.sweep.space.settings import SweepConfig
 from pcl_ray.sweep.trial_point import TrialPoint, run_name_of
 from pcl_ray.sweep.trials.context import SweepContext
-from pcl_ray.sweep.trials.epoch_thread import EpochThread
 from pcl_ray.sweep.trials.trial import Trial
 from pcl_ray.sweep.warm_ups import Warmups
-from pcl_ray.training.events import Event, Post
+from pcl_ray.training.events import Post
 from pcl_ray.training.local_e_step import LocalEStep
 from pcl_ray.training.loop import epochs
 from pcl_ray.training.training_task import TrainingTask
@@ -323,29 +322,3 @@ def test_a_member_goes_on_from_another_with_its_own_values(extra: dict[str, Any]
     assert len(read_state_at(RunFolder.path_of(explored.name))["exploits"]) == 1
     explored.close()
     strong.close()
-
-
-def test_epochs_in_a_thread_come_one_by_one_and_bring_the_failure() -> None:
-    seen: list[Event] = []
-
-    def train(put: Post) -> None:
-        for epoch in range(2):
-            put(Event("step", epoch))
-            put(Event("epoch", epoch))
-        raise RunFailed("over")
-
-    epochs_done = EpochThread(train, seen.append, limit_s=30)
-    assert [next(epochs_done), next(epochs_done)] == [1, 2]
-    with pytest.raises(RunFailed, match="over"):
-        next(epochs_done)
-    assert [event.kind for event in seen] == ["step", "epoch"] * 2
-
-
-def test_epochs_in_a_thread_that_say_nothing_do_not_hang() -> None:
-    import threading
-
-    never = threading.Event()
-    epochs_done = EpochThread(lambda put: never.wait(60) and None, lambda event: None, limit_s=0.2)
-    with pytest.raises(RunFailed, match="no sign of life"):
-        next(epochs_done)
-    never.set()
