@@ -5,13 +5,16 @@ features where nothing else is said.
     python benchmarks/estep.py --quick                # a minute, small sizes, synthetic features
     python benchmarks/estep.py --only reference,chain --images 30000 --epochs 16
 
-reference  a warm E-step against faiss.Kmeans (20 iterations, 5 restarts, CPU) and its loops in Python, on two
-epochs of a Fashion-MNIST run chain      twelve warm starts one after the other, each objective against a
-fresh run of the reference settings large      N = 200,000, K = 10,000: shortlists against brute force, labels
-checked on all points. The features are synthetic (`common.Mixture`) share      the E-step's share of an
-epoch, from the figures of a run of the recipe fashion_mnist; two runs, features fresh and from the bank
-gather     1.28 million features from two Ray actors into the E-step actor: seconds beside one memcpy, and the
-actor's memory. Synthetic features
+reference  a warm E-step against faiss.Kmeans (20 iterations, 5 restarts, CPU) and its loops in Python, on
+           two epochs of a Fashion-MNIST run
+chain      twelve warm starts one after the other, each objective against a fresh run of the reference
+           settings
+large      N = 200,000, K = 10,000: shortlists against brute force, labels checked on all points. The
+           features are synthetic (`common.Mixture`)
+share      the E-step's share of an epoch, from the figures of a run of the recipe fashion_mnist; two runs,
+           features fresh and from the bank
+gather     1.28 million features from two Ray actors into the E-step actor: seconds beside one memcpy, and
+           the actor's memory. Synthetic features
 
 The first use of real features trains a run for ten minutes (`real_features`); later ones read them from
 PCL_RAY_HOME/benchmarks. What to expect: RESULTS.md has the figures, with machine and date. Exit code 1 says

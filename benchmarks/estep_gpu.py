@@ -1,8 +1,9 @@
-"""How fast one GPU finds nearest centroids, and how right they are: `pcl_ray.clustering.assign.fused` at
-the size of ImageNet, C = 128.
+"""How fast one GPU finds nearest centroids, and how right they are: `pcl_ray.clustering.assign.fused` at the
+size of ImageNet, C = 128.
 
-    python benchmarks/estep_gpu.py --json estep_gpu.json      # a few minutes; --quick: seconds, small;
-    --sweep: other block sizes of the kernel too
+    python benchmarks/estep_gpu.py --json estep_gpu.json      # a few minutes
+    python benchmarks/estep_gpu.py --quick                    # seconds, small sizes
+    python benchmarks/estep_gpu.py --sweep                    # other block sizes of the kernel too
 
 Needs torch, Triton and a GPU, nothing else of what pcl_ray needs. TFLOP/s counts 2·N·K·C for a pass.
 faiss-gpu is timed beside it where it is installed.

@@ -1,10 +1,10 @@
 """How the E-step scales: mode sharded on this machine, measured; and a model that carries what was measured
 to 512 workers and 10⁹ images.
 
-    python benchmarks/estep_scale.py --json estep_scale.json      # three minutes on two cores python
-    benchmarks/estep_scale.py --quick                      # under a minute, small sizes python
-    benchmarks/estep_scale.py --gpu-tflops 300 --gpu-images 1200 --cpu-cores 32 --cpu-images 20      # the
-    model for other machines
+    python benchmarks/estep_scale.py --json estep_scale.json      # three minutes on two cores
+    python benchmarks/estep_scale.py --quick                      # under a minute, small sizes
+    # the model for other machines
+    python benchmarks/estep_scale.py --gpu-tflops 300 --gpu-images 1200 --cpu-cores 32 --cpu-images 20
 
 Measured: one label-warm E-step by 1, 2 and 4 EStepShard actors, each with one thread: processor seconds of
 each, bytes that they add up over the network, and whether all come to the same result bit by bit. Then the

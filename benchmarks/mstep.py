@@ -1,18 +1,20 @@
 """The M-step against what it cannot go below, and against a plain per-image pipeline. Needs torch and this
 package; no Ray, faiss or MLflow.
 
-    python benchmarks/mstep.py                               # all cases on this machine's CPU python
-    benchmarks/mstep.py --device cuda --repeats 7     # on a GPU, in bf16 python benchmarks/mstep.py --only
-    augmentation           # the views alone, beside torchvision and, where it is installed, kornia
+    python benchmarks/mstep.py                               # all cases on this machine's CPU
+    python benchmarks/mstep.py --device cuda --repeats 7     # on a GPU, in bf16
+    python benchmarks/mstep.py --only augmentation           # the views alone, beside torchvision and kornia
 
 ours        TrainingLoader (images in memory, batch augmentation) + m_step.run_epoch: ProtoNCE with three
-clusterings, queue, figures, optimizer, EMA bare        forward and backward of the query encoder, forward of
-the momentum encoder, optimizer, EMA: in channels_last, on views that lie on the device
-            already; the loss is q · k. What ours does beyond that is what is to be kept below a tenth.
+            clusterings, queue, figures, optimizer, EMA
+bare        forward and backward of the query encoder, forward of the momentum encoder, optimizer, EMA: in
+            channels_last, on views that lie on the device already; the loss is q · k. What ours does beyond
+            that is what is to be held below a tenth.
 reference   the plain way: views image by image with torchvision from Pillow images in two loader processes,
-normalised floats sent to the training
-            process, contiguous memory, negative prototypes drawn as Python sets and gathered, the EMA a loop
-            over tensors, the loss read in every step
+            normalised floats sent to the training process, contiguous memory, negative prototypes drawn as
+            Python sets and gathered, the EMA a loop over tensors, the loss read in every step
+
+kornia is timed where it is installed.
 """
 
 from __future__ import annotations

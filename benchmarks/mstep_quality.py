@@ -1,9 +1,8 @@
 """Whether the fast M-step learns the same: kNN accuracy on Fashion-MNIST after the same epochs, against the
 slow reference pipeline, several seeds.
 
-    python benchmarks/mstep_quality.py                       # 10 seeds of 6,000 images and 12 epochs: an hour
-    on one core python benchmarks/mstep_quality.py --quick               # one seed, 1,500 images, 4 epochs: a
-    minute; says nothing about quality
+    python benchmarks/mstep_quality.py            # 10 seeds of 6,000 images, 12 epochs: an hour on one core
+    python benchmarks/mstep_quality.py --quick    # one seed, 1,500 images, 4 epochs: a minute; no quality
 
 slow: every speed-up turned off that changes numbers; views image by image by torchvision, contiguous memory,
 one tensor after the other in the optimizer.

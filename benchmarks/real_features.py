@@ -1,8 +1,9 @@
 """Momentum features of every epoch of a real run, for the benchmarks: Fashion-MNIST, the shipped recipe, one
 process.
 
-python benchmarks/real_features.py --images 30000 --epochs 16      # ten minutes on one core; kept under
-PCL_RAY_HOME/benchmarks
+    python benchmarks/real_features.py --images 30000 --epochs 16      # ten minutes on one core
+
+They are stored under PCL_RAY_HOME/benchmarks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a sweep costs beyond its trials' own training, and what one shared warm-up saves: 12 one-device trials
 on the digits, 3 τ × 2 α × 2 K.
 
-    python benchmarks/sweep.py                # two rounds: ten minutes on 2 cores python benchmarks/sweep.py
-    --quick        # a few epochs: a minute and a half; says nothing about shares of time
+    python benchmarks/sweep.py            # two rounds: ten minutes on 2 cores
+    python benchmarks/sweep.py --quick    # a few epochs: a minute and a half; no shares of time
 
 Both sweeps run as `pcl-ray sweep` does, in turns: with the shared warm-up (half of the epochs) and without.
 Overhead is the share of the time of the command, on as many devices as trials run at a time, in which no

@@ -326,3 +326,21 @@ def test_a_machine_without_a_compiler_trains_and_says_so(
     assert warning.endswith("; going on without")
     assert "Traceback" not in said.err
     assert "(finished)" in said.out
+
+
+def learner_of(seed: int) -> Learner:
+    knobs = {"seed": seed, "data.channels": 1, "loss.queue_size": 8, "encoder.dim": 6}
+    knobs |= {"encoder.backbone": "small_resnet", "encoder.width": 4, "encoder.blocks": [1, 1]}
+    return build_learner(configs.with_overrides(configs.RunConfig(), knobs), torch.device("cpu"))
+
+
+def test_learners_of_one_seed_are_equal_and_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = learner_of(1), learner_of(1), learner_of(2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first.queue.keys, again.queue.keys)
+    assert not torch.equal(first.queue.keys, other.queue.keys)
+    weights = first.pair.state_dict()
+    assert all(torch.equal(value, again.pair.state_dict()[name]) for name, value in weights.items())
+    assert not torch.equal(weights["query.head.0.weight"], other.pair.state_dict()["query.head.0.weight"])
