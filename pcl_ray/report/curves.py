@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pcl_ray.config.figures import (
     ACCURACY_INSTANCE,
@@ -33,7 +33,7 @@ from pcl_ray.config.figures import (
     Figure,
 )
 from pcl_ray.report.drawing.html import Html, tag
-from pcl_ray.report.drawing.svg import Chart, Curve, line_chart
+from pcl_ray.report.drawing.svg import Chart, Curve, Points, line_chart
 from pcl_ray.report.run_record import RunRecord
 
 _LOSS = (
@@ -42,6 +42,7 @@ _LOSS = (
 )
 _HEADS = "How often an image's own other view, or its own prototype, wins against all negatives."
 _KNN = f"{KNN_TOP1.sentence} Labels are used for this figure alone, never for training."
+_AGREEMENT = "Clusters against labels (AMI)"
 _PHI = (
     "Median of φ, the area from the 10th to the 90th percentile. Its mean is τ; a widening area: some"
     " clusters are much tighter than others."
@@ -85,68 +86,68 @@ def clustering_names(record: RunRecord) -> list[str]:
 
 def _learning(record: RunRecord) -> list[Chart]:
     names = clustering_names(record)
-    losses = [("all", LOSS), (LOSS_INSTANCE.label, LOSS_INSTANCE), (LOSS_PROTOTYPE.label, LOSS_PROTOTYPE)]
-    heads = [
-        ("instance", ACCURACY_INSTANCE),
-        *((f"prototype, {name}", ACCURACY_PROTOTYPE.at(m)) for m, name in enumerate(names)),
-    ]
-    std = [("feature std × √C", FEATURE_STD)]
+    losses = {"all": LOSS, LOSS_INSTANCE.label: LOSS_INSTANCE, LOSS_PROTOTYPE.label: LOSS_PROTOTYPE}
+    heads = {f"prototype, {name}": ACCURACY_PROTOTYPE.at(m) for m, name in enumerate(names)}
     return [
-        _chart(record, "loss", "Loss", _LOSS, losses),
-        _chart(record, "heads", "Accuracy of the heads", _HEADS, heads),
-        _chart(record, "knn", KNN_TOP1.label, _KNN, [(KNN_TOP1.label, KNN_TOP1)]),
-        _chart(record, "ami", "Clusters against labels (AMI)", AMI.sentence, _each(names, AMI)),
-        _chart(record, "rankme", RANKME.label, RANKME.sentence, [(RANKME.label, RANKME)], from_zero=True),
-        _chart(record, "std", FEATURE_STD.label, FEATURE_STD.sentence, std, from_zero=True),
+        _of_record(record, "loss", "Loss", _LOSS, losses),
+        _of_record(record, "heads", "Accuracy of the heads", _HEADS, {"instance": ACCURACY_INSTANCE} | heads),
+        _of_record(record, "knn", KNN_TOP1.label, _KNN, {KNN_TOP1.label: KNN_TOP1}),
+        _of_record(record, "ami", _AGREEMENT, AMI.sentence, _each(names, AMI)),
+        _single(record, "rankme", RANKME, RANKME.label),
+        _single(record, "std", FEATURE_STD, "feature std × √C"),
     ]
 
 
 def _clusters(record: RunRecord) -> list[Chart]:
     names = clustering_names(record)
-    phi = [chart for m, name in enumerate(names) if (chart := _phi(record, m, name))]
-    health = {
-        "largest": LARGEST_SHARE,
-        "empty": EMPTY,
-        "nmi": NMI_PREVIOUS,
-        "drift": DRIFT,
-        "collisions": COLLISIONS,
-    }
-    return phi + [
-        _chart(record, key, figure.label, figure.sentence, _each(names, figure), from_zero=key != "nmi")
-        for key, figure in health.items()
+    health = {"largest": LARGEST_SHARE, "empty": EMPTY, "nmi": NMI_PREVIOUS, "drift": DRIFT}
+    return [chart for m, name in enumerate(names) if (chart := _phi(record, m, name))] + [
+        _of_record(record, key, figure.label, figure.sentence, _each(names, figure), key != "nmi")
+        for key, figure in (health | {"collisions": COLLISIONS}).items()
     ]
 
 
 def _speed(record: RunRecord) -> list[Chart]:
-    norm = [("gradient norm", GRADIENT_NORM)]
-    rate = [("images a second", IMAGES_PER_SECOND)]
-    seconds = [
-        (M_STEP_SECONDS.label, M_STEP_SECONDS),
-        ("E-step", E_STEP_SECONDS),
-        (DATA_SECONDS.label, DATA_SECONDS),
-    ]
+    rate = {"images a second": IMAGES_PER_SECOND}
+    seconds = {
+        M_STEP_SECONDS.label: M_STEP_SECONDS,
+        "E-step": E_STEP_SECONDS,
+        DATA_SECONDS.label: DATA_SECONDS,
+    }
     return [
-        _chart(record, "gradient", GRADIENT_NORM.label, GRADIENT_NORM.sentence, norm, from_zero=True),
-        _chart(record, "rate", IMAGES_PER_SECOND.label, _RATE, rate, from_zero=True),
-        _chart(record, "seconds", "Seconds an epoch", _SECONDS, seconds, from_zero=True),
+        _single(record, "gradient", GRADIENT_NORM, "gradient norm"),
+        _of_record(record, "rate", IMAGES_PER_SECOND.label, _RATE, rate, True),
+        _of_record(record, "seconds", "Seconds an epoch", _SECONDS, seconds, True),
     ]
 
 
-def _each(names: Sequence[str], figure: Figure) -> list[tuple[str, Figure]]:
+def _each(names: Sequence[str], figure: Figure) -> dict[str, Figure]:
     """A curve of the figure for each clustering."""
-    return [(name, figure.at(m)) for m, name in enumerate(names)]
+    return {name: figure.at(m) for m, name in enumerate(names)}
 
 
-def _chart(
+def _single(record: RunRecord, key: str, figure: Figure, name: str) -> Chart:
+    """The chart of one figure, from 0; `name` is what its curve is called."""
+    return _of_record(record, key, figure.label, figure.sentence, {name: figure}, True)
+
+
+def _of_record(
     record: RunRecord,
     key: str,
     title: str,
     caption: str,
-    named: Sequence[tuple[str, Figure]],
+    curves: Mapping[str, Figure],
     from_zero: bool = False,
 ) -> Chart:
-    """The chart of these figures; it has no curve for those that the run does not have."""
-    points = [(name, record.finite(figure)) for name, figure in named]
+    """The chart of these figures of a run, by the names of their curves."""
+    points = [(name, record.finite(figure)) for name, figure in curves.items()]
+    return _chart(key, title, caption, points, from_zero)
+
+
+def _chart(
+    key: str, title: str, caption: str, points: Sequence[tuple[str, Points]], from_zero: bool
+) -> Chart:
+    """The chart of named curves, without those that have no points."""
     curves = [Curve(name, drawn, number) for number, (name, drawn) in enumerate(points) if drawn]
     return Chart(f"chart-{key}", title, caption, curves, from_zero)
 
@@ -178,8 +179,7 @@ def overlaid(records: Sequence[RunRecord], letters: Sequence[str]) -> Html:
 def _of_several(records: Sequence[RunRecord], letters: Sequence[str]) -> list[Chart]:
     def chart(key: str, title: str, caption: str, figure: Figure, from_zero: bool = False) -> Chart:
         points = [(letter, record.finite(figure)) for letter, record in zip(letters, records, strict=True)]
-        curves = [Curve(letter, drawn, number) for number, (letter, drawn) in enumerate(points) if drawn]
-        return Chart(f"chart-{key}", title, caption, curves, from_zero)
+        return _chart(key, title, caption, points, from_zero)
 
     most = max(len(record.config.e_step.num_clusters) for record in records)
     endings = [f", clustering {m + 1}" if most > 1 else "" for m in range(most)]
@@ -188,7 +188,7 @@ def _of_several(records: Sequence[RunRecord], letters: Sequence[str]) -> list[Ch
     return [
         chart("knn", KNN_TOP1.label, _KNN, KNN_TOP1),
         *(
-            chart(f"ami-{m}", f"Clusters against labels (AMI){ending}", AMI.sentence, AMI.at(m))
+            chart(f"ami-{m}", _AGREEMENT + ending, AMI.sentence, AMI.at(m))
             for m, ending in enumerate(endings)
         ),
         chart("rankme", RANKME.label, RANKME.sentence, RANKME, True),

@@ -8,18 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pcl_ray.config import properties
-from pcl_ray.config.figures import (
-    AMI,
-    E_STEP_SECONDS,
-    EPOCH_SECONDS,
-    IMAGES_PER_SECOND,
-    KNN_TOP1,
-    LOSS,
-    OWED_SECONDS,
-    RANKME,
-    Figure,
-)
+from pcl_ray.config import figures, properties
+from pcl_ray.config.figures import Figure
 from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.report.summary import middle, setting
@@ -75,10 +65,10 @@ def differing(records: Sequence[RunRecord]) -> list[KnobValues]:
 def common_evaluation(records: Sequence[RunRecord]) -> int | None:
     """The last epoch after which every run was evaluated; None where there is none."""
     evaluated = [
-        {int(epoch) for name in (KNN_TOP1, RANKME) for epoch, _ in record.finite(name)} for record in records
+        {int(epoch) for figure in figures.OBJECTIVES for epoch, _ in record.finite(figure)}
+        for record in records
     ]
-    both = set.intersection(*evaluated) if evaluated else set()
-    return max(both) if both else None
+    return max(set.intersection(*evaluated), default=None) if evaluated else None
 
 
 def measures(records: Sequence[RunRecord], knobs: Sequence[KnobValues]) -> list[Measure]:
@@ -89,12 +79,12 @@ def measures(records: Sequence[RunRecord], knobs: Sequence[KnobValues]) -> list[
     rank_note = "" if ranks_compare else "of other dimensions: not to be compared"
     loss_note = "" if losses_compare else "on other scales: not to be compared"
     every = [
-        Measure(KNN_TOP1.label, 1, _value(KNN_TOP1)),
+        Measure(figures.KNN_TOP1.label, 1, _value(figures.KNN_TOP1)),
         *_of_clusterings(records),
-        Measure(RANKME.label, int(ranks_compare), _value(RANKME), note=rank_note),
-        Measure(LOSS.label, -int(losses_compare), _value(LOSS), note=loss_note),
-        Measure(IMAGES_PER_SECOND.label, 1, _median(IMAGES_PER_SECOND), relative=True),
-        Measure(E_STEP_SECONDS.label, -1, _median(E_STEP_SECONDS), relative=True),
+        Measure(figures.RANKME.label, int(ranks_compare), _value(figures.RANKME), note=rank_note),
+        Measure(figures.LOSS.label, -int(losses_compare), _value(figures.LOSS), note=loss_note),
+        Measure(figures.IMAGES_PER_SECOND.label, 1, _median(figures.IMAGES_PER_SECOND), relative=True),
+        Measure(figures.E_STEP_SECONDS.label, -1, _median(figures.E_STEP_SECONDS), relative=True),
         Measure("Time", -1, time_until, measured_duration, relative=True, note="all epochs so far"),
     ]
     return [
@@ -111,8 +101,10 @@ def _of_clusterings(records: Sequence[RunRecord]) -> list[Measure]:
     for m in range(max(len(of_run) for of_run in names)):
         different = list(dict.fromkeys(of_run[m] for of_run in names if m < len(of_run)))
         alike = len(different) == 1
-        title = f"{AMI.label}, {different[0]}" if alike else f"{AMI.label}, clustering {m + 1}"
-        agreements.append(Measure(title, 1, _value(AMI.at(m)), note="" if alike else "K differs"))
+        title = (
+            f"{figures.AMI.label}, {different[0]}" if alike else f"{figures.AMI.label}, clustering {m + 1}"
+        )
+        agreements.append(Measure(title, 1, _value(figures.AMI.at(m)), note="" if alike else "K differs"))
     return agreements
 
 
@@ -142,7 +134,7 @@ def time_until(record: RunRecord, epoch: int) -> float | None:
     """Seconds of the epochs until then."""
     values = [
         value
-        for figure in (EPOCH_SECONDS, OWED_SECONDS)
+        for figure in (figures.EPOCH_SECONDS, figures.OWED_SECONDS)
         for when, value in record.finite(figure)
         if when <= epoch
     ]
@@ -248,12 +240,15 @@ def _chief(records: Sequence[RunRecord], compared: Sequence[Measure], epoch: int
     quality = [
         measure
         for measure in compared
-        if measure.better and not measure.relative and not measure.note and measure.title != LOSS.label
+        if measure.better
+        and not measure.relative
+        and not measure.note
+        and measure.title != figures.LOSS.label
     ]
     common = [
         measure for measure in quality if all(measure.at(record, epoch) is not None for record in records)
     ]
-    of_labels = [measure for measure in common if measure.title != RANKME.label]
+    of_labels = [measure for measure in common if measure.title != figures.RANKME.label]
     return (of_labels or common)[:2]
 
 

@@ -147,34 +147,23 @@ def _drawing(points: np.ndarray, height: float, way: dict[str, Any], number: int
         role="img",
         aria_label=label,
     )
-    legend = (
-        tag("p", [_key(colour, name) for colour, name in way["legend"]], class_="legend")
-        if way["legend"]
-        else None
-    )
+    keys = [_key(colour, name) for colour, name in way["legend"]]
     return tag(
         "figure",
         tag("h4", f"Coloured by {way['title']}"),
         drawing,
-        legend,
+        tag("p", keys, class_="legend") if keys else None,
         data_way=number,
         class_=f"map-view {way['kind']}",
     )
 
 
 def _key(colour: str, name: str) -> Html:
-    dot = (
-        tag(
-            "svg",
-            tag("circle", cx=5, cy=5, r=4.5, fill=colour),
-            viewBox="0 0 10 10",
-            class_="dot",
-            aria_hidden="true",
-        )
-        if colour != "none"
-        else None
-    )
-    return tag("span", dot, name)
+    """An entry of the legend: a dot of the colour, unless that is "none", and the name."""
+    if colour == "none":
+        return tag("span", name)
+    circle = tag("circle", cx=5, cy=5, r=4.5, fill=colour)
+    return tag("span", tag("svg", circle, viewBox="0 0 10 10", class_="dot", aria_hidden="true"), name)
 
 
 def _scaled(projection: np.ndarray) -> tuple[np.ndarray, float]:

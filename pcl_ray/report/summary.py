@@ -6,19 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pcl_ray import config
-from pcl_ray.config.figures import (
-    AMI,
-    DATA_SHARE,
-    E_STEP_SECONDS,
-    EPOCH_SECONDS,
-    IMAGES_PER_SECOND,
-    KNN_TOP1,
-    LOSS,
-    LOSS_PROTOTYPE,
-    OWED_SECONDS,
-    RANKME,
-    Figure,
-)
+from pcl_ray.config import figures
+from pcl_ray.config.figures import Figure
 from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.drawing.html import Html, cut, table, tag
 from pcl_ray.report.run_record import RunRecord
@@ -84,62 +73,62 @@ def _tile(name: str, value: Any, meaning: str) -> Html:
 
 
 def _knn(record: RunRecord) -> Tile:
-    points = record.finite(KNN_TOP1)
+    points = record.finite(figures.KNN_TOP1)
     if not points:
         return None
     best_epoch, best = max(points, key=lambda point: point[1])
     more = f" Best: {number(best)} after epoch {best_epoch:.0f}." if best > points[-1][1] + 5e-4 else ""
-    return (KNN_TOP1.label, number(points[-1][1]), f"{KNN_TOP1.sentence}{more}")
+    return (figures.KNN_TOP1.label, number(points[-1][1]), f"{figures.KNN_TOP1.sentence}{more}")
 
 
 def _ami(record: RunRecord) -> Tile:
     newest = [
         (name, points[-1][1])
         for m, name in enumerate(clustering_names(record))
-        if (points := record.finite(AMI.at(m)))
+        if (points := record.finite(figures.AMI.at(m)))
     ]
     if not newest:
         return None
     values = [tag("span", tag("small", name), number(value)) for name, value in newest[:6]]
     return (
-        AMI.label,
+        figures.AMI.label,
         tag("span", values, class_="several"),
         "Agreement of the clusters with the labels: 0 is chance, 1 is perfect.",
     )
 
 
 def _rankme(record: RunRecord) -> Tile:
-    points = record.finite(RANKME)
+    points = record.finite(figures.RANKME)
     if not points:
         return None
     meaning = f"Directions that the features make use of, of {record.config.encoder.dim} there are."
-    return RANKME.label, number(points[-1][1]), meaning
+    return figures.RANKME.label, number(points[-1][1]), meaning
 
 
 def _loss(record: RunRecord) -> Tile:
-    points = record.finite(LOSS)
+    points = record.finite(figures.LOSS)
     if not points:
         return None
-    prototype = record.finite(LOSS_PROTOTYPE)
+    prototype = record.finite(figures.LOSS_PROTOTYPE)
     meaning = "Mean over the last epoch."
     if prototype and prototype[-1][0] == points[-1][0]:
         meaning += f" {number(prototype[-1][1])} of it from prototypes."
-    return LOSS.label, number(points[-1][1]), meaning
+    return figures.LOSS.label, number(points[-1][1]), meaning
 
 
 def _rate(record: RunRecord) -> Tile:
-    points = record.finite(IMAGES_PER_SECOND)
+    points = record.finite(figures.IMAGES_PER_SECOND)
     if not points:
         return None
-    waiting = record.finite(DATA_SHARE)
+    waiting = record.finite(figures.DATA_SHARE)
     meaning = "Trained, in the median epoch."
     if waiting:
         meaning += f" {percent(waiting[-1][1])} of the M-step is waiting for data."
-    return IMAGES_PER_SECOND.label, number(middle([value for _, value in points])), meaning
+    return figures.IMAGES_PER_SECOND.label, number(middle([value for _, value in points])), meaning
 
 
 def _e_step(record: RunRecord) -> Tile:
-    whole, part = total(record, EPOCH_SECONDS), total(record, E_STEP_SECONDS)
+    whole, part = total(record, figures.EPOCH_SECONDS), total(record, figures.E_STEP_SECONDS)
     if not whole or not part:
         return None
     return (
@@ -150,7 +139,7 @@ def _e_step(record: RunRecord) -> Tile:
 
 
 def _time(record: RunRecord) -> Tile:
-    seconds = total(record, EPOCH_SECONDS) + total(record, OWED_SECONDS)
+    seconds = total(record, figures.EPOCH_SECONDS) + total(record, figures.OWED_SECONDS)
     if not seconds:
         return None
     return (

@@ -4,23 +4,7 @@ from __future__ import annotations
 
 from pcl_ray import plan
 from pcl_ray.clustering import health
-from pcl_ray.config.figures import (
-    ACCURACY_PROTOTYPE,
-    COLD,
-    COLLISIONS,
-    DRIFT,
-    EMPTY,
-    FAILURES,
-    LARGEST_SHARE,
-    NMI_PREVIOUS,
-    PHI_IMPUTED,
-    PHI_MAX,
-    PHI_MIN,
-    PHI_P10,
-    PHI_P90,
-    PHI_ZEROS,
-    SIZE_P50,
-)
+from pcl_ray.config import figures
 from pcl_ray.report.doctor.findings import (
     Finding,
     at_end,
@@ -50,11 +34,11 @@ def phi_collapse(record: RunRecord) -> Finding | None:
     """Concentrations that are all alike, zero, or taken from other clusters."""
     reasons = []
     for m, k in clusterings(record):
-        zeros = newest(record, PHI_ZEROS.at(m)) or 0
-        imputed = newest(record, PHI_IMPUTED.at(m)) or 0
-        low, high = newest(record, PHI_P10.at(m)), newest(record, PHI_P90.at(m))
+        zeros = newest(record, figures.PHI_ZEROS.at(m)) or 0
+        imputed = newest(record, figures.PHI_IMPUTED.at(m)) or 0
+        low, high = newest(record, figures.PHI_P10.at(m)), newest(record, figures.PHI_P90.at(m))
         if low is None:  # a run of an earlier version
-            low, high = newest(record, PHI_MIN.at(m)), newest(record, PHI_MAX.at(m))
+            low, high = newest(record, figures.PHI_MIN.at(m)), newest(record, figures.PHI_MAX.at(m))
         name = which(record, m, k)
         if zeros > _ZERO_PHI * k:
             reasons.append(f"in {name} the images of {zeros:.0f} clusters lie on one point (φ = 0)")
@@ -82,7 +66,7 @@ def dominant_cluster(record: RunRecord) -> Finding | None:
     """A cluster that holds far too many of the images."""
     large = [
         (m, k, share)
-        for m, k, share in each(record, LARGEST_SHARE)
+        for m, k, share in each(record, figures.LARGEST_SHARE)
         if share > max(health.DOMINANT, min(health.TIMES_MEAN / k, _HALF)) and k >= 4
     ]
     if not large:
@@ -90,7 +74,7 @@ def dominant_cluster(record: RunRecord) -> Finding | None:
     shares = listed([f"{share:.0%} of the images in {which(record, m, k)}" for m, k, share in large])
     meaning = f"One cluster holds {shares}."
     advice = ["look for duplicate or empty images in the data and take them out"]
-    if any((newest(record, PHI_ZEROS.at(m)) or 0) > 0 for m, _, _ in large):
+    if any((newest(record, figures.PHI_ZEROS.at(m)) or 0) > 0 for m, _, _ in large):
         meaning += " Some cluster's images lie on one point: most likely it is one picture, many times over."
     else:
         advice.append("e_step.balance=5: no cluster gets more than five times the mean")
@@ -101,7 +85,7 @@ def dominant_cluster(record: RunRecord) -> Finding | None:
 
 def empty_clusters(record: RunRecord) -> Finding | None:
     """Prototypes without any image."""
-    every = each(record, EMPTY)
+    every = each(record, figures.EMPTY)
     empty = [(m, k, count) for m, k, count in every if count > 0]
     if not empty:
         return None
@@ -120,12 +104,12 @@ def never_settles(record: RunRecord) -> Finding | None:
     """Clusterings that change from one E-step to the next, to the end."""
     reasons = []
     for m, k in clusterings(record):
-        nmi, drift = record.finite(NMI_PREVIOUS.at(m)), record.finite(DRIFT.at(m))
+        nmi, drift = record.finite(figures.NMI_PREVIOUS.at(m)), record.finite(figures.DRIFT.at(m))
         if len(nmi) < 4:
             continue
         early = mean(nmi[: max(1, len(nmi) // 3)])
         # a cold start numbers its clusters anew
-        end, cold = mean(late(nmi)), (at_end(record, COLD.at(m)) or 0) > 0
+        end, cold = mean(late(nmi)), (at_end(record, figures.COLD.at(m)) or 0) > 0
         moves = mean(late(drift)) if drift and not cold else 0.0
         name = which(record, m, k)
         if end < _SETTLED and end - early < _RISING:
@@ -164,7 +148,7 @@ def prototype_accuracy_zero(record: RunRecord) -> Finding | None:
     zero = [
         (m, k)
         for m, k in clusterings(record)
-        if (right := at_end(record, ACCURACY_PROTOTYPE.at(m))) is not None and right < 0.2 / k
+        if (right := at_end(record, figures.ACCURACY_PROTOTYPE.at(m))) is not None and right < 0.2 / k
     ]
     if not zero:
         return None
@@ -209,7 +193,8 @@ def rejected(record: RunRecord) -> Finding | None:
     failures = [
         entry
         for entry in record.history
-        if entry["metrics"].get(FAILURES.name, 0) > 0 and not gauges_collapsed(record, dict(entry["metrics"]))
+        if entry["metrics"].get(figures.FAILURES.name, 0) > 0
+        and not gauges_collapsed(record, dict(entry["metrics"]))
     ]
     ended = "the E-step " in record.error and "have collapsed" not in record.error
     if not failures and not ended:
@@ -228,14 +213,14 @@ def rejected(record: RunRecord) -> Finding | None:
         f"a longer e_step.warmup_epochs (now {warmup}), or a lower optimizer.lr (now {lr:g})",
         "look for images that are there many times",
     )
-    still = (newest(record, FAILURES) or 0) > 0
+    still = (newest(record, figures.FAILURES) or 0) > 0
     severity = "problem" if ended or still else "warning"
     return Finding("rejected", severity, "E-steps were refused", " ".join(sentences), advice)
 
 
 def many_clusters(record: RunRecord) -> Finding | None:
     """Clusters of so few images that prototypes are the images themselves."""
-    tiny = [(m, k, median) for m, k, median in each(record, SIZE_P50) if median <= _TINY_CLUSTER]
+    tiny = [(m, k, median) for m, k, median in each(record, figures.SIZE_P50) if median <= _TINY_CLUSTER]
     if not tiny:
         return None
     sizes = listed(
@@ -260,7 +245,7 @@ def collisions(record: RunRecord) -> Finding | None:
     masked = record.config.loss.mask_duplicates
     limit = _NEARLY_ALL if masked else _COLLISIONS
     drawn = [(m, k) for m, k in clusterings(record) if plan.negatives(record.config, k)]
-    shares = [(m, k, at_end(record, COLLISIONS.at(m))) for m, k in drawn]
+    shares = [(m, k, at_end(record, figures.COLLISIONS.at(m))) for m, k in drawn]
     high = [(m, k, share) for m, k, share in shares if share is not None and share > limit]
     if not high:
         return None

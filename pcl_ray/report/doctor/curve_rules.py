@@ -8,20 +8,7 @@ import math
 import re
 import statistics
 
-from pcl_ray.config.figures import (
-    ACCURACY_INSTANCE,
-    ACCURACY_PROTOTYPE,
-    CONE,
-    FAILURES,
-    FEATURE_STD,
-    GRADIENT_NORM,
-    KNN_TOP1,
-    LOSS,
-    LOSS_INSTANCE,
-    LOSS_PROTOTYPE,
-    RANK,
-    RANKME,
-)
+from pcl_ray.config import figures
 from pcl_ray.report.doctor.findings import (
     Finding,
     at_end,
@@ -62,7 +49,7 @@ _TOLD_APART, _GOOD_KNN = 0.9, 0.9
 
 def instance_stuck(record: RunRecord) -> Finding | None:
     """An encoder that tells no images apart."""
-    loss, accuracy = record.finite(LOSS_INSTANCE)[1:], at_end(record, ACCURACY_INSTANCE)
+    loss, accuracy = record.finite(figures.LOSS_INSTANCE)[1:], at_end(record, figures.ACCURACY_INSTANCE)
     settings, queue = record.config.loss, record.config.loss.queue_size
     limit = _STUCK if len(loss) >= _AT_FIRST else _STUCK_AT_FIRST
     if (
@@ -103,21 +90,20 @@ def instance_stuck(record: RunRecord) -> Finding | None:
 
 def prototype_stuck(record: RunRecord) -> Finding | None:
     """Images that are not drawn to their prototypes."""
-    loss, counts = record.finite(LOSS_PROTOTYPE), clusterings(record)
+    loss, counts = record.finite(figures.LOSS_PROTOTYPE), clusterings(record)
     if len(loss) < _FEWEST or not counts:
         return None
     end, temperature = mean(late(loss)), record.config.loss.temperature
     columns = [columns_of(record, k) for _, k in counts]
     level = math.log(math.prod(columns)) / len(columns)
-    accuracies = [
-        (accuracy, k) for m, k in counts if (accuracy := at_end(record, ACCURACY_PROTOTYPE.at(m))) is not None
-    ]
+    accuracies = [(at_end(record, figures.ACCURACY_PROTOTYPE.at(m)), k) for m, k in counts]
+    measured = [(accuracy, k) for accuracy, k in accuracies if accuracy is not None]
     # One number of columns that gives the same mean logarithm stands for all.
     learned = covered(end, math.exp(level), temperature) > _STUCK
-    if learned or any(accuracy > _TIMES_CHANCE / k for accuracy, k in accuracies):
+    if learned or any(accuracy > _TIMES_CHANCE / k for accuracy, k in measured):
         return None
     right = ", ".join(
-        f"{accuracy:.1%} of the images for K = {k} (chance {1 / k:.1%})" for accuracy, k in accuracies
+        f"{accuracy:.1%} of the images for K = {k} (chance {1 / k:.1%})" for accuracy, k in measured
     )
     meaning = (
         f"train/loss_prototype is {end:.3f} at the end; {level:.3f} is what guessing has (mean logarithm of"
@@ -139,7 +125,7 @@ def prototype_stuck(record: RunRecord) -> Finding | None:
 
 def _narrower(record: RunRecord) -> bool:
     """Whether the features draw together in training, rather than never having spread."""
-    std, rank = record.finite(FEATURE_STD), record.finite(RANKME)
+    std, rank = record.finite(figures.FEATURE_STD), record.finite(figures.RANKME)
     return any(len(points) > 2 and mean(late(points)) < _NARROWER * points[0][1] for points in (std, rank))
 
 
@@ -150,7 +136,7 @@ def collapse(record: RunRecord) -> Finding | None:
     refused = [
         str(entry["epoch"] + 1)
         for entry in record.history
-        if entry["metrics"].get(FAILURES.name, 0) > 0 and gauges_collapsed(record, entry["metrics"])
+        if entry["metrics"].get(figures.FAILURES.name, 0) > 0 and gauges_collapsed(record, entry["metrics"])
     ]
     if refused or "have collapsed" in record.error:
         when = record.error.splitlines()[0] if record.error else ""
@@ -174,8 +160,12 @@ def collapse(record: RunRecord) -> Finding | None:
 
 def _near_collapse(record: RunRecord) -> bool:
     """Whether the newest gauges are near what the E-step refuses."""
-    cone, rank = newest(record, CONE), newest(record, RANK)
-    std, rankme, least = newest(record, FEATURE_STD), newest(record, RANKME), collapse_limit(record)
+    cone, rank = newest(record, figures.CONE), newest(record, figures.RANK)
+    std, rankme, least = (
+        newest(record, figures.FEATURE_STD),
+        newest(record, figures.RANKME),
+        collapse_limit(record),
+    )
     if rank is not None:
         low_rank = rank < _NEAR_RANK * least
     else:
@@ -185,8 +175,8 @@ def _near_collapse(record: RunRecord) -> bool:
 
 def _spread(record: RunRecord) -> str:
     """How the features lie, in a sentence; "" where no gauge is known."""
-    cone, rank, dim = newest(record, CONE), newest(record, RANK), record.config.encoder.dim
-    std, rankme = newest(record, FEATURE_STD), newest(record, RANKME)
+    cone, rank, dim = newest(record, figures.CONE), newest(record, figures.RANK), record.config.encoder.dim
+    std, rankme = newest(record, figures.FEATURE_STD), newest(record, figures.RANKME)
     parts = []
     if cone is not None:
         parts.append(f"the mean cosine of two images is {cone:.3f} (0 apart, 1 all alike)")
@@ -202,7 +192,7 @@ def _spread(record: RunRecord) -> str:
 
 def rank_lost(record: RunRecord) -> Finding | None:
     """Features that give up dimensions they had in use."""
-    ranks = record.finite(RANKME)
+    ranks = record.finite(figures.RANKME)
     if len(ranks) < _FEWEST:
         return None
     peak_epoch, peak = max(ranks, key=lambda point: point[1])
@@ -260,7 +250,7 @@ def diverged(record: RunRecord) -> Finding | None:
     broken = [
         entry["epoch"] + 1
         for entry in record.history
-        if not math.isfinite(entry["metrics"].get(LOSS.name, 0.0))
+        if not math.isfinite(entry["metrics"].get(figures.LOSS.name, 0.0))
     ]
     if broken or re.search(r"the loss is |not finite|diverged", record.error):
         meaning = record.error.splitlines()[0] if record.error else ""
@@ -268,7 +258,7 @@ def diverged(record: RunRecord) -> Finding | None:
         meaning = meaning or f"train/loss is not finite in epoch {broken[0]}."
         return Finding("diverged", "problem", title, meaning, advice)
     # not from a queue of random keys
-    loss, gradients = record.finite(LOSS_INSTANCE)[1:], record.finite(GRADIENT_NORM)[1:]
+    loss, gradients = record.finite(figures.LOSS_INSTANCE)[1:], record.finite(figures.GRADIENT_NORM)[1:]
     sentences = []
     if len(loss) >= _FEWEST:
         epoch, lowest = min(loss, key=lambda point: point[1])
@@ -307,14 +297,14 @@ def failed(record: RunRecord) -> Finding | None:
 
 def knn_falling(record: RunRecord) -> Finding | None:
     """Accuracy that falls, or does not rise although images are told apart."""
-    knn = record.finite(KNN_TOP1)
+    knn = record.finite(figures.KNN_TOP1)
     if len(knn) < 4:
         return None
     best_epoch, best = max(knn, key=lambda point: point[1])
     last, noise = mean(knn[-min(3, len(knn) // 2) :]), knn_noise(record, best)
     if best - last > noise:
         return _knn_fell(record, best_epoch, best, last)
-    accuracy = at_end(record, ACCURACY_INSTANCE) or 0.0
+    accuracy = at_end(record, figures.ACCURACY_INSTANCE) or 0.0
     if accuracy < _TOLD_APART or last > _GOOD_KNN or last - knn[0][1] > noise:
         return None
     meaning = (
@@ -329,7 +319,7 @@ def knn_falling(record: RunRecord) -> Finding | None:
 
 def _knn_fell(record: RunRecord, best_epoch: int, best: float, last: float) -> Finding:
     # not from a queue of random keys; and the sum has one term more once there are prototypes
-    loss = record.finite(LOSS_INSTANCE)[1:]
+    loss = record.finite(figures.LOSS_INSTANCE)[1:]
     then = next((value for epoch, value in loss if epoch >= best_epoch), None)
     meaning = f"eval/knn_top1 was best after epoch {best_epoch} ({best:.3f}) and is {last:.3f} at the end"
     if then is not None and mean(late(loss)) < then:

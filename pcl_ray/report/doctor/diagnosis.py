@@ -7,15 +7,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 
-from pcl_ray.config.figures import (
-    ACCURACY_INSTANCE,
-    AMI,
-    FEATURE_STD,
-    KNN_TOP1,
-    LOSS_INSTANCE,
-    NMI_PREVIOUS,
-    RANKME,
-)
+from pcl_ray.config import figures
 from pcl_ray.report.doctor import cluster_rules, curve_rules, time_rules
 from pcl_ray.report.doctor.findings import Finding, Severity, each, listed, newest
 from pcl_ray.report.run_record import RunRecord
@@ -86,11 +78,11 @@ def healthy(record: RunRecord) -> list[Finding]:
 
 
 def _loss(record: RunRecord) -> tuple[str, str] | None:
-    loss = record.finite(LOSS_INSTANCE)
+    loss = record.finite(figures.LOSS_INSTANCE)
     if len(loss) < 3:
         return None
     (first, _), (last, low) = loss[1], loss[-1]  # the first epoch has a queue of random keys
-    right = newest(record, ACCURACY_INSTANCE)
+    right = newest(record, figures.ACCURACY_INSTANCE)
     meaning = f"train/loss_instance went from {loss[1][1]:.3f} in epoch {first} to {low:.3f} in epoch {last}"
     if right:
         meaning += f"; it picks the right one of {record.config.loss.queue_size + 1} keys for {right:.0%}"
@@ -98,7 +90,7 @@ def _loss(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _knn(record: RunRecord) -> tuple[str, str] | None:
-    knn = record.finite(KNN_TOP1)
+    knn = record.finite(figures.KNN_TOP1)
     if len(knn) < 2 or knn[-1][1] - knn[0][1] <= curve_rules.knn_noise(record, knn[-1][1]):
         return None
     (first, low), (last, high) = knn[0], knn[-1]
@@ -109,7 +101,7 @@ def _knn(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _spread(record: RunRecord) -> tuple[str, str] | None:
-    rank, std = newest(record, RANKME), newest(record, FEATURE_STD)
+    rank, std = newest(record, figures.RANKME), newest(record, figures.FEATURE_STD)
     if rank is None:
         return None
     meaning = f"They use {rank:.0f} of {record.config.encoder.dim} dimensions (RankMe)"
@@ -119,7 +111,7 @@ def _spread(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _clusters(record: RunRecord) -> tuple[str, str] | None:
-    nmi = [(k, value) for _, k, value in each(record, NMI_PREVIOUS)]
+    nmi = [(k, value) for _, k, value in each(record, figures.NMI_PREVIOUS)]
     if not nmi or min(value for _, value in nmi) < _SETTLED:
         return None
     values = ", ".join(f"{value:.2f} for K = {k}" for k, value in nmi)
@@ -127,7 +119,7 @@ def _clusters(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _agreement(record: RunRecord) -> tuple[str, str] | None:
-    ami = [(k, value) for _, k, value in each(record, AMI)]
+    ami = [(k, value) for _, k, value in each(record, figures.AMI)]
     if not ami:
         return None
     values = listed([f"{value:.2f} for K = {k}" for k, value in ami])

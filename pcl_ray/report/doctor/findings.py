@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,11 +82,8 @@ def each(record: RunRecord, figure: Figure) -> list[tuple[int, int, float]]:
 
 def which(record: RunRecord, m: int, k: int) -> str:
     """A clustering in words; its number only where there are several."""
-    return (
-        f"clustering {m} (K = {k})"
-        if len(record.config.e_step.num_clusters) > 1
-        else f"the clustering (K = {k})"
-    )
+    several = len(record.config.e_step.num_clusters) > 1
+    return f"clustering {m} (K = {k})" if several else f"the clustering (K = {k})"
 
 
 def covered(loss: float, columns: float, temperature: float) -> float:
@@ -114,7 +112,7 @@ def collapse_limit(record: RunRecord) -> float:
     return health.least_rank(record.config.e_step.collapse_rank, record.config.encoder.dim)
 
 
-def gauges_collapsed(record: RunRecord, metrics: dict[str, float]) -> bool:
+def gauges_collapsed(record: RunRecord, metrics: Mapping[str, float]) -> bool:
     """Whether the E-step of an epoch refused the features themselves, rather than the clustering."""
     config = record.config
     gauges = health.Gauges(

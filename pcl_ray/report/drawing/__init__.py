@@ -1,1 +1,3 @@
-"""Markup, charts and sheets of pictures that the pages are drawn with."""
+"""Markup, charts, sheets of pictures and the frame of plots: what pages and pictures are drawn with."""
+
+__all__ = ["html", "panels", "sprites", "svg"]

@@ -1,1 +1,3 @@
-"""What a sweep found, from plain records: its leaderboard and its figures."""
+"""What a sweep found, from plain records: its leaderboard and its plots."""
+
+__all__ = ["leaderboard", "plots"]

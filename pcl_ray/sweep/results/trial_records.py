@@ -7,16 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pcl_ray.config.figures import (
-    SWEEP_DEVICE_MINUTES,
-    SWEEP_FAILED,
-    SWEEP_FINISHED,
-    SWEEP_SAVED_MINUTES,
-    SWEEP_SECONDS,
-    SWEEP_SHARED_WARMUPS,
-    SWEEP_STOPPED_EARLY,
-    SWEEP_TRIALS,
-)
+from pcl_ray.config import figures
 from pcl_ray.errors import ConfigError
 from pcl_ray.report.sweep import leaderboard
 from pcl_ray.report.sweep.leaderboard import Configuration, TrialRecord
@@ -54,14 +45,14 @@ def exploits(sweep: str) -> list[dict[str, Any]]:
 def totals(records: list[TrialRecord], seconds: float) -> dict[str, float]:
     """What the sweep took and trained, as figures of its parent run. seconds: by the clock."""
     return {
-        SWEEP_DEVICE_MINUTES.name: sum(record.device_seconds for record in records) / 60,
-        SWEEP_SAVED_MINUTES.name: sum(record.saved_seconds for record in records) / 60,
-        SWEEP_SHARED_WARMUPS.name: float(sum(record.saved_seconds > 0 for record in records)),
-        SWEEP_SECONDS.name: seconds,
-        SWEEP_TRIALS.name: float(len(records)),
-        SWEEP_FINISHED.name: float(sum(record.state == "finished" for record in records)),
-        SWEEP_STOPPED_EARLY.name: float(sum(record.state == "stopped early" for record in records)),
-        SWEEP_FAILED.name: float(sum(record.state == "failed" for record in records)),
+        figures.SWEEP_DEVICE_MINUTES.name: sum(record.device_seconds for record in records) / 60,
+        figures.SWEEP_SAVED_MINUTES.name: sum(record.saved_seconds for record in records) / 60,
+        figures.SWEEP_SHARED_WARMUPS.name: float(sum(record.saved_seconds > 0 for record in records)),
+        figures.SWEEP_SECONDS.name: seconds,
+        figures.SWEEP_TRIALS.name: float(len(records)),
+        figures.SWEEP_FINISHED.name: float(sum(record.state == "finished" for record in records)),
+        figures.SWEEP_STOPPED_EARLY.name: float(sum(record.state == "stopped early" for record in records)),
+        figures.SWEEP_FAILED.name: float(sum(record.state == "failed" for record in records)),
     }
 
 
