@@ -11,6 +11,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -79,12 +80,33 @@ def problems(paths: list[Path]) -> Iterator[str]:
                     count = parameters(node)
                     if count > PARAMETERS and not kernel(node) and node.name not in WIDE_SIGNATURES:
                         yield f"{at}: {node.name} takes {count} parameters, more than {PARAMETERS}"
+            if in_package and isinstance(node, ast.ImportFrom) and node.module:
+                yield from (f"{at}: {text}" for text in unoffered(shown.parts[1], node))
     for name, places in classes.items():
         if len(places) > 1:
             yield f"{places[0]}: class {name} is also at {', '.join(places[1:])}"
     for room, count in rooms.items():
         if count > MODULES_A_ROOM and room.relative_to(ROOT).parts[0] == "pcl_ray":
             yield f"{room.relative_to(ROOT)}: {count} modules, more than {MODULES_A_ROOM}"
+
+
+def unoffered(room: str, node: ast.ImportFrom) -> Iterator[str]:
+    """What is imported from another room, and is not in the `__all__` of its `__init__`."""
+    parts = (node.module or "").split(".")
+    if parts[0] != "pcl_ray" or len(parts) < 2 or parts[1] == room:
+        return
+    other = ROOT / "pcl_ray" / parts[1] / "__init__.py"
+    if other.exists():
+        names = [alias.name for alias in node.names] if len(parts) == 2 else [parts[2]]
+        yield from (f"{parts[1]} does not offer {name!r}" for name in names if name not in offer(other))
+
+
+@cache
+def offer(room: Path) -> frozenset[str]:
+    for node in ast.parse(room.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return frozenset(ast.literal_eval(node.value))
+    return frozenset()
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
