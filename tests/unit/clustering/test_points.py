@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pcl_ray.clustering import points as module
 from pcl_ray.clustering.group import Group
 from pcl_ray.clustering.points import Moments, Points, on_grid
 
@@ -83,13 +82,18 @@ def test_sums_have_no_rounding_in_any_order_and_split(
     assert equal(parts, whole)
 
 
-def test_more_rows_than_a_block_are_summed_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, labels = some(100, 3), some_labels(100, 4, lowest=-1)
+def test_more_rows_than_a_block_are_summed_all() -> None:
+    count = 20_000
+    rows, labels = some(count, 3), some_labels(count, 4, lowest=-1)
     points = Points.of(rows)
-    whole = Moments.of(points, labels, 4)
-    monkeypatch.setattr(module, "_BLOCK", 7)
-    assert points.block == 7
-    assert equal(Moments.of(points, labels, 4), whole)
+    assert points.block < count // 2
+    whole, labelled = Moments.of(points, labels, 4), labels >= 0
+    sums, squares = torch.zeros(4, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    sums.index_add_(0, labels[labelled], on_grid(rows[labelled], count, points.largest))
+    squares.index_add_(0, labels[labelled], points.squares[labelled])
+    assert torch.equal(whole.sizes, torch.bincount(labels[labelled], minlength=4))
+    assert torch.equal(whole.sums, sums)
+    assert torch.equal(whole.squares, squares)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 1000, 2**16, 10**5])

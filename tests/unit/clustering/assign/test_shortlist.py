@@ -79,15 +79,20 @@ def test_near_ties_are_decided_as_float64_does(noise: float) -> None:
     assert among(rows, centroids, labels, around).tolist() == expected
 
 
-def test_how_the_work_is_cut_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_the_work_is_cut_makes_no_difference() -> None:
     rows, centroids = some(400, 8), some(30, 8, seed=1)
     labels = some_labels(400, 30).clamp(max=22)  # one large cluster among small ones, some empty
     around = some_candidates(30, 6)
     whole = among(rows, centroids, labels, around)
-    monkeypatch.setattr(module, "_BATCH", 500)
-    assert torch.equal(among(rows, centroids, labels, around), whole)
     alone = [among(rows[i : i + 1], centroids, labels[i : i + 1], around) for i in range(400)]
     assert torch.equal(torch.cat(alone), whole)
+    # clusters of one size, too many for one batch of products
+    rows, centroids, around = some(8000, 64), some(4000, 64, seed=1), some_candidates(4000, 12)
+    labels = torch.arange(8000) % 4000
+    parts = [labels % 50 == number for number in range(50)]
+    whole = among(rows, centroids, labels, around)
+    for part in parts:
+        assert torch.equal(among(rows[part], centroids, labels[part], around), whole[part])
 
 
 def test_neighbours_are_the_nearest_centroids_rising() -> None:
@@ -175,17 +180,23 @@ def test_points_without_a_label_are_done_by_brute_force() -> None:
     assert shortlist.fallbacks == 0
 
 
-def test_neighbours_are_found_anew_where_centroids_have_moved() -> None:
+def test_neighbours_are_found_anew_where_centroids_have_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[Tensor] = []
+
+    def counted(points: Points, centroids: Tensor, count: int, threads: int) -> Tensor:
+        searched.append(centroids)
+        return neighbours(points, centroids, count, threads)
+
+    monkeypatch.setattr(module, "neighbours", counted)
     rows, centroids, before = clustered(4000, 100)
     points, shortlist = Points.of(rows), Shortlist(FAISS, candidates=16)
     shortlist(points, centroids, labels=before, spread=0.1)
-    first = shortlist._around
     shortlist(points, centroids + 1e-4, labels=before, spread=0.1)
-    assert shortlist._around is first
+    assert len(searched) == 1
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     labels = FAISS(points, centroids[order])
     found = shortlist(points, centroids[order], labels=labels, spread=0.1)
-    assert shortlist._around is not first
+    assert len(searched) == 2
     assert torch.equal(found, labels)
     assert shortlist.fallbacks == 0
 
