@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,29 +49,34 @@ class Warmups:
     instance knows it too.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, clock: Callable[[], float] = time.monotonic):
+        """clock: in seconds."""
         self._folder = Path(folder)
-        self._taken: dict[str, tuple[str, float]] = {}  # key: by which trial, when it was last heard of
+        self._clock = clock
+        self._holders: dict[str, tuple[str, float]] = {}  # key → which trial, when it was last heard of
 
     def claim(self, key: str, trial: str) -> Claim:
         """Asked again and again by a trial that must wait."""
         path = self._folder / key
-        found = epoch_files.latest(path)
-        if found is not None:
-            self._taken.pop(key, None)
-            return Claim("found", str(found))
-        holder, heard = self._taken.get(key, (trial, 0.0))
-        if holder != trial and time.monotonic() - heard < _STALE_S:
+        trained = epoch_files.latest(path)
+        if trained is not None:
+            self._holders.pop(key, None)
+            return Claim("found", str(trained))
+        holder, heard = self._holders.get(key, (trial, 0.0))
+        if holder != trial and self._clock() - heard < _STALE_S:
             return Claim("wait")
-        self._taken[key] = (trial, time.monotonic())
+        self._holders[key] = (trial, self._clock())
         return Claim("yours", str(path))
 
     def alive(self, key: str, trial: str) -> None:
         """The trial is still at it."""
-        if self._taken.get(key, ("", 0.0))[0] == trial:
-            self._taken[key] = (trial, time.monotonic())
+        if self._is_held(key, trial):
+            self._holders[key] = (trial, self._clock())
 
     def release(self, key: str, trial: str) -> None:
         """The trial has ended; whether it left the warm-up shows on disk."""
-        if self._taken.get(key, ("", 0.0))[0] == trial:
-            del self._taken[key]
+        if self._is_held(key, trial):
+            del self._holders[key]
+
+    def _is_held(self, key: str, trial: str) -> bool:
+        return key in self._holders and self._holders[key][0] == trial

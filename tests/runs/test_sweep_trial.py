@@ -139,20 +139,6 @@ def test_a_trial_on_a_shared_warmup_is_bit_by_bit_what_it_is_alone(extra: dict[s
         assert_same(state_of(run_name_of("s", point)), state_of(run_name_of("alone", point)))
 
 
-def test_another_temperature_or_seed_has_a_warmup_of_its_own() -> None:
-    points = [TrialPoint({"loss.temperature": t}, s) for t in (0.1, 0.2) for s in (0, 1)]
-    assert len({warm_ups.key_of(point.config(BASE)) for point in points}) == 4
-    later = {
-        "e_step.alpha": 3.0,
-        "e_step.num_clusters": "5",
-        "loss.prototype_weight": 0.5,
-        "e_step.restarts": 3,
-    }
-    key = warm_ups.key_of(TrialPoint({}, 0).config(BASE))
-    assert warm_ups.key_of(TrialPoint(later, 0).config(BASE)) == key
-    assert warm_ups.key_of(TrialPoint({"e_step.warmup_epochs": 3}, 0).config(BASE)) != key
-
-
 def test_a_trial_waits_while_another_trains_its_warmup_and_takes_over_when_that_one_is_gone() -> None:
     claims = warmups()
     key = warm_ups.key_of(BASE)
@@ -163,17 +149,6 @@ def test_a_trial_waits_while_another_trains_its_warmup_and_takes_over_when_that_
     assert trial.step()["epoch"] == 1
     trial.close()
     assert claims.claim(key, "other").kind == "yours"  # closed in the warm-up: it gave its claim back
-
-
-def test_a_claim_that_nobody_hears_of_any_more_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = warmups()
-    assert claims.claim("k", "a").kind == "yours"
-    assert claims.claim("k", "b").kind == "wait"
-    monkeypatch.setattr("pcl_ray.sweep.warm_ups._STALE_S", -1.0)
-    assert claims.claim("k", "b").kind == "yours"
-    claims.alive("k", "a")  # the old holder: no effect
-    monkeypatch.setattr("pcl_ray.sweep.warm_ups._STALE_S", 30.0)
-    assert claims.claim("k", "a").kind == "wait"
 
 
 def test_an_interrupted_trial_goes_on_and_ends_as_one_that_was_not() -> None:
