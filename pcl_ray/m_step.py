@@ -24,16 +24,13 @@ from pcl_ray.config.figures import (
     ACCURACY_INSTANCE,
     ACCURACY_PROTOTYPE,
     ALIGNMENT,
-    COLLISIONS,
-    FEATURE_STD,
-    GRADIENT_NORM,
     LOSS,
     LOSS_INSTANCE,
     LOSS_PROTOTYPE,
 )
 from pcl_ray.errors import RunFailed
 from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, prototype_loss, sample_negatives
-from pcl_ray.meters import GAUGE_EVERY, Meter, StepClock, gauges, memory_gb, reset_memory
+from pcl_ray.meters import GAUGE_EVERY, Meter, StepClock, gauge_names, gauges, memory_gb, reset_memory
 from pcl_ray.model.distributed import all_gather, encode_shuffled, rank
 from pcl_ray.model.learner import Learner, build_learner, precision, views_for
 from pcl_ray.plan import RunPlan
@@ -76,7 +73,7 @@ def run_epoch(
     prototypes: list[_Prototypes] = []
     if clusters is not None and config.loss.prototype_weight > 0:
         prototypes = _on_device(clusters, learner.device)
-    meter = Meter(_metric_names(len(prototypes)), learner.device)
+    meter = Meter((*_loss_names(len(prototypes)), *gauge_names(len(prototypes))), learner.device)
     clock = StepClock(learner.device)
     reset_memory(learner.device)
     sums = torch.zeros(len(meter.names))
@@ -202,6 +199,14 @@ def _losses(
     return loss, [*values, prototype, *(accuracy for _, accuracy in terms)]
 
 
+def _loss_names(num_clusterings: int) -> list[str]:
+    """The whole loss and what `_losses` gives back beside it, by name and in its order."""
+    names = [LOSS.name, LOSS_INSTANCE.name, ACCURACY_INSTANCE.name, ALIGNMENT.name]
+    if num_clusterings:
+        names += [LOSS_PROTOTYPE.name, *(ACCURACY_PROTOTYPE.at(m).name for m in range(num_clusterings))]
+    return names
+
+
 @torch.no_grad()
 def _keys(learner: Learner, views: Tensor, config: RunConfig, step: int) -> Tensor:
     if config.encoder.batch_norm == "shuffle":
@@ -291,16 +296,6 @@ class _Contrast:
         predicted_B = best_B if negatives_M is None else torch.cat([positives_B, negatives_M])[best_B]
         right_B = (predicted_B == positives_B) & (positives_B >= 0)
         return prototype_loss(logits, target_B, positives_B, part.valid_K), right_B.float().mean()
-
-
-def _metric_names(num_clusterings: int) -> tuple[str, ...]:
-    """The names of a step's figures, in the order of `_losses` and then of `meters.gauges`."""
-    every = range(num_clusterings)
-    names = [LOSS.name, LOSS_INSTANCE.name, ACCURACY_INSTANCE.name, ALIGNMENT.name]
-    if num_clusterings:
-        names += [LOSS_PROTOTYPE.name, *(ACCURACY_PROTOTYPE.at(m).name for m in every)]
-    names += [GRADIENT_NORM.name, FEATURE_STD.name, *(COLLISIONS.at(m).name for m in every)]
-    return tuple(names)
 
 
 def _named(names: tuple[str, ...], means: Tensor) -> dict[str, float]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pcl_ray.config.figures import COLLISIONS, FEATURE_STD, GRADIENT_NORM
 from pcl_ray.model.distributed import all_gather, mean_over_workers
 
 GAUGE_EVERY = 8  # steps: gauges cost a pass over all gradients, and change slowly
@@ -34,6 +35,11 @@ def gauges(query_BC: Tensor, parameters: Iterable[nn.Parameter], positives: Iter
     features = all_gather(query_BC.detach())
     spread = features.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5
     return torch.stack([norm.float(), spread, *(_collisions(all_gather(own)) for own in positives)])
+
+
+def gauge_names(num_clusterings: int) -> list[str]:
+    """What `gauges` gives back, by name and in its order."""
+    return [GRADIENT_NORM.name, FEATURE_STD.name, *(COLLISIONS.at(m).name for m in range(num_clusterings))]
 
 
 def _collisions(positives_B: Tensor) -> Tensor:
