@@ -55,7 +55,7 @@ def make_token(file: Path) -> None:
 
 
 def check_ports(host: str, ports: Ports, *, ray: bool, mlflow: bool) -> None:
-    """Tries the ports of what will be started. Raises ConfigError for one that is taken."""
+    """Tries the ports of what will be started. Raises ConfigError for one that is not free."""
     wanted: dict[str, int] = {}
     if ray:
         wanted |= {"--port": ports.ray, "--dashboard-port": ports.dashboard, "--metrics-port": ports.metrics}

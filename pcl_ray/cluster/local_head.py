@@ -3,8 +3,8 @@ the command.
 
 PCL_RAY_HOME/service/  up.json (what runs, under which numbers)  ray_token  ray.log  mlflow.log  lock
 
-Both listen on the loopback address alone, unless told otherwise; Ray asks for a token in any case, since its
-Jobs API runs whatever it is sent.
+Both listen on the loopback address alone, unless another is given; Ray asks for a token in any case, since
+its Jobs API runs whatever it is sent.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def up(request: HeadRequest, say: Callable[[str], None]) -> LocalHead:
     """Starts what does not run yet, and waits until it answers. What runs already stays as it is; what was
     started here ends where the rest fails.
 
-    Raises ConfigError for a port that is taken or a host that must not be opened, RunFailed where something
-    does not come up.
+    Raises ConfigError for a port that is not free or a host that must not be opened, RunFailed where
+    something does not come up.
     """
     if server.loopback(request.host):
         request = replace(request, host=LOOPBACK)
@@ -150,7 +150,8 @@ def _check_same(before: LocalHead, request: HeadRequest) -> None:
 def _needs_mlflow(head: LocalHead, ray_runs: bool) -> bool:
     """Whether a server is to be started here.
 
-    Jobs of a Ray that runs record where it was told to, whatever this shell's MLFLOW_TRACKING_URI says.
+    Jobs of a Ray that runs record in the store that it was started with, whatever this shell's
+    MLFLOW_TRACKING_URI says.
     """
     if ray_runs:
         return head.mlflow is not None

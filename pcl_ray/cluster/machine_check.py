@@ -39,7 +39,7 @@ CHECKS = (
 
 
 def check(checks: Sequence[MachineCheck] = CHECKS, limit_s: float = 12.0) -> list[Check]:
-    """Everything that can be asked without training, in the order of `checks`.
+    """Makes the checks, none of which trains: the results in the order of `checks`.
 
     limit_s: for all of them together; most of the time goes into imports.
     """

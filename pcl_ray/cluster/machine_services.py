@@ -127,13 +127,12 @@ def _token_source() -> tuple[str, str]:
     """Where Ray takes its token from, "" for nowhere; and what is wrong with that file."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN", ""
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
-    path = Path(given or "~/.ray/auth_token").expanduser()
+    setting = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    path = Path(setting or "~/.ray/auth_token").expanduser()
     if not os.access(path, os.R_OK):
-        return (
-            "",
-            f"RAY_AUTH_TOKEN_PATH = {given} cannot be read, and Ray does not start then" if given else "",
-        )
+        if not setting:
+            return "", ""
+        return "", f"RAY_AUTH_TOKEN_PATH = {setting} cannot be read, and Ray does not start then"
     open_to_others = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
     return str(path), f"{path} can be read by others of this machine" if open_to_others else ""
 

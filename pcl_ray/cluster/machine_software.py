@@ -79,6 +79,7 @@ def version(name: str) -> str | None:
 
 
 def faiss() -> Check:
+    """Which build of faiss there is, if it can be imported."""
     from pcl_ray.clustering.faiss_state import faiss_state  # loads torch, which takes seconds
 
     try:

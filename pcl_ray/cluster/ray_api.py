@@ -26,7 +26,7 @@ _STOPPABLE = ("PENDING", "RUNNING")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a cluster's dashboard is, and the token that it is asked with ("" for none)."""
+    """A cluster's dashboard: its address, and the token that requests carry ("" for none)."""
 
     address: str
     token: str = ""
@@ -47,6 +47,7 @@ class Cluster:
         return sorted(jobs, key=lambda job: job.get("start_time") or 0, reverse=True)
 
     def job(self, number: str) -> dict[str, Any]:
+        """One job by its submission id. Raises as `jobs` does."""
         return self._table(self._ask(f"/api/jobs/{quote(number, safe='')}"))
 
     def under_way(self) -> list[str]:
@@ -54,6 +55,7 @@ class Cluster:
         return [job["submission_id"] for job in self.jobs() if job["status"] in _STOPPABLE]
 
     def stop_job(self, number: str) -> None:
+        """Tells a job to stop, and does not wait for it. Raises as `jobs` does."""
         self._ask(f"/api/jobs/{quote(number, safe='')}/stop", method="POST")
 
     def usage(self) -> dict[str, tuple[float, float]]:
@@ -148,8 +150,8 @@ def user_token() -> str:
     """
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return ""
-    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return given
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     try:
         return read_token(Path(named or "~/.ray/auth_token").expanduser())
@@ -163,6 +165,7 @@ def user_token() -> str:
 
 
 def read_token(file: Path) -> str:
+    """The token in a file. Raises OSError, or ValueError where it holds no text."""
     return file.read_text(encoding="utf-8").strip()
 
 
@@ -176,4 +179,5 @@ def write_token(file: Path, token: str) -> None:
 
 
 def open_to_others(file: Path) -> bool:
+    """Whether others than its owner may read or write a file."""
     return bool(file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))

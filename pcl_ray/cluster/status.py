@@ -114,6 +114,7 @@ def uri() -> str:
 
 
 def recorded_rows(runs: Sequence[RecordedRun]) -> list[StatusRow]:
+    """Runs out of MLflow as rows."""
     return [
         StatusRow(
             name=run.name,
@@ -196,6 +197,7 @@ def table(rows: Sequence[StatusRow], say: Callable[[Any], None], *, dated: bool 
 
 
 def as_json(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
+    """Runs out of MLflow as `pcl-ray runs --json` prints them."""
     return [replace(run, knobs=dict(run.knobs)).__dict__ for run in runs]
 
 

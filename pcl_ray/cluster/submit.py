@@ -126,8 +126,8 @@ def uploaded(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     ConfigError for a file that cannot be uploaded.
 
     In a checkout that is the checkout (without what .rayignore and .gitignore name); elsewhere a folder of
-    its own with the recipe or space file alone, kept so that a printed line can be typed later; None where
-    the words name no file.
+    its own with the recipe or space file alone, which stays, so that a printed line can be typed later; None
+    where the words name no file.
     """
     if Path("jobs", "train.py").is_file() and Path("pcl_ray", "__init__.py").is_file():
         outside = [

@@ -71,13 +71,13 @@ def blur_size(image_size: int) -> int:
 
 
 def to_floats(views: Tensor, config: AugmentConfig) -> Tensor:
-    """uint8 [b, channels, S, S] to normalised float32, by the configured mean and standard deviation."""
+    """Turns uint8 [b, channels, S, S] into float32, normalised by the configured numbers."""
     return normalise(views.float() / 255, config)
 
 
 def normalise(views: Tensor, config: AugmentConfig) -> Tensor:
-    """[b, channels, S, S] in 0..1 to mean 0 and standard deviation 1 by the configured numbers; changes
-    `views`.
+    """Shifts [b, channels, S, S] in 0..1 to mean 0 and standard deviation 1 by the configured numbers;
+    changes `views`.
     """
     mean, std = (
         torch.tensor(values).view(-1, 1, 1).to(views.device, non_blocking=True)
@@ -87,8 +87,8 @@ def normalise(views: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def _blend(images: Tensor, factor: np.ndarray, kind: np.ndarray) -> Tensor:
-    """clamp(f · image + (1 − f) · base): the base is black for brightness, the mean grey for contrast, the
-    grey image for saturation.
+    """The blend clamp(f · image + (1 − f) · base): the base is black for brightness, the mean grey for
+    contrast, the grey image for saturation.
     """
     shares = np.stack([factor, (1 - factor) * (kind == _CONTRAST), (1 - factor) * (kind == _SATURATION)])
     of_image, of_mean, of_grey = _on(images, shares[:, :, None, None, None])

@@ -80,8 +80,8 @@ def find_images(root: Path, channels: int, class_names: tuple[str, ...] | None =
 
 
 def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int], None]) -> list[BadImage]:
-    """The files that do not decode, with reasons. The result is kept under `cache_dir` until a file's
-    name, size or time changes.
+    """The files that do not decode, with reasons. The result is stored under `cache_dir`, and holds until a
+    file's name, size or time changes.
     """
     paths = [images.path(i) for i in range(len(images))]
     key = hashlib.blake2b(

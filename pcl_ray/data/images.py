@@ -142,6 +142,7 @@ class FileImages:
         return len(self.files)
 
     def path(self, index: int) -> Path:
+        """The file of one image."""
         return Path(self.root, self.files[index].decode("utf-8", "surrogateescape"))
 
     def read(self, index: int, scale: Scale | None = None) -> np.ndarray:
@@ -198,7 +199,7 @@ def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarr
     """The picture upright as [H, W, channels] uint8, whatever the file's mode: transparency on white, 16 bits
     scaled to 8.
 
-    scale: asked with height and width of the upright picture, says at which share of them it suffices: a JPEG
+    scale: gives the share of its size at which a picture of this height and width (upright) suffices: a JPEG
     is decoded at a half, a quarter or an eighth where that is enough, which is several times faster. Other
     formats come whole.
     Raises OSError, ValueError and other kinds that Pillow raises for damaged files. Its warnings are the

@@ -124,7 +124,7 @@ class ReferencePairs:
         self.view = random_view(config.augment, config.data.channels)
 
     def __call__(self, items: list[tuple[int, int]]) -> RawBatch:
-        """items: (epoch, index)."""
+        """The views of items (epoch, index)."""
         # The views draw from torch's global generator; the training's own randomness must not depend on who
         # augments.
         before = torch.default_generator.get_state()
@@ -148,7 +148,7 @@ class CropPairs:
         self.channels, self.reduced = config.data.channels, config.data.reduced_decoding
 
     def __call__(self, items: list[tuple[int, int]]) -> RawBatch:
-        """items: (epoch, index)."""
+        """The views of items (epoch, index)."""
         crops = torch.stack([self._pair(epoch, index) for epoch, index in items])
         return RawBatch(crops, torch.tensor([index for _, index in items]))
 

@@ -38,6 +38,7 @@ class Views:
         self._second_thread = ThreadPoolExecutor(1, "views") if in_threads else None
 
     def draws(self, epoch: int, indices: np.ndarray, view: int, sizes: np.ndarray) -> ViewDraws:
+        """The random numbers of view 0 (query) or 1 (key) of these images."""
         return view_draws(self._augment, self._channels, self._seed, epoch, indices, view, sizes)
 
     def of_images(

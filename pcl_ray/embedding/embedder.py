@@ -153,7 +153,9 @@ class Embedder:
 
     @torch.no_grad()
     def embed(self, images: np.ndarray | Sequence[Picture] | Picture) -> Embedded:
-        """images: a list of uint8 arrays [H, W, channels] or [H, W], paths, bytes of encoded files and Pillow
+        """The embeddings of images, and their nearest prototypes.
+
+        images: a list of uint8 arrays [H, W, channels] or [H, W], paths, bytes of encoded files and Pillow
         images, mixed as you like; one of these alone; or an array of many, [n, H, W, channels] or [n, H, W].
         An array of three axes is one image where the last has 1 to 4 entries.
 

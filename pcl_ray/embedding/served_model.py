@@ -59,26 +59,26 @@ class EmbedderModel(PythonModel):
         return pd.DataFrame(columns, index=index)
 
 
-def batch_of(given: Any) -> Any:
+def batch_of(images: Any) -> Any:
     """Turns into what `Embedder.embed` takes: a DataFrame, a record or a column `image`, an array, a list,
     nested lists of numbers, or one image alone.
     """
-    if isinstance(given, pd.DataFrame):
-        given = given[_column(list(given.columns))]
-    if isinstance(given, Mapping):
-        given = given[_column(list(given))]
-    if isinstance(given, pd.Series):
-        return [_image(item, number) for number, item in enumerate(given.tolist())]
-    if isinstance(given, np.ndarray) and given.dtype.kind not in "OUS":
-        return _as_bytes(given, "the images") if given.size else []
-    if isinstance(given, np.ndarray):
-        given = given.tolist()  # of texts, or of arrays of different sizes; 0-d: one
-    if isinstance(given, list | tuple) and given and all(isinstance(row, list | tuple) for row in given):
+    if isinstance(images, pd.DataFrame):
+        images = images[_column(list(images.columns))]
+    if isinstance(images, Mapping):
+        images = images[_column(list(images))]
+    if isinstance(images, pd.Series):
+        return [_image(item, number) for number, item in enumerate(images.tolist())]
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "OUS":
+        return _as_bytes(images, "the images") if images.size else []
+    if isinstance(images, np.ndarray):
+        images = images.tolist()  # of texts, or of arrays of different sizes; 0-d: one
+    if isinstance(images, list | tuple) and images and all(isinstance(row, list | tuple) for row in images):
         try:
-            return _as_bytes(np.array(given), "the images")
+            return _as_bytes(np.array(images), "the images")
         except ValueError:  # images of different sizes
             pass
-    items = given if isinstance(given, list | tuple) else [given]
+    items = images if isinstance(images, list | tuple) else [images]
     return [_image(item, number) for number, item in enumerate(items)]
 
 

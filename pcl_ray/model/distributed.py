@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 
 def world_size() -> int:
+    """The number of workers."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """This worker's number, 0 … world_size() − 1."""
     return dist.get_rank() if world_size() > 1 else 0
 
 

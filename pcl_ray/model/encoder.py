@@ -58,7 +58,7 @@ class SmallResNet(nn.Module):
 
 def build(config: EncoderConfig, channels: int) -> Encoder:
     """A freshly initialised encoder (from torch's global random state). Raises ConfigError where timm is
-    asked for and missing.
+    configured and missing.
     """
     backbone, width = _backbone(config, channels)
     if config.head == "linear":

@@ -1,5 +1,5 @@
 """Everything that the M-step changes, put together: encoders in their memory format, data-parallel and
-compiled where asked for, optimizer, queue, bank.
+compiled where configured, optimizer, queue, bank.
 """
 
 from __future__ import annotations

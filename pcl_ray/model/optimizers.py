@@ -36,6 +36,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on all parameters that have a gradient; gives back what `closure` does."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             trained = [weight for weight in group["params"] if weight.grad is not None]

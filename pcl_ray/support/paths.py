@@ -10,16 +10,16 @@ from pcl_ray.errors import ConfigError
 
 def home() -> Path:
     """PCL_RAY_HOME, or ~/.pcl_ray. Absolute: a submitted job's working directory is thrown away."""
-    given = os.environ.get("PCL_RAY_HOME") or "~/.pcl_ray"
-    if "?" in given:
+    folder = os.environ.get("PCL_RAY_HOME") or "~/.pcl_ray"
+    if "?" in folder:
         raise ConfigError(
-            f"PCL_RAY_HOME = {given!r} has a '?', which the address of a database in it cannot have; choose"
+            f"PCL_RAY_HOME = {folder!r} has a '?', which the address of a database in it cannot have; choose"
             " another folder"
         )
     try:
-        return Path(given).expanduser().absolute()
+        return Path(folder).expanduser().absolute()
     except RuntimeError:
-        raise ConfigError(f"PCL_RAY_HOME = {given!r} names a home folder that does not exist") from None
+        raise ConfigError(f"PCL_RAY_HOME = {folder!r} names a home folder that does not exist") from None
 
 
 def check_writable() -> None:
