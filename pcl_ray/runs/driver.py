@@ -26,7 +26,6 @@ from pcl_ray.runs.console import Display
 from pcl_ray.runs.event_router import EventRouter
 from pcl_ray.runs.final_artifacts import RunResult
 from pcl_ray.runs.folder import EndState, RunFolder, State
-from pcl_ray.runs.gallery import Gallery
 from pcl_ray.runs.request import Request
 from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
 from pcl_ray.support import machine, redaction
@@ -95,7 +94,7 @@ def start(
 def _begin_with(
     origin: Origin, folder: RunFolder, mirror: StorageMirror | NullMirror, display: Display
 ) -> None:
-    from pcl_ray.checkpoints import run_state  # torch takes seconds to import: after the checks
+    from pcl_ray.checkpoints import run_state  # it loads torch
 
     checkpoint = run_state.take_over(origin.checkpoint, folder.checkpoints)
     folder.write_state(forked_from=origin.text)
@@ -153,7 +152,7 @@ def _result_of_finished(
         run_id = tracker.run_id
         folder.write_state(mlflow_run_id=run_id)
     result = final_artifacts.result_of(folder, "finished", run_id, folder.read_history())
-    result.write(result_file)
+    final_artifacts.write_result(result, result_file)
     return result
 
 
@@ -201,8 +200,10 @@ class _Run:
             config,
             splits.train.fingerprint,
             display.warn,
-            preparation.TrackingDetails(tags=tags, data=preparation.DataSummary(plan, self._classes)),
+            preparation.TrackingDetails(tags=tags, plan=plan, classes=self._classes),
         )
+        from pcl_ray.runs.gallery import Gallery  # torch takes seconds to import: after the checks
+
         self._gallery = Gallery(folder.path, lambda: splits.train, self._tracker, display.warn)
         self._router = EventRouter(self._tracker, display, folder, plan, self._gallery)
 
@@ -280,7 +281,7 @@ class _Run:
         self._download_checkpoint(hurried=state != "finished")
         history = folder.read_history()
         result = final_artifacts.result_of(folder, state, tracker.run_id, history)
-        result.write(self._result_file)
+        final_artifacts.write_result(result, self._result_file)
         self._log(history)
         if state == "finished":
             self._display.say("recording  pictures, report and model")
@@ -300,7 +301,7 @@ class _Run:
             return result
         self._folder.write_state(mlflow_run_id=tracker.run_id, link=tracker.link() or "")
         result = replace(result, mlflow_run_id=tracker.run_id)
-        result.write(self._result_file)
+        final_artifacts.write_result(result, self._result_file)
         return result
 
     def _log(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -347,7 +348,7 @@ def _train(
 
 
 def _train_in_this_process(task: TrainingTask, splits: DataSplits, handle: Callable[[Event], None]) -> None:
-    import torch  # takes seconds to import: after the checks
+    import torch
 
     from pcl_ray.training.local_e_step import LocalEStep
     from pcl_ray.training.loop import train

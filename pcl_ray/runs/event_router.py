@@ -5,7 +5,7 @@ wait for anyone.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pcl_ray import tracking
 from pcl_ray.config.figures import EPOCH_SECONDS, HEADLINES, LOSS, first_of
@@ -13,9 +13,11 @@ from pcl_ray.on_ray.metrics import RayMetrics
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import RunFolder
-from pcl_ray.runs.gallery import Gallery
 from pcl_ray.training.events import Event
 from pcl_ray.training.system_metrics import SystemLog
+
+if TYPE_CHECKING:
+    from pcl_ray.runs.gallery import Gallery  # it loads torch
 
 WAITS_TAG = "pcl_ray.waits_for"
 

@@ -57,15 +57,11 @@ class RunResult:
     checkpoint: str | None
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def write(self, file: Path | None) -> None:
-        """Writes it as JSON, where a file was asked for. It could be written when the run began; if not now,
-        that is a warning: the run itself is safe.
-        """
-        write_result(self, file)
-
 
 def write_result(result: Any, file: Path | None) -> None:
-    """Writes the dataclass as JSON; a warning where that fails. Without a file, nothing."""
+    """Writes the dataclass as JSON, where a file was asked for. It could be written when the run began; if
+    not now, that is a warning: the run itself is safe.
+    """
     if file is None:
         return
     try:
@@ -125,14 +121,17 @@ def dashboard_note(
     metrics: Mapping[str, float],
 ) -> str:
     """The run in Markdown, as the dashboard shows it above everything else."""
-    data = f"{config.data.source}{f' (`{config.data.path}`)' if config.data.path else ''}"
+    path = f" (`{config.data.path}`)" if config.data.path else ""
     labels = f"{classes} classes" if classes else "no labels"
     counts = ", ".join(f"{count:,}" for count in plan.num_clusters)
-    lines = [
-        f"**{name}**: {state}",
-        "",
-        *([f"- command: `{command}`"] if command else []),
-        f"- data: {data}, {plan.num_images:,} images to train on, {plan.num_holdout:,} held out, {labels}",
+    lines = [f"**{name}**: {state}", ""]
+    if command:
+        lines.append(f"- command: `{command}`")
+    lines += [
+        (
+            f"- data: {config.data.source}{path}, {plan.num_images:,} images to train on,"
+            f" {plan.num_holdout:,} held out, {labels}"
+        ),
         (
             f"- recipe: τ = {config.loss.temperature:g}, α = {config.e_step.alpha:g}, K = {counts};"
             f" {config.encoder.backbone}, {plan.epochs} epochs × {plan.steps_per_epoch} steps of"
@@ -143,23 +142,20 @@ def dashboard_note(
     results = [f"| {title} | {value} |" for title, value in rows]
     if results and state != "running":
         lines += ["", "| result | |", "|---|---|", *results]
-        lines += ["", f"The whole story: `{REPORT}` among the artifacts."] if config.tracking.report else []
+        if config.tracking.report:
+            lines += ["", f"The whole story: `{REPORT}` among the artifacts."]
     return "\n".join(lines)
 
 
 def write_figures(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes a table of every figure of every epoch; a cell is empty where there was none."""
-    names = sorted({name for entry in history for name in entry["metrics"]})
+    names = sorted({name for entry in history for name in entry["metrics"]} - {"epoch"})
     with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["epoch", "step", *(name for name in names if name != "epoch")])
+        rows.writerow(["epoch", "step", *names])
         for entry in history:
             rows.writerow(
-                [
-                    entry["epoch"],
-                    entry["step"],
-                    *(entry["metrics"].get(name, "") for name in names if name != "epoch"),
-                ]
+                [entry["epoch"], entry["step"], *(entry["metrics"].get(name, "") for name in names)]
             )
 
 
@@ -183,9 +179,8 @@ def write_artifacts(
             from pcl_ray.report import page
             from pcl_ray.runs import record_reader
 
-            tracker.log_file(
-                page.write(record_reader.read(folder.name, history), folder.path / REPORT), REPORT
-            )
+            record = record_reader.read(folder.name, history)
+            tracker.log_file(page.write(record, folder.path / REPORT), REPORT)
     except Exception as error:
         warn(
             f"the report could not be written ({type(error).__name__}: {error}); try `pcl-ray report"

@@ -95,10 +95,6 @@ class RunFolder:
         except FileExistsError:
             # without a config.yaml it was made by a process that was killed right after: nothing is in it
             cls.check_free(name)
-        return cls._filled(name, path, config)
-
-    @classmethod
-    def _filled(cls, name: str, path: Path, config: RunConfig) -> Self:
         folder = cls(name, path, cls._locked(path, name))
         folder.write_config(config)
         folder.write_state(state="running")
@@ -212,10 +208,18 @@ def write_state_at(path: Path, **changes: Unpack[StateEntries]) -> None:
 def read_state_at(path: Path) -> dict[str, Any]:
     """The entries of state.json in this folder, see `StateEntries`; {} where it is missing or damaged."""
     try:
-        state = json.loads((path / STATE_FILE).read_text())
-    except (OSError, ValueError, RecursionError):
+        return parse_entries((path / STATE_FILE).read_bytes())
+    except OSError:
         return {}
-    return state if isinstance(state, dict) else {}
+
+
+def parse_entries(content: bytes) -> dict[str, Any]:
+    """The entries of a small JSON file; {} where it is damaged."""
+    try:
+        entries = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return entries if isinstance(entries, dict) else {}
 
 
 def read_history_at(path: Path) -> list[dict[str, Any]]:
@@ -223,9 +227,7 @@ def read_history_at(path: Path) -> list[dict[str, Any]]:
     checkpoint that can be read; [] where there is none.
     """
     for file in reversed(epoch_files.complete(epoch_files.folder_of(path))):
-        from pcl_ray.checkpoints import (
-            run_state,  # torch takes seconds to import: where there is something to read
-        )
+        from pcl_ray.checkpoints import run_state  # it loads torch: where there is something to read
 
         try:
             return run_state.load(file).history

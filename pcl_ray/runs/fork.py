@@ -11,9 +11,9 @@ from pathlib import Path
 from pcl_ray import config as configs
 from pcl_ray.checkpoints import epoch_files, remote, storage
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.runs import driver, lease, preparation, request, storage_mirror
+from pcl_ray.runs import driver, preparation, request, storage_mirror
 from pcl_ray.runs.final_artifacts import RunResult
-from pcl_ray.runs.folder import CONFIG_FILE, STATE_FILE, RunFolder, read_state_at
+from pcl_ray.runs.folder import CONFIG_FILE, STATE_FILE, RunFolder, parse_entries, read_state_at
 
 _ALL = 10**9
 
@@ -83,7 +83,7 @@ def _fetch_checkpoint(uri: str, source: str, folder: Path, epoch: int | None, *,
 
 def _is_same_run(run_storage: storage.Storage, folder: Path) -> bool:
     """Whether the run on the storage is that of the folder: both began at the same time."""
-    state = lease.parse(run_storage.read(STATE_FILE) or b"")
+    state = parse_entries(run_storage.read(STATE_FILE) or b"")
     return state.get("began_at") == read_state_at(folder).get("began_at")
 
 

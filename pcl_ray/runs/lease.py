@@ -15,7 +15,7 @@ from typing import Any
 
 from pcl_ray.checkpoints.storage import Storage
 from pcl_ray.errors import RunFailed
-from pcl_ray.runs.folder import Busy
+from pcl_ray.runs.folder import Busy, parse_entries
 from pcl_ray.support import machine
 
 FILE = "owner.json"
@@ -37,7 +37,7 @@ class Lease:
         """Raises Busy where another driver has a fresh lease, RunFailed where the storage does not answer."""
         content, version = storage.read(FILE), storage.version(FILE)
         if content is not None and version is not None:
-            check_free(self._run, content, age_s=(self._now_ns(storage) - version.changed_ns) / 1e9)
+            self._check_free(parse_entries(content), (self._now_ns(storage) - version.changed_ns) / 1e9)
         self.write(storage)
 
     def write(self, storage: Storage) -> None:
@@ -69,6 +69,14 @@ class Lease:
                 f"another process has taken the run over ({storage_address}/runs/{self._run}/{FILE} names it)"
             )
 
+    def _check_free(self, owner: dict[str, Any], age_s: float) -> None:
+        """Raises Busy where a lease of this owner and age counts."""
+        if age_s < FRESH_S and not is_gone(owner):
+            raise Busy(
+                f"run {self._run!r} is being trained by process {owner.get('pid')} on {owner.get('host')};"
+                f" stop it first, or, where it is gone for good, try again in {FRESH_S - age_s:.0f} s"
+            )
+
     def _now_ns(self, storage: Storage) -> int:
         """The time by the storage's clock."""
         key = f".now-{self._owner['token']}"
@@ -78,28 +86,7 @@ class Lease:
 
     def _read(self, storage: Storage) -> dict[str, Any] | None:
         content = storage.read(FILE)
-        return None if content is None else parse(content)
-
-
-def check_free(name: str, content: bytes, age_s: float) -> None:
-    """Raises Busy where the `owner.json` of this content and age says that another driver trains run
-    `name`.
-    """
-    owner = parse(content)
-    if age_s < FRESH_S and not is_gone(owner):
-        raise Busy(
-            f"run {name!r} is being trained by process {owner.get('pid')} on {owner.get('host')}; stop it"
-            f" first, or, where it is gone for good, try again in {FRESH_S - age_s:.0f} s"
-        )
-
-
-def parse(content: bytes) -> dict[str, Any]:
-    """What a JSON file in the storage says; {} where it is damaged."""
-    try:
-        entries = json.loads(content)
-    except ValueError:
-        return {}
-    return entries if isinstance(entries, dict) else {}
+        return None if content is None else parse_entries(content)
 
 
 def this_process() -> dict[str, Any]:

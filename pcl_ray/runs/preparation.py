@@ -62,20 +62,13 @@ def num_classes(splits: DataSplits) -> int:
 
 
 @dataclass(frozen=True)
-class DataSummary:
-    """The plan of a run that is about to begin, and the number of classes of its images (0: no labels)."""
-
-    plan: RunPlan
-    classes: int
-
-
-@dataclass(frozen=True)
 class TrackingDetails:
     """What MLflow gets of a run beside its configuration."""
 
     title: str | None = None  # the name shown there; None: the folder's
     tags: Mapping[str, str] = field(default_factory=dict)
-    data: DataSummary | None = None
+    plan: RunPlan | None = None  # of a run that is about to train
+    classes: int = 0  # of its images; 0: no labels
     sweep: tracking.Sweep | None = None  # what the saved view of a sweep is made from
     excluded_knobs: Iterable[str] = ()  # not recorded as parameters
     always_charted: Iterable[str] = ()  # figures that are charted in any case
@@ -96,9 +89,9 @@ def open_tracker(
     excluded = set(details.excluded_knobs)
     params = {name: value for name, value in public.flatten().items() if name not in excluded}
     dataset = None
-    if details.data is not None:
-        params |= _plan_params(details.data.plan)
-        dataset = _dataset(config, fingerprint, details.data)
+    if details.plan is not None:
+        params |= _plan_params(details.plan)
+        dataset = _dataset(config, fingerprint, details.plan, details.classes)
     own_tags = {"pcl_ray.run_dir": str(folder.path), "data.fingerprint": fingerprint}
     description = tracking.RunDescription(
         name=folder.name,
@@ -131,12 +124,9 @@ def _plan_params(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def _dataset(config: RunConfig, fingerprint: str, data: DataSummary) -> tracking.DataSet:
+def _dataset(config: RunConfig, fingerprint: str, plan: RunPlan, classes: int) -> tracking.DataSet:
     source, path = config.data.source, config.data.path or ""
     name = source
     if source in ("folder", "arrays", "imagenet"):
         name = Path(path).name or source
-    plan = data.plan
-    return tracking.DataSet(
-        name, fingerprint, path or source, plan.num_images, plan.num_holdout, data.classes
-    )
+    return tracking.DataSet(name, fingerprint, path or source, plan.num_images, plan.num_holdout, classes)

@@ -18,7 +18,7 @@ from pcl_ray.checkpoints.storage_address import without_secrets
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.runs import lease
-from pcl_ray.runs.folder import CONFIG_FILE, STATE_FILE, RunFolder, write_state_at
+from pcl_ray.runs.folder import CONFIG_FILE, STATE_FILE, RunFolder, parse_entries, write_state_at
 from pcl_ray.runs.lease import Lease
 
 # The small files of a run that are mirrored. The last one makes a folder a run's.
@@ -71,10 +71,10 @@ def check_free(config: RunConfig, name: str) -> None:
     if not uri:
         return
     try:
-        taken = storage.of_run(uri, name).version(CONFIG_FILE) is not None
+        exists = storage.of_run(uri, name).version(CONFIG_FILE) is not None
     except RunFailed as failure:
         raise _unusable(uri, failure) from failure
-    if taken:
+    if exists:
         raise _name_taken(uri, name)
 
 
@@ -247,7 +247,7 @@ class StorageMirror:
             if name in stored and name != STATE_FILE:
                 run_storage.download(name, self._folder.path / name)
         if STATE_FILE in stored:
-            entries: Any = lease.parse(run_storage.read(STATE_FILE) or b"")
+            entries: Any = parse_entries(run_storage.read(STATE_FILE) or b"")
             given = {name: value for name, value in entries.items() if value is not None}
             write_state_at(self._folder.path, **given)
         self._fetch_newest(run_storage, self._folder.read_config().train.keep_checkpoints)

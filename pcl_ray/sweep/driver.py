@@ -29,7 +29,7 @@ from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, DataError, RunFailed, Stopped
 from pcl_ray.report.sweep.leaderboard import is_number
-from pcl_ray.runs import preparation
+from pcl_ray.runs import final_artifacts, preparation
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import SweepFolder
 from pcl_ray.support import redaction
@@ -206,7 +206,7 @@ def _sweep(
         state="running", mlflow_run_id=session.tracker.run_id, fingerprint=data.whole.train.fingerprint
     )
     result, interruption = _train_and_conclude(session, data, resumed=resumed)
-    result.write(result_file)
+    final_artifacts.write_result(result, result_file)
     if interruption is not None and interruption.signal_number:
         raise Stopped(folder.name, interruption.signal_number, verb="sweep")
     if interruption is not None and interruption.by_failures:
@@ -238,7 +238,8 @@ def _session(folder: SweepFolder, request: SweepRequest, data: _SweepData) -> Sw
         preparation.TrackingDetails(
             tags={"objective.name": objective.metric},
             excluded_knobs=request.space.domains,
-            data=preparation.DataSummary(plan, preparation.num_classes(data.whole)),
+            plan=plan,
+            classes=preparation.num_classes(data.whole),
             sweep=tracking.Sweep(
                 folder.name,
                 objective.metric,

@@ -32,7 +32,6 @@ from pcl_ray.config.figures import (
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.report.sweep import leaderboard
 from pcl_ray.report.sweep.leaderboard import Configuration
-from pcl_ray.runs import final_artifacts
 from pcl_ray.runs.folder import RunFolder
 from pcl_ray.support.text import value_text
 from pcl_ray.sweep.results import files, trial_records
@@ -57,10 +56,6 @@ class SweepResult:
     best_recipe: str | None
     trials: int
     metrics: dict[str, float] = field(default_factory=dict)
-
-    def write(self, file: Path | None) -> None:
-        """Writes it as JSON, where a file was asked for."""
-        final_artifacts.write_result(self, file)
 
 
 def preload() -> None:

@@ -57,10 +57,7 @@ class TrialRecording:
             context.fingerprint,
             lambda text: None,
             preparation.TrackingDetails(
-                title=title,
-                tags=tags,
-                data=preparation.DataSummary(plan, len(context.class_names)),
-                always_charted=(metric,),
+                title=title, tags=tags, plan=plan, classes=len(context.class_names), always_charted=(metric,)
             ),
         )
 
