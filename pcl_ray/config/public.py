@@ -6,18 +6,13 @@ from pcl_ray.config.loading import with_overrides
 from pcl_ray.config.run_config import RunConfig
 from pcl_ray.errors import Problem
 from pcl_ray.support import redaction
-
-_TRACKING_URI = "tracking.uri"
+from pcl_ray.support.redaction import TRACKING_URI
 
 
 def secret_knobs(config: RunConfig) -> list[Problem]:
     """The knobs whose value is an address with a password or a key in it, each as a mistake."""
     return [
-        Problem(
-            name,
-            redaction.public_uri(value),
-            redaction.REFUSED if name == _TRACKING_URI else redaction.REFUSED_ELSEWHERE,
-        )
+        Problem(name, redaction.public_uri(value), redaction.refusal(name))
         for name, value in _addresses(config).items()
         if redaction.holds_secret(value)
     ]
@@ -30,7 +25,7 @@ def public_config(config: RunConfig) -> RunConfig:
     private = {
         name: value
         for name, value in _addresses(config).items()
-        if name == _TRACKING_URI or redaction.holds_secret(value)
+        if name == TRACKING_URI or redaction.holds_secret(value)
     }
     public = {name: redaction.public_uri(value) for name, value in private.items()}
     changes = {name: value for name, value in public.items() if value != private[name]}
@@ -39,12 +34,12 @@ def public_config(config: RunConfig) -> RunConfig:
 
 def stored_secret(config: RunConfig) -> str:
     """What to tell whoever goes on with a run that has a password in its configuration; "" for all others."""
-    return redaction.STORED if secret_knobs(config) else ""
+    return redaction.STORED_SECRET if secret_knobs(config) else ""
 
 
 def _addresses(config: RunConfig) -> dict[str, str]:
     return {
         name: value
         for name, value in config.flatten().items()
-        if isinstance(value, str) and (name == _TRACKING_URI or "://" in value)
+        if isinstance(value, str) and (name == TRACKING_URI or "://" in value)
     }

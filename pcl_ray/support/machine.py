@@ -15,8 +15,8 @@ def cores() -> int:
 
 
 def identity() -> str:
-    """The kernel that was started once, and the processes that are seen here: a process number means
-    something only there. "" where it is not known.
+    """A text that tells this machine, since it was started, and this container from others: a process number
+    means something only there. "" where it is not known.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
@@ -25,15 +25,16 @@ def identity() -> str:
 
 
 def user() -> str:
+    """The name of the user; "unknown" in a container that has none."""
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container user without a name
+    except (OSError, KeyError):
         return "unknown"
 
 
 def as_typed(program: str) -> str:
-    """With its path where it lies beside our Python and not on PATH, as in an environment that is not
-    activated.
+    """A program's name as it can be typed here: with its path where it lies beside our Python and not on
+    PATH, as in an environment that is not activated.
     """
     beside = Path(sys.executable).parent / program
     if not beside.exists() or shutil.which(program) == str(beside):

@@ -20,39 +20,40 @@ from urllib.parse import quote, unquote, unquote_plus, urlsplit
 from pcl_ray.errors import ConfigError, Problem
 
 HIDDEN = "***"
-REFUSED = (
+TRACKING_URI = "tracking.uri"  # the knob
+_REFUSED_IN_TRACKING_URI = (
     "holds a password or a token, and knobs are recorded and seen among the processes; leave it out of the"
     " address and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; or"
     " give the whole address as MLFLOW_TRACKING_URI, or PostgreSQL its password in ~/.pgpass"
 )
-REFUSED_ELSEWHERE = (
+_REFUSED = (
     "holds a password or a key, and knobs are recorded and seen among the processes; leave it out of the"
     " address: libraries of stores take it from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
     " for one) or from files of their own"
 )
-STORED = (
+STORED_SECRET = (
     "an address in the config.yaml of this run holds a password; the run goes on with it. To be rid of it:"
     " take it out of tracking.uri there, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or"
     " keep the whole address in MLFLOW_TRACKING_URI alone"
 )
 CLOUD_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
-_TRACKING = "MLFLOW_TRACKING_"
+_MLFLOW_TRACKING = "MLFLOW_TRACKING_"
 _SHORTEST = 5  # characters: shorter ones are in too many words, and no secret
 _PORT = r"\d{1,5}(?:[/?#\s'\"]|$)"
 # In front of a host: `user:password@`. Databases take a password with / and ? in it as it is; what looks like
 # a port and a path is none.
 _USERINFO = re.compile(rf"(?!\[[\da-fA-F:.%]+\])[^/?#@:]*(?::(?!{_PORT})[^@]*)?@")
-_WORD = (
+_SECRET_WORD = (
     r"(?:password|passwd|passphrase|pwd|token|secret|api_?key|access_?key|accountkey|credential|signature)"
 )
-_NAME = re.compile(_WORD, re.IGNORECASE)
-_ASSIGNED = re.compile(rf"{_WORD}[^=;&]*=", re.IGNORECASE)
-_OF_ENVIRONMENT = re.compile(
+_SECRET_NAME = re.compile(_SECRET_WORD, re.IGNORECASE)
+_SECRET_ASSIGNMENT = re.compile(rf"{_SECRET_WORD}[^=;&]*=", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
     r"PASSWORD|PASSWD|PASSPHRASE|(?<![A-Z])TOKEN(?![A-Z])|SECRET|API_?KEY|ACCESS_?KEY|CONNECTION_STRING",
     re.IGNORECASE,
 )
-_FILES = re.compile(r"_(PATH|FILE|DIR)$", re.IGNORECASE)
-_IN_TEXT = (
+_FILE_VARIABLE = re.compile(r"_(PATH|FILE|DIR)$", re.IGNORECASE)
+_TEXT_PATTERNS = (
     (
         re.compile(
             rf"([A-Za-z][\w+.-]*://)(?!\[[\da-fA-F:.%]+\])[^\s/?#@:]*:(?!{_PORT})[^\s@]*@(?:[^\s/?#@]*@)*"
@@ -60,7 +61,7 @@ _IN_TEXT = (
         rf"\1{HIDDEN}@",
     ),
     (
-        re.compile(rf"((?:[?&;#]|%3B)[\w.%-]*{_WORD}[\w.%-]*(?:=|%3D))[^\s&'\"]+", re.IGNORECASE),
+        re.compile(rf"((?:[?&;#]|%3B)[\w.%-]*{_SECRET_WORD}[\w.%-]*(?:=|%3D))[^\s&'\"]+", re.IGNORECASE),
         rf"\1{HIDDEN}",
     ),
     # as libpq writes a connection
@@ -89,19 +90,19 @@ def holds_secret(uri: str) -> bool:
 
 def refuse_in(words: Iterable[str]) -> None:
     """Raises ConfigError for KEY=VALUE words whose value is an address with a password."""
-    given = [word.partition("=") for word in words if "=" in word]
-    secret = [
-        (name, value)
-        for name, _, value in given
-        if (name == "tracking.uri" or "://" in value) and holds_secret(value)
+    knobs = [word.partition("=") for word in words if "=" in word]
+    problems = [
+        Problem(name, public_uri(value), refusal(name))
+        for name, _, value in knobs
+        if (name == TRACKING_URI or "://" in value) and holds_secret(value)
     ]
-    if secret:
-        raise ConfigError(
-            [
-                Problem(name, public_uri(value), REFUSED if name == "tracking.uri" else REFUSED_ELSEWHERE)
-                for name, value in secret
-            ]
-        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def refusal(knob: str) -> str:
+    """Why a password in the value of this knob is refused, and where it belongs instead."""
+    return _REFUSED_IN_TRACKING_URI if knob == TRACKING_URI else _REFUSED
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -110,12 +111,13 @@ def _split(uri: str) -> tuple[str, str]:
     if not slashes:
         before, at, after = uri.rpartition("@")  # no address at all, which is said elsewhere
         return (before + at, after) if ":" in before else ("", uri)
-    found = None if rest.startswith("/") else _USERINFO.match(rest)
-    if found is None:
+    userinfo = None if rest.startswith("/") else _USERINFO.match(rest)
+    if userinfo is None:
         return "", rest
-    end = re.search(r"[/?#]" if start.lower().startswith("http") else r"\?", rest[found.end() :])
-    last = rest.rfind("@", 0, found.end() + end.start() if end else len(rest)) + 1
-    return rest[:last], rest[last:]
+    # a password may hold an @ too: the last one in front of the path ends it
+    path = re.search(r"[/?#]" if start.lower().startswith("http") else r"\?", rest[userinfo.end() :])
+    host = rest.rfind("@", 0, userinfo.end() + path.start() if path else len(rest)) + 1
+    return rest[:host], rest[host:]
 
 
 def _public_rest(rest: str) -> str:
@@ -123,7 +125,9 @@ def _public_rest(rest: str) -> str:
 
     def public(part: str) -> str:
         name, equals, value = part.partition("=")
-        secret = value and (_NAME.search(unquote_plus(name)) or _ASSIGNED.search(unquote_plus(value)))
+        secret = value and (
+            _SECRET_NAME.search(unquote_plus(name)) or _SECRET_ASSIGNMENT.search(unquote_plus(value))
+        )
         return f"{name}{equals}{HIDDEN}" if secret else part
 
     cut = re.search(r"[?#]", rest)
@@ -135,27 +139,29 @@ def tracking_environment() -> dict[str, str]:
     ours, by memory alone.
     """
     return {
-        name: value for name, value in os.environ.items() if name.startswith(_TRACKING) or name in CLOUD_KEYS
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_MLFLOW_TRACKING) or name in CLOUD_KEYS
     }
 
 
 def take_tracking_environment(variables: dict[str, str]) -> None:
-    """As `tracking_environment` was elsewhere: a run must not be recorded where this machine would have
-    it.
+    """Sets what `tracking_environment` gave back elsewhere: a run must not be recorded where this machine
+    would have it.
     """
-    if f"{_TRACKING}URI" not in variables:
-        os.environ.pop(f"{_TRACKING}URI", None)
+    if f"{_MLFLOW_TRACKING}URI" not in variables:
+        os.environ.pop(f"{_MLFLOW_TRACKING}URI", None)
     os.environ.update(variables)
 
 
 def without_credentials(variables: dict[str, str]) -> dict[str, str]:
-    """For a program that needs neither Ray nor a tracking server: without the keys to both."""
+    """The variables without the keys to Ray and to a tracking server, for a program that needs neither."""
     keys = (
         "RAY_AUTH_TOKEN",
-        f"{_TRACKING}USERNAME",
-        f"{_TRACKING}PASSWORD",
-        f"{_TRACKING}TOKEN",
-        f"{_TRACKING}URI",
+        f"{_MLFLOW_TRACKING}USERNAME",
+        f"{_MLFLOW_TRACKING}PASSWORD",
+        f"{_MLFLOW_TRACKING}TOKEN",
+        f"{_MLFLOW_TRACKING}URI",
     )
     return {name: value for name, value in variables.items() if name not in keys}
 
@@ -164,72 +170,77 @@ def scrubbed(text: str) -> str:
     """The text with *** for every secret of the environment, for passwords in addresses, and for what is
     called a password or a token in a query.
     """
-    for secret in sorted(set(_known()), key=len, reverse=True):
+    for secret in sorted(set(_secrets_of_environment()), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
-    for pattern, instead in _IN_TEXT:
-        text = pattern.sub(instead, text)
+    for pattern, replacement in _TEXT_PATTERNS:
+        text = pattern.sub(replacement, text)
     return text
 
 
-def _known() -> Iterator[str]:
+def _secrets_of_environment() -> Iterator[str]:
     """The secrets of the environment, as they are and as they would be written in an address."""
     for name, value in os.environ.items():
-        found = (
-            [value]
-            if _OF_ENVIRONMENT.search(name) and not _FILES.search(name)
-            else list(_in_uri(value))
-            if "://" in value
-            else []
-        )
-        for secret in found:
-            yield from {
-                form for form in (secret, unquote(secret), quote(secret, safe="")) if len(form) >= _SHORTEST
-            }
+        secrets: Iterable[str] = ()
+        if _SECRET_VARIABLE.search(name) and not _FILE_VARIABLE.search(name):
+            secrets = (value,)
+        elif "://" in value:
+            secrets = _secrets_of_uri(value)
+        for secret in secrets:
+            forms = {secret, unquote(secret), quote(secret, safe="")}
+            yield from (form for form in forms if len(form) >= _SHORTEST)
 
 
-def _in_uri(uri: str) -> Iterator[str]:
+def _secrets_of_uri(uri: str) -> Iterator[str]:
     userinfo, rest = _split(uri)
     name, _, password = userinfo.removesuffix("@").partition(":")
     if holds_secret(uri):
         yield password or name
     for part in urlsplit(f"//{rest}").query.split("&") if "?" in rest else []:
         name, _, value = part.partition("=")
-        if _NAME.search(unquote_plus(name)):
+        if _SECRET_NAME.search(unquote_plus(name)):
             yield value
 
 
-def said_of(error: Exception, uri: str) -> str:
-    """What a store's error says, in one line and without the password that its address may hold."""
-    said = " ".join(str(error).split()).replace(uri.rstrip("/"), public_uri(uri).rstrip("/"))
-    return scrubbed(said)[:300]
+def error_line(error: Exception, uri: str) -> str:
+    """What a store's error says, in one line and without the password that the store's address may hold."""
+    text = " ".join(str(error).split()).replace(uri.rstrip("/"), public_uri(uri).rstrip("/"))
+    return scrubbed(text)[:300]
 
 
 def hide_from_tracebacks() -> None:
     """Tracebacks that this process prints are `scrubbed`: errors of databases and servers repeat addresses. A
     second call does nothing.
     """
-    before, before_in_threads = sys.excepthook, threading.excepthook
-    if isinstance(before, _Scrubbing):
+    if isinstance(sys.excepthook, _ScrubbingHook):
         return
+    earlier_hook = threading.excepthook
 
-    def in_threads(told: threading.ExceptHookArgs) -> None:
-        if told.exc_type is not SystemExit:
-            _print_scrubbed(told.exc_value) if told.exc_value is not None else before_in_threads(told)
+    def print_of_thread(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_type is SystemExit:
+            return
+        if arguments.exc_value is None:
+            earlier_hook(arguments)
+        else:
+            _print_scrubbed(arguments.exc_value)
 
-    sys.excepthook = _Scrubbing(before)
-    threading.excepthook = in_threads
+    sys.excepthook = _ScrubbingHook(sys.excepthook)
+    threading.excepthook = print_of_thread
 
 
 @dataclass(frozen=True)
-class _Scrubbing:
-    before: Callable[..., object]  # others' hooks, as that of Ray, print what they are given
+class _ScrubbingHook:
+    """Prints the traceback of an error without secrets. Other hooks, as that of Ray, print what they get: the
+    earlier one is left Ctrl-C alone.
+    """
+
+    earlier: Callable[..., object]
 
     def __call__(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> object:
-        return (
-            self.before(kind, error, trace) if issubclass(kind, KeyboardInterrupt) else _print_scrubbed(error)
-        )
+        if issubclass(kind, KeyboardInterrupt):
+            return self.earlier(kind, error, trace)
+        return _print_scrubbed(error)
 
 
 def _print_scrubbed(error: BaseException) -> None:

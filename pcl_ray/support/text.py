@@ -97,7 +97,7 @@ def closest(word: str, options: Iterable[str], cutoff: float = 0.6) -> str | Non
 
 
 def alike(word: str, options: Iterable[str], most: int, cutoff: float = 0.6) -> list[str]:
-    """At most `most` options that a mistyped word may have meant, the likeliest first."""
+    """The options that a mistyped word may have meant, at most `most`, the likeliest first."""
     return difflib.get_close_matches(word, list(options), most, cutoff)
 
 

@@ -165,7 +165,7 @@ def _secret_into_environment(request: SweepRequest) -> SweepRequest:
     secret = request.base.tracking.uri
     if not secret or not stored_secret(request.base):
         return request
-    print(f"warning: {redaction.STORED}", file=sys.stderr)
+    print(f"warning: {redaction.STORED_SECRET}", file=sys.stderr)
     os.environ["MLFLOW_TRACKING_URI"] = secret
     recipe, base = (
         configs.with_overrides(config, {"tracking.uri": None}) for config in (request.recipe, request.base)

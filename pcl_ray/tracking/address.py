@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 from pcl_ray.config import TrackingConfig
 from pcl_ray.errors import Problem
 from pcl_ray.support import redaction
-from pcl_ray.support.redaction import public_uri
+from pcl_ray.support.redaction import TRACKING_URI, public_uri
 
-_URI = "tracking.uri"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _ALLOWED = (
     "a server (http://… or https://…), a database (sqlite:////absolute/path/mlflow.db, postgresql://…,"
@@ -43,14 +42,14 @@ def check_uri(config: TrackingConfig, home: Path, *, stored: bool = False) -> li
     """
     # also where nothing is recorded in MLflow: in config.yaml it would be
     if config.uri and not stored and redaction.holds_secret(config.uri):
-        return [Problem(_URI, public_uri(config.uri), redaction.REFUSED)]
+        return [Problem(TRACKING_URI, public_uri(config.uri), redaction.refusal(TRACKING_URI))]
     if not config.enabled:
         return []
     uri = tracking_uri(config, home)
     problems = []
     if mistake := _mistake_in(uri):
         origin = "" if config.uri else " (the value is that of MLFLOW_TRACKING_URI)"
-        problems.append(Problem(_URI, public_uri(uri), mistake + origin))
+        problems.append(Problem(TRACKING_URI, public_uri(uri), mistake + origin))
     return problems if stored else [*problems, *_wrong_names(config)]
 
 

@@ -22,23 +22,23 @@ from urllib.parse import unquote, urlsplit
 from pcl_ray.support.redaction import scrubbed
 
 Level = Literal["ok", "warning", "failed"]
-Answer = tuple[Level, str, str]  # level, what was found, what to do
+Answer = tuple[Level, str, str]  # level, what is the case, what to do
 
 _TIMEOUT_S = 5.0
-_MOST = 65536  # bytes of an answer that are read
+_LONGEST_ANSWER = 65536  # bytes of an answer that are read
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _NETWORK = ("nfs", "cifs", "smb", "lustre", "ceph", "gluster", "fuse.", "9p", "beegfs", "gpfs", "afs")
 
 
 def reachable(uri: str, timeout_s: float = _TIMEOUT_S) -> Answer:
-    """Whether runs can be recorded there. Asks a server, looks at an sqlite file, knocks at another database.
-    No password is repeated.
+    """Whether runs can be recorded there. Asks a server, looks at an sqlite file, connects to the port of
+    another database. No password is repeated.
     """
-    level, said, advice = _asked_of(uri, timeout_s)
-    return level, scrubbed(said), advice
+    level, text, advice = _answer(uri, timeout_s)
+    return level, scrubbed(text), advice
 
 
-def _asked_of(uri: str, timeout_s: float) -> Answer:
+def _answer(uri: str, timeout_s: float) -> Answer:
     scheme = urlsplit(uri).scheme.lower()
     kind = scheme.partition("+")[0]
     if kind in ("http", "https"):
@@ -56,9 +56,9 @@ def _asked_of(uri: str, timeout_s: float) -> Answer:
 def _server(uri: str, timeout_s: float) -> Answer:
     host = urlsplit(uri).netloc.rpartition("@")[2]
     try:
-        status, text = _asked(uri, "/api/2.0/mlflow/experiments/search", {"max_results": 1}, timeout_s)
+        status, text = _post(uri, "/api/2.0/mlflow/experiments/search", {"max_results": 1}, timeout_s)
     except (OSError, ValueError) as error:  # refused, no such name, no answer in time, no HTTP
-        return _silent(host, error, timeout_s)
+        return _no_answer(host, error, timeout_s)
     if status == 200 and _is_json(text):
         return "ok", f"the server at {host} answers", ""
     if status in (401, 407):
@@ -96,7 +96,7 @@ def _server(uri: str, timeout_s: float) -> Answer:
     )
 
 
-def _silent(host: str, error: Exception, timeout_s: float) -> Answer:
+def _no_answer(host: str, error: Exception, timeout_s: float) -> Answer:
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
         return (
@@ -117,32 +117,35 @@ def _silent(host: str, error: Exception, timeout_s: float) -> Answer:
     return "failed", f"nothing answers at {host} ({_line(str(reason))})", advice
 
 
-def _asked(uri: str, path: str, question: dict[str, Any], timeout_s: float) -> tuple[int, str]:
+def _post(uri: str, path: str, content: dict[str, Any], timeout_s: float) -> tuple[int, str]:
     """Status and text of the answer, that of an error too. Raises OSError where there is none, ValueError for
     an address that cannot be one.
     """
     parts = urlsplit(uri)
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}{path}"
     request = urllib.request.Request(
-        address, json.dumps(question).encode(), {"Content-Type": "application/json", **_credentials(parts)}
+        address, json.dumps(content).encode(), {"Content-Type": "application/json", **_credentials(parts)}
     )
-    context = (
-        ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
-        if parts.scheme == "https"
-        else None
-    )
-    if context and os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context = _secure_context() if parts.scheme == "https" else None
     try:
         with urllib.request.urlopen(request, timeout=timeout_s, context=context) as answer:
-            return answer.status, answer.read(_MOST).decode(errors="replace")
+            return answer.status, answer.read(_LONGEST_ANSWER).decode(errors="replace")
     except urllib.error.HTTPError as error:
         with contextlib.closing(error):
-            return error.code, error.read(_MOST).decode(errors="replace")
+            return error.code, error.read(_LONGEST_ANSWER).decode(errors="replace")
+
+
+def _secure_context() -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _credentials(parts: Any) -> dict[str, str]:
-    """As MLflow finds them: in the address, else in the environment."""
+    """The header with the user's credentials, which MLflow takes from the address, else from the
+    environment.
+    """
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     if parts.username:
         user, password = unquote(parts.username), unquote(parts.password or "")
@@ -202,7 +205,10 @@ def _sqlite(file: Path) -> Answer:
         )
     if file.is_dir():
         return "failed", f"{file} is a folder", "name a file in it: sqlite:////absolute/path/mlflow.db"
-    level, said, advice = _schema(file) if file.exists() else ("ok", f"{file} is made by the first run", "")
+    if file.exists():
+        level, text, advice = _schema(file)
+    else:
+        level, text, advice = "ok", f"{file} is made by the first run", ""
     if level == "ok" and (kind := network_file_system(file)):
         advice = (
             "put the file on a local disk, or use `mlflow server`, for runs of several machines in any case"
@@ -212,50 +218,37 @@ def _sqlite(file: Path) -> Answer:
             f"{file} lies on a network file system ({kind}), where sqlite's locks do not always hold",
             advice,
         )
-    return level, said, advice
+    return level, text, advice
 
 
 def _schema(file: Path) -> Answer:
     if file.stat().st_size == 0:
         return "ok", f"{file} is empty; the first run fills it", ""
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=_TIMEOUT_S)
-        ) as database:
-            tables = {
-                name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            }
-            found = (
-                [row[0] for row in database.execute("SELECT version_num FROM alembic_version")]
-                if "alembic_version" in tables
-                else []
-            )
-            runs = database.execute("SELECT COUNT(*) FROM runs").fetchone()[0] if "runs" in tables else 0
+        tables, revision, runs = _read_database(file)
     except sqlite3.Error as error:
         return (
             "failed",
             f"{file} cannot be read as a database ({error})",
             "is it MLflow's? If another process holds it for long, end that; else restore the file",
         )
-    if not found:
-        return (
-            ("failed" if tables else "ok"),
-            f"{file} is {'no database of MLflow' if tables else 'empty'}",
-            "set tracking.uri to another file" if tables else "",
-        )
-    known, newest = _revisions()
-    if known and found[0] not in known:
+    if revision is None and not tables:
+        return "ok", f"{file} is empty", ""
+    if revision is None:
+        return "failed", f"{file} is no database of MLflow", "set tracking.uri to another file"
+    revisions, newest = _revisions()
+    if revisions and revision not in revisions:
         return (
             "failed",
-            f"{file} was written by a newer MLflow than the one here (schema {found[0]})",
+            f"{file} was written by a newer MLflow than the one here (schema {revision})",
             "upgrade mlflow",
         )
-    if known and found[0] not in newest:
+    if revisions and revision not in newest:
         advice = f"make a copy of it, then: mlflow db upgrade sqlite:///{file.absolute()}"
         return (
             "failed",
             (
-                f"{file} was written by an older MLflow (schema {found[0]}), and the one here does not open"
+                f"{file} was written by an older MLflow (schema {revision}), and the one here does not open"
                 " it as it is"
             ),
             advice,
@@ -263,39 +256,47 @@ def _schema(file: Path) -> Answer:
     return "ok", f"{file}, {runs} run{'s' * (runs != 1)}", ""
 
 
+def _read_database(file: Path) -> tuple[set[str], str | None, int]:
+    """The tables of a database, the revision of MLflow's schema that it has, and how many runs are in it."""
+    address = f"{file.absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=_TIMEOUT_S)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        revision = None
+        if "alembic_version" in tables:
+            row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+            revision = row[0] if row else None
+        runs = database.execute("SELECT COUNT(*) FROM runs").fetchone()[0] if "runs" in tables else 0
+    return tables, revision, runs
+
+
 def _revisions() -> tuple[set[str], set[str]]:
-    """Schemas that the installed MLflow knows, and those that none follows; empty where it is not found.
-    Read, not imported: that takes seconds.
+    """The schemas of the installed MLflow, and those that none follows; empty where there is no MLflow. Read,
+    not imported: that takes seconds.
     """
     spec = importlib.util.find_spec("mlflow")
-    folder = (
-        Path(spec.origin).parent / "store" / "db_migrations" / "versions"
-        if spec is not None and spec.origin
-        else None
-    )
-    known, followed = set(), set()
-    for file in folder.glob("*.py") if folder is not None else ():
+    if spec is None or not spec.origin:
+        return set(), set()
+    revisions: set[str] = set()
+    followed: set[str] = set()
+    for file in (Path(spec.origin).parent / "store" / "db_migrations" / "versions").glob("*.py"):
         text = file.read_text(encoding="utf-8", errors="replace")
-        known |= set(re.findall(r"^revision\s*=\s*[\"'](\w+)[\"']", text, re.MULTILINE))
-        followed |= set(
-            re.findall(
-                r"[\"'](\w+)[\"']", "".join(re.findall(r"^down_revision\s*=(.*)$", text, re.MULTILINE))
-            )
-        )
-    return known, known - followed
+        revisions |= set(re.findall(r"^revision\s*=\s*[\"'](\w+)[\"']", text, re.MULTILINE))
+        earlier = "".join(re.findall(r"^down_revision\s*=(.*)$", text, re.MULTILINE))
+        followed |= set(re.findall(r"[\"'](\w+)[\"']", earlier))
+    return revisions, revisions - followed
 
 
 def network_file_system(path: Path) -> str:
-    """Its kind, where the path lies on one; else ""."""
+    """The kind of network file system that the path lies on; "" where it lies on none."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
         return ""
-    place = str(path.absolute())
+    absolute = str(path.absolute())
     above = [
         (mount[1], mount[2])
         for mount in mounts
-        if len(mount) > 2 and (place == mount[1] or place.startswith(mount[1].rstrip("/") + "/"))
+        if len(mount) > 2 and (absolute == mount[1] or absolute.startswith(mount[1].rstrip("/") + "/"))
     ]
     kind = max(above, key=lambda mount: len(mount[0]), default=("", ""))[1]
     return kind if kind.startswith(_NETWORK) else ""

@@ -1,18 +1,17 @@
-"""Runs as MLflow has them, for lists: read, and closed where their process was killed. Private to the
-commands that look at runs.
-"""
+"""Runs as MLflow has them, for lists: read, and closed where their process was killed."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pcl_ray.config.figures import DEVICE_MINUTES, HEADLINES, first_of
 from pcl_ray.errors import ConfigError, RunFailed
-from pcl_ray.support.redaction import public_uri, said_of
+from pcl_ray.support.redaction import error_line, public_uri
 from pcl_ray.tracking import saved_views
 from pcl_ray.tracking.address import is_server
 from pcl_ray.tracking.client import open_client
@@ -20,12 +19,13 @@ from pcl_ray.tracking.store import RUN_TAG
 
 _STATES = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 _PARENT = "mlflow.parentRunId"
+_RUNS_A_PAGE = 200
 _JOB_TAG, _WAITS_TAG = "ray.submission_id", "pcl_ray.waits_for"
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What a list shows. figure: the first that it has of kNN accuracy, effective rank, loss."""
+    """What a list shows of a run. figure: the first that it has of kNN accuracy, effective rank, loss."""
 
     name: str
     run_id: str
@@ -47,52 +47,60 @@ class RecordedRun:
 def recorded(
     uri: str, experiment: str, *, limit: int = 50, trials: bool = False, state: str = ""
 ) -> list[RecordedRun]:
-    """The newest runs of the experiment. trials: those of sweeps too. state: only these. Raises RunFailed
-    where the store does not answer.
+    """The newest runs of the experiment.
+
+    trials: those of sweeps too. state: only runs in this state. Raises RunFailed where the store does not
+    answer, ConfigError for a state that there is not.
     """
-    wanted = {said: name for name, said in _STATES.items()}
-    if state and state not in wanted:
-        raise ConfigError(f"--state {state!r}: one of {', '.join(sorted(wanted))}")
-    try:
+    statuses = {name: status for status, name in _STATES.items()}
+    if state and state not in statuses:
+        raise ConfigError(f"--state {state!r}: one of {', '.join(sorted(statuses))}")
+    query = f"attributes.status = '{statuses[state]}'" if state else ""
+    with _store_errors(uri):
         client = open_client(uri, retries=1)
-        there = client.get_experiment_by_name(experiment)
-        if there is None:
+        entry = client.get_experiment_by_name(experiment)
+        if entry is None:
             return []
-        found, token = [], None
-        while len(found) < limit:
-            query = f"attributes.status = '{wanted[state]}'" if state else ""
+        runs: list[Any] = []
+        token = None
+        while len(runs) < limit:
             page = client.search_runs(
-                [there.experiment_id],
+                [entry.experiment_id],
                 query,
-                max_results=200,
+                max_results=_RUNS_A_PAGE,
                 order_by=["attributes.start_time DESC"],
                 page_token=token,
             )
-            found += [run for run in page if trials or _PARENT not in run.data.tags]
+            runs += [run for run in page if trials or _PARENT not in run.data.tags]
             if not (token := page.token):
                 break
-    except Exception as error:  # MLflow's and its database's many kinds
-        raise RunFailed(f"MLflow at {public_uri(uri)} does not answer ({said_of(error, uri)})") from None
-    return [_as_seen(run, uri, there.experiment_id) for run in found[:limit]]
+    return [_recorded_run(run, uri, entry.experiment_id) for run in runs[:limit]]
 
 
 def mark_killed(uri: str, run_id: str) -> None:
-    """A run whose process was killed reads RUNNING for ever. Raises RunFailed where the store does not
-    answer.
+    """Closes a run whose process was killed, which would read RUNNING for ever. Raises RunFailed where the
+    store does not answer.
     """
-    try:
+    with _store_errors(uri):
         client = open_client(uri, retries=1)
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, "KILLED")
+
+
+@contextmanager
+def _store_errors(uri: str) -> Iterator[None]:
+    """Turns the errors of MLflow and of its databases, which are of many kinds, into RunFailed."""
+    try:
+        yield
     except Exception as error:
-        raise RunFailed(f"MLflow at {public_uri(uri)} does not answer ({said_of(error, uri)})") from None
+        raise RunFailed(f"MLflow at {public_uri(uri)} does not answer ({error_line(error, uri)})") from None
 
 
-def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
+def _recorded_run(run: Any, uri: str, experiment_id: str) -> RecordedRun:
     metrics = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
     params, tags = run.data.params, run.data.tags
-    done = int(metrics["epoch"]) + 1 if "epoch" in metrics else 0
-    epochs = _whole(params.get("train.epochs", ""))
+    epochs_done = int(metrics["epoch"]) + 1 if "epoch" in metrics else 0
+    epochs = _count(params.get("train.epochs", ""))
     state = _STATES.get(run.info.status, run.info.status.lower())
     server = public_uri(uri).rstrip("/")
     headline = first_of(HEADLINES, metrics)
@@ -104,9 +112,9 @@ def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
         user=tags.get("mlflow.user", ""),
         began=(run.info.start_time or time.time() * 1000) / 1000,
         ended=run.info.end_time / 1000 if run.info.end_time else None,
-        epoch=done,
+        epoch=epochs_done,
         epochs=epochs,
-        left_s=_left_s(metrics, params, done, epochs) if state == "running" else None,
+        left_s=_left_s(metrics, params, epochs_done, epochs) if state == "running" else None,
         figure=figure,
         value=metrics.get(figure),
         knobs={
@@ -121,18 +129,13 @@ def _as_seen(run: Any, uri: str, experiment_id: str) -> RecordedRun:
 
 
 def _left_s(metrics: Mapping[str, float], params: Mapping[str, str], done: int, epochs: int) -> float | None:
-    """By the mean of its epochs so far, which are known as minutes of all its devices."""
+    """The time left by the mean of the epochs done, which are recorded as minutes of all devices."""
     if done < 1 or DEVICE_MINUTES.name not in metrics:
         return None
-    return (
-        metrics[DEVICE_MINUTES.name]
-        * 60
-        / max(1, _whole(params.get("resources.workers", "")))
-        / done
-        * (epochs - done)
-    )
+    workers = max(1, _count(params.get("resources.workers", "")))
+    return metrics[DEVICE_MINUTES.name] * 60 / workers / done * (epochs - done)
 
 
-def _whole(text: str) -> int:
-    """0 for what is no such number: anybody may write into the experiment."""
+def _count(text: str) -> int:
+    """The count that the text says; 0 where it says none: anybody may write into the experiment."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0

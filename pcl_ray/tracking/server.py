@@ -58,25 +58,25 @@ def ui(
     not come up or ends by itself.
     """
     if is_server(uri):
-        _show(redaction.public_uri(uri), *_prepared(uri, experiment), open_browser)
+        _show(redaction.public_uri(uri), *_prepare(uri, experiment), open_browser)
         return 0
     if uri.partition("+")[0].partition(":")[0] not in ("sqlite", "postgresql", "mysql", "mssql"):
         raise ConfigError(
             f"pcl-ray ui shows what lies in a database or on an MLflow server; {redaction.public_uri(uri)}"
             " has a dashboard of its own"
         )
-    chosen = free_port(host, port)
+    port = free_port(host, port)
     if not loopback(host):
         print(
-            f"warning: whoever reaches {host}:{chosen} reads all runs, and who writes to MLflow can run code"
+            f"warning: whoever reaches {host}:{port} reads all runs, and who writes to MLflow can run code"
             " on this machine. Safer: leave --host out, and on the other machine  ssh -N -L"
-            f" {chosen}:127.0.0.1:{chosen} {socket.gethostname()}",
+            f" {port}:127.0.0.1:{port} {socket.gethostname()}",
             file=sys.stderr,
         )
-    found = _prepared(uri, experiment)
+    experiment_id, views = _prepare(uri, experiment)
     artifacts = home.absolute() / "mlflow" / "artifacts"
-    with ended_by_signals(), serving(uri, artifacts, host=host, port=chosen) as server:
-        _show(server.address, *found, open_browser)
+    with ended_by_signals(), serving(uri, artifacts, host=host, port=port) as server:
+        _show(server.address, experiment_id, views, open_browser)
         print("Ctrl-C ends it", flush=True)
         code = server.process.wait()
         raise RunFailed(f"the MLflow server ended by itself, exit code {code}\n{server.last_lines()}")
@@ -148,37 +148,38 @@ def _wait_for(server: Server, timeout_s: float) -> None:
                     return
         except OSError:
             time.sleep(0.2)
-    code = server.process.poll()
-    reason = (
-        f"did not answer within {timeout_s:.0f} s" if code is None else f"ended at once, exit code {code}"
-    )
+    if (code := server.process.poll()) is None:
+        reason = f"did not answer within {timeout_s:.0f} s"
+    else:
+        reason = f"ended at once, exit code {code}"
     raise RunFailed(f"the MLflow server at {server.address} {reason}\n{server.last_lines()}")
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal are how this ends: no error. The server is in another group and
-    gets none of them by itself.
+    """Ends the block without an error at Ctrl-C, SIGTERM or a closed terminal. The server is in another group
+    and gets none of these signals by itself.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    told: list[int] = []
+    received: list[int] = []
 
     def end(number: int, frame: Any) -> None:
-        told.append(number)
-        if len(told) == 1:  # a second one must not leave the server half ended
+        received.append(number)
+        if len(received) == 1:  # a second one must not leave the server half ended
             raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    earlier_handlers = {number: signal.getsignal(number) for number in numbers}
     try:
-        for number in before:
+        for number in numbers:
             signal.signal(number, end)
         with suppress(KeyboardInterrupt):
             yield
     finally:
-        for number, handler in before.items():
+        for number, handler in earlier_handlers.items():
             signal.signal(number, handler)
 
 
@@ -189,12 +190,12 @@ def free_port(host: str, wanted: int | None) -> int:
     reason = ""
     for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if wanted is None else [wanted]:
         try:
-            kind, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            with socket.socket(kind) as trial:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family) as probe:
                 # as servers do: what has just ended is no hindrance
-                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                trial.bind(place)
-                return trial.getsockname()[1]
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                return probe.getsockname()[1]
         except socket.gaierror as error:
             raise ConfigError(f"no server can listen at {host}:{port}: {error}") from None
         except OSError as error:
@@ -210,37 +211,35 @@ def free_port(host: str, wanted: int | None) -> int:
 
 
 def loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens at this host."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
 def reached_at(host: str) -> str:
-    """What this machine's browser calls it."""
+    """The name by which this machine's browser reaches a server that listens at this host."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{name}]" if ":" in name else name
 
 
 def allowed_hosts(host: str, port: int) -> list[str]:
-    """MLflow answers this machine only, and its page may change things only under names that it knows: others
-    are given, each with the port.
+    """The options by which a server that other machines reach learns its names, each with the port: by itself
+    MLflow answers this machine only, and its page may change things only under names that the server knows.
     """
     if loopback(host):
         return []
     names = {host, socket.gethostname(), socket.getfqdn()} - {"0.0.0.0", "::"}
     with suppress(OSError):
         names |= {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
-    places = [f"{reached_at(name)}:{port}" for name in sorted({*names, "localhost", "127.0.0.1", "::1"})]
-    return [
-        "--allowed-hosts",
-        ",".join(places),
-        "--cors-allowed-origins",
-        ",".join(f"http://{place}" for place in places),
-    ]
+    hosts = [f"{reached_at(name)}:{port}" for name in sorted({*names, "localhost", "127.0.0.1", "::1"})]
+    origins = [f"http://{host}" for host in hosts]
+    return ["--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", ",".join(origins)]
 
 
-def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
-    """The experiment's number, if there is one, and whether it has our views: written now where it had none.
+def _prepare(uri: str, experiment: str) -> tuple[str | None, bool]:
+    """Writes our saved views where the experiment has none. Gives back the experiment's number, None where
+    there is no such experiment, and whether it has the views.
 
     A server that does not answer changes only the address that is shown. Raises ConfigError for a database
     that MLflow here cannot use.
@@ -250,21 +249,19 @@ def _prepared(uri: str, experiment: str) -> tuple[str | None, bool]:
 
     try:
         client = open_client(uri, retries=1)
-        there = client.get_experiment_by_name(experiment)
-        if there is None or there.lifecycle_stage != "active":
+        entry = client.get_experiment_by_name(experiment)
+        if entry is None or entry.lifecycle_stage != "active":
             return None, False
+        number = entry.experiment_id
         with suppress(MlflowException):
             saved_views.ensure(
-                client,
-                there.experiment_id,
-                saved_views.version_at(uri),
-                clusterings=_clusterings(client, there.experiment_id),
+                client, number, saved_views.version_at(uri), clusterings=_clusterings(client, number)
             )
-        return there.experiment_id, saved_views.shown(client.get_experiment(there.experiment_id).tags)
+        return number, saved_views.shown(client.get_experiment(number).tags)
     except Exception as error:
         if is_server(uri):
             print(
-                f"warning: {redaction.public_uri(uri)} does not answer ({redaction.said_of(error, uri)})",
+                f"warning: {redaction.public_uri(uri)} does not answer ({redaction.error_line(error, uri)})",
                 file=sys.stderr,
             )
             return None, False
@@ -277,9 +274,10 @@ def _clusterings(client: Any, experiment_id: str) -> int:
 
 
 def _unusable(uri: str, error: Exception) -> str:
+    """Why a database cannot be shown, and what to do about it."""
     public = redaction.public_uri(uri)
     if "database schema" not in str(error):
-        return f"MLflow cannot use {public}: {redaction.said_of(error, uri)}"
+        return f"MLflow cannot use {public}: {redaction.error_line(error, uri)}"
     command = f"{shlex.quote(sys.executable)} -m mlflow db upgrade {shlex.quote(public)}"
     return (
         f"{public} was written by another version of MLflow. If it was an older one: end all runs, copy the"

@@ -89,7 +89,7 @@ def save_encoder(served: Embedder, folder: Path) -> None:
         ),
         input_example=np.zeros((2, *shape), np.float32),  # 2: a batch of one would be exported as always one
         pip_requirements=_requirements(_ENCODER_NEEDS, served),
-        metadata=_described(served),
+        metadata=_description(served),
         serialization_format="pt2",
     )
 
@@ -120,7 +120,7 @@ def save_embedder(served: Embedder, folder: Path) -> None:
             signature=ModelSignature(outputs=Schema(outputs)),
             input_example=pd.DataFrame({"image": [_grey_picture(served)]}),
             pip_requirements=_requirements(_EMBEDDER_NEEDS, served),
-            metadata=_described(served),
+            metadata=_description(served),
             uv_project_path=stage,  # else MLflow takes what lies in the working directory
         )
 
@@ -135,17 +135,14 @@ def _grey_picture(served: Embedder) -> str:
 
 
 def _requirements(names: tuple[str, ...], served: Embedder) -> list[str]:
-    """As installed here, without the build (+cpu, +cu130), which no public index has."""
-    extra = (
-        ("timm",)
-        if served.settings["encoder"]["backbone"].startswith("timm:") and names is _EMBEDDER_NEEDS
-        else ()
-    )
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in (*names, *extra)]
+    """The versions installed here, without the build (+cpu, +cu130), which no public index has."""
+    if served.settings["encoder"]["backbone"].startswith("timm:") and names is _EMBEDDER_NEEDS:
+        names = (*names, "timm")
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
-def _described(served: Embedder) -> dict[str, Any]:
-    """For the MLmodel file."""
+def _description(served: Embedder) -> dict[str, Any]:
+    """What the MLmodel file says of the model."""
     clusterings = [
         {
             "num_clusters": len(c.prototypes),
@@ -165,6 +162,9 @@ def _described(served: Embedder) -> dict[str, Any]:
 
 
 def main(stage: str, folder: str) -> None:
+    """Exports the encoder of the embedder in `stage` to `folder`; exits with 1 and the reason where it
+    cannot.
+    """
     try:
         save_encoder(Embedder.load(Path(stage)), Path(folder))
     # torch.export has many kinds of its own, and backbones fail it in as many ways
