@@ -22,7 +22,7 @@ _STALE_S = 30.0  # a trial that trains a warm-up says so every few seconds
 
 
 def key_of(config: RunConfig) -> str:
-    """The same for configurations whose runs are the same up to the first E-step."""
+    """A key that is the same for configurations whose runs are the same up to the first E-step."""
     acting = {
         name: value for name, value in config.flatten().items() if properties(name).acts_before_first_e_step
     }
@@ -36,17 +36,17 @@ def exists(config: RunConfig) -> bool:
 
 @dataclass(frozen=True)
 class Claim:
-    """found: `path` is the state to go on from. yours: train it, and leave it in the folder `path`. wait:
-    another trial is at it.
+    """What a trial has to do about its warm-up. ready: `path` is the state to go on from. train: train it,
+    and leave it in the folder `path`. wait: another trial is at it.
     """
 
-    kind: Literal["found", "yours", "wait"]
+    kind: Literal["ready", "train", "wait"]
     path: str = ""
 
 
 class Warmups:
-    """Says which trial trains which warm-up; wrapped as an actor. What has been trained is on disk, so a new
-    instance knows it too.
+    """The warm-ups of a sweep: says which trial trains which; wrapped as an actor. What has been trained is
+    on disk, so a new instance knows it too.
     """
 
     def __init__(self, folder: str, clock: Callable[[], float] = time.monotonic):
@@ -56,17 +56,17 @@ class Warmups:
         self._holders: dict[str, tuple[str, float]] = {}  # key → which trial, when it was last heard of
 
     def claim(self, key: str, trial: str) -> Claim:
-        """Asked again and again by a trial that must wait."""
+        """What this trial has to do. A trial that must wait asks again and again."""
         path = self._folder / key
         trained = epoch_files.latest(path)
         if trained is not None:
             self._holders.pop(key, None)
-            return Claim("found", str(trained))
+            return Claim("ready", str(trained))
         holder, heard = self._holders.get(key, (trial, 0.0))
         if holder != trial and self._clock() - heard < _STALE_S:
             return Claim("wait")
         self._holders[key] = (trial, self._clock())
-        return Claim("yours", str(path))
+        return Claim("train", str(path))
 
     def alive(self, key: str, trial: str) -> None:
         """The trial is still at it."""

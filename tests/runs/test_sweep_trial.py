@@ -142,13 +142,13 @@ def test_a_trial_on_a_shared_warmup_is_bit_by_bit_what_it_is_alone(extra: dict[s
 def test_a_trial_waits_while_another_trains_its_warmup_and_takes_over_when_that_one_is_gone() -> None:
     claims = warmups()
     key = warm_ups.key_of(BASE)
-    assert claims.claim(key, "other").kind == "yours"
+    assert claims.claim(key, "other").kind == "train"
     trial = Trial(TrialPoint({"e_step.alpha": 1.0}, 0), context(), in_this_process, claims, wait_s=0)
     assert trial.step() == {"epoch": 0, "waiting": True}
     claims.release(key, "other")
     assert trial.step()["epoch"] == 1
     trial.close()
-    assert claims.claim(key, "other").kind == "yours"  # closed in the warm-up: it gave its claim back
+    assert claims.claim(key, "other").kind == "train"  # closed in the warm-up: it gave its claim back
 
 
 def test_an_interrupted_trial_goes_on_and_ends_as_one_that_was_not() -> None:

@@ -20,37 +20,34 @@ from pcl_ray.support.text import value_text
 from pcl_ray.sweep.space import domains, spaces
 from pcl_ray.sweep.space.spaces import Space
 
-_ALL_UP_TO, _DRAWN = 200, 50  # grids up to this size are checked whole, of others so many points
+_ALL_UP_TO = 200  # grids up to this size are checked whole
+_DRAWN = 50  # points that are checked of others
 
 
-def problems(space: Space, config_base: RunConfig, num_images: int, num_holdout: int) -> list[Problem]:
+def problems(space: Space, base: RunConfig, num_images: int, num_holdout: int) -> list[Problem]:
     """Every mistake, each once.
 
-    config_base: what all trials have in common, with the space's constants in it. num_images: 0 where the
-    data are missing; then what needs N is left out.
+    base: what all trials have in common, with the space's constants in it. num_images: 0 where the data are
+    missing; then what needs N is left out.
     """
-    found = (
-        []
-        if space.domains
-        else [
-            Problem(
-                "SPACE",
-                {},
-                "sweeps no knob; give at least one a range, e.g. loss.temperature: tune.loguniform(0.05,"
-                " 0.5)",
-            )
-        ]
-    )
-    for name, value in space.fixed.items():
-        found += (
-            [_nested(name, value)] if isinstance(value, Mapping) else _mistakes(config_base, {name: value})
+    mistakes: list[Problem] = []
+    if not space.domains:
+        message = (
+            "sweeps no knob; give at least one a range, e.g. loss.temperature: tune.loguniform(0.05, 0.5)"
         )
-    searched: dict[str, Domain] = {}
+        mistakes.append(Problem("SPACE", {}, message))
+    for name, value in space.fixed.items():
+        if isinstance(value, Mapping):
+            mistakes.append(_nested(name, value))
+        else:
+            mistakes += _mistakes(base, {name: value})
+    searchable: dict[str, Domain] = {}
     for name, domain in space.domains.items():
-        wrong, usable = _knob(name, domain, config_base)
-        found += wrong
-        searched |= {name: usable} if usable is not None else {}
-    return found + _together(replace(space, domains=searched), config_base, num_images, num_holdout)
+        knob_mistakes, usable = _check_knob(name, domain, base)
+        mistakes += knob_mistakes
+        if usable is not None:
+            searchable[name] = usable
+    return mistakes + _together(replace(space, domains=searchable), base, num_images, num_holdout)
 
 
 def _nested(name: str, value: Mapping[Any, Any]) -> Problem:
@@ -61,25 +58,25 @@ def _nested(name: str, value: Mapping[Any, Any]) -> Problem:
     return Problem(name, shown, f"a space has no levels; write dotted names, here {inner}")
 
 
-def _knob(name: str, domain: Domain, base: RunConfig) -> tuple[list[Problem], Domain | None]:
+def _check_knob(name: str, domain: Domain, base: RunConfig) -> tuple[list[Problem], Domain | None]:
     """The mistakes of one knob alone, and what of its domain can be tried: a choice without its wrong
     values.
     """
-    if said := domains.wrong(domain) or _unsweepable(name):
-        return [Problem(name, domains.words(domain), said)], None
+    reason = domains.wrong(domain) or _unsweepable(name)
+    if reason:
+        return [Problem(name, domains.words(domain), reason)], None
     edges = domains.edges(domain)
     if name not in base.flatten():
         return _mistakes(base, {name: edges[0]}), None  # the same for each value
     distinct = {value_text(value): value for value in edges}.values()
     of_values = [(value, _mistakes(base, {name: value})) for value in distinct]
-    wrong = [problem for _, mistakes in of_values for problem in mistakes]
-    if isinstance(domain, Categorical):
-        good = [value for value, mistakes in of_values if not mistakes]
-        twice = domains.repeated(domain)
-        return ([Problem(name, domains.words(domain), twice)] if twice else []) + wrong, (
-            tune.choice(good) if good else None
-        )
-    return wrong, None if wrong else domain
+    mistakes = [problem for _, of_value in of_values for problem in of_value]
+    if not isinstance(domain, Categorical):
+        return mistakes, None if mistakes else domain
+    if twice := domains.repeated(domain):
+        mistakes = [Problem(name, domains.words(domain), twice), *mistakes]
+    right = [value for value, of_value in of_values if not of_value]
+    return mistakes, tune.choice(right) if right else None
 
 
 def _unsweepable(name: str) -> str | None:
@@ -100,6 +97,7 @@ def _unsweepable(name: str) -> str | None:
 
 
 def _mistakes(base: RunConfig, values: Mapping[str, Any]) -> list[Problem]:
+    """What the configuration itself refuses in these values."""
     try:
         configs.with_overrides(base, values)
     except ConfigError as error:
@@ -112,28 +110,26 @@ def _together(space: Space, base: RunConfig, num_images: int, num_holdout: int) 
     run.
     """
 
-    def crossed(config: RunConfig) -> list[Problem]:
-        return plans.check(config, num_images, num_holdout)[0] if num_images else plans.check_alone(config)
+    def check_point(config: RunConfig) -> list[Problem]:
+        if not num_images:
+            return plans.check_alone(config)
+        return plans.check(config, num_images, num_holdout)[0]
 
-    found: dict[tuple[str, str, str], Problem] = {}
-    of_base = set(map(str, crossed(base)))
+    different: dict[tuple[str, str, str], Problem] = {}
+    of_base = set(map(str, check_point(base)))
     for point in _points(space):
-        for problem in crossed(configs.with_overrides(base, point)):
-            swept = problem.name in space.domains or str(problem) in of_base
-            there = (
-                ""
-                if swept
-                else (
-                    f" (with {', '.join(f'{name} = {value_text(value)}' for name, value in point.items())})"
-                )
-            )
-            found.setdefault(_likeness(problem, space), replace(problem, message=problem.message + there))
-    return list(found.values())
+        values = ", ".join(f"{name} = {value_text(value)}" for name, value in point.items())
+        for problem in check_point(configs.with_overrides(base, point)):
+            likeness = _likeness(problem, space)
+            if problem.name not in space.domains and str(problem) not in of_base:
+                problem = replace(problem, message=f"{problem.message} (with {values})")
+            different.setdefault(likeness, problem)
+    return list(different.values())
 
 
 def _likeness(problem: Problem, space: Space) -> tuple[str, str, str]:
-    """Alike are mistakes that differ in numbers only: of a range one value stands for all, of a choice each
-    is told.
+    """What two mistakes have in common that count as one: they differ in numbers only. Of a range one value
+    stands for all, of a choice each is reported.
     """
     of_range = problem.name in space.domains and not isinstance(space.domains[problem.name], Categorical)
     return problem.name, "" if of_range else repr(problem.value), re.sub(r"[\d.]+", "", problem.message)
@@ -147,6 +143,6 @@ def _points(space: Space) -> list[dict[str, Any]]:
     first = {name: values[0] for name, values in edges.items()}
     points = [first | {name: value} for name, values in edges.items() for value in values]
     count = spaces.size(space)
-    return points + (
-        spaces.grid(space) if count is not None and count <= _ALL_UP_TO else spaces.draw(space, _DRAWN, 0)
-    )
+    if count is not None and count <= _ALL_UP_TO:
+        return points + spaces.grid(space)
+    return points + spaces.draw(space, _DRAWN, 0)

@@ -1,5 +1,5 @@
-"""One knob's domain of Ray Tune: what is wrong with it, its values, its words. Imports Ray, as `spaces`
-does.
+"""The domain of one knob, which is Ray Tune's: what is wrong with it, its values, its words. Imports Ray, as
+`spaces` does.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _COUNTABLE = 1000  # an integer range of more values is searched, not tried out
 
 
 def of(written: Any) -> Any:
-    """What SPACE has for a knob, as a domain where it is one: a grid is a choice, whose values are plain
-    Python. Else the constant.
+    """What SPACE has for a knob: its domain, where it is one, else the constant. A grid becomes a choice, and
+    all values become plain Python.
 
-    Grids are not kept as such: sampling one gives an error object instead of a value.
+    Grids do not stay grids, because sampling one gives an error object instead of a value.
     """
-    if (
-        isinstance(written, Mapping)
-        and list(written) == ["grid_search"]
-        and isinstance(written["grid_search"], list | tuple | np.ndarray)
-    ):
-        return tune.choice(plain(written["grid_search"]))
+    if isinstance(written, Mapping) and list(written) == ["grid_search"]:
+        values = written["grid_search"]
+        if isinstance(values, list | tuple | np.ndarray):
+            return tune.choice(plain(values))
     if isinstance(written, Categorical):
         return tune.choice(plain(written.categories))
     return plain(written)
 
 
 def plain(value: Any) -> Any:
-    """numpy's numbers as Python's, tuples and arrays as lists: recipes, MLflow and Optuna take no others."""
+    """The value with Python's numbers for numpy's, and lists for tuples and arrays: recipes, MLflow and
+    Optuna take no others.
+    """
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
@@ -81,26 +81,30 @@ def _wrong_choice(domain: Categorical) -> str | None:
 
 def repeated(domain: Domain) -> str | None:
     """Which values a choice lists twice, in a sentence; `0.01` and `[0.01]` are the same."""
-    times = Counter(map(value_text, domain.categories)) if isinstance(domain, Categorical) else {}
-    often = [text for text, count in times.items() if count > 1]
-    return f"lists {'; '.join(often)} more than once" if often else None
+    if not isinstance(domain, Categorical):
+        return None
+    counts = Counter(map(value_text, domain.categories))
+    repetitions = [text for text, count in counts.items() if count > 1]
+    return f"lists {'; '.join(repetitions)} more than once" if repetitions else None
 
 
 def _wrong_range(domain: Float | Integer) -> str | None:
-    lower, upper, step = domain.lower, domain.upper, _step(domain)
+    lower, upper = domain.lower, domain.upper
+    step = _step(domain)
     if isinstance(_sampler(domain), Normal):
         return "a normal distribution has no ends; use tune.uniform or tune.loguniform"
     if step is not None and (isinstance(domain, Integer) or is_log(domain)):
         return "steps are kept by tune.quniform only, not by every search; list the values in tune.choice"
-    if isinstance(domain, Integer) and not (
-        isinstance(lower, int | np.integer) and isinstance(upper, int | np.integer)
-    ):
+    has_whole_ends = isinstance(lower, int | np.integer) and isinstance(upper, int | np.integer)
+    if isinstance(domain, Integer) and not has_whole_ends:
         return f"a range of whole numbers has whole ends, not {lower!r} and {upper!r}"
     if not np.isfinite(lower) or not np.isfinite(upper):
         return "needs two finite ends"
     if not lower < upper:
         return f"its lower end {value_text(lower)} must be below its upper end {value_text(upper)}"
-    return "its step must be above 0" if step is not None and not step > 0 else None
+    if step is not None and not step > 0:
+        return "its step must be above 0"
+    return None
 
 
 def values(domain: Domain) -> list[Any] | None:
@@ -122,34 +126,35 @@ def edges(domain: Domain) -> list[Any]:
 
 
 def _last(domain: Float | Integer) -> Any:
-    """Ray's integer ranges end before `upper`."""
-    return (
-        domain.upper - 1
-        if isinstance(domain, Integer) and isinstance(domain.upper, int | np.integer)
-        else domain.upper
-    )
+    """The largest value. Ray's integer ranges end before `upper`."""
+    if isinstance(domain, Integer) and isinstance(domain.upper, int | np.integer):
+        return domain.upper - 1
+    return domain.upper
 
 
 def is_continuous(domain: Domain | None) -> bool:
+    """Whether the domain is a range of real numbers without steps."""
     return isinstance(domain, Float) and _step(domain) is None
 
 
 def is_log(domain: Domain) -> bool:
+    """Whether the domain is a range in which equal factors are equally likely."""
     return isinstance(_sampler(domain), LogUniform)
 
 
 def words(domain: Domain) -> str:
-    """`log-uniform 0.05 … 0.5`, `one of 1, 3, 10`."""
+    """The domain in words: `log-uniform 0.05 … 0.5`, `one of 1, 3, 10`."""
     if isinstance(domain, Categorical):
         texts = [value_text(value) for value in domain.categories]
-        return f"one of {('; ' if any(',' in text for text in texts) else ', ').join(texts) or 'nothing'}"
+        separator = "; " if any("," in text for text in texts) else ", "
+        return f"one of {separator.join(texts) or 'nothing'}"
     if isinstance(domain, Function):
         return "computed from others"
     if not isinstance(domain, Float | Integer) or isinstance(_sampler(domain), Normal):
         return type(_sampler(domain)).__name__.strip("_").lower()
-    kind = ("log-uniform" if is_log(domain) else "uniform") + (
-        " whole numbers" if isinstance(domain, Integer) else ""
-    )
+    kind = "log-uniform" if is_log(domain) else "uniform"
+    if isinstance(domain, Integer):
+        kind += " whole numbers"
     steps = f" in steps of {value_text(_step(domain))}" if _step(domain) is not None else ""
     return f"{kind} {value_text(domain.lower)} … {value_text(_last(domain))}{steps}"
 

@@ -1,6 +1,4 @@
-"""Spaces as they are written: a Python module, or YAML. Both come out alike, with all mistakes in their form
-at once.
-"""
+"""Reads space files, Python modules or YAML. Both come out alike, with all mistakes in their form at once."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ class _Strict(BaseModel):
 
 
 class Written(_Strict):
-    """A space file. space: dotted knob → domain, constant, or what `space_checks` refuses."""
+    """What a space file says. space: dotted knob → domain, constant, or what `checks` refuses."""
 
     base: str = Field(min_length=1)
     space: dict[str, Any]
@@ -37,15 +35,17 @@ class Written(_Strict):
 
 
 class _Domain(_Strict):
+    """A knob's domain as YAML has it."""
+
     @abstractmethod
     def domain(self) -> Domain:
-        """The same as one of Ray Tune's."""
+        """The same domain as Ray Tune has it."""
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> _Domain:
         domain = self.domain()
-        if said := domains.wrong(domain) or domains.repeated(domain):
-            raise ValueError(said)
+        if reason := domains.wrong(domain) or domains.repeated(domain):
+            raise ValueError(reason)
         return self
 
 
@@ -158,16 +158,16 @@ def find(name_or_path: str) -> Path:
 
 
 def _read_python(path: Path) -> Written:
-    found = {name: value for name, value in _run(path).items() if name.isupper()}
-    known = {name.upper() for name in Written.model_fields}
-    near = {name: closest(name, known - found.keys(), 0.75) for name in found.keys() - known}
-    # the others may be helpers of the space
-    misspelt = {name: meant for name, meant in near.items() if meant}
+    constants = {name: value for name, value in _run(path).items() if name.isupper()}
+    expected = {name.upper() for name in Written.model_fields}
+    missing, others = expected - constants.keys(), constants.keys() - expected
+    # Those that are like no missing name may be helpers of the space.
+    misspelt = {name: meant for name in others if (meant := closest(name, missing, 0.75))}
     problems = [
-        Problem(name, found[name], f"unknown name; did you mean {meant!r}?")
+        Problem(name, constants[name], f"unknown name; did you mean {meant!r}?")
         for name, meant in misspelt.items()
     ]
-    tree = {name.lower(): value for name, value in found.items() if name in known}
+    tree = {name.lower(): value for name, value in constants.items() if name in expected}
     if isinstance(tree.get("space"), dict):
         tree["space"] = {name: domains.of(value) for name, value in tree["space"].items()}
     try:
@@ -183,6 +183,7 @@ def _read_python(path: Path) -> Written:
 
 
 def _run(path: Path) -> dict[str, Any]:
+    """The names that the module defines. Raises ConfigError, with the line, where its code fails."""
     try:
         return runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
@@ -191,8 +192,8 @@ def _run(path: Path) -> dict[str, Any]:
         ]
         line = error.lineno if isinstance(error, SyntaxError) and not lines else (lines or [None])[-1]
         where = f"{path}, line {line}" if line else str(path)
-        said = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ConfigError(f"space {where}: {type(error).__name__}: {' '.join(said.split())}") from None
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ConfigError(f"space {where}: {type(error).__name__}: {' '.join(message.split())}") from None
 
 
 def _read_yaml(path: Path) -> Written:
@@ -223,7 +224,7 @@ def _problem(mistake: Mapping[str, Any], cased: Callable[[str], str]) -> Problem
     if mistake["type"] == "missing":
         return Problem(name, None, "is missing")
     if mistake["type"] == "extra_forbidden":
-        known = Written.model_fields if not rest else _Steps.model_fields.keys() | _Values.model_fields.keys()
-        hint = suggestion(rest[-1] if rest else first, known, start="; ")
+        expected = _Steps.model_fields.keys() | _Values.model_fields.keys() if rest else Written.model_fields
+        hint = suggestion(rest[-1] if rest else first, expected, start="; ")
         return Problem(name, mistake["input"], f"unknown key{hint}")
     return Problem(name, mistake["input"], mistake["msg"].removeprefix("Value error, "))

@@ -48,12 +48,14 @@ _INCOMPARABLE = {
 
 @dataclass(frozen=True)
 class Objective:
+    """A metric that trials are compared by, and what makes it comparable."""
+
     metric: str
     direction: Direction
     guarded: bool  # without labels: collapsed trials are refused
 
     def score(self, value: float) -> float:
-        """More is better."""
+        """The value as searchers and schedulers see it: more is better."""
         match self.direction:
             case "max":
                 return value
@@ -89,31 +91,31 @@ class Objective:
 
 
 def default(labelled: bool) -> str:
+    """The metric of sweeps whose space and settings name none."""
     return (figures.KNN_TOP1 if labelled else figures.RANKME).name
 
 
 def of(metric: str, mode: str | None = None) -> Objective:
     """The objective of a metric that `problems` has nothing against."""
     direction: Direction = _DIRECTIONS.get(metric, "max")
-    return Objective(
-        metric,
-        direction if mode is None or direction == "nearest_one" else ("max" if mode == "max" else "min"),
-        metric in _WITHOUT_LABELS,
-    )
+    if mode is not None and direction != "nearest_one":
+        direction = "max" if mode == "max" else "min"
+    return Objective(metric, direction, guarded=metric in _WITHOUT_LABELS)
 
 
 def problems(
     metric: str, mode: str | None, *, labelled: bool, name: str = "sweep.objective"
 ) -> Iterable[Problem]:
     """What is wrong with comparing trials by `metric`."""
-    known = [*_DIRECTIONS, figures.AMI.at(0).name, figures.ARI.at(0).name]
+    examples = [*_DIRECTIONS, figures.AMI.at(0).name, figures.ARI.at(0).name]
+    allowed = ", ".join(examples)
     if metric not in _DIRECTIONS and not _AGREEMENT.fullmatch(metric):
         for pattern, reason in _INCOMPARABLE.items():
             if re.fullmatch(pattern, metric):
-                yield Problem(name, metric, f"{reason}; use one of {', '.join(known)}")
+                yield Problem(name, metric, f"{reason}; use one of {allowed}")
                 return
-        hint = suggestion(metric, known)
-        yield Problem(name, metric, (f"{hint} " if hint else "") + f"allowed: {', '.join(known)}")
+        hint = suggestion(metric, examples)
+        yield Problem(name, metric, (f"{hint} " if hint else "") + f"allowed: {allowed}")
         return
     if metric not in _WITHOUT_LABELS and not labelled:
         yield Problem(

@@ -61,31 +61,34 @@ def points(space: Space, settings: SweepConfig, base: RunConfig) -> list[dict[st
     how = method(space, settings)
     if how == "optuna":
         return None
-    found = (
-        spaces.grid(space)
-        if how == "grid"
-        else spaces.draw(space, samples(space, settings), settings.search_seed)
-    )
-    found = [spaces.snap(space, point, settings.temperature_levels) for point in found]
-    found = [
-        {
-            name: value_text(value) if isinstance(value, list | tuple) else value
-            for name, value in point.items()
-        }
-        for point in found
-    ]
-    found = [point for number, point in enumerate(found) if point not in found[:number]]
-    each = [(values, base.seed + s) for values in found for s in range(settings.seeds)]
+    if how == "grid":
+        drawn = spaces.grid(space)
+    else:
+        drawn = spaces.draw(space, samples(space, settings), settings.search_seed)
+    different: list[dict[str, Any]] = []
+    for point in drawn:
+        written = _with_texts(spaces.snap(space, point, settings.temperature_levels))
+        if written not in different:
+            different.append(written)
+    runs = [(values, base.seed + s) for values in different for s in range(settings.seeds)]
     if how == "grid" and settings.seeds > 1:
-        order = {later: number for number, later in enumerate(dict.fromkeys(map(_later, found)))}
-        each = sorted(each, key=lambda entry: order[_later(entry[0])])
+        groups = list(dict.fromkeys(map(_e_step_values, different)))
+        runs = sorted(runs, key=lambda run: groups.index(_e_step_values(run[0])))
+    in_population = settings.scheduler == "pbt"
     return [
-        {"values": values, "seed": seed, "member": i if settings.scheduler == "pbt" else None}
-        for i, (values, seed) in enumerate(each)
+        {"values": values, "seed": seed, "member": number if in_population else None}
+        for number, (values, seed) in enumerate(runs)
     ]
 
 
-def _later(point: dict[str, Any]) -> tuple[Any, ...]:
+def _with_texts(point: dict[str, Any]) -> dict[str, Any]:
+    """The point with its lists as texts, as the command line would have them."""
+    return {
+        name: value_text(value) if isinstance(value, list | tuple) else value for name, value in point.items()
+    }
+
+
+def _e_step_values(point: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(value for name, value in sorted(point.items()) if name.startswith("e_step."))
 
 
@@ -159,8 +162,8 @@ class _Repeated(Repeater):
 
 
 def grace_epochs(config: RunConfig) -> int:
-    """Before this epoch no trial is stopped: α and K act from the first E-step on, and a first clustering is
-    not a verdict.
+    """The epoch before which no trial is stopped: α and K act from the first E-step on, and a first
+    clustering is not a verdict.
     """
     return min(config.e_step.warmup_epochs + 2 * config.e_step.every_epochs, config.train.epochs)
 

@@ -9,8 +9,8 @@ YAML:
       e_step.num_clusters: {type: choice, values: ["0.01,0.02", "0.05"]}
       train.epochs: 20
 
-Imports Ray: whoever imports this calls `ray_environment.set_defaults` first, and late. What is wrong with a
-space's knobs tells `space_checks`; the other functions here are for spaces without mistakes.
+Imports Ray: whoever imports this calls `on_ray.environment.set_defaults` first, and late. `checks` finds what
+is wrong with a space's knobs; the functions here are for spaces without mistakes.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _TEMPERATURE = "loss.temperature"
 
 @dataclass(frozen=True)
 class Space:
+    """What a sweep searches."""
+
     name: str  # of a shipped space, or the stem of its file
     base: str  # recipe, or path of a .yaml recipe
     domains: dict[str, Domain]  # dotted knob → what it may be; grid_search is a choice here
@@ -57,13 +59,13 @@ def load(name_or_path: str) -> Space:
     searched = {name: value for name, value in written.space.items() if isinstance(value, Domain)}
     fixed = {name: value for name, value in written.space.items() if name not in searched}
     return Space(
-        Path(name_or_path).stem,
-        written.base,
-        searched,
-        fixed,
-        written.objective,
-        written.mode,
-        written.num_samples,
+        name=Path(name_or_path).stem,
+        base=written.base,
+        domains=searched,
+        fixed=fixed,
+        objective=written.objective,
+        mode=written.mode,
+        num_samples=written.num_samples,
     )
 
 
@@ -78,12 +80,13 @@ def source(name_or_path: str) -> tuple[str, str]:
 
 def size(space: Space) -> int | None:
     """Points of the grid; None where a knob has a range of real numbers, or of more than 1,000 whole ones."""
-    lists = [domains.values(domain) for domain in space.domains.values()]
-    return (
-        None
-        if any(values is None for values in lists)
-        else math.prod(len(values) for values in lists if values is not None)
-    )
+    points = 1
+    for domain in space.domains.values():
+        values = domains.values(domain)
+        if values is None:
+            return None
+        points *= len(values)
+    return points
 
 
 def grid(space: Space) -> list[dict[str, Any]]:
@@ -93,15 +96,20 @@ def grid(space: Space) -> list[dict[str, Any]]:
     Raises ConfigError where `size` is None.
     """
     names = sorted(space.domains, key=lambda name: not name.startswith("e_step."))
-    lists = {name: domains.values(space.domains[name]) for name in names}
-    endless = [name for name, values in lists.items() if values is None]
-    if endless:
-        said = "is no list of values, which a grid needs; use tune.choice or grid_search, or draw at random"
-        raise ConfigError([Problem(name, domains.words(space.domains[name]), said) for name in endless])
-    return [
-        dict(zip(names, values, strict=True))
-        for values in product(*(values for values in lists.values() if values is not None))
-    ]
+    lists: list[list[Any]] = []
+    problems: list[Problem] = []
+    for name in names:
+        values = domains.values(space.domains[name])
+        if values is None:
+            message = (
+                "is no list of values, which a grid needs; use tune.choice or grid_search, or draw at random"
+            )
+            problems.append(Problem(name, domains.words(space.domains[name]), message))
+        else:
+            lists.append(values)
+    if problems:
+        raise ConfigError(problems)
+    return [dict(zip(names, values, strict=True)) for values in product(*lists)]
 
 
 def draw(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
@@ -110,7 +118,8 @@ def draw(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
 
     A point of few values may come twice.
     """
-    # one for all knobs: from a number each would draw the same shares of its range
+    # One generator for all knobs: with one each, of the same seed, all would draw the same shares of their
+    # ranges.
     generator = np.random.default_rng(seed)
     return [
         {name: _as_written(domain.sample(random_state=generator)) for name, domain in space.domains.items()}
@@ -123,14 +132,13 @@ def _as_written(value: Any) -> Any:
 
 
 def snapped(space: Space, levels: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """`snap` for many points; can be pickled. Raises ConfigError for fewer than 2 levels."""
+    """A function that does for many points what `snap` does for one; it can be pickled. Raises ConfigError
+    for fewer than 2 levels.
+    """
     if levels < 2:
         raise ConfigError([Problem("sweep.temperature_levels", levels, "must be 2 or more")])
-    return partial(
-        _nearest,
-        temperature_levels(space, levels),
-        domains.is_log(space.domains[_TEMPERATURE]) if _TEMPERATURE in space.domains else False,
-    )
+    by_log = _TEMPERATURE in space.domains and domains.is_log(space.domains[_TEMPERATURE])
+    return partial(_nearest, temperature_levels(space, levels), by_log)
 
 
 def snap(space: Space, point: dict[str, Any], levels: int | None) -> dict[str, Any]:
@@ -176,14 +184,10 @@ def _primitive(domain: Categorical) -> Categorical:
 
 
 def some_value(domain: Domain) -> Any:
-    """One of its values: the first, or the lower end."""
-    return (
-        domain.categories[0]
-        if isinstance(domain, Categorical)
-        else domain.lower
-        if isinstance(domain, Float | Integer)
-        else None
-    )
+    """One of the domain's values: the first, or the lower end; None for domains that cannot be searched."""
+    if isinstance(domain, Categorical):
+        return domain.categories[0]
+    return domain.lower if isinstance(domain, Float | Integer) else None
 
 
 def described(space: Space) -> list[tuple[str, str]]:

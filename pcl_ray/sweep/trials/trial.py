@@ -208,9 +208,9 @@ class Trial:
         claim = self._warmup_claims.claim(key, self.name)
         if claim.kind == "wait" and not epochs_done:  # one that was interrupted in it rather trains on
             return False
-        if claim.kind == "yours" and self._warmup is None:
+        if claim.kind == "train" and self._warmup is None:
             self._warmup = _HeldWarmup(key, self.name, self._warmup_claims)
-        elif claim.kind == "found":
+        elif claim.kind == "ready":
             link(Path(claim.path), folder.checkpoints)
             folder.write_state(began=self.plan.warmup_epochs)
         return True

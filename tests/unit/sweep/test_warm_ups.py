@@ -39,7 +39,7 @@ class Clock:
 def test_a_claim_that_nobody_hears_of_any_more_goes_to_the_next(tmp_path: Path) -> None:
     clock = Clock()
     warmups = Warmups(str(tmp_path), clock)
-    assert warmups.claim("k", "a").kind == "yours"
+    assert warmups.claim("k", "a").kind == "train"
     assert warmups.claim("k", "b").kind == "wait"
     clock.seconds += 29
     assert warmups.claim("k", "b").kind == "wait"
@@ -47,23 +47,23 @@ def test_a_claim_that_nobody_hears_of_any_more_goes_to_the_next(tmp_path: Path) 
     clock.seconds += 29
     assert warmups.claim("k", "b").kind == "wait"
     clock.seconds += 1
-    assert warmups.claim("k", "b").kind == "yours"
+    assert warmups.claim("k", "b").kind == "train"
     clock.seconds += 29
     warmups.alive("k", "a")  # the old holder: no effect
     assert warmups.claim("k", "a").kind == "wait"
     clock.seconds += 1
-    assert warmups.claim("k", "a").kind == "yours"
+    assert warmups.claim("k", "a").kind == "train"
 
 
 def test_what_is_given_back_is_the_next_one_s_and_what_is_trained_everybody_s(tmp_path: Path) -> None:
     warmups = Warmups(str(tmp_path))
-    assert warmups.claim("k", "a") == warm_ups.Claim("yours", str(tmp_path / "k"))
+    assert warmups.claim("k", "a") == warm_ups.Claim("train", str(tmp_path / "k"))
     warmups.release("k", "b")  # not b's to give back
     assert warmups.claim("k", "b").kind == "wait"
     warmups.release("k", "a")
-    assert warmups.claim("k", "b").kind == "yours"
+    assert warmups.claim("k", "b").kind == "train"
     (tmp_path / "k").mkdir()
     trained = tmp_path / "k" / "epoch_00002.pt"
     trained.touch()
-    assert warmups.claim("k", "a") == warm_ups.Claim("found", str(trained))
-    assert Warmups(str(tmp_path)).claim("k", "c").kind == "found"  # an actor that was started again
+    assert warmups.claim("k", "a") == warm_ups.Claim("ready", str(trained))
+    assert Warmups(str(tmp_path)).claim("k", "c").kind == "ready"  # an actor that was started again
