@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from pcl_ray import config, e_step, snapshot
 from pcl_ray.report.run_record import RunRecord
-from pcl_ray.snapshot import Snapshot, Thumbnails
+from pcl_ray.snapshot import ClusteringSnapshot, Snapshot, Thumbnails
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -108,3 +108,26 @@ def digits_record(name: str = "seven", overrides: dict[str, Any] | None = None, 
         thumbnails=thumbnails,
     )
     return replace(record, **changes)
+
+
+def synthetic(
+    count: int, images: np.ndarray, rng: np.random.Generator, classes: int = 0
+) -> ClusteringSnapshot:
+    """A clustering of random sizes and φ, which shows these images [P, 16]; labelled where there
+    are classes.
+    """
+    selected = np.sort(rng.choice(count, len(images), replace=False))
+    top = rng.integers(0, classes, len(images)) if classes else np.full(len(images), -1)
+    phi, sizes = rng.random(count).astype(np.float32), rng.integers(1, 90, count)
+    parents = rng.integers(0, max(1, count // 2), count)
+    return ClusteringSnapshot(
+        phi,
+        sizes,
+        parents,
+        np.full(count, 0.5, np.float32),
+        selected,
+        images[:, :12],
+        images[:, 12:],
+        top,
+        np.full(len(images), 0.25, np.float32),
+    )

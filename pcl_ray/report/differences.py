@@ -4,6 +4,7 @@ both.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from pcl_ray.config import figures, properties
 from pcl_ray.config.figures import Figure
 from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.run_record import RunRecord
-from pcl_ray.report.summary import middle, setting
-from pcl_ray.support.text import measured_duration, number
+from pcl_ray.report.summary import setting
+from pcl_ray.support.text import listed, measured_duration, number
 
 _SAME = 0.1  # times that differ by less than this share are called the same
 _NAMED = 4  # knobs that a sentence names
@@ -125,7 +126,7 @@ def _median(figure: Figure) -> Callable[[RunRecord, int], float | None]:
 
     def at(record: RunRecord, epoch: int) -> float | None:
         values = [value for when, value in record.finite(figure) if when <= epoch]
-        return middle(values) if values else None
+        return statistics.median_low(values) if values else None
 
     return at
 
@@ -325,7 +326,3 @@ def _of_chance(
         "Each configuration ran with one seed, so that nobody can tell how much of a difference is chance;"
         " the same with other seeds would show it."
     ]
-
-
-def listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else list(words))

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pcl_ray.report.drawing.html import Html, cut, data_script, tag
+from pcl_ray.report.drawing.html import Html, data_script, tag
 from pcl_ray.report.drawing.sprites import Sheet
 from pcl_ray.snapshot import ClusteringSnapshot, Snapshot
-from pcl_ray.support.text import count, number, percent
+from pcl_ray.support.text import count, cut, number, percent
 
 STRIP = 6  # pictures of a card
 _FIRST, _MOST = 24, 36  # cards before "show all", and how many are shown without that

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pcl_ray.report.drawing.html import Html, cut, data_script, tag
+from pcl_ray.report.drawing.html import Html, data_script, tag
 from pcl_ray.report.drawing.sprites import Sheet
 from pcl_ray.report.explorer import class_name
 from pcl_ray.snapshot import Snapshot
+from pcl_ray.support.text import cut
 
 _SIZE = 640.0
 _MARGIN = 14.0

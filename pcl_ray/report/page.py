@@ -10,7 +10,7 @@ import numpy as np
 from pcl_ray.config.figures import NUM_CLUSTERS
 from pcl_ray.report.curves import charts, clustering_names
 from pcl_ray.report.doctor import diagnosis
-from pcl_ray.report.drawing.html import Html, cut, document, section, tag
+from pcl_ray.report.drawing.html import Html, document, section, tag
 from pcl_ray.report.drawing.sprites import Sheet, sheet_of
 from pcl_ray.report.drawing.svg import histogram
 from pcl_ray.report.explorer import explorer, summary_sentence
@@ -18,6 +18,7 @@ from pcl_ray.report.feature_map import feature_map
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.report.summary import knob_table, pairs, recipe, state_badge, tiles
 from pcl_ray.support.files import write_text
+from pcl_ray.support.text import cut
 
 _SEVERITIES = {"problem": "Problem", "warning": "Warning", "note": "Note", "good": "Good"}
 

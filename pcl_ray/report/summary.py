@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from pcl_ray import config
 from pcl_ray.config import figures
 from pcl_ray.config.figures import Figure
 from pcl_ray.report.curves import clustering_names
-from pcl_ray.report.drawing.html import Html, cut, table, tag
+from pcl_ray.report.drawing.html import Html, table, tag
 from pcl_ray.report.run_record import RunRecord
-from pcl_ray.support.text import count, measured_duration, number, percent, value_text
+from pcl_ray.support.text import count, cut, measured_duration, number, percent, value_text
 
 _STATES = {
     "finished": "good",
@@ -124,7 +125,11 @@ def _rate(record: RunRecord) -> Tile:
     meaning = "Trained, in the median epoch."
     if waiting:
         meaning += f" {percent(waiting[-1][1])} of the M-step is waiting for data."
-    return figures.IMAGES_PER_SECOND.label, number(middle([value for _, value in points])), meaning
+    return (
+        figures.IMAGES_PER_SECOND.label,
+        number(statistics.median_low(value for _, value in points)),
+        meaning,
+    )
 
 
 def _e_step(record: RunRecord) -> Tile:
@@ -152,11 +157,6 @@ def _time(record: RunRecord) -> Tile:
 def total(record: RunRecord, figure: Figure) -> float:
     """The sum of a figure over all epochs."""
     return sum(value for _, value in record.finite(figure))
-
-
-def middle(values: Sequence[float]) -> float:
-    """The median; the lower of two."""
-    return sorted(values)[(len(values) - 1) // 2]
 
 
 def knob_table(record: RunRecord) -> Html:

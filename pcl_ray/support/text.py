@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MISSING = "–"  # stands where a table has no value
@@ -52,6 +52,16 @@ def percent(share: float) -> str:
 def count(amount: int, word: str, plural: str = "") -> str:
     """An amount with its noun: "1 image", "1,438 images"."""
     return f"{amount:,} {word if amount == 1 else plural or word + 's'}"
+
+
+def cut(text: str, length: int = 40) -> str:
+    """The text, or its beginning and "…" where it is longer than that."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence has them: "A, B and C"."""
+    return " and ".join([", ".join(words[:-1]), *words[-1:]] if len(words) > 1 else words)
 
 
 def duration(seconds: float) -> str:

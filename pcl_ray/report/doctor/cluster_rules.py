@@ -12,13 +12,13 @@ from pcl_ray.report.doctor.findings import (
     each,
     gauges_collapsed,
     late,
-    listed,
     mean,
     newest,
     prototype_epochs,
     which,
 )
 from pcl_ray.report.run_record import RunRecord
+from pcl_ray.support.text import listed
 
 _FLAT_PHI = 1.02  # largest to smallest: untrained features have 1.2, trained ones 1.5 to 3
 _FEW_PHI = 5  # clusters: of fewer the φ are alike by themselves

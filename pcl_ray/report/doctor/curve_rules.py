@@ -18,12 +18,12 @@ from pcl_ray.report.doctor.findings import (
     covered,
     gauges_collapsed,
     late,
-    listed,
     mean,
     newest,
     prototype_epochs,
 )
 from pcl_ray.report.run_record import RunRecord
+from pcl_ray.support.text import listed
 
 # of a loss's way; untrained encoders have gone 0 to 4 %, runs that learn 20 % and more
 _STUCK, _STUCK_AT_FIRST = 0.1, 0.05

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from pcl_ray.config import figures
 from pcl_ray.report.doctor import cluster_rules, curve_rules, time_rules
-from pcl_ray.report.doctor.findings import Finding, Severity, each, listed, newest
+from pcl_ray.report.doctor.findings import Finding, Severity, each, newest
 from pcl_ray.report.run_record import RunRecord
+from pcl_ray.support.text import listed
 
 __all__ = ["RULES", "Finding", "Severity", "as_text", "findings"]
 

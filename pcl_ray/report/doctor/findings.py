@@ -121,7 +121,3 @@ def gauges_collapsed(record: RunRecord, metrics: Mapping[str, float]) -> bool:
     limits = config.e_step
     reason = health.collapse(gauges, config.encoder.dim, cone=limits.collapse_cone, rank=limits.collapse_rank)
     return bool(reason)
-
-
-def listed(values: list[str]) -> str:
-    return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} and {values[-1]}"

@@ -113,7 +113,3 @@ def table(header: Sequence[Child], rows: Iterable[Sequence[Child]], class_: str 
 
 def _cell(cell: Child) -> Html:
     return cell if isinstance(cell, Html) and cell.startswith("<td") else tag("td", cell)
-
-
-def cut(text: str, length: int = 40) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from pcl_ray.report.sweep.leaderboard import is_number, log_scaled, short
-from pcl_ray.support.text import value_text
+from pcl_ray.support.text import cut, value_text
 
 _MOST_TICKS = 6
+LABEL = 16  # characters of a tick's label
 _NAMES = {"τ": "temperature τ", "α": "concentration smoothing α", "K": "clusters K"}
 
 
@@ -47,7 +48,11 @@ class Scale:
         """
         if not self.numeric:
             step = math.ceil(len(self.categories) / (4 * most))
-            return {float(spot): cut(label) for spot, label in enumerate(self.categories) if spot % step == 0}
+            return {
+                float(spot): cut(label, LABEL)
+                for spot, label in enumerate(self.categories)
+                if spot % step == 0
+            }
         if len(self.spots) == 1:
             return {self.low: f"{self.low:.4g}"}
         few = len(self.spots) <= most + 2 and all(len(f"{spot:g}") <= 6 for spot in self.spots)
@@ -100,11 +105,6 @@ def label_of(knob: str, lines: bool = False) -> str:
     """ "temperature τ" for the three of the paper, else the dotted name."""
     name = _NAMES.get(short(knob), knob)
     return name.replace(" ", "\n").replace(".", ".\n") if lines else name
-
-
-def cut(label: str) -> str:
-    """The label, or its beginning where it has more than 16 characters."""
-    return label if len(label) <= 16 else label[:15] + "…"
 
 
 def by_numbers(label: str) -> tuple[int, list[float], str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pcl_ray.config.figures import KNN_TOP1, WITHOUT_LABELS, Direction, Figure
-from pcl_ray.support.text import value_text
+from pcl_ray.support.text import cut, value_text
 
 State = Literal["finished", "stopped early", "failed", "unfinished"]
 
@@ -136,8 +136,7 @@ def _note(trials: Sequence[TrialRecord]) -> str:
     unmeasured = sum(trial.state == "finished" and value_of(trial) is None for trial in trials)
     if unmeasured:
         parts.append(f"{unmeasured} of {len(trials)} without a value")
-    note = " ".join("; ".join(parts).split())
-    return note if len(note) <= _NOTE_CHARACTERS else note[: _NOTE_CHARACTERS - 1] + "…"
+    return cut(" ".join("; ".join(parts).split()), _NOTE_CHARACTERS)
 
 
 def _share_of(trials: Sequence[TrialRecord], state: State, total: int) -> str:

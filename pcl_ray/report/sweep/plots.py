@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 
 from pcl_ray.config.figures import Direction
 from pcl_ray.report.drawing.panels import figure_of, legend, tidy
-from pcl_ray.report.sweep.axes import Scale, cut, label_of
+from pcl_ray.report.sweep.axes import LABEL, Scale, label_of
 from pcl_ray.report.sweep.leaderboard import Configuration, TrialRecord, ranked, score, value_of
+from pcl_ray.support.text import cut
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#5A5A5A"
 _COLOURS = "cividis"
@@ -185,7 +186,9 @@ def _cells(
                 color="white" if dark else "black",
             )
     for scale, axis in ((across, panel.xaxis), (up, panel.yaxis)):
-        labels = [f"{spot:g}" if scale.numeric else cut(scale.categories[int(spot)]) for spot in scale.spots]
+        labels = [
+            f"{spot:g}" if scale.numeric else cut(scale.categories[int(spot)], LABEL) for spot in scale.spots
+        ]
         axis.set_ticks(range(len(labels)), labels, fontsize=9 if len(labels) <= 7 else 7)
     return image
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pages import explorer_of, read_report
-from reported import NAMES, digits_record, digits_snapshot
+from reported import NAMES, digits_record, digits_snapshot, synthetic
 
-from pcl_ray.snapshot import ClusteringSnapshot, Snapshot
+from pcl_ray.snapshot import Snapshot
 
 
 def test_the_explorer_agrees_with_the_snapshot(tmp_path: Path) -> None:
@@ -60,26 +60,6 @@ def test_cards_of_the_coarsest_clustering_need_no_script(tmp_path: Path) -> None
     ]
     assert len(pictures) == 8 * 6
     assert {attributes["id"] for attributes in found.having("id")} >= {"explorer", "explorer-panel"}
-
-
-def synthetic(
-    count: int, images: np.ndarray, rng: np.random.Generator, classes: int = 0
-) -> ClusteringSnapshot:
-    chosen = np.sort(rng.choice(count, len(images), replace=False))
-    top = rng.integers(0, classes, len(images)) if classes else np.full(len(images), -1)
-    phi, sizes = rng.random(count).astype(np.float32), rng.integers(1, 90, count)
-    parents = rng.integers(0, max(1, count // 2), count)
-    return ClusteringSnapshot(
-        phi,
-        sizes,
-        parents,
-        np.full(count, 0.5, np.float32),
-        chosen,
-        images[:, :12],
-        images[:, 12:],
-        top,
-        np.full(len(images), 0.25, np.float32),
-    )
 
 
 def test_a_hundred_thousand_clusters_and_200_classes(tmp_path: Path) -> None:

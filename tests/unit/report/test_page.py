@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import PageReader, explorer_of, read_report
-from reported import NAMES, digits_record, digits_snapshot, history
+from reported import NAMES, digits_record, digits_snapshot, history, synthetic
 
 from pcl_ray.report import page
-from pcl_ray.snapshot import ClusteringSnapshot, Snapshot, Thumbnails
+from pcl_ray.snapshot import Snapshot, Thumbnails
 
 
 def test_nothing_is_asked_for_outside(tmp_path: Path) -> None:
@@ -132,24 +132,4 @@ def test_reading_it_takes_neither_ray_nor_mlflow() -> None:
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
         ).stdout.strip()
         == "[]"
-    )
-
-
-def synthetic(
-    count: int, images: np.ndarray, rng: np.random.Generator, classes: int = 0
-) -> ClusteringSnapshot:
-    chosen = np.sort(rng.choice(count, len(images), replace=False))
-    top = rng.integers(0, classes, len(images)) if classes else np.full(len(images), -1)
-    phi, sizes = rng.random(count).astype(np.float32), rng.integers(1, 90, count)
-    parents = rng.integers(0, max(1, count // 2), count)
-    return ClusteringSnapshot(
-        phi,
-        sizes,
-        parents,
-        np.full(count, 0.5, np.float32),
-        chosen,
-        images[:, :12],
-        images[:, 12:],
-        top,
-        np.full(len(images), 0.25, np.float32),
     )

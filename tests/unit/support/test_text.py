@@ -9,8 +9,10 @@ from pcl_ray.support.text import (
     binary_size,
     closest,
     count,
+    cut,
     duration,
     gigabytes,
+    listed,
     measured_duration,
     number,
     percent,
@@ -151,3 +153,14 @@ def test_a_higher_cutoff_wants_more_likeness() -> None:
 def test_several_options_may_be_alike() -> None:
     assert alike("resnet", ["resnet18", "resnet34", "vgg"], 5) == ["resnet34", "resnet18"]
     assert alike("resnet", ["resnet18", "resnet34", "vgg"], 1) == ["resnet34"]
+
+
+def test_words_as_a_sentence_has_them() -> None:
+    assert [listed(words) for words in ([], ["A"], ["A", "B"], ["A", "B", "C"])] == [
+        *("", "A", "A and B", "A, B and C")
+    ]
+
+
+def test_a_long_text_is_cut() -> None:
+    assert cut("abcde", 5) == "abcde"
+    assert cut("abcdef", 5) == "abcd…"

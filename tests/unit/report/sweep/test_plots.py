@@ -37,7 +37,9 @@ def a_grid() -> list[TrialRecord]:
             for k in ("0.1", "0.02,0.04"):
                 for seed in (0, 1):
                     lost = tau == 0.5 and alpha == 3
-                    state = "failed" if lost else "stopped early" if tau == 0.05 else "finished"
+                    state = "failed" if lost else "finished"
+                    if tau == 0.05:
+                        state = "stopped early"
                     value = (
                         None if lost else 0.5 + tau / 10 + alpha / 1000 + 0.02 * (k == "0.1") + 0.01 * seed
                     )
