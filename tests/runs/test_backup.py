@@ -24,9 +24,9 @@ SMALL = tuple(word for word in DIGITS_RUN if not word.startswith("tracking."))
 def lines_of_the_manual(backup: Path) -> str:
     """The block of commands for sqlite, with the folder of the back-up put in."""
     text = (ROOT / "docs" / "operating.md").read_text()
-    found = re.search(r"sqlite, while runs write to it:\n\n```\n(.*?)```", text, re.DOTALL)
-    assert found
-    return found[1].replace("/backup", str(backup)).replace("python ", f"{sys.executable} ")
+    block = re.search(r"sqlite, while runs write to it:\n\n```\n(.*?)```", text, re.DOTALL)
+    assert block
+    return block[1].replace("/backup", str(backup)).replace("python ", f"{sys.executable} ")
 
 
 @pytest.mark.slow

@@ -103,10 +103,10 @@ def test_a_tracking_server_that_is_down_costs_a_warning(capsys: pytest.CaptureFi
         )
         == 0
     )
-    said = capsys.readouterr()
-    assert "warning: " in said.err
-    assert "http://127.0.0.1:9" in said.err
-    assert "untracked (finished)" in said.out
+    captured = capsys.readouterr()
+    assert "warning: " in captured.err
+    assert "http://127.0.0.1:9" in captured.err
+    assert "untracked (finished)" in captured.out
     pending = home() / "runs/untracked/mlflow_pending.jsonl"
     assert pending.stat().st_size > 0
     store = f"sqlite:///{home()}/mlflow/mlflow.db"
@@ -154,10 +154,10 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(capsys: pytest.CaptureFixt
 def test_resume_refuses_knobs_that_change_the_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--name", "fixed", "train.epochs=2") == 0
     assert cli.main(["train", "--resume", "fixed", "loss.temperature=0.5", "train.epochs=3"]) == 2
-    said = capsys.readouterr().err
-    assert "loss.temperature" in said
-    assert "0.2" in said
-    assert "Traceback" not in said
+    error = capsys.readouterr().err
+    assert "loss.temperature" in error
+    assert "0.2" in error
+    assert "Traceback" not in error
 
 
 def test_a_taken_name_keeps_the_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,10 +207,10 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_cause_and_checkpoint(
     )
     assert train(*words, "--result", str(home().parent / "hot.json")) == 1
     assert json.loads((home().parent / "hot.json").read_text())["state"] == "failed"
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert "optimizer.lr" in said
-    assert "epoch" in said
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "optimizer.lr" in error
+    assert "epoch" in error
     assert json.loads((home() / "runs/hot/state.json").read_text())["state"] == "failed"
 
 
@@ -243,10 +243,10 @@ def test_a_folder_with_bad_pictures(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "cut.png").write_bytes((tmp_path / "000.png").read_bytes()[:60])
     folder = ["data.source=folder", f"data.path={tmp_path}", "train.epochs=2", "train.batch_size=32"]
     assert train(*folder) == 2
-    said = capsys.readouterr().err
-    assert "2 of 152" in said
-    assert "empty.jpg: empty file" in said
-    assert "cut.png: " in said
+    error = capsys.readouterr().err
+    assert "2 of 152" in error
+    assert "empty.jpg: empty file" in error
+    assert "cut.png: " in error
     assert not (home() / "runs").exists() or not any((home() / "runs").iterdir())
     assert train(*folder, "data.on_bad_image=skip") == 0
     assert "empty.jpg: empty file" in capsys.readouterr().err
@@ -337,12 +337,12 @@ def test_sigterm_stops_a_run_that_resumes(tmp_path: Path) -> None:
                 assert process.poll() is None, process.stderr.read() if process.stderr else ""
                 time.sleep(0.1)
             process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=60)
+            _, error = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM
-    assert "--resume long" in said
-    assert "Traceback" not in said
+    assert "--resume long" in error
+    assert "Traceback" not in error
     done = epoch_files.epochs_done(
         epoch_files.latest(home() / "runs/long/checkpoints") or Path("epoch_00000.pt")
     )
@@ -409,22 +409,24 @@ def pictures(folder: Path, count: int = 120) -> list[str]:
 def perf_of(result: Path) -> dict[str, float]:
     """The figures of how fast the run was, of which those that make sense are checked."""
     metrics = json.loads(result.read_text())["metrics"]
-    found = {name.removeprefix("perf/"): value for name, value in metrics.items() if name.startswith("perf/")}
-    assert found["images_per_second"] > 0
-    assert 0 <= found["data_share"] <= 1
-    assert found["data_share"] == pytest.approx(found["data_seconds"] / found["m_step_seconds"])
-    assert 0 < found["step_seconds_median"] <= found["step_seconds_p95"] <= found["m_step_seconds"]
-    assert found["m_step_seconds"] <= found["epoch_seconds"]
-    assert 0 <= found["e_step_share"] <= 1
-    assert found["memory_gb"] > 0
-    return found
+    figures = {
+        name.removeprefix("perf/"): value for name, value in metrics.items() if name.startswith("perf/")
+    }
+    assert figures["images_per_second"] > 0
+    assert 0 <= figures["data_share"] <= 1
+    assert figures["data_share"] == pytest.approx(figures["data_seconds"] / figures["m_step_seconds"])
+    assert 0 < figures["step_seconds_median"] <= figures["step_seconds_p95"] <= figures["m_step_seconds"]
+    assert figures["m_step_seconds"] <= figures["epoch_seconds"]
+    assert 0 <= figures["e_step_share"] <= 1
+    assert figures["memory_gb"] > 0
+    return figures
 
 
 def test_a_run_tells_how_fast_it_was(tmp_path: Path) -> None:
     assert train("train.epochs=2", "--result", str(tmp_path / "r.json")) == 0
-    found = perf_of(tmp_path / "r.json")
-    assert found["e_step_share"] == pytest.approx(found["e_step_seconds"] / found["epoch_seconds"])
-    assert found["e_step_share"] > 0
+    figures = perf_of(tmp_path / "r.json")
+    assert figures["e_step_share"] == pytest.approx(figures["e_step_seconds"] / figures["epoch_seconds"])
+    assert figures["e_step_share"] > 0
     assert (
         train(
             "train.epochs=2",
@@ -493,8 +495,8 @@ def test_a_resumed_run_may_read_ahead_otherwise_but_not_compute_otherwise(
     ):
         capsys.readouterr()
         assert cli.main(["train", "--resume", "first", "train.epochs=3", word]) == 2
-        assert f"{word.partition('=')[0]} = " in (said := capsys.readouterr().err)
-        assert "cannot change when a run goes on" in said
+        assert f"{word.partition('=')[0]} = " in (error := capsys.readouterr().err)
+        assert "cannot change when a run goes on" in error
     # read by a thread
     assert cli.main(["train", "--resume", "first", "train.epochs=3", "data.prefetch=1"]) == 0
     assert train("--name", "straight", "train.epochs=3", *constant) == 0

@@ -30,13 +30,13 @@ WITH_MLFLOW = [word for word in DIGITS_RUN if word != "tracking.enabled=false"]
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home_with_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home folder with one run, recorded in an sqlite store."""
-    folder = tmp_path_factory.mktemp("kept")
+    folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PCL_RAY_HOME", str(folder))
         patched.delenv("MLFLOW_TRACKING_URI", raising=False)
-        asked = request.check(
+        checked = request.check(
             "digits",
             [
                 *WITH_MLFLOW,
@@ -47,26 +47,26 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ],
         )
         driver.start(
-            asked, name="one", command="pcl-ray train digits --name one", display=Display(io.StringIO())
+            checked, name="one", command="pcl-ray train digits --name one", display=Display(io.StringIO())
         )
     return folder
 
 
 @pytest.fixture
-def there(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PCL_RAY_HOME", str(kept))
-    return kept
+def run_home(home_with_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PCL_RAY_HOME", str(home_with_run))
+    return home_with_run
 
 
 @pytest.fixture
-def recorded(there: Path) -> Any:
+def recorded(run_home: Path) -> Any:
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{there}/mlflow/mlflow.db")
-    return client, client.get_run(json.loads((there / "runs/one/state.json").read_text())["mlflow_run_id"])
+    client = MlflowClient(f"sqlite:///{run_home}/mlflow/mlflow.db")
+    return client, client.get_run(json.loads((run_home / "runs/one/state.json").read_text())["mlflow_run_id"])
 
 
-def test_a_record_has_everything_that_reports_need(there: Path) -> None:
+def test_a_record_has_everything_that_reports_need(run_home: Path) -> None:
     record = record_reader.read("one")
     assert (record.state, record.epochs, record.num_images, record.num_clusters) == (
         "finished",
@@ -80,11 +80,11 @@ def test_a_record_has_everything_that_reports_need(there: Path) -> None:
     assert record.thumbnails is not None
     assert record.snapshot.epoch == 4
     assert "version.torch" in record.versions
-    assert record_reader.read(str(there / "runs" / "one")).name == "one"
+    assert record_reader.read(str(run_home / "runs" / "one")).name == "one"
 
 
-def test_all_figures_of_all_epochs_are_in_the_table(there: Path) -> None:
-    rows = list(csv.DictReader((there / "runs/one" / final_artifacts.FIGURES).open()))
+def test_all_figures_of_all_epochs_are_in_the_table(run_home: Path) -> None:
+    rows = list(csv.DictReader((run_home / "runs/one" / final_artifacts.FIGURES).open()))
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
     history = record_reader.read("one").history
     assert float(rows[3]["cluster/1/phi_raw_p50"]) == history[3]["metrics"]["cluster/1/phi_raw_p50"]
@@ -92,8 +92,8 @@ def test_all_figures_of_all_epochs_are_in_the_table(there: Path) -> None:
 
 
 def test_the_dashboard_has_about_25_figures_and_counts_clusterings_by_index(recorded: Any) -> None:
-    _, found = recorded
-    names = {name for name in found.data.metrics if not name.startswith("system/")}
+    _, run = recorded
+    names = {name for name in run.data.metrics if not name.startswith("system/")}
     assert {
         "train/gradient_norm",
         "train/feature_std",
@@ -136,9 +136,9 @@ def test_the_note_tells_command_recipe_data_and_result(recorded: Any) -> None:
         assert part in note
 
 
-def test_pictures_are_on_the_slider_from_step_0_to_the_last(recorded: Any, there: Path) -> None:
-    client, found = recorded
-    files = [entry.path for entry in client.list_artifacts(found.info.run_id, "images")]
+def test_pictures_are_on_the_slider_from_step_0_to_the_last(recorded: Any, run_home: Path) -> None:
+    client, run = recorded
+    files = [entry.path for entry in client.list_artifacts(run.info.run_id, "images")]
     for key in ("prototypes~0", "prototypes~1", "clusters~phi", "clusters~sizes", "map", "views"):
         steps = {
             int(path.split("+step+")[1].split("+")[0])
@@ -146,21 +146,21 @@ def test_pictures_are_on_the_slider_from_step_0_to_the_last(recorded: Any, there
             if path.startswith(f"images/{key}+") and path.endswith(".png")
         }
         assert {0, 15} <= steps, key
-    assert list((there / "runs/one/pictures").iterdir()) == []  # the server has them
+    assert list((run_home / "runs/one/pictures").iterdir()) == []  # the server has them
 
 
 def test_the_model_is_registered_with_its_aliases(recorded: Any) -> None:
-    client, found = recorded
+    client, run = recorded
     assert str(client.get_model_version_by_alias("enc", "best").version) == "1"
     # MLflow itself reads @latest as the newest
     assert [str(version.version) for version in client.search_model_versions("name = 'enc'")] == ["1"]
-    assert len(found.outputs.model_outputs) == 2
+    assert len(run.outputs.model_outputs) == 2
 
 
 def test_saved_views_and_artifacts_are_there(recorded: Any) -> None:
-    client, found = recorded
-    assert "mlflow.sharedViewState.pcl" in client.get_experiment(found.info.experiment_id).tags
-    assert {entry.path for entry in client.list_artifacts(found.info.run_id)} >= {
+    client, run = recorded
+    assert "mlflow.sharedViewState.pcl" in client.get_experiment(run.info.experiment_id).tags
+    assert {entry.path for entry in client.list_artifacts(run.info.run_id)} >= {
         "report.html",
         "figures.csv",
         "config.yaml",
@@ -211,17 +211,17 @@ def test_a_watch_ends_when_it_is_told_to() -> None:
 
 @pytest.mark.parametrize("words", [["report", "one"], ["doctor", "one"]])
 def test_commands_that_look_at_a_run(
-    words: list[str], there: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], run_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(words) == 0
     assert capsys.readouterr().out.strip()
-    assert (there / "runs/one/report.html").stat().st_size > 10_000
+    assert (run_home / "runs/one/report.html").stat().st_size > 10_000
 
 
 def test_compare_takes_two_runs_or_more(
-    there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(there / "runs/one", there / "runs/two", dirs_exist_ok=True)
+    shutil.copytree(run_home / "runs/one", run_home / "runs/two", dirs_exist_ok=True)
     target = tmp_path / "both.html"
     assert cli.main(["compare", "one", "two", "--out", str(target)]) == 0
     assert "two" in target.read_text()
@@ -230,7 +230,7 @@ def test_compare_takes_two_runs_or_more(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["report", "onne"], "did you mean"),
         (["doctor", "none/of/these"], "there is no run"),
@@ -240,11 +240,11 @@ def test_compare_takes_two_runs_or_more(
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(
-    words: list[str], said: str, there: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, run_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(words) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
 
 
@@ -298,31 +298,31 @@ def test_a_server_that_is_killed_in_the_middle_gets_everything_when_it_is_back(t
         from mlflow import MlflowClient
 
         client = MlflowClient(server.address)
-        found = client.get_run(json.loads((home() / "runs/hit/state.json").read_text())["mlflow_run_id"])
-        assert found.info.status == "FINISHED"
+        run = client.get_run(json.loads((home() / "runs/hit/state.json").read_text())["mlflow_run_id"])
+        assert run.info.status == "FINISHED"
         assert sorted(
-            {point.step for point in client.get_metric_history(found.info.run_id, "eval/knn_top1")}
+            {point.step for point in client.get_metric_history(run.info.run_id, "eval/knn_top1")}
         ) == [4 * epoch + 3 for epoch in range(40)]
         pictures = {
             entry.path.split("+step+")[1].split("+")[0]
-            for entry in client.list_artifacts(found.info.run_id, "images")
+            for entry in client.list_artifacts(run.info.run_id, "images")
             if "/prototypes~0+" in entry.path
         }
         assert {"0", "159"} <= pictures
-        assert len(found.outputs.model_outputs) == 2
-        assert {entry.path for entry in client.list_artifacts(found.info.run_id)} >= {
+        assert len(run.outputs.model_outputs) == 2
+        assert {entry.path for entry in client.list_artifacts(run.info.run_id)} >= {
             "report.html",
             "figures.csv",
         }
     assert not pending.exists()
 
 
-def test_a_note_that_somebody_edited_stays(there: Path, recorded: Any) -> None:
-    client, found = recorded
-    before = found.data.tags[tracking.NOTE]
+def test_a_note_that_somebody_edited_stays(run_home: Path, recorded: Any) -> None:
+    client, run = recorded
+    before = run.data.tags[tracking.NOTE]
     try:
-        client.set_tag(found.info.run_id, tracking.NOTE, "my own words")
+        client.set_tag(run.info.run_id, tracking.NOTE, "my own words")
         driver.resume("one", ["train.epochs=5", "tracking.model=false"], display=Display(io.StringIO()))
-        assert client.get_run(found.info.run_id).data.tags[tracking.NOTE] == "my own words"
+        assert client.get_run(run.info.run_id).data.tags[tracking.NOTE] == "my own words"
     finally:
-        client.set_tag(found.info.run_id, tracking.NOTE, before)
+        client.set_tag(run.info.run_id, tracking.NOTE, before)

@@ -140,17 +140,17 @@ def test_a_run_moves_to_a_storage_when_it_goes_on(whole: dict[str, Any], tmp_pat
 def test_a_run_that_went_on_elsewhere_is_caught_up_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = STORAGE.format(tmp_path / "shared")
-    assert train("--name", "one", "train.epochs=2", place) == 0
-    here = os.environ["PCL_RAY_HOME"]
+    shared = STORAGE.format(tmp_path / "shared")
+    assert train("--name", "one", "train.epochs=2", shared) == 0
+    own_home = os.environ["PCL_RAY_HOME"]
     monkeypatch.setenv("PCL_RAY_HOME", str(tmp_path / "other machine"))
-    assert cli.main(["train", "--resume", "one", "train.epochs=3", place]) == 0
-    there = weights("one", 3)
-    monkeypatch.setenv("PCL_RAY_HOME", here)
+    assert cli.main(["train", "--resume", "one", "train.epochs=3", shared]) == 0
+    learnt_elsewhere = weights("one", 3)
+    monkeypatch.setenv("PCL_RAY_HOME", own_home)
     capsys.readouterr()
     assert cli.main(["train", "--resume", "one"]) == 0
     assert "has finished all its 3 epochs" in capsys.readouterr().out
-    assert_same(there, weights("one", 3))
+    assert_same(learnt_elsewhere, weights("one", 3))
 
 
 def test_a_storage_that_does_not_answer_is_refused_before_anything(
