@@ -241,7 +241,7 @@ class _Run:
             with stopped_by_signals(folder.name, on_stop=self._router.announce_stop):
                 self._mirror.upload()
                 self._display.begin(self._plan)
-                _train(folder, self._config, self._plan, self._splits, self._handle)
+                _run_training(folder, self._config, self._plan, self._splits, self._handle)
             self._state = "finished"
         except Stopped:
             self._state = "stopped"
@@ -330,7 +330,7 @@ class _Run:
         return f"No checkpoint was written; the run's folder is {self._folder.path}"
 
 
-def _train(
+def _run_training(
     folder: RunFolder, config: RunConfig, plan: RunPlan, splits: DataSplits, handle: Callable[[Event], None]
 ) -> None:
     """Trains in this process, or on Ray where the run has workers. `handle` gets all events, here."""

@@ -40,7 +40,7 @@ class StateEntries(TypedDict, total=False):
     fingerprint: str  # of the images
     forked_from: str  # RUN@EPOCHS
     looked: bool  # whether the clusters of the first look have been shown
-    # how it is looked at while it goes on
+    # what `pcl-ray status` shows of it under way
     machine: str  # `support.machine.identity` of its driver
     submission_id: str | None  # of its Ray job
     mlflow_run_id: str | None

@@ -13,7 +13,9 @@ import threading
 import uuid
 from typing import Any
 
+from pcl_ray.checkpoints import storage
 from pcl_ray.checkpoints.storage import Storage
+from pcl_ray.checkpoints.storage_address import without_secrets
 from pcl_ray.errors import RunFailed
 from pcl_ray.runs.folder import Busy, parse_entries
 from pcl_ray.support import machine
@@ -24,50 +26,51 @@ RENEW_EVERY_S = 30.0
 
 
 class Lease:
-    """This driver's lease of run `run`, from `acquire` to `release`. Each call is given the storage to ask,
-    since some may take longer than others.
+    """This driver's lease of run `run` in the storage of this address, from `acquire` to `release`. All
+    methods raise RunFailed where the storage does not answer.
     """
 
-    def __init__(self, run: str):
-        self._run = run
+    def __init__(self, uri: str, run: str):
+        self._uri, self._run = uri, run
         self._owner = {**this_process(), "token": uuid.uuid4().hex}
         self._lost = threading.Event()
 
-    def acquire(self, storage: Storage) -> None:
-        """Raises Busy where another driver has a fresh lease, RunFailed where the storage does not answer."""
-        content, version = storage.read(FILE), storage.version(FILE)
+    def acquire(self) -> None:
+        """Raises Busy where another driver has a fresh lease."""
+        run_storage = storage.of_run(self._uri, self._run)
+        content, version = run_storage.read(FILE), run_storage.version(FILE)
         if content is not None and version is not None:
-            self._check_free(parse_entries(content), (self._now_ns(storage) - version.changed_ns) / 1e9)
-        self.write(storage)
+            age_ns = self._now_ns(run_storage) - version.changed_ns
+            self._check_free(parse_entries(content), age_ns / 1e9)
+        self._write(run_storage)
 
-    def write(self, storage: Storage) -> None:
-        """Makes the lease fresh. Raises RunFailed."""
-        storage.write(FILE, json.dumps(self._owner).encode())
+    def renew(self) -> None:
+        """Makes the lease fresh."""
+        self._write(self._hurried_storage())
 
-    def release(self, asking: Storage, removing: Storage) -> None:
-        """Removes the lease where it is still this driver's. Raises RunFailed where the storage does not
-        answer; then the run is free when the lease is not fresh any more.
+    def release(self, *, hurried: bool) -> None:
+        """Removes the lease where it is still this driver's. Where that fails, the run is free when the lease
+        is not fresh any more.
         """
-        if not self.lost and self._read(asking) == self._owner:
-            removing.remove(FILE)
+        if not self.lost and self._read() == self._owner:
+            storage.of_run(self._uri, self._run, hurried=hurried).remove(FILE)
 
     @property
     def lost(self) -> bool:
         """Whether `look` has seen another driver's lease."""
         return self._lost.is_set()
 
-    def look(self, storage: Storage) -> None:
-        """Finds out whether another driver has taken the run over. Raises RunFailed."""
-        owner = self._read(storage)
+    def look(self) -> None:
+        """Finds out whether another driver has taken the run over."""
+        owner = self._read()
         if owner is not None and owner != self._owner:
             self._lost.set()
 
-    def check_held(self, storage_address: str) -> None:
+    def check_held(self) -> None:
         """Raises RunFailed after another driver has taken the run over."""
         if self.lost:
-            raise RunFailed(
-                f"another process has taken the run over ({storage_address}/runs/{self._run}/{FILE} names it)"
-            )
+            address = f"{without_secrets(self._uri)}/runs/{self._run}/{FILE}"
+            raise RunFailed(f"another process has taken the run over ({address} names it)")
 
     def _check_free(self, owner: dict[str, Any], age_s: float) -> None:
         """Raises Busy where a lease of this owner and age counts."""
@@ -77,16 +80,22 @@ class Lease:
                 f" stop it first, or, where it is gone for good, try again in {FRESH_S - age_s:.0f} s"
             )
 
-    def _now_ns(self, storage: Storage) -> int:
+    def _now_ns(self, run_storage: Storage) -> int:
         """The time by the storage's clock."""
         key = f".now-{self._owner['token']}"
-        now_ns = storage.write(key, b"now").changed_ns
-        storage.remove(key)
+        now_ns = run_storage.write(key, b"now").changed_ns
+        run_storage.remove(key)
         return now_ns
 
-    def _read(self, storage: Storage) -> dict[str, Any] | None:
-        content = storage.read(FILE)
+    def _read(self) -> dict[str, Any] | None:
+        content = self._hurried_storage().read(FILE)
         return None if content is None else parse_entries(content)
+
+    def _write(self, run_storage: Storage) -> None:
+        run_storage.write(FILE, json.dumps(self._owner).encode())
+
+    def _hurried_storage(self) -> Storage:
+        return storage.of_run(self._uri, self._run, hurried=True)
 
 
 def this_process() -> dict[str, Any]:

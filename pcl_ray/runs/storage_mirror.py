@@ -144,7 +144,7 @@ class StorageMirror:
 
     def __init__(self, folder: RunFolder, uri: str, warn: Callable[[str], None], *, new: bool = False):
         self._folder, self._uri, self._warn, self._new = folder, uri, warn, new
-        self._lease = Lease(folder.name)
+        self._lease = Lease(uri, folder.name)
         self._uploaded: dict[
             str, tuple[int, int]
         ] = {}  # versions of the small files, as `_version` tells them
@@ -163,7 +163,7 @@ class StorageMirror:
                 self._catch_up(run_storage)
         except BaseException as failure:
             with suppress(RunFailed):
-                self._release(hurried=True)  # nobody else shall wait for a run that did not start
+                self._lease.release(hurried=True)  # nobody else shall wait for a run that did not start
             if isinstance(failure, RunFailed):
                 raise _unusable(self._uri, failure) from failure
             raise
@@ -178,7 +178,7 @@ class StorageMirror:
             try:
                 self.upload(hurried=hurried)
             finally:
-                self._release(hurried=hurried)
+                self._lease.release(hurried=hurried)
         except RunFailed as failure:
             self._warn(f"the last files of the run are in {self._folder.path} alone: {failure}")
 
@@ -219,7 +219,7 @@ class StorageMirror:
 
     def check_held(self) -> None:
         """Raises RunFailed after another driver has taken the run over."""
-        self._lease.check_held(without_secrets(self._uri))
+        self._lease.check_held()
 
     def _storage(self, *, hurried: bool = False) -> storage.Storage:
         return storage.of_run(self._uri, self._folder.name, hurried=hurried)
@@ -227,10 +227,7 @@ class StorageMirror:
     def _acquire(self, run_storage: storage.Storage) -> None:
         if self._new and (run_storage.version(CONFIG_FILE) is not None or remote.newest(run_storage)):
             raise _name_taken(self._uri, self._folder.name)
-        self._lease.acquire(run_storage)
-
-    def _release(self, *, hurried: bool) -> None:
-        self._lease.release(self._storage(hurried=True), self._storage(hurried=hurried))
+        self._lease.acquire()
 
     def _catch_up(self, run_storage: storage.Storage) -> None:
         """Whoever has the newest checkpoint is right about the run: this folder, as after a change of
@@ -260,11 +257,11 @@ class StorageMirror:
         while not self._ended.wait(lease.RENEW_EVERY_S):
             # a storage that is away now may be back when the next checkpoint is due
             with suppress(RunFailed):
-                self._lease.look(self._storage(hurried=True))
+                self._lease.look()
                 if self._lease.lost:
                     return
                 if not self._ended.is_set():
-                    self._lease.write(self._storage(hurried=True))
+                    self._lease.renew()
                 if not self._ended.is_set():
                     self.upload(hurried=True)
 
