@@ -1,4 +1,4 @@
-"""Whether faiss is here, and what it can use: for checks of a machine."""
+"""Whether faiss is installed, and what it can use: for checks of a machine."""
 
 from __future__ import annotations
 
@@ -13,4 +13,6 @@ def faiss_state() -> str:
     if not hasattr(faiss, "StandardGpuResources") or count is None:
         return f"faiss {faiss.__version__}, CPU only"
     gpus = count()
-    return f"faiss {faiss.__version__}, {f'{gpus} GPU' + 's' * (gpus > 1) if gpus else 'no GPU'}"
+    if not gpus:
+        return f"faiss {faiss.__version__}, no GPU"
+    return f"faiss {faiss.__version__}, {gpus} GPU{'s' if gpus > 1 else ''}"

@@ -16,24 +16,24 @@ def quality(clustering: Clustering, previous: Clustering | None = None) -> dict[
     (0..1), and where K is the same drift (mean of 1 − cosine to the prototype of the same number) and
     objective_ratio (to the one before: it rises while features spread out, and jumps where something broke).
     """
-    sizes = clustering.sizes
-    percentiles = sizes.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
-    phi = clustering.concentration
-    of_phi = phi.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+    sizes, phi = clustering.sizes, clustering.concentration
+    shares = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    size_p10, size_p50, size_p90 = sizes.double().quantile(shares).tolist()
+    phi_p10, phi_p50, phi_p90 = phi.double().quantile(shares).tolist()
     figures = {
         "objective": clustering.objective / len(clustering.assignments),
         "empty": float((sizes == 0).sum()),
         "singletons": float((sizes == 1).sum()),
         "largest_share": float(sizes.max()) / len(clustering.assignments),
-        "size_p10": float(percentiles[0]),
-        "size_p50": float(percentiles[1]),
-        "size_p90": float(percentiles[2]),
+        "size_p10": size_p10,
+        "size_p50": size_p50,
+        "size_p90": size_p90,
         "phi_min": float(phi.min()),
         "phi_mean": float(phi.mean()),
         "phi_max": float(phi.max()),
-        "phi_p10": float(of_phi[0]),
-        "phi_p50": float(of_phi[1]),
-        "phi_p90": float(of_phi[2]),
+        "phi_p10": phi_p10,
+        "phi_p50": phi_p50,
+        "phi_p90": phi_p90,
     }
     if previous is not None and len(previous.assignments) == len(clustering.assignments):
         from sklearn.metrics import normalized_mutual_info_score

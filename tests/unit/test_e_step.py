@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pcl_ray.config import EStepConfig
 from pcl_ray.e_step import (
     EStepRefused,
     ShardInput,
+    ShardResult,
     When,
     cluster,
     cluster_shard,
@@ -404,3 +406,22 @@ def test_features_are_extracted_in_evaluation_mode(training: bool) -> None:
 
 def test_no_batches_give_an_empty_shard() -> None:
     assert len(extract_features(Probe(), [], torch.device("cpu")).indices) == 0
+
+
+def through_the_store(value: Any) -> Any:
+    """A copy as Ray hands it over: arrays lie in memory that cannot be written to."""
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(data, buffers=[memoryview(bytes(buffer)).toreadonly() for buffer in buffers])
+
+
+def test_results_travel_without_a_copy_and_come_together_from_read_only_memory() -> None:
+    data = mixture(100)
+    config = settings(4, 9)
+    result = clustered(data, config, When(4)).result
+    assert same(merge_shards([through_the_store(result)], 4, 100), run(data, config, epoch=4))
+    refused = ShardResult(torch.empty(0, dtype=torch.long), torch.empty(0, 0, dtype=torch.int32), reason="no")
+    arrived = through_the_store(refused)
+    assert (arrived.reason, arrived.labels.shape, len(arrived.ids)) == ("no", (0, 0), 0)
+    with pytest.raises(ValueError, match="assignments of 100 images arrived, there are 120"):
+        merge_shards([result], 4, 120)
