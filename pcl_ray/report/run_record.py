@@ -23,13 +23,13 @@ class RunRecord:
     name: str
     config: RunConfig
     history: Sequence[Mapping[str, Any]]
-    state: str = "finished"  # as `runs.folder.State`
+    state: str = "finished"  # one of `runs.folder.State`
     error: str = ""
     num_images: int = 0  # N; 0 where it is not known
     num_holdout: int = 0
     num_clusters: tuple[int, ...] = ()  # K as counts; () where not known
     steps_per_epoch: int = 0
-    class_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()  # () without labels
     command: str = ""
     fingerprint: str = ""  # of the images
     versions: Mapping[str, str] = field(default_factory=dict)  # and host, commit
