@@ -65,22 +65,22 @@ def test_a_population_whose_members_have_workers_must_fit_all_at_once(tmp_path: 
 def test_waiting_for_room_asks_for_all_of_one_trial_and_is_told_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
 
-    class Turn:
+    class Admission:
         def release(self) -> None:
-            asked.append("released")
+            calls.append("released")
 
-    def take(run: str, bundles: Any, timeout_s: float, say: admission.Say) -> Turn:
+    def admit(run: str, bundles: Any, timeout_s: float, say: admission.Say) -> Admission:
         say("waiting for 3.01 CPUs")
-        asked.extend([run, bundles, timeout_s, session.folder.read_state()["waits_for"]])
+        calls.extend([run, bundles, timeout_s, session.folder.read_state()["waits_for"]])
         say("")
-        return Turn()
+        return Admission()
 
-    monkeypatch.setattr(admission, "take", take)
+    monkeypatch.setattr(admission, "admit", admit)
     with open_session(tmp_path, "resources.workers=2", "resources.queue_timeout_s=7") as session:
         tune_run.wait_for_room(session)
-        assert asked == [
+        assert calls == [
             "small",
             [{"CPU": 1}, {"CPU": 1}, {"CPU": 1}, {"CPU": 0.01}],
             7,

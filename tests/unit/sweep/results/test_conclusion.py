@@ -92,13 +92,3 @@ def test_without_a_configuration_that_finished_there_is_no_winner(
     assert "failed      the loss is nan [in epoch 1]" in printed(session)
     assert json.loads((session.folder.path / "importances.json").read_text()) == {}
     assert not (session.folder.path / "best.yaml").exists()
-
-
-def test_the_result_is_written_as_json(session: SweepSession, whole: DataSplits, tmp_path: Path) -> None:
-    write_finished(session, STRONG, 0.6)
-    result = conclude(session, whole, seconds=5.0, unfinished="")
-    result.write(tmp_path / "result.json")
-    written = json.loads((tmp_path / "result.json").read_text())
-    assert written["sweep_name"] == "small"
-    assert written["best"] == STRONG
-    result.write(None)
