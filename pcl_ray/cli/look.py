@@ -10,6 +10,7 @@ from pathlib import Path
 from pcl_ray.cli.output import print_table, public_tracking_uri
 from pcl_ray.cli.verb import Verb, add_experiment_argument
 from pcl_ray.errors import ConfigError
+from pcl_ray.support.text import count
 
 _MOST_RUNS = 20
 
@@ -117,8 +118,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     names = list(dict.fromkeys(arguments.runs))
     if not 2 <= len(names) <= _MOST_RUNS:
         raise ConfigError(
-            f"{len(names)} run{'s' * (len(names) != 1)} given: a comparison takes 2 to {_MOST_RUNS} different"
-            " ones"
+            f"{count(len(names), 'run')} given: a comparison takes 2 to {_MOST_RUNS} different ones"
         )
     records = [record_reader.read(name) for name in names]
     target = arguments.out or home() / "compare.html"

@@ -23,6 +23,7 @@ from pcl_ray.on_ray.local_head_record import LOOPBACK, LocalHead, Ports
 from pcl_ray.support import processes, redaction
 from pcl_ray.support.files import LockHeld, acquire_lock
 from pcl_ray.support.paths import home
+from pcl_ray.support.text import count
 from pcl_ray.tracking import server
 
 _STOP_JOBS_S = 90.0
@@ -167,7 +168,7 @@ def _stop_jobs(cluster: Cluster, say: Callable[[str], None]) -> None:
     """
     jobs = _under_way(cluster)
     if jobs:
-        say(f"stopping    {len(jobs)} job{'s' * (len(jobs) > 1)}")
+        say(f"stopping    {count(len(jobs), 'job')}")
     for number in jobs:
         with suppress(RunFailed, ConfigError):
             cluster.stop_job(number)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pcl_ray.cluster import machine_hardware, machine_services, machine_software
 from pcl_ray.cluster.check import Check as Check
+from pcl_ray.support.text import count
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def as_text(checks: list[Check], width: int = 100) -> str:
     failed, warned = (sum(entry.level == level for entry in checks) for level in ("failed", "warning"))
     summary = "all is well"
     if failed or warned:
-        summary = f"{failed} failed, {warned} warning{'s' * (warned != 1)}"
+        summary = f"{failed} failed, {count(warned, 'warning')}"
     return "\n".join([*lines, "", summary])
 
 

@@ -11,6 +11,7 @@ from pcl_ray.cluster.check import Check
 from pcl_ray.errors import ConfigError
 from pcl_ray.runs.request import gpus_here
 from pcl_ray.support import machine, paths
+from pcl_ray.support.text import gigabytes
 from pcl_ray.tracking.reachability import network_file_system
 
 _SHARED_GB, _MEMORY_GB, _DISK_GB, _FULL_GB = 1.0, 4.0, 5.0, 0.5
@@ -36,7 +37,7 @@ def gpus() -> Check:
     for number in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(number)
         precision = "bf16" if card.major >= 8 else "no bf16: fp32"
-        seen.append(f"{card.name} ({card.total_memory / 1e9:.0f} GB, {precision})")
+        seen.append(f"{card.name} ({gigabytes(card.total_memory, 0)}, {precision})")
     if len(seen) < files and not os.environ.get("CUDA_VISIBLE_DEVICES"):
         advice = (
             f"{files} device files, {len(seen)} of them seen: is CUDA_VISIBLE_DEVICES or the container's"
@@ -52,7 +53,7 @@ def shared_memory() -> Check:
     if not folder.is_dir():
         return Check("shared memory", "ok", "no /dev/shm here: Ray keeps its objects elsewhere")
     space = shutil.disk_usage(folder)
-    message = f"{space.free / 1e9:.1f} of {space.total / 1e9:.1f} GB free in /dev/shm"
+    message = f"{space.free / 1e9:.1f} of {gigabytes(space.total)} free in /dev/shm"
     if space.free < _SHARED_GB * 1e9:
         return Check(
             "shared memory",
@@ -67,12 +68,12 @@ def shared_memory() -> Check:
 def memory() -> Check:
     """The machine's memory, or the container's limit of it, and what is free."""
     total, free = machine_memory()
-    usable, message = free, f"{total / 1e9:.1f} GB"
+    usable, message = free, gigabytes(total)
     limit = container_memory()
     if limit is not None and limit < total:
         usable = min(free, limit)
-        message = f"{limit / 1e9:.1f} GB, the container's limit of {total / 1e9:.1f} GB"
-    message += f", {free / 1e9:.1f} GB of the machine's free"
+        message = f"{gigabytes(limit)}, the container's limit of {gigabytes(total)}"
+    message += f", {gigabytes(free)} of the machine's free"
     if usable < _MEMORY_GB * 1e9:
         advice = (
             "close other programs or raise the container's limit; a worker takes about 1 GB before any image"

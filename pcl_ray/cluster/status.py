@@ -21,7 +21,7 @@ from pcl_ray.runs.folder import read_state_at, write_state_at
 from pcl_ray.support import machine
 from pcl_ray.support.files import is_unlocked
 from pcl_ray.support.paths import home
-from pcl_ray.support.text import duration
+from pcl_ray.support.text import count, duration
 from pcl_ray.tracking import run_list
 from pcl_ray.tracking.run_list import RecordedRun
 
@@ -151,7 +151,7 @@ def cluster_lines(cluster: Cluster) -> list[str]:
         f"{usage.get(kind, (0.0,))[0]:g} of {has:g} {kind}s in use" if has else f"no {kind}s"
         for kind, has in totals.items()
     ]
-    lines = [f"cluster     {cluster.address}: {len(nodes)} node{'s' * (len(nodes) != 1)}, {', '.join(parts)}"]
+    lines = [f"cluster     {cluster.address}: {count(len(nodes), 'node')}, {', '.join(parts)}"]
     for job in jobs:
         if job["status"] in ("PENDING", "RUNNING"):
             line = f"job         {job['submission_id']}  {job['status'].lower()}"

@@ -212,11 +212,12 @@ def test_other_hosts_are_warned_of_and_can_use_the_page(
     monkeypatch.setattr(server.socket, "gethostname", lambda: name)
     answers: list[int] = []
 
-    def ask(address: str, *_: object) -> None:
+    def ask(address: str) -> None:
+        root = address.partition("/#")[0]
         for host in (f"{name}:{port}", "evil.example.com"):
             headers = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
             asked = urllib.request.Request(
-                f"{address}/ajax-api/2.0/mlflow/runs/search", b'{"experiment_ids": ["1"]}', headers
+                f"{root}/ajax-api/2.0/mlflow/runs/search", b'{"experiment_ids": ["1"]}', headers
             )
             try:
                 with urllib.request.urlopen(asked, timeout=30) as answer:
@@ -225,7 +226,7 @@ def test_other_hosts_are_warned_of_and_can_use_the_page(
                 answers.append(error.code)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server, "_show", ask)
-    assert server.ui(store, home, "pcl_ray", host="0.0.0.0", port=port) == 0
+    monkeypatch.setattr("webbrowser.open", ask)
+    assert server.ui(store, home, "pcl_ray", host="0.0.0.0", port=port, open_browser=True) == 0
     assert answers == [200, 403]
     assert "can run code on this machine" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pcl_ray import plan
 from pcl_ray.config.figures import CLUSTER_SECONDS, DATA_SHARE, E_STEP_SECONDS, E_STEP_SHARE, FEATURE_SECONDS
 from pcl_ray.report.doctor.findings import Finding, at_end, clusterings, late, mean
 from pcl_ray.report.run_record import RunRecord
+from pcl_ray.support.text import gigabytes
 
 _WAITING = 0.1  # of an M-step, as the warning during training
 _E_STEP_SHARE, _E_STEP_SECONDS = 0.4, 2.0  # of an epoch; and of the whole run, below which nobody cares
@@ -31,7 +32,7 @@ def _what_helps_waiting(record: RunRecord) -> tuple[str, ...]:
     if config.augment.engine == "torchvision":
         return ("augment.engine=batch makes the views many times faster",)
     if not plan.in_memory(config, images):
-        size = f", which takes {plan.decoded_bytes(config, images) / 1e9:.1f} GB" if images else ""
+        size = f", which takes {gigabytes(plan.decoded_bytes(config, images))}" if images else ""
         return (
             f"more data.loader_workers (now {plan.loader_workers(config, images)} a worker){cpus}",
             f"data.in_memory=true keeps the decoded images in memory{size}",
