@@ -95,19 +95,32 @@ def outbox(server: Server, file: Path, first: Unsent | None = None, flush_s: flo
 
 def test_everything_is_sent_in_one_order_and_the_run_is_closed_before_its_tasks(file: Path) -> None:
     server = Server()
-    server.hangs.clear()  # until all is in the buffer
-    box = outbox(server, file, points(0))
+    box = outbox(server, file, points(0), flush_s=HANG)
+    wait_until(lambda: server.requests)
     box.put(everything(file))
-    box.announce("KILLED")
-    threading.Timer(0.1, server.hangs.set).start()
     box.close("FINISHED", HANG)
-    kinds = [kind for kind, _ in server.requests]
-    assert kinds[-5:] == ["tags", "text", "file", "status", "task"]
-    assert server.requests[-2][1] == "FINISHED"
-    assert ("status", "KILLED") in server.requests
-    assert [step for kind, steps in server.requests if kind == "points" for step in steps] == [0, 1, 2]
+    assert server.requests == [
+        ("points", [0]),
+        ("points", [1, 2]),
+        ("tags", {"a": "1", "b": "2"}),
+        ("text", ("config.yaml", "seed: 0\n")),
+        ("file", ("report.html", str(file))),
+        ("status", "FINISHED"),
+        ("task", {"do": "image"}),
+    ]
     assert not file.exists()
     assert box.messages == []
+
+
+def test_an_announced_status_comes_before_what_waits(file: Path) -> None:
+    server = Server()
+    box = outbox(server, file, points(0), flush_s=HANG)
+    wait_until(lambda: server.requests)
+    box.put(points(1))
+    box.announce("KILLED")
+    wait_until(lambda: len(server.requests) == 3)
+    assert server.requests == [("points", [0]), ("status", "KILLED"), ("points", [1])]
+    box.close("KILLED", HANG)
 
 
 def test_many_points_go_in_requests_of_a_size_that_the_server_takes(file: Path) -> None:
