@@ -208,7 +208,9 @@ class _Run:
         self._router = EventRouter(self._tracker, display, folder, plan, self._gallery)
 
     def to_its_end(self) -> RunResult:
-        """Raises RunFailed or Stopped where it does not finish, after everything that is known is written."""
+        """Trains the run, and gives back its result. Raises RunFailed or Stopped where it does not finish,
+        after everything that is known is written.
+        """
         self._begin()
         try:
             self._train()

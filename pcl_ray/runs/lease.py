@@ -36,7 +36,7 @@ class Lease:
         self._lost = threading.Event()
 
     def acquire(self) -> None:
-        """Raises Busy where another driver has a fresh lease."""
+        """Takes the lease. Raises Busy where another driver has a fresh one."""
         run_storage = storage.of_run(self._uri, self._run)
         content, version = run_storage.read(FILE), run_storage.version(FILE)
         if content is not None and version is not None:

@@ -11,7 +11,7 @@ from pcl_ray import config as configs
 from pcl_ray.config import public_config
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.runs import gallery
-from pcl_ray.runs.folder import RunFolder, read_history_at, read_state_at
+from pcl_ray.runs.folder import CONFIG_FILE, RunFolder, read_history_at, read_state_at
 from pcl_ray.snapshot import load_snapshot
 from pcl_ray.support import redaction
 from pcl_ray.support.redaction import scrubbed
@@ -28,7 +28,7 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
     snapshot, thumbnails = load_snapshot(path / gallery.FILE) or (None, None)
     return RunRecord(
         name=path.name,
-        config=public_config(configs.load(path / "config.yaml")),
+        config=public_config(configs.load(path / CONFIG_FILE)),
         history=read_history_at(path) if history is None else history,
         state=state.get("state", "running"),
         error=scrubbed(str(state.get("error") or "")),
@@ -51,6 +51,6 @@ def folder_of(name: str) -> Path:
     none.
     """
     path = Path(os.path.abspath(name))  # the name of `runs/one/..` is no folder's
-    if "/" in name and (path / "config.yaml").is_file():
+    if "/" in name and (path / CONFIG_FILE).is_file():
         return path
     return RunFolder.existing(name.rstrip("/").rpartition("/")[2])

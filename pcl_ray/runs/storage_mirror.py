@@ -145,9 +145,7 @@ class StorageMirror:
     def __init__(self, folder: RunFolder, uri: str, warn: Callable[[str], None], *, new: bool = False):
         self._folder, self._uri, self._warn, self._new = folder, uri, warn, new
         self._lease = Lease(uri, folder.name)
-        self._uploaded: dict[
-            str, tuple[int, int]
-        ] = {}  # versions of the small files, as `_version` tells them
+        self._uploaded: dict[str, tuple[int, int]] = {}  # the versions of the small files
         self._upload_lock = threading.Lock()
         self._download_failed = False
         self._ended = threading.Event()
@@ -156,7 +154,9 @@ class StorageMirror:
     def __enter__(self) -> Self:
         run_storage = self._storage()
         try:
-            self._acquire(run_storage)
+            if self._new and (run_storage.version(CONFIG_FILE) is not None or remote.newest(run_storage)):
+                raise _name_taken(self._uri, self._folder.name)
+            self._lease.acquire()
             if self._new:
                 remote.remove_newer(self._folder.checkpoints, None)
             else:
@@ -224,14 +224,9 @@ class StorageMirror:
     def _storage(self, *, hurried: bool = False) -> storage.Storage:
         return storage.of_run(self._uri, self._folder.name, hurried=hurried)
 
-    def _acquire(self, run_storage: storage.Storage) -> None:
-        if self._new and (run_storage.version(CONFIG_FILE) is not None or remote.newest(run_storage)):
-            raise _name_taken(self._uri, self._folder.name)
-        self._lease.acquire()
-
     def _catch_up(self, run_storage: storage.Storage) -> None:
-        """Whoever has the newest checkpoint is right about the run: this folder, as after a change of
-        storage, or the storage.
+        """Brings the folder or the storage up to date: whichever has the newest checkpoint is right about the
+        run. After a change of storage that is the folder.
         """
         local, stored = self._folder.newest_checkpoint(), run_storage.list_objects()
         newest = remote.newest(run_storage)
