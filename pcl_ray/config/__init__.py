@@ -37,6 +37,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "describe",
+    "figures",
     "knobs",
     "load",
     "load_leniently",

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from pcl_ray.config import knobs
-from pcl_ray.config.sections import Section
+from pcl_ray.config import Section, knobs
 from pcl_ray.errors import Problem
 
 PREFIX = "sweep."
@@ -122,8 +121,8 @@ class SweepConfig(Section):
 
 
 def read(values: Mapping[str, Any]) -> tuple[SweepConfig, list[Problem]]:
-    """The settings from `sweep.…` values, and the mistakes in them (then with those left at their
-    defaults).
+    """The settings from `sweep.…` values, and the mistakes in them; a knob with a mistake is left at its
+    default.
     """
     given = {name.removeprefix(PREFIX): value for name, value in values.items()}
     try:
@@ -140,4 +139,5 @@ def read(values: Mapping[str, Any]) -> tuple[SweepConfig, list[Problem]]:
 
 
 def describe() -> list[knobs.Knob]:
+    """Every knob of a sweep with its type, default, range and a sentence."""
     return [knobs.knob_from(f"{PREFIX}{name}", field) for name, field in SweepConfig.model_fields.items()]

@@ -1,0 +1,91 @@
+"""The command itself: its verbs, its exit codes, what it prints of a mistake, and how little it imports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pcl_ray import cli
+from pcl_ray.cli import submit, train
+from pcl_ray.errors import ConfigError
+
+VERBS = (
+    *("train", "sweep", "resume", "fork", "runs", "up", "status"),
+    *("submit", "down", "ui", "report", "compare", "doctor"),
+)
+
+
+def test_importing_the_command_loads_nothing_heavy(run_python: Callable[..., Any]) -> None:
+    heavy = ["torch", "numpy", "ray", "mlflow", "rich", "faiss"]
+    done = run_python(f"import sys, pcl_ray.cli; print([name for name in {heavy} if name in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: pcl-ray {verb}" in capsys.readouterr().out
+
+
+def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert f"{{{','.join(VERBS)}}}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train", "--nonsense"], ["fork"]])
+def test_words_that_no_verb_takes_exit_with_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+
+
+def test_a_secret_that_was_typed_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "digits", "--nonsense=http://user:topsecret@server/"])
+    assert "topsecret" not in capsys.readouterr().err
+
+
+def test_one_mistake_is_a_line_and_several_are_a_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "digits", "seed=x"]) == 2
+    assert capsys.readouterr().err.startswith("pcl-ray: seed = 'x': ")
+    assert cli.main(["train", "digits", "seed=x", "optimizer.lr=-1"]) == 2
+    assert capsys.readouterr().err.startswith("pcl-ray: 2 mistakes:\n  ")
+
+
+def test_words_and_options_may_stand_in_any_order() -> None:
+    orders = (
+        ["digits", "seed=1", "--name", "a", "seed=2"],
+        ["--name", "a", "seed=1", "digits", "seed=2"],
+        ["seed=1", "seed=2", "--name=a", "digits"],
+    )
+    for words in orders:
+        arguments = train.TRAIN.parse(words)
+        assert arguments.name == "a"
+        assert train.recipe_and_overrides(arguments) == ("digits", ["seed=1", "seed=2"])
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["digits", "cifar10"], "'cifar10' is neither KEY=VALUE nor the only recipe"),
+        (["digits", "--resume", "a"], "leave out recipe 'digits'"),
+        (["--resume", "a", "--name", "b"], "leave out --name b"),
+        ([], "which recipe?"),
+    ],
+)
+def test_recipes_that_do_not_fit(words: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        train.recipe_and_overrides(train.TRAIN.parse(words))
+
+
+def test_submit_keeps_its_own_options_and_passes_the_rest_on() -> None:
+    arguments = submit.SUBMIT.parse(
+        ["sweep", "alpha", "--memory-gb", "2", "--samples", "3", "--print", "--address=http://a:1", "x=1"]
+    )
+    assert (arguments.memory_gb, arguments.only_print, arguments.address) == (2.0, True, "http://a:1")
+    assert arguments.others == ["sweep", "alpha", "--samples", "3", "x=1"]
