@@ -46,6 +46,7 @@ __all__ = [
     "public_config",
     "recipe_names",
     "secret_knobs",
+    "sections",
     "stored_secret",
     "with_overrides",
 ]
