@@ -58,27 +58,27 @@ LEAST_SEEDS = 3  # of the reference, to see how far apart two of its runs may li
 
 
 def main() -> int:
-    given = arguments()
-    report = Report("estep", given.quick)
+    arguments = parse_arguments()
+    report = Report("estep", arguments.quick)
     with tempfile.TemporaryDirectory() as scratch:
-        for name in given.only:
+        for name in arguments.only:
             report.section(name)
             match name:
                 case "reference":
-                    reference(given, report)
+                    reference(arguments, report)
                 case "chain":
-                    chain(given, report)
+                    chain(arguments, report)
                 case "large":
-                    large(given, report)
+                    large(arguments, report)
                 case "share":
-                    share(given, report, scratch)
+                    share(arguments, report, scratch)
                 case "gather":
-                    gather(given, report)
-            report.write(given.json)  # hours of figures should not go with a section that fails
-    return report.end(given.json)
+                    gather(arguments, report)
+            report.write(arguments.json)  # hours of figures should not go with a section that fails
+    return report.end(arguments.json)
 
 
-def arguments() -> Namespace:
+def parse_arguments() -> Namespace:
     parser = common.parser(__doc__, repeats=5)
     parser.add_argument(
         "--only", default=",".join(SECTIONS), help="sections, with commas between them (default: all)"
@@ -95,16 +95,16 @@ def arguments() -> Namespace:
         default=0,
         help="share: Ray Train workers; 0 trains in this process (default: %(default)s)",
     )
-    given = parser.parse_args()
-    given.only = [name.strip() for name in given.only.split(",")]
-    if wrong := [name for name in given.only if name not in SECTIONS]:
+    arguments = parser.parse_args()
+    arguments.only = [name.strip() for name in arguments.only.split(",")]
+    if wrong := [name for name in arguments.only if name not in SECTIONS]:
         parser.error(f"--only: there is no section {wrong[0]!r}; there are {', '.join(SECTIONS)}")
-    if given.repeats < 1:
+    if arguments.repeats < 1:
         parser.error("--repeats: at least 1")
-    if (given.epochs or 16) <= real_features.WARMUP + 1 or (given.images or 30000) < 1200:
+    if (arguments.epochs or 16) <= real_features.WARMUP + 1 or (arguments.images or 30000) < 1200:
         parser.error(f"--epochs: more than {real_features.WARMUP + 1}; --images: at least 1200")
-    given.repeats = min(given.repeats, 2) if given.quick else given.repeats
-    return given
+    arguments.repeats = min(arguments.repeats, 2) if arguments.quick else arguments.repeats
+    return arguments
 
 
 # --- the reference settings
@@ -189,15 +189,15 @@ def ours(features: Any, settings: EStepConfig, epoch: int, previous: ClusterSet 
     return cluster(features, settings, epoch=epoch, temperature=TEMPERATURE, seed=0, previous=previous)
 
 
-def consecutive_features(given: Namespace) -> list[np.ndarray]:
+def consecutive_features(arguments: Namespace) -> list[np.ndarray]:
     """[N, C] before each epoch, of a real run; with --quick of no run at all, unless one is asked for."""
-    if given.quick and given.images is None:
+    if arguments.quick and arguments.images is None:
         mixture = Mixture(40)
         epochs = [mixture.draw(2000, seed=0)]
         for epoch in range(1, 5):
             epochs.append(mixture.drifted(epochs[-1], 0, epoch=epoch))
         return [rows.numpy() for rows in epochs]
-    return real_features.of_epochs(given.images or 30000, given.epochs or 16)
+    return real_features.of_epochs(arguments.images or 30000, arguments.epochs or 16)
 
 
 def counts_for(num_images: int) -> tuple[int, ...]:
@@ -208,8 +208,8 @@ def counts_for(num_images: int) -> tuple[int, ...]:
 # --- reference
 
 
-def reference(given: Namespace, report: Report) -> None:
-    before, features = consecutive_features(given)[-2:]
+def reference(arguments: Namespace, report: Report) -> None:
+    before, features = consecutive_features(arguments)[-2:]
     counts = counts_for(len(features))
     settings = EStepConfig(num_clusters=counts)
     previous = ours(before, settings, epoch=0)
@@ -226,8 +226,8 @@ def reference(given: Namespace, report: Report) -> None:
     calls: dict[str, Any] = {"reference": lambda number: reference_e_step(features, counts, number)}
     calls |= {name: warm(shortlist_from) for shortlist_from, name in names.items()}
     calls["ours, cold"] = lambda number: ours(features, settings, 1)
-    timed = interleaved(calls, given.repeats, warm_up=given.quick)
-    report.row("sizes", N=len(features), K=list(counts), repeats=given.repeats)
+    timed = interleaved(calls, arguments.repeats, warm_up=arguments.quick)
+    report.row("sizes", N=len(features), K=list(counts), repeats=arguments.repeats)
     for name, one in timed.items():
         report.timing(name, one)
     loops = [sum(one.loop_seconds for one in run) for run in timed["reference"].results]
@@ -238,7 +238,7 @@ def reference(given: Namespace, report: Report) -> None:
         if name != "reference"
     }
     seeds = timed["reference"].results + [
-        reference_e_step(features, counts, number) for number in range(given.repeats, LEAST_SEEDS)
+        reference_e_step(features, counts, number) for number in range(arguments.repeats, LEAST_SEEDS)
     ]
     clusterings = {
         name: measured(features, one.results[-1]) for name, one in timed.items() if name != "reference"
@@ -320,8 +320,8 @@ def concentrations(
 # --- chain
 
 
-def chain(given: Namespace, report: Report) -> None:
-    epochs = consecutive_features(given)[-13:]
+def chain(arguments: Namespace, report: Report) -> None:
+    epochs = consecutive_features(arguments)[-13:]
     counts = counts_for(len(epochs[0]))
     settings = EStepConfig(num_clusters=counts)
     clusters = ours(epochs[0], settings, epoch=0)
@@ -361,8 +361,8 @@ def chain(given: Namespace, report: Report) -> None:
 # --- large
 
 
-def large(given: Namespace, report: Report) -> None:
-    count, k, modes = (20_000, 1000, 500) if given.quick else (200_000, 10_000, 5000)
+def large(arguments: Namespace, report: Report) -> None:
+    count, k, modes = (20_000, 1000, 500) if arguments.quick else (200_000, 10_000, 5000)
     mixture = Mixture(modes)
     first = mixture.draw(count, seed=0)
     rows = mixture.drifted(first, 0)
@@ -375,7 +375,7 @@ def large(given: Namespace, report: Report) -> None:
         "warm, shortlist": lambda number: ours(rows, settings, 1, previous),
         "warm, brute force": lambda number: ours(rows, brute, 1, previous),
     }
-    timed = interleaved(calls, min(given.repeats, 3), warm_up=False)
+    timed = interleaved(calls, min(arguments.repeats, 3), warm_up=False)
     for name, one in timed.items():
         report.timing(name, one)
     faster = report.ratio("brute force / shortlist", timed["warm, brute force"], timed["warm, shortlist"])
@@ -399,9 +399,9 @@ def large(given: Namespace, report: Report) -> None:
 # --- share
 
 
-def share(given: Namespace, report: Report, scratch: str) -> None:
+def share(arguments: Namespace, report: Report, scratch: str) -> None:
     for features in ("fresh", "bank"):
-        config = share_config(given, features)
+        config = share_config(arguments, features)
         history = trained(config, scratch)
         shares = []
         # The last epoch is left out: with it comes an evaluation, and fresh features for the bank as well.
@@ -409,7 +409,7 @@ def share(given: Namespace, report: Report, scratch: str) -> None:
             shares.append(parts_of_an_epoch(metrics))
             report.row(f"features {features}, epoch {int(metrics['epoch']) + 1}", **shares[-1])
         warm = [row for row in shares if not row["cold"]]
-        if not warm and given.quick:
+        if not warm and arguments.quick:
             continue  # so few steps an epoch, so early, change the features too much
         if not warm:
             raise RunFailed(f"features {features}: no E-step began warm; train longer, by --epochs")
@@ -427,18 +427,18 @@ def share(given: Namespace, report: Report, scratch: str) -> None:
         )
 
 
-def share_config(given: Namespace, features: str) -> RunConfig:
-    images = given.images or (600 if given.quick else 60_000)
+def share_config(arguments: Namespace, features: str) -> RunConfig:
+    images = arguments.images or (600 if arguments.quick else 60_000)
     changes: dict[str, Any] = {
         "data.limit": images,
         "e_step.features": features,
-        "resources.workers": given.workers,
+        "resources.workers": arguments.workers,
     }
     # The recipe has three epochs of warm-up; the first E-step after them begins anew, four follow it, and the
     # last epoch's is not counted.
     changes |= (
-        {"train.epochs": given.epochs or 8}
-        if not given.quick
+        {"train.epochs": arguments.epochs or 8}
+        if not arguments.quick
         else {"train.epochs": 4, "e_step.warmup_epochs": 1}
     )
     return configs.load("fashion_mnist", changes | {"evaluation.every_epochs": 0, "tracking.enabled": False})
@@ -518,11 +518,11 @@ class Pusher:
         e_step.push(key, request, {"train": FeatureShard(ids, self._features)})
 
 
-def gather(given: Namespace, report: Report) -> None:
+def gather(arguments: Namespace, report: Report) -> None:
     from pcl_ray.training.e_step_shards import EStepRequest
     from pcl_ray.training.training_task import TrainingTask
 
-    half = 100_000 if given.quick else 640_000
+    half = 100_000 if arguments.quick else 640_000
     changes = {
         "encoder.dim": DIM,
         "e_step.num_clusters": [MODES],
@@ -564,7 +564,7 @@ def gather(given: Namespace, report: Report) -> None:
             actor.push.remote("small", "train", np.arange(len(small)), small, len(small)), timeout=LIMIT_S
         )
         run("small", build_request(True, len(small), 1))
-        gather_times(given, report, gathered, size)
+        gather_times(arguments, report, gathered, size)
         gather_memory(
             report,
             ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=LIMIT_S),
@@ -575,14 +575,14 @@ def gather(given: Namespace, report: Report) -> None:
         )
 
 
-def gather_times(given: Namespace, report: Report, gathered: Any, size: int) -> None:
+def gather_times(arguments: Namespace, report: Report, gathered: Any, size: int) -> None:
     source, warm = np.ones(size, np.uint8), np.ones(size, np.uint8)
     calls = {
         "gather": gathered,
         "memcpy into a fresh array": lambda number: np.copyto(np.empty_like(source), source),
         "memcpy into a used array": lambda number: np.copyto(warm, source),
     }
-    timed: dict[str, Timed] = interleaved(calls, given.repeats)
+    timed: dict[str, Timed] = interleaved(calls, arguments.repeats)
     for name, one in timed.items():
         report.timing(name, one, gigabytes_per_second=size / one.median / 1e9)
     ratio = report.ratio(

@@ -314,7 +314,7 @@ def main() -> int:
     )
     parser.add_argument("--sweep", action="store_true", help="other block sizes of the kernel too")
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if not torch.cuda.is_available() or not fused.available():
         print(
             "This benchmark needs an NVIDIA GPU of compute capability 8 or more, and Triton; there is none"
@@ -328,7 +328,7 @@ def main() -> int:
         " multiprocessors"
     )
     print(machine)
-    shrink = 20 if given.quick else 1
+    shrink = 20 if arguments.quick else 1
     rows = features(1_281_167 // shrink, MODES // shrink)
     largest = float(rows.abs().max())
     table: list[Row] = []
@@ -340,11 +340,13 @@ def main() -> int:
         labels, sizes, sums = fused.nearest_and_sums(rows, first, total=len(rows), largest=largest, half=True)
         centroids = means(sizes, sums, first)
         starts.append((labels, centroids))
-        table += one_pass(rows, centroids, largest, given.repeats) + exactness(rows, centroids, largest)
-        if given.sweep:
-            table += sweep(rows, centroids, largest, given.repeats)
+        table += one_pass(rows, centroids, largest, arguments.repeats) + exactness(rows, centroids, largest)
+        if arguments.sweep:
+            table += sweep(rows, centroids, largest, arguments.repeats)
     exact = sums_are_exact(rows, starts[0][1], largest)
-    times = interleaved({"e-step": lambda: e_step(rows, starts, largest)}, max(3, given.repeats))["e-step"]
+    times = interleaved({"e-step": lambda: e_step(rows, starts, largest)}, max(3, arguments.repeats))[
+        "e-step"
+    ]
     table.append(
         timing(
             f"label-warm E-step, {PASSES} passes",
@@ -354,13 +356,13 @@ def main() -> int:
         )
     )
 
-    made = claims(table, exact, statistics.median(times), speed=not given.quick)
+    made = claims(table, exact, statistics.median(times), speed=not arguments.quick)
     for claim in made:
         print(
             f"{'holds' if claim['holds'] else 'FAILS':5s}  {claim['claim']}: {claim['value']:.6g} (bar"
             f" {claim['bar']:g})"
         )
-    if given.json:
+    if arguments.json:
         document = {
             "benchmark": "estep_gpu",
             "machine": machine,
@@ -368,7 +370,7 @@ def main() -> int:
             "claims": made,
             "rows": table,
         }
-        given.json.write_text(json.dumps(document, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0 if all(claim["holds"] for claim in made) else 1
 
 

@@ -24,15 +24,15 @@ SETTINGS = {
 
 
 def main() -> int:
-    given = quality_runs.options(__doc__, repeats=3)
-    report = common.Report("estep_quality", given.quick)
-    figures = quality_runs.runs(report, SETTINGS, given)
+    arguments = quality_runs.options(__doc__, repeats=3)
+    report = common.Report("estep_quality", arguments.quick)
+    figures = quality_runs.runs(report, SETTINGS, arguments)
     for name in list(SETTINGS)[1:]:
         lost = quality_runs.lost(
             report, f"kNN accuracy lost by {name}, seed by seed", figures["fresh"], figures[name]
         )
         report.claim(f"mean kNN accuracy lost by {name}", statistics.mean(lost), at_most=0.01, full_size=True)
-    return report.end(given.json)
+    return report.end(arguments.json)
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ OWN_MOMENTS = 8 + 8 * DIM + 8  # bytes a cluster: size, sums, squares
 
 
 def main() -> int:
-    given = arguments()
-    report = Report("estep_scale", given.quick)
-    count, k = (20_000, 500) if given.quick else (60_000, 1000)
+    arguments = parse_arguments()
+    report = Report("estep_scale", arguments.quick)
+    count, k = (20_000, 500) if arguments.quick else (60_000, 1000)
     mixture = Mixture(k)
     first = mixture.draw(count, seed=0)
     rows = mixture.drifted(first, 0)
@@ -66,17 +66,17 @@ def main() -> int:
     previous = cluster(first, config.e_step, epoch=0, temperature=config.loss.temperature, seed=config.seed)
     report.section("measured: mode sharded")
     report.row("sizes", N=count, K=k, C=DIM)
-    alone = single(config, rows, previous, report, given.repeats)
-    sharded(config, rows, previous, alone, report, FEW_ACTORS if given.quick else ACTORS)
+    alone = single(config, rows, previous, report, arguments.repeats)
+    sharded(config, rows, previous, alone, report, FEW_ACTORS if arguments.quick else ACTORS)
     report.section("measured: parts of an E-step, one core")
-    costs = constants(given, rows, report)
+    costs = constants(arguments, rows, report)
     checked(costs, alone, report, count, k, config.e_step.shortlist_from)
     report.section("model")
-    model(given, costs, alone, report, config.e_step.shortlist_from)
-    return report.end(given.json)
+    model(arguments, costs, alone, report, config.e_step.shortlist_from)
+    return report.end(arguments.json)
 
 
-def arguments() -> Namespace:
+def parse_arguments() -> Namespace:
     parser = common.parser(__doc__, repeats=3)
     parser.add_argument(
         "--gpu-tflops",
@@ -111,21 +111,21 @@ def arguments() -> Namespace:
         default=30.0,
         help="images/s of a CPU worker in the M-step, ResNet-50; assumed (default: %(default)s)",
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if (
         min(
-            given.repeats,
-            given.gpu_tflops,
-            given.gpu_gigabytes,
-            given.gpu_images,
-            given.cpu_cores,
-            given.cpu_efficiency,
-            given.cpu_images,
+            arguments.repeats,
+            arguments.gpu_tflops,
+            arguments.gpu_gigabytes,
+            arguments.gpu_images,
+            arguments.cpu_cores,
+            arguments.cpu_efficiency,
+            arguments.cpu_images,
         )
         <= 0
     ):
         parser.error("all numbers must be above 0")
-    return given
+    return arguments
 
 
 # --- measured: mode sharded
@@ -315,9 +315,9 @@ class Costs:
     centroids: float  # a centroid in each pass, on every worker: sums of the change, means, objective
 
 
-def constants(given: Namespace, rows: torch.Tensor, report: Report) -> Costs:
+def constants(arguments: Namespace, rows: torch.Tensor, report: Report) -> Costs:
     torch.set_num_threads(1)
-    few, many = (500, 2000) if given.quick else (1000, 5000)
+    few, many = (500, 2000) if arguments.quick else (1000, 5000)
     count, points = len(rows), Points.of(rows)
     nearest = Nearest("faiss", threads=1)
     centroids = rows[torch.randperm(count, generator=torch.Generator().manual_seed(1))[:many]].contiguous()
@@ -352,7 +352,8 @@ def constants(given: Namespace, rows: torch.Tensor, report: Report) -> Costs:
         "centroids": (of_centroids, many),
     }
     timed = common.interleaved(
-        {name: lambda number, call=call: call() for name, (call, _) in parts.items()}, max(3, given.repeats)
+        {name: lambda number, call=call: call() for name, (call, _) in parts.items()},
+        max(3, arguments.repeats),
     )
     # the least: what others do on the machine is no cost
     each = {name: min(timed[name].seconds) / (amount * DIM) for name, (_, amount) in parts.items()}
@@ -436,8 +437,8 @@ class Setup:
     k: int
 
 
-def model(given: Namespace, costs: Costs, alone: Alone, report: Report, shortlist_from: int) -> None:
-    assumptions(given, alone, report)
+def model(arguments: Namespace, costs: Costs, alone: Alone, report: Report, shortlist_from: int) -> None:
+    assumptions(arguments, alone, report)
     rows = []
     for images in (1_000_000, 10_000_000, 100_000_000, 1_000_000_000):
         for k in sorted({min(images // 1000, 1_000_000), min(images // 50, 1_000_000)}):
@@ -449,11 +450,11 @@ def model(given: Namespace, costs: Costs, alone: Alone, report: Report, shortlis
                     ("GPU", INFINIBAND),
                 ):
                     setup = Setup(kind, network, workers, images, k)
-                    rows.append(modelled(given, costs, alone, setup, shortlist_from))
+                    rows.append(modelled(arguments, costs, alone, setup, shortlist_from))
     report.table(rows)
 
 
-def assumptions(given: Namespace, alone: Alone, report: Report) -> None:
+def assumptions(arguments: Namespace, alone: Alone, report: Report) -> None:
     print(f"""
   One label-warm clustering of C = {DIM} by all workers, each with its own rows. From this machine:
   seconds of every part of a CPU worker's E-step, bytes and number of all-reduces, passes ({alone.passes})
@@ -463,15 +464,18 @@ def assumptions(given: Namespace, alone: Alone, report: Report) -> None:
   share: E-step / M-step of ResNet-50, without the pass for features (a quarter of an M-step where it is
   made). gigabytes: features and moments, at least.
 """)
-    speed = given.cpu_efficiency * given.cpu_cores
+    speed = arguments.cpu_efficiency * arguments.cpu_cores
     report.row(
         "assumed, not measured: CPU worker",
-        cores=given.cpu_cores,
+        cores=arguments.cpu_cores,
         speed_in_single_cores=speed,
-        m_step_images_per_second=given.cpu_images,
+        m_step_images_per_second=arguments.cpu_images,
     )
-    gpu = {"nearest_tflops": given.gpu_tflops, "other_parts_gigabytes_per_second": given.gpu_gigabytes}
-    report.row("assumed, not measured: GPU worker", **gpu, m_step_images_per_second=given.gpu_images)
+    gpu = {
+        "nearest_tflops": arguments.gpu_tflops,
+        "other_parts_gigabytes_per_second": arguments.gpu_gigabytes,
+    }
+    report.row("assumed, not measured: GPU worker", **gpu, m_step_images_per_second=arguments.gpu_images)
     for network in (ETHERNET_25, ETHERNET_100, INFINIBAND):
         steps = "2(W-1)" if network.ring else "2log2(W)"
         report.row(
@@ -483,35 +487,41 @@ def assumptions(given: Namespace, alone: Alone, report: Report) -> None:
         )
 
 
-def modelled(given: Namespace, costs: Costs, alone: Alone, setup: Setup, shortlist_from: int) -> Row:
+def modelled(arguments: Namespace, costs: Costs, alone: Alone, setup: Setup, shortlist_from: int) -> Row:
     kind, network, workers, images, k = setup.kind, setup.network, setup.workers, setup.images, setup.k
     rows, shortlist = images / workers, kind == "CPU" and 0 < shortlist_from <= k
     if kind == "CPU":
         parts = core_seconds(costs, rows, k, workers, alone, shortlist=shortlist)
-        parts = {name: seconds / (given.cpu_efficiency * given.cpu_cores) for name, seconds in parts.items()}
+        parts = {
+            name: seconds / (arguments.cpu_efficiency * arguments.cpu_cores)
+            for name, seconds in parts.items()
+        }
     else:
-        parts = gpu_seconds(given, rows, k, alone)
+        parts = gpu_seconds(arguments, rows, k, alone)
     size = (alone.passes + 1) * k * OWN_MOMENTS + 8 * k
     calls = 4 * alone.passes + 4 + alone.passes * shortlist
     parts["all_reduce"] = network.all_reduce(size, workers, calls)
     if shortlist:
         parts["all_reduce"] += network.all_reduce(8 * k * CANDIDATES, workers, 1) / 2
-    whole, m_step = sum(parts.values()), rows / (given.cpu_images if kind == "CPU" else given.gpu_images)
+    whole, m_step = (
+        sum(parts.values()),
+        rows / (arguments.cpu_images if kind == "CPU" else arguments.gpu_images),
+    )
     gigabytes = (rows * DIM * 4 + 4 * k * OWN_MOMENTS) / 1e9
     case = {"kind": kind, "network": network.name, "workers": workers, "N": f"{images:.0e}", "K": k}
     sums = {"e_step": whole, "m_step": m_step, "share": whole / m_step, "gigabytes": gigabytes}
     return case | parts | sums
 
 
-def gpu_seconds(given: Namespace, rows: float, k: int, alone: Alone) -> dict[str, float]:
+def gpu_seconds(arguments: Namespace, rows: float, k: int, alone: Alone) -> dict[str, float]:
     """Nearest centroids by arithmetic, everything else by bytes: features are read as float32, sums read and
     written as float64.
     """
-    second = given.gpu_gigabytes * 1e9
+    second = arguments.gpu_gigabytes * 1e9
     return {
         "features": rows * DIM * 4 * 4 / second,
         "means": rows * DIM * 20 / second,
-        "nearest": alone.passes * 2 * rows * k * DIM / (given.gpu_tflops * 1e12),
+        "nearest": alone.passes * 2 * rows * k * DIM / (arguments.gpu_tflops * 1e12),
         "moved": 2 * rows * DIM * 20 * moved_share(alone) / second,
         "centroids": alone.passes * k * DIM * 80 / second,
     }

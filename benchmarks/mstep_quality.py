@@ -29,9 +29,9 @@ _T_95 = 2.262  # 95 % of Student's t with 9 degrees of freedom lie within ±
 
 
 def main() -> int:
-    given = quality_runs.options(__doc__, repeats=10)
-    report = common.Report("mstep_quality", given.quick)
-    figures = quality_runs.runs(report, SETTINGS, given)
+    arguments = quality_runs.options(__doc__, repeats=10)
+    report = common.Report("mstep_quality", arguments.quick)
+    figures = quality_runs.runs(report, SETTINGS, arguments)
     lost = quality_runs.lost(
         report, "kNN accuracy lost by the fast pipeline, seed by seed", figures["slow"], figures["fast"]
     )
@@ -49,7 +49,7 @@ def main() -> int:
             full_size=True,
         )
     report.claim("mean kNN accuracy lost", statistics.mean(lost), at_most=0.01, full_size=True)
-    return report.end(given.json)
+    return report.end(arguments.json)
 
 
 if __name__ == "__main__":

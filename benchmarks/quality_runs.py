@@ -25,20 +25,20 @@ def options(description: str | None, repeats: int) -> argparse.Namespace:
     parser = common.parser(description, repeats)
     parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--epochs", type=int, default=12)
-    given = parser.parse_args()
-    if given.quick:
-        given.images, given.epochs, given.repeats = 1500, 4, 1
-    return given
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.images, arguments.epochs, arguments.repeats = 1500, 4, 1
+    return arguments
 
 
 def runs(
-    report: Report, settings: dict[str, list[str]], given: argparse.Namespace
+    report: Report, settings: dict[str, list[str]], arguments: argparse.Namespace
 ) -> dict[str, list[dict[str, float]]]:
     """The figures of every setting and seed, seeds in turns."""
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
-    for seed in range(given.repeats):
+    for seed in range(arguments.repeats):
         for name, words in settings.items():
-            figures[name].append(trained(words, seed, given))
+            figures[name].append(trained(words, seed, arguments))
     for name, each in figures.items():
         for figure in FIGURES:
             values = [run[figure] for run in each]
@@ -55,15 +55,15 @@ def lost(
     return each
 
 
-def trained(words: list[str], seed: int, given: argparse.Namespace) -> dict[str, float]:
+def trained(words: list[str], seed: int, arguments: argparse.Namespace) -> dict[str, float]:
     """The last epoch's figures of one run in this process."""
     os.environ["PCL_RAY_HOME"] = tempfile.mkdtemp()
     from pcl_ray.runs import driver, request
     from pcl_ray.runs.console import Display
 
     size = [
-        f"data.limit={given.images}",
-        f"train.epochs={given.epochs}",
+        f"data.limit={arguments.images}",
+        f"train.epochs={arguments.epochs}",
         f"seed={seed}",
         "loss.queue_size=512",
         "e_step.num_clusters=0.01,0.02,0.05",

@@ -83,5 +83,5 @@ if __name__ == "__main__":
     )
     parser.add_argument("--images", type=int, default=30000)
     parser.add_argument("--epochs", type=int, default=16)
-    given = parser.parse_args()
-    print(f"{len(of_epochs(given.images, given.epochs))} epochs of features")
+    arguments = parser.parse_args()
+    print(f"{len(of_epochs(arguments.images, arguments.epochs))} epochs of features")

@@ -37,9 +37,9 @@ space:
 
 
 def main() -> int:
-    given = common.parser(__doc__, repeats=2).parse_args()
-    report = Report("sweep", given.quick)
-    epochs, repeats = (4, 1) if given.quick else (50, given.repeats)
+    arguments = common.parser(__doc__, repeats=2).parse_args()
+    report = Report("sweep", arguments.quick)
+    epochs, repeats = (4, 1) if arguments.quick else (50, arguments.repeats)
     at_a_time = min(os.cpu_count() or 1, 12)
     shared, alone = Timed(), Timed()
     same = True
@@ -78,7 +78,7 @@ def main() -> int:
         "device time saved by the shared warm-up (worst round)", min(shares), at_least=0.3, full_size=True
     )
     report.claim("weights, clusters and figures of all trials bit for bit the same", float(same), at_least=1)
-    return report.end(given.json)
+    return report.end(arguments.json)
 
 
 def _sweep(home: str, name: str, epochs: int, at_a_time: int) -> dict[str, Any]:
