@@ -37,6 +37,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/house.py
 
 format: install
 	$(BIN)/ruff check --fix .
