@@ -70,9 +70,7 @@ def charts(record: RunRecord) -> Html:
 
 
 def clustering_names(record: RunRecord) -> list[str]:
-    """A name for each clustering, as "K = 29"; as configured where neither the run nor its snapshot knows the
-    counts.
-    """
+    """A name for each clustering, as "K = 29"; as configured where run and snapshot lack the counts."""
     counts: Sequence[float] = record.num_clusters or record.config.e_step.num_clusters
     snapshot = record.snapshot
     if not record.num_clusters and snapshot is not None and len(snapshot.clusterings) == len(counts):

@@ -1,6 +1,4 @@
-"""What differs between runs: knobs, figures at the same epoch and at the end, and careful sentences about
-both.
-"""
+"""What differs between runs: knobs, figures at the same epoch and at the end, and sentences about both."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ _NAMED = 4  # knobs that a sentence names
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure that runs are compared by. better: 1 where more is, −1 where less is, 0 where runs cannot be
-    ranked by it.
-    """
+    """A figure to compare runs by. better: 1 where more is, −1 where less is, 0 where it ranks no runs."""
 
     title: str
     better: int
@@ -233,9 +229,7 @@ def sentences(records: Sequence[RunRecord], knobs: Sequence[KnobValues], epoch: 
 
 
 def _chief(records: Sequence[RunRecord], compared: Sequence[Measure], epoch: int | None) -> list[Measure]:
-    """The measures of quality, two at most, that all runs have at that epoch; by labels where there
-    are any.
-    """
+    """The measures of quality, at most two, that all runs have at that epoch; by labels if there are any."""
     if epoch is None:
         return []
     quality = [

@@ -1,6 +1,4 @@
-"""The prototype explorer: cards of the coarsest clustering, and data for the script that opens one and goes
-on to the finer ones inside it.
-"""
+"""The prototype explorer: cards of the coarsest clustering, and data for the script that opens finer ones."""
 
 from __future__ import annotations
 
@@ -77,9 +75,7 @@ def summary_sentence(snapshot: Snapshot) -> str:
 
 
 def data_of(snapshot: Snapshot, sheet: Sheet | None, class_names: Sequence[str]) -> dict[str, Any]:
-    """What the script gets: levels from coarse to fine, each with its selected prototypes; pictures are
-    numbers of images.
-    """
+    """The script's data: levels from coarse to fine, with selected prototypes; pictures as image numbers."""
     order = [snapshot.clusterings[m] for m in snapshot.coarse_to_fine()]
     finer: list[ClusteringSnapshot | None] = [*order[1:], None]
     levels = [

@@ -132,9 +132,7 @@ def _by_label(snapshot: Snapshot, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def _drawing(points: np.ndarray, height: float, way: dict[str, Any], number: int, map_name: str) -> Html:
-    """The map in one way to colour. Points of one colour are one element of the page, which makes
-    it shorter.
-    """
+    """The map in one way to colour. Points of one colour are one element: that makes the page shorter."""
     groups: dict[str, list[str]] = {}
     for (x, y), colour in zip(points, way["colours"], strict=True):
         groups.setdefault(colour, []).append(f"M{x:.1f},{y:.1f}h0")
@@ -186,9 +184,7 @@ def _colour(number: int, among: int) -> str:
 
 
 def _many(number: int) -> str:
-    """Hues a golden section apart, of three shades: neighbours in number look different, though not all can
-    be told apart.
-    """
+    """Hues a golden section apart, of three shades: neighbours in number differ, though not all others do."""
     if number < 0:
         return _NONE
     red, green, blue = colorsys.hls_to_rgb(

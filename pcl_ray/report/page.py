@@ -24,9 +24,7 @@ _SEVERITIES = {"problem": "Problem", "warning": "Warning", "note": "Note", "good
 
 
 def write(record: RunRecord, path: Path) -> Path:
-    """Writes the report to `path`, whose folder exists, whole or not at all; gives back `path`. Raises
-    OSError.
-    """
+    """Writes the report to `path`, in an existing folder, whole or not at all; returns it. Raises OSError."""
     return save(html_of(record), path)
 
 
@@ -81,9 +79,7 @@ def _head(record: RunRecord, parts: list[Html]) -> Html:
 
 
 def _link(link: str) -> Html | None:
-    """The link to the dashboard. Only addresses of the web are made links: a name must not smuggle in a
-    script.
-    """
+    """The link to the dashboard. Only web addresses are made links: a name must not smuggle in a script."""
     if not link:
         return None
     if not link.startswith(("http://", "https://")):

@@ -30,9 +30,7 @@ _LABEL = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
 def prototype_sheet(
     snapshot: Snapshot, number: int, thumbnails: Thumbnails, class_names: Sequence[str] = ()
 ) -> Image.Image:
-    """A row for each prototype of clustering `number` that has a role: what it is, its nearest images, then
-    the farthest of its cluster.
-    """
+    """A row for each prototype of clustering `number` with a role: its name, nearest and farthest images."""
     clustering = snapshot.clusterings[number]
     rows = [(role, int(k)) for role, prototypes in clustering.roles().items() for k in prototypes]
     width = _TEXT + (NEAREST + FARTHEST) * (CELL + _GAP) + _APART

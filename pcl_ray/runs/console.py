@@ -1,6 +1,4 @@
-"""What the user sees while a run goes on: a live bar in a terminal, a line every `train.log_every_steps`
-steps elsewhere.
-"""
+"""What the user sees of a run: a live bar in a terminal, else a line every `train.log_every_steps` steps."""
 
 from __future__ import annotations
 

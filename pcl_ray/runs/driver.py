@@ -34,8 +34,7 @@ from pcl_ray.training.events import Event
 from pcl_ray.training.system_metrics import SystemWatch
 from pcl_ray.training.training_task import TrainingTask
 
-# How long the end of a run may wait for what is drawn and sent. One that is told to stop may be killed half a
-# minute later.
+# How long a run's end may wait for drawing and sending. One told to stop may be killed half a minute later.
 _DRAWING_S: dict[EndState, float] = {"finished": 180.0, "failed": 30.0, "stopped": 2.0}
 _SENDING_S, _SENDING_MODEL_S = 30.0, 180.0
 
@@ -109,9 +108,7 @@ def _begin_with(
 def resume(
     name: str, overrides: list[str], *, display: Display | None = None, result_file: Path | None = None
 ) -> RunResult:
-    """Goes on with a run from its last checkpoint; of a finished one it gives back the result. Raises as
-    `start` does.
-    """
+    """Goes on with a run from its last checkpoint; gives back a finished one's result. Raises as `start`."""
     display = display or Display()
     preparation.prepare_process()
     storage_mirror.fetch(name, overrides)

@@ -1,6 +1,4 @@
-"""Passes every event of a run on to whoever is to know of it: in the driver's thread, so nothing here may
-wait for anyone.
-"""
+"""Passes every event of a run on to whoever needs it: in the driver's thread, so nothing here may wait."""
 
 from __future__ import annotations
 
@@ -66,16 +64,12 @@ class EventRouter:
             self._display.handle(event)
 
     def announce_stop(self) -> None:
-        """Says that the run was stopped: at once, from a signal's handler, since whoever stops us may kill us
-        seconds later.
-        """
+        """Marks the run as stopped: at once, from a signal's handler, since a kill may follow in seconds."""
         self._folder.write_state(state="stopped")
         self._tracker.announce("stopped")
 
     def _record_run_id(self) -> None:
-        """Records the number of the run as soon as MLflow has given it one: by that it is found where its
-        process is killed.
-        """
+        """Records the run's number as soon as MLflow gives one: it finds the run of a killed process."""
         self._run_id = self._tracker.run_id
         link = self._tracker.link()
         self._folder.write_state(mlflow_run_id=self._run_id, link=link or "")
@@ -84,9 +78,7 @@ class EventRouter:
 
 
 def progress(event: Event, plan: RunPlan) -> dict[str, Any]:
-    """How far a run is after the epoch of this event, for whoever looks at it from outside. The seconds that
-    are left follow from that epoch.
-    """
+    """How far a run is after this event's epoch, whose time gives the seconds left; for `pcl-ray status`."""
     done = event.epoch + 1
     figure = (first_of(HEADLINES, event.metrics) or LOSS).name
     return {

@@ -46,9 +46,7 @@ _TOTALS = {
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `checkpoint` is a path that `model.weights.load_encoder` takes; `metrics` are the last
-    epoch's, with totals.
-    """
+    """How a run ended. checkpoint: a path for `load_encoder`. metrics: the last epoch's, with totals."""
 
     run_name: str
     mlflow_run_id: str | None
@@ -167,9 +165,7 @@ def write_artifacts(
     tracker: tracking.MlflowRun | tracking.NullRun,
     warn: Callable[[str], None],
 ) -> None:
-    """Writes report and figures into the folder, and hands them to MLflow; of a finished run also its model.
-    What fails is a warning.
-    """
+    """Leaves report and figures in folder and MLflow, a finished run's model too; failures are warnings."""
     if not history:
         return
     try:

@@ -1,6 +1,4 @@
-"""`pcl-ray fork`: a new run that begins with the weights of another's checkpoint, and goes on with other
-knobs.
-"""
+"""`pcl-ray fork`: a new run that begins with the weights of another's checkpoint, and has other knobs."""
 
 from __future__ import annotations
 

@@ -156,9 +156,7 @@ def _on_sheets(snapshot: Snapshot) -> np.ndarray:
 
 
 def thumbnails_of(images: Images, ids: np.ndarray) -> Thumbnails:
-    """Thumbnails of these images [t]: squares cut from the middle, no larger than 48 px; grey where a file
-    cannot be read any more.
-    """
+    """Thumbnails of these images [t]: middle squares of at most 48 px; grey where a file cannot be read."""
     pictures = [_read(images, int(index)) for index in ids]
     side = min(_SIDE, max((max(picture.size) for picture in pictures if picture is not None), default=_SIDE))
     pixels = np.full((len(ids), side, side, 3), 200, np.uint8)
@@ -169,9 +167,7 @@ def thumbnails_of(images: Images, ids: np.ndarray) -> Thumbnails:
 
 
 def _read(images: Images, index: int) -> Image.Image | None:
-    """The image with at most 48 px on its shorter side, so that thousands can be held; None where it cannot
-    be read.
-    """
+    """The image, its shorter side at most 48 px so that thousands fit; None where it cannot be read."""
 
     def enough(height: int, width: int) -> float:
         return min(1.0, 2 * _SIDE / max(1, min(height, width)))

@@ -49,9 +49,7 @@ class Lease:
         self._write(self._hurried_storage())
 
     def release(self, *, hurried: bool) -> None:
-        """Removes the lease where it is still this driver's. Where that fails, the run is free when the lease
-        is not fresh any more.
-        """
+        """Removes the lease if it is still this driver's. Where that fails, it ends when it gets stale."""
         if not self.lost and self._read() == self._owner:
             storage.of_run(self._uri, self._run, hurried=hurried).remove(FILE)
 

@@ -1,6 +1,4 @@
-"""What a run, a trial or a sweep needs before it trains: the state of this process, its images and plan, and
-its MLflow run.
-"""
+"""What any run, trial or sweep needs before it trains: the process's state, images, plan, its MLflow run."""
 
 from __future__ import annotations
 

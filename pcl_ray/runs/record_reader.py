@@ -47,9 +47,7 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a run, from the run's name or the folder's own path. Raises ConfigError where there is
-    none.
-    """
+    """The folder of a run, from its name or the folder's own path. Raises ConfigError where there is none."""
     path = Path(os.path.abspath(name))  # the name of `runs/one/..` is no folder's
     if "/" in name and (path / CONFIG_FILE).is_file():
         return path

@@ -1,6 +1,4 @@
-"""The request for a run, checked before anything starts. Torch and Ray are not imported here, so a mistake
-shows within a second or two.
-"""
+"""The request for a run, checked before anything starts; without torch and Ray, so in a second or two."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ class Request:
 
 
 def check(recipe_or_path: str, overrides: Iterable[str] = ()) -> Request:
-    """The request, or ConfigError / DataError with all its mistakes: the configuration's and those that only
-    show with data and machine.
-    """
+    """The request, or ConfigError / DataError with all mistakes: of the configuration, data and machine."""
     config, problems = configs.load_leniently(recipe_or_path, overrides)
     return _checked(_Case.of(with_storage(config)), problems)
 
@@ -59,9 +55,7 @@ def check_stored(name: str, overrides: Iterable[str]) -> Request:
 
 
 def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
-    """A stored configuration with knobs changed for going on. Raises ConfigError for knobs that must stay as
-    they are.
-    """
+    """A stored configuration with knobs changed for going on. Raises ConfigError for knobs that are fixed."""
     new = configs.with_overrides(config, overrides)
     before, after = config.flatten(), new.flatten()
     secrets = [problem for problem in secret_knobs(new) if after[problem.name] != before[problem.name]]
@@ -127,9 +121,7 @@ class _Case:
 
 
 def _checked(case: _Case, problems: list[Problem]) -> Request:
-    """The request, where neither checks nor caller have problems. Of a knob that is known to be
-    wrong, later checks say nothing.
-    """
+    """The request, if checks and caller have no problems. Of a wrong knob later checks say nothing."""
     problems = list(problems)
     for check_case in _CHECKS:
         wrong = {problem.name for problem in problems}

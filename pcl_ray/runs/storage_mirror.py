@@ -100,9 +100,7 @@ def for_new_run(
 def for_resumed_run(
     folder: RunFolder, config: RunConfig, warn: Callable[[str], None]
 ) -> StorageMirror | NullMirror:
-    """The mirror of a run that goes on with this configuration. Raises ConfigError where its storage cannot
-    be used.
-    """
+    """The mirror of a run with this configuration. Raises ConfigError where its storage cannot be used."""
     uri = config.resources.storage
     if uri and (problem := problem_with(uri)):
         raise ConfigError([problem])
@@ -188,9 +186,7 @@ class StorageMirror:
         return f"{without_secrets(self._uri)}, under runs/{self._folder.name}/{epoch_files.FOLDER}"
 
     def upload_first_checkpoint(self, checkpoint: Path) -> None:
-        """Uploads the checkpoint that a new run begins with, to where its workers look for one. Raises
-        RunFailed.
-        """
+        """Uploads the checkpoint that a new run begins with, where workers look for it. Raises RunFailed."""
         remote.upload(self._storage(), checkpoint, keep=1)
 
     def upload(self, *, hurried: bool = False) -> None:

@@ -50,9 +50,7 @@ _SWEEP_YAML = {"name": str, "space": str, "recipe": str, "words": list, "setting
 
 
 def start(request: SweepRequest, *, name: str | None = None, result_file: Path | None = None) -> SweepResult:
-    """Runs a new sweep to its end. Raises ConfigError or DataError before anything has started, RunFailed
-    after, Stopped on a signal.
-    """
+    """Runs a new sweep. Raises ConfigError or DataError before it starts, then RunFailed, or Stopped."""
     preparation.prepare_process()
     if name:
         SweepFolder.check_free(name)
@@ -76,9 +74,7 @@ def start(request: SweepRequest, *, name: str | None = None, result_file: Path |
 def resume(
     name: str, words: list[str], options: Mapping[str, Any], *, result_file: Path | None = None
 ) -> SweepResult:
-    """Goes on with a sweep: ended trials stay as they are, the others go on from their checkpoints. Raises as
-    `start` does.
-    """
+    """Goes on with a sweep: ended trials stay, the others go on from checkpoints. Raises as `start` does."""
     preparation.prepare_process()
     with SweepFolder.open(name) as folder:
         request = _secret_into_environment(stored(folder, words, options))
@@ -140,9 +136,7 @@ def _read_request(folder: SweepFolder) -> dict[str, Any]:
 
 
 def _write_request(folder: SweepFolder, request: SweepRequest) -> None:
-    """Writes what `stored` needs: space and recipe themselves, since their files may change or be elsewhere
-    next time.
-    """
+    """Writes what `stored` needs: space and recipe themselves, since their files may change or move."""
     (folder.path / "recipe.yaml").write_text(configs.load(request.space.base).to_yaml(), encoding="utf-8")
     file, text = spaces.source(request.space_source)
     space_file = f"space{Path(file).suffix}"
@@ -266,9 +260,7 @@ def _session(folder: SweepFolder, request: SweepRequest, data: _SweepData) -> Sw
 
 
 def _base_of_trials(base: RunConfig) -> RunConfig:
-    """What all trials have in common. One sheet of prototypes is recorded of each; everything else of it can
-    be made from its folder.
-    """
+    """What all trials share. One sheet of prototypes is recorded of each; its folder gives the rest."""
     changes: dict[str, Any] = {
         "tracking.pictures": min(base.tracking.pictures, 1),
         "tracking.model": False,
@@ -311,9 +303,7 @@ def _numeric_knobs(request: SweepRequest) -> dict[str, bool]:
 
 
 def _run_id(tracker: tracking.MlflowRun | tracking.NullRun, enabled: bool) -> str | None:
-    """The parent's, once the server has answered; children without it can still be found by their tag
-    pcl_ray.sweep.
-    """
+    """The parent's, once the server has answered; else children can be found by their tag pcl_ray.sweep."""
     deadline = time.monotonic() + (_PARENT_WAIT_S if enabled else 0)
     while tracker.run_id is None and time.monotonic() < deadline:
         time.sleep(0.1)

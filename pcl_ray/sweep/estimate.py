@@ -1,6 +1,4 @@
-"""What a sweep would cost: the time of a few steps of the recipe on this machine, times all that the trials
-would do.
-"""
+"""What a sweep would cost: a few steps of the recipe timed on this machine, times all that trials do."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ class Cost:
     passed: float  # in a feature pass
 
     def of_run(self, plan: RunPlan, epochs: int) -> float:
-        """Device seconds of that many epochs of the plan, with the feature passes that E-steps and
-        evaluations make.
-        """
+        """Device seconds of so many epochs, with the feature passes that E-steps and evaluations make."""
         passes = sum(
             plan.clusters_before(epoch + 1) or plan.evaluates_after(epoch)
             for epoch in range(plan.epochs - epochs, plan.epochs)

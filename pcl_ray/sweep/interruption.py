@@ -57,9 +57,7 @@ class Interrupter:
         self._end(Interruption(f"{_FAILURES}{reason}"))
 
     def repeat(self) -> None:
-        """Sends Tune the signal once more where the end is wanted already: one that came before Tune
-        listened was not heard.
-        """
+        """Sends Tune the signal again where the end is wanted: before it listened, Tune heard none."""
         if self._interruptions:
             self._signal_tune()
 

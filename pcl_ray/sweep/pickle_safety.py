@@ -22,9 +22,7 @@ _PRIVATE = 0o700
 
 
 def make_private(folder: Path) -> Path:
-    """The folder for Ray Tune, which nobody else can look into. Raises ConfigError where it belongs to
-    another user.
-    """
+    """The folder for Ray Tune, closed to all others. Raises ConfigError where it belongs to another user."""
     tune_folder = (folder / TUNE).resolve()
     tune_folder.mkdir(mode=_PRIVATE, exist_ok=True)
     _check_owner(tune_folder)
@@ -41,9 +39,7 @@ def keep_from_others(folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Raises ConfigError where another user owns, or could have written, what going on with this sweep would
-    execute.
-    """
+    """Raises ConfigError if another user owns, or could have written, what resuming the sweep executes."""
     folder = folder.resolve()
     for path in (folder, *(folder / name for name in _FILES)):
         if os.path.lexists(path):

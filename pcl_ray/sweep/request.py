@@ -93,9 +93,7 @@ def with_first_values(recipe: RunConfig, space: Space) -> RunConfig:
 
 
 def as_trials(recipe: RunConfig, user_set: set[str]) -> tuple[RunConfig, list[str]]:
-    """The recipe as trials run it: on one device, in the trial's own process, unless it has several GPU
-    workers or somebody says otherwise.
-    """
+    """The recipe as trials run it: in the trial's process, unless overridden or with several GPU workers."""
     resources = recipe.resources
     workers = resources.workers
     notes: list[str] = []
@@ -118,18 +116,14 @@ def as_trials(recipe: RunConfig, user_set: set[str]) -> tuple[RunConfig, list[st
 
 
 def with_objective(base: RunConfig, metric: str) -> RunConfig:
-    """The configuration of trials that are compared by this metric: LiDAR needs views of its own at every
-    evaluation.
-    """
+    """The configuration of trials compared by this metric: LiDAR needs its own views at every evaluation."""
     if metric != LIDAR.name or base.evaluation.lidar_views:
         return base
     return configs.with_overrides(base, {"evaluation.lidar_views": 10})
 
 
 def objective_of(space: Space, sweep_settings: SweepConfig, *, labelled: bool) -> Objective:
-    """What trials are compared by. Raises ConfigError for a metric that cannot compare trials of these
-    data.
-    """
+    """What trials are compared by. Raises ConfigError for a metric that cannot compare trials of the data."""
     metric = sweep_settings.objective or space.objective or objective.default(labelled)
     mode = sweep_settings.mode or space.mode
     problems = objective.problems(metric, mode, labelled=labelled, name=_objective_name(sweep_settings))

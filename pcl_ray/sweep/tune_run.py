@@ -1,6 +1,4 @@
-"""Ray Tune, wired: the data and the actor of the warm-ups into Ray, one process a trial, as many at a time as
-the cluster holds.
-"""
+"""Ray Tune, wired: data and warm-ups' actor into Ray, one process a trial, as many as the cluster holds."""
 
 from __future__ import annotations
 
@@ -108,9 +106,7 @@ def run(session: SweepSession, splits: DataSplits, *, resumed: bool) -> Interrup
 
 
 def quiet_tune() -> None:
-    """Tune's own tables and warnings are for those who call it; ours says what its user needs. What is set
-    already stands.
-    """
+    """Hides Tune's tables and warnings: ours say what the user needs. What is set already stands."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train", "ray.data", "optuna"):
@@ -151,9 +147,7 @@ def _wait_for_cluster(session: SweepSession, splits: DataSplits, *, others: bool
 
 
 def wait_for_room(session: SweepSession) -> None:
-    """Waits until one trial fits beside what others run; from then on Tune starts the next whenever there is
-    room.
-    """
+    """Waits until one trial fits beside what others run; then Tune starts the next whenever there is room."""
 
     def say(text: str) -> None:
         session.console.print(text or "there is room now", markup=False, soft_wrap=True)
@@ -199,9 +193,7 @@ def schedule_of(request: SweepRequest, context: SweepContext, at_a_time: int) ->
 
 @contextmanager
 def _watched(sweep: str, limit_s: float, fail: Callable[[str], None]) -> Iterator[None]:
-    """Inside of the block, ends the sweep where no trial has given a sign of life for longer than any step
-    and E-step may take.
-    """
+    """Inside of the block, ends the sweep if no trial gives a sign of life for longer than any step takes."""
     begun = time.time()
     ended = threading.Event()
 
@@ -230,16 +222,13 @@ def tuner_of(
     *,
     resumed: bool,
 ) -> tune.Tuner:
-    """Tune's experiment under the sweep's folder: the earlier one where the sweep is resumed, else a new
-    one.
-    """
+    """Tune's experiment under the sweep's folder: the earlier one if the sweep is resumed, else a new one."""
     tune_folder = pickle_safety.make_private(session.folder.path)
     trainable: Any = tune.with_resources(
         tune.with_parameters(TrialProcess, context=session.context, handles=handles),
         tune.PlacementGroupFactory([bundles.trial_process_bundle(session.context.base.resources)]),
     )
-    # A population is compared as a whole, so that all its members are under way from the start; Ray lets them
-    # take turns where they do not fit.
+    # All of a population start at once, since they are compared as a whole; Ray lets them take turns.
     population = session.request.settings.scheduler == "pbt"
     at_a_time = None if population else schedule.at_a_time
     experiment = tune_folder / "experiment"

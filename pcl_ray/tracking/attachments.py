@@ -48,9 +48,7 @@ def image(path: Path, key: str, step: int) -> dict[str, Any]:
 def model(
     checkpoint: Path, config_yaml: str, metrics: Mapping[str, float], step: int, register_as: str | None
 ) -> dict[str, Any]:
-    """The checkpoint as models of the run; versions of a registered one are compared by the first of the
-    objectives that the metrics have.
-    """
+    """The checkpoint as models of the run; registered versions compare by the metrics' first objective."""
     objective = figures.first_of(figures.OBJECTIVES, metrics) or figures.RANKME
     return {
         "do": "model",

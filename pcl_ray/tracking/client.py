@@ -1,6 +1,4 @@
-"""The client by which every module of this room talks to MLflow: quiet, and soon done with a server that does
-not answer.
-"""
+"""The MLflow client of every module in this room: quiet, and soon done with a server that does not answer."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ _REFUSED_IN_NAMES = re.compile(r"[^\w.\-: /]")
 
 
 def set_defaults(retries: int = 2) -> None:
-    """Sets the variables that MLflow reads, for this process and those that it starts. What the user has set
-    stands.
-    """
+    """Sets MLflow's variables, for this process and those that it starts. What the user has set stands."""
     telemetry.turn_off()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
     for name, value in _VARIABLES.items():
@@ -51,9 +47,7 @@ def open_client(uri: str, retries: int = 2) -> Any:
 
 
 def clean_name(name: str) -> str:
-    """`name` as MLflow accepts it: letters, digits, `_ - . : /` and space, without empty or dotted parts
-    between the slashes.
-    """
+    """`name` as MLflow accepts it: letters, digits, `_ - . : /`, space; no part between / empty or dotted."""
     parts = [part for part in _REFUSED_IN_NAMES.sub("_", str(name)).split("/") if part not in ("", ".", "..")]
     return "/".join(parts)[:_LONGEST_NAME].rstrip("/") or "unnamed"
 

@@ -68,17 +68,13 @@ class Outbox:
                 self._changed.notify_all()
 
     def announce(self, status: str) -> None:
-        """Gives the run this status before anything else is sent. A signal's handler may call it: the lock
-        knows its own thread.
-        """
+        """Gives the run this status before all else. Signal handlers may call it: the lock is reentrant."""
         with self._changed:
             self._announced = status
             self._changed.notify_all()
 
     def close(self, status: str, timeout_s: float) -> None:
-        """Sends what is left and closes the run; what is not sent in `timeout_s` seconds goes to the file. A
-        second call does nothing.
-        """
+        """Sends what is left and closes the run, once; what is left after `timeout_s` goes to the file."""
         with self._changed:
             if self._last_status is not None:
                 return
@@ -212,9 +208,7 @@ class Outbox:
 
 
 def _root_reason(error: BaseException) -> str:
-    """The innermost cause in one line: `[Errno 111] Connection refused`, not the four layers of HTTP around
-    it.
-    """
+    """The innermost cause in one line: `[Errno 111] Connection refused`, not the four layers around it."""
     while (
         inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     ) is not None:

@@ -1,6 +1,4 @@
-"""Whether a tracking store can be used, asked without MLflow: over HTTP, or by looking at the file. Every
-question has a time-out.
-"""
+"""Whether a tracking store can be used, asked without MLflow, by HTTP or of the file, with time-outs."""
 
 from __future__ import annotations
 
@@ -118,9 +116,7 @@ def _no_answer(host: str, error: Exception, timeout_s: float) -> Answer:
 
 
 def _post(uri: str, path: str, content: dict[str, Any], timeout_s: float) -> tuple[int, str]:
-    """Status and text of the answer, that of an error too. Raises OSError where there is none, ValueError for
-    an address that cannot be one.
-    """
+    """Status and text of the answer, or of an error. OSError without one, ValueError for a bad address."""
     parts = urlsplit(uri)
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}{path}"
     request = urllib.request.Request(
@@ -143,9 +139,7 @@ def _secure_context() -> ssl.SSLContext:
 
 
 def _credentials(parts: Any) -> dict[str, str]:
-    """The header with the user's credentials, which MLflow takes from the address, else from the
-    environment.
-    """
+    """The header with the user's credentials, from the address as in MLflow, else from the environment."""
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     if parts.username:
         user, password = unquote(parts.username), unquote(parts.password or "")

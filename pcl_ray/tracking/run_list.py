@@ -78,9 +78,7 @@ def recorded(
 
 
 def mark_killed(uri: str, run_id: str) -> None:
-    """Closes a run whose process was killed, which would read RUNNING for ever. Raises RunFailed where the
-    store does not answer.
-    """
+    """Closes a killed process's run, else RUNNING for ever. Raises RunFailed if the store does not answer."""
     with _store_errors(uri):
         client = open_client(uri, retries=1)
         if client.get_run(run_id).info.status == "RUNNING":

@@ -129,9 +129,7 @@ def _fields_of_ours(value: str) -> dict[str, Any]:
 
 
 def _outdated(value: str, wanted: View) -> bool:
-    """Whether the view is ours, but not what would be written now. Compared unpacked: another zlib packs
-    otherwise.
-    """
+    """Whether the view is ours but out of date. Compared unpacked: another zlib packs in another way."""
     if not _fields_of_ours(value):
         return False
     try:

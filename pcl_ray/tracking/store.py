@@ -1,6 +1,4 @@
-"""A run on an MLflow server or in a database, as the outbox wants it: found or created, described, filled.
-Private to `tracking`.
-"""
+"""A run on an MLflow server or in a database, for the outbox: found or made, filled. Only for `tracking`."""
 
 from __future__ import annotations
 
@@ -74,9 +72,7 @@ class MlflowStore:
         return saved_views.sweep_key(sweep.name) if sweep else saved_views.RUNS
 
     def open(self) -> list[str]:
-        """Finds or creates the run and describes it; does nothing once that is done. Gives back what the user
-        should know.
-        """
+        """Finds or creates the run and describes it, once. Gives back what the user should know."""
         if self.run_id is not None:
             return []
         with _one_process(self.uri):
@@ -101,9 +97,7 @@ class MlflowStore:
         return messages
 
     def _adorn(self, run: Any) -> None:
-        """What makes the dashboard better and is worth no failure: the data set as an input, the saved
-        views.
-        """
+        """What betters the dashboard and is worth no failure: the data set as an input, the saved views."""
         log = logging.getLogger(__name__)
         try:
             if self._description.dataset is not None:
@@ -128,8 +122,7 @@ class MlflowStore:
 
         experiment = self._client.get_experiment_by_name(self._experiment)
         if experiment is None:
-            # a database alone would put artifacts below the working directory; a server has a place of its
-            # own
+            # a database alone would put artifacts below the working directory; a server has a place for them
             try:
                 location = self._artifacts.as_uri() if is_database(self.uri) else None
                 return self._client.create_experiment(self._experiment, artifact_location=location), []
@@ -161,9 +154,7 @@ class MlflowStore:
         return next(iter(self._client.search_runs([self.experiment_id], query, max_results=1)), None)
 
     def _describe(self, run: Any) -> None:
-        """Parameters cannot be changed, so a value that is another one after a restart becomes a tag
-        `changed.NAME`.
-        """
+        """Parameters cannot be changed: a value that a restart changed becomes a tag `changed.NAME`."""
         from mlflow.entities import Param, RunTag
 
         recorded, tags = run.data.params, run.data.tags
@@ -226,9 +217,7 @@ class MlflowStore:
 
 @contextmanager
 def _one_process(uri: str) -> Iterator[None]:
-    """The trials of a sweep open a new sqlite file at the same moment: one after the other, or they create
-    its tables twice.
-    """
+    """Trials of a sweep open a new sqlite file at once: one after the other, or its tables are made twice."""
     if not uri.startswith("sqlite"):
         yield
         return

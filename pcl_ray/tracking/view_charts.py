@@ -45,9 +45,7 @@ def sweep_key(name: str) -> str:
 
 
 def runs_view(clusterings: int, *, trials: bool = False) -> View:
-    """The view of every run, the best first; its charts from losses to pictures. trials: those of sweeps too,
-    which else would hide the rest.
-    """
+    """The view of all runs, best first, with charts. trials: include those of sweeps, which hide the rest."""
     key, name, wanted = RUNS, "PCL runs", "tags.`pcl_ray.sweep` IS NULL"
     if trials:
         key, name, wanted = ALL_RUNS, "PCL runs and trials", ""
@@ -60,9 +58,7 @@ def runs_view(clusterings: int, *, trials: bool = False) -> View:
 
 
 def sweep_view(sweep: Sweep, clusterings: int) -> View:
-    """The view of a sweep: its leaderboard, and charts of knobs against objective, pictures of all trials,
-    then how they trained.
-    """
+    """The view of a sweep: leaderboard, charts of knobs against objective, trials' pictures and training."""
     key = sweep_key(sweep.name)
     layout = _Layout(key)
     axes = {name: _AXES.get(name, name) for name, numeric in sweep.knobs.items() if numeric or name in _AXES}
@@ -118,9 +114,7 @@ def _points(objective: str, axes: Mapping[str, str], others: Iterable[str]) -> l
 
 
 def _training(layout: _Layout, clusterings: int) -> None:
-    """Adds the sections about how a run trains. The dashboard titles a chart by its metrics; names of ours
-    are not shown.
-    """
+    """Adds the sections about training. The dashboard titles a chart by its metrics and shows no names."""
     numbers = range(clusterings)
 
     def of_all(figure: Figure) -> dict[str, Any] | None:
@@ -146,9 +140,7 @@ def _training(layout: _Layout, clusterings: int) -> None:
 
 
 def _pictures(clusterings: int, step: int) -> list[dict[str, Any]]:
-    """Cards of pictures with a slider each, which begins at `step`. Where there is one step only, the
-    dashboard goes there by itself.
-    """
+    """Cards of pictures, each with a slider that begins at `step`; one step alone needs no setting."""
     keys = [*(("clusters/sizes", "clusters/phi") if clusterings else ()), "map", "views"]
     return [
         *_sheets(clusterings, step),
@@ -165,9 +157,7 @@ def _sheets(clusterings: int, step: int) -> list[dict[str, Any]]:
 
 
 def _rest(clusterings: int) -> list[str]:
-    """The sections in which the dashboard puts metrics without a card, named by what is before the last
-    slash.
-    """
+    """The sections in which the dashboard puts metrics without a card, named by all before the last slash."""
     return ["train", "eval", *(f"cluster/{m}" for m in range(clusterings)), "cluster", "perf"]
 
 
@@ -225,8 +215,7 @@ class _Layout:
         identifier = self._section(name, shown=True, columns=columns, cardHeight=height)
         for card in drawn:
             self._add(card, identifier)
-            # A metric that is in another's chart gets a deleted card of its own, or the dashboard would draw
-            # it once more.
+            # Metrics in another's chart get a deleted card each, or the dashboard would draw them once more.
             for metric in card.get("selectedMetricKeys", [])[1:]:
                 self._add({"type": "LINE", "metricKey": metric, "deleted": True}, identifier)
 

@@ -272,9 +272,7 @@ def collisions(record: RunRecord) -> Finding | None:
 
 
 def too_early(record: RunRecord) -> Finding | None:
-    """A run that has trained with prototypes for less than two epochs, so that nothing can be said
-    of them.
-    """
+    """A run that has trained with prototypes for less than two epochs: nothing can be said of them yet."""
     trained, config = prototype_epochs(record), record.config
     if (
         trained >= 2

@@ -1,6 +1,4 @@
-"""Rules about losses, features and accuracy: each looks at one thing and gives back what is to be said, or
-None.
-"""
+"""Rules about losses, features and accuracy: each looks at one thing and returns a finding, or None."""
 
 from __future__ import annotations
 
@@ -29,8 +27,7 @@ from pcl_ray.support.text import listed
 _STUCK, _STUCK_AT_FIRST = 0.1, 0.05
 _AT_FIRST = 5  # epochs in which a small step on that way counts
 _FEWEST = 3  # epochs: at first keys of random weights are in the queue, and the loss says little
-# of the instance term; views of one image resemble each other a little to any encoder, so chance itself is
-# too strict
+# of the instance term; to any encoder views of one image are a little alike, so chance itself is too strict
 _ACCURACY = 0.1
 _TIMES_CHANCE = 3.0  # of the prototype term, for the same reason
 _FEW_IMAGES = 20  # a cluster

@@ -51,9 +51,7 @@ def findings(record: RunRecord) -> list[Finding]:
 
 
 def _without_consequences(every: list[Finding]) -> list[Finding]:
-    """The findings without those that follow from another one: a cause explains them, and their own advice
-    would lead elsewhere.
-    """
+    """The findings without those that another one explains, whose own advice would lead elsewhere."""
     seen = {finding.rule: finding.severity for finding in every}
     hidden: set[str] = set()
     if seen.get("diverged") == "problem":

@@ -1,6 +1,4 @@
-"""Parts of the HTML pages: markup that escapes by itself, numbers in words, data for scripts, the frame of a
-page.
-"""
+"""Parts of the HTML pages: markup that escapes by itself, numbers in words, data for scripts, the frame."""
 
 from __future__ import annotations
 

@@ -24,9 +24,7 @@ _SHOWN_SIDE = 48  # pixels on the screen, about
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """Pictures side by side, each with a border of its own edge, so that scaling mixes in nothing of its
-    neighbours.
-    """
+    """Pictures side by side, each with a border of its own edge, so that scaling mixes in no neighbour."""
 
     uri: str
     side: int  # of a picture
@@ -63,9 +61,7 @@ class Sheet:
         return tag("style", Html(rule))
 
     def picture(self, image: int, words: str = "") -> Html:
-        """One picture, a grey field where there is none; hidden from screen readers unless there are words
-        for it.
-        """
+        """One picture, grey where there is none; hidden from screen readers unless there are words for it."""
         label = {"role": "img", "aria_label": words} if words else {}
         title = f"image {image}"
         slot = self.slot(image)
@@ -76,9 +72,7 @@ class Sheet:
         )
 
     def _position(self, slot: int) -> str:
-        """The position of a picture on the sheet, in per cent as CSS counts them: of the space that the sheet
-        has more than the picture.
-        """
+        """A picture's position on the sheet in per cent, as in CSS: of the sheet's size less its own."""
         row, column = divmod(slot, self.columns)
         x, y = (
             100 * (number * self.cell + 1) / (amount * self.cell - self.side)

@@ -26,9 +26,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A named curve. number: chooses colour and dashes. band: (x, low, high), an area around it,
-    drawn pale.
-    """
+    """A named curve. number: chooses colour and dashes. band: (x, low, high), a pale area around it."""
 
     name: str
     points: Points
@@ -38,9 +36,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves with heading and caption. identifier: one of its own in the page. from_zero: the axis begins at
-    0.
-    """
+    """Curves with heading and caption. identifier: unique in the page. from_zero: the axis begins at 0."""
 
     identifier: str
     title: str
@@ -104,9 +100,7 @@ def histogram(
     mark: tuple[str, float] | None = None,
     whole: bool = False,
 ) -> Html:
-    """A histogram of the values. whole: they are counts, so that bars are whole numbers wide. mark: a value
-    to point out, and its name.
-    """
+    """A histogram. whole: values are counts, so bars are whole numbers wide. mark: a value and its name."""
     edges = _edges(values, whole)
     counts, _ = np.histogram(values, edges)
     across = _Axis(float(edges[0]), float(edges[-1]), _LEFT, _WIDTH - _RIGHT)

@@ -1,6 +1,4 @@
-"""Axes of a sweep's figures: where the values of a knob lie on them, of whatever kind they are, and
-its name.
-"""
+"""Axes of a sweep's figures: where the values of a knob of any kind lie on them, and the name of the axis."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ _NAMES = {"τ": "temperature τ", "α": "concentration smoothing α", "K": "clus
 
 
 class Scale:
-    """Where a knob's values lie on an axis, and its ticks: numbers on a line, possibly logarithmic, anything
-    else evenly spaced.
-    """
+    """A knob's values on an axis, and its ticks: numbers maybe logarithmic, anything else evenly spaced."""
 
     def __init__(self, knob: str, values: Sequence[Any]):
         self.numeric = all(is_number(value) for value in values)
@@ -43,9 +39,7 @@ class Scale:
         return (spot - low) / (high - low) if high > low else 0.5
 
     def ticks(self, most: int = _MOST_TICKS) -> dict[float, str]:
-        """Spot → label: the values themselves where they are few and short, else round numbers; never so
-        close that labels touch.
-        """
+        """Spot → label: the values themselves if few and short, else round numbers; labels never touch."""
         if not self.numeric:
             step = math.ceil(len(self.categories) / (4 * most))
             return {

@@ -79,9 +79,7 @@ def ranked(records: Sequence[TrialRecord], direction: Direction) -> list[Configu
 
 
 def best(rows: Sequence[Configuration]) -> Configuration | None:
-    """The first configuration whose every trial finished, was measured and passed the guards; None where
-    there is none.
-    """
+    """The first configuration whose every trial finished, was measured and passed the guards, or None."""
     return next((row for row in rows if _standing(row) == _COMPLETE), None)
 
 
@@ -100,9 +98,7 @@ def score(value: float, direction: Direction) -> float:
 
 
 def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A point as something that can be compared: equal points have equal ones, and 10 and 10.0 are the same
-    K.
-    """
+    """A point in a form to compare: equal points have equal ones, and 10 and 10.0 are the same K."""
     return tuple(
         (name, float(point[name]) if is_number(point[name]) else value_text(point[name]))
         for name in sorted(point)
@@ -303,9 +299,7 @@ def as_csv(rows: Sequence[Configuration], knobs: Sequence[str]) -> str:
 
 
 def as_json(rows: Sequence[Configuration], knobs: Sequence[str], objective: str) -> str:
-    """{"objective", "knobs", "rows"}, with each configuration's trials and their run folders. Never NaN,
-    which is no JSON.
-    """
+    """{"objective", "knobs", "rows"}; a row has its trials and their folders. Never NaN: JSON has none."""
     entries = []
     for rank, row in enumerate(rows, start=1):
         trials = [

@@ -59,9 +59,7 @@ class SweepResult:
 
 
 def preload() -> None:
-    """Imports what `conclude` needs, some seconds' worth: done beside the training, no device waits for
-    it.
-    """
+    """Imports what `conclude` needs, in seconds: done beside the training, so that no device waits for it."""
     for name in (
         "optuna.importance",
         "sklearn.ensemble",
@@ -101,9 +99,7 @@ def conclude(session: SweepSession, whole: DataSplits, *, seconds: float, unfini
 
 
 def _test_accuracy(session: SweepSession, whole: DataSplits, best: Configuration) -> dict[str, float]:
-    """kNN accuracy of the best configuration on held-out images that no trial was compared by; {} where there
-    are none.
-    """
+    """kNN accuracy of the best configuration on held-out images that compared no trials; {} without any."""
     context, holdout = session.context, whole.holdout
     share = context.settings.test_share
     if whole.train.labels is None or holdout is None or holdout.labels is None or not share:

@@ -15,9 +15,7 @@ from pcl_ray.sweep.session import SweepSession
 
 
 def write(session: SweepSession, ranking: Ranking) -> list[tuple[Path, str]]:
-    """Writes leaderboard, importances and figures. Gives back each file, and what it is called among the
-    parent run's artifacts.
-    """
+    """Writes leaderboard, importances and figures. Returns each file and its name as a parent's artifact."""
     from pcl_ray.report.sweep import plots  # matplotlib
 
     objective = session.context.objective

@@ -65,9 +65,7 @@ def means(row: Configuration) -> dict[str, float]:
 
 
 def close_mlflow_runs(context: SweepContext) -> None:
-    """Closes the MLflow runs of trials that could not do it themselves: their process was killed, or the
-    server did not answer at the time.
-    """
+    """Closes MLflow runs that trials left open: their process was killed, or the server did not answer."""
     for path, state in _states(context.sweep):
         if state.get("recorded"):
             continue

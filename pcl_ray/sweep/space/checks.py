@@ -1,6 +1,4 @@
-"""What is wrong with a space: its knobs, their values, and what they do together with recipe and data, before
-any trial starts.
-"""
+"""What is wrong with a space before any trial starts: knobs, values, and both with recipe and data."""
 
 from __future__ import annotations
 
@@ -59,9 +57,7 @@ def _nested(name: str, value: Mapping[Any, Any]) -> Problem:
 
 
 def _check_knob(name: str, domain: Domain, base: RunConfig) -> tuple[list[Problem], Domain | None]:
-    """The mistakes of one knob alone, and what of its domain can be tried: a choice without its wrong
-    values.
-    """
+    """The mistakes of one knob alone, and the part of its domain to try: a choice without wrong values."""
     reason = domains.wrong(domain) or _unsweepable(name)
     if reason:
         return [Problem(name, domains.words(domain), reason)], None
@@ -106,9 +102,7 @@ def _mistakes(base: RunConfig, values: Mapping[str, Any]) -> list[Problem]:
 
 
 def _together(space: Space, base: RunConfig, num_images: int, num_holdout: int) -> list[Problem]:
-    """What whole points get wrong that no knob gets wrong alone: a K that exceeds N, a warm-up as long as the
-    run.
-    """
+    """What whole points get wrong that no knob does alone: K above N, a warm-up as long as the run."""
 
     def check_point(config: RunConfig) -> list[Problem]:
         if not num_images:
@@ -136,9 +130,7 @@ def _likeness(problem: Problem, space: Space) -> tuple[str, str, str]:
 
 
 def _points(space: Space) -> list[dict[str, Any]]:
-    """Points that between them have every value of a choice and both ends of a range, and then the grid or a
-    part of the space.
-    """
+    """Points with every value of a choice and both ends of a range, then the grid or a part of the space."""
     edges = {name: domains.edges(domain) for name, domain in space.domains.items()}
     first = {name: values[0] for name, values in edges.items()}
     points = [first | {name: value} for name, values in edges.items() for value in values]

@@ -1,6 +1,4 @@
-"""The domain of one knob, which is Ray Tune's: what is wrong with it, its values, its words. Imports Ray, as
-`spaces` does.
-"""
+"""The domain of one knob, which is Ray Tune's: mistakes, values and words. Imports Ray, as `spaces` does."""
 
 from __future__ import annotations
 
@@ -42,18 +40,14 @@ def of(written: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The value with Python's numbers for numpy's, and lists for tuples and arrays: recipes, MLflow and
-    Optuna take no others.
-    """
+    """The value in Python's numbers and lists: recipes, MLflow and Optuna take no numpy numbers or tuples."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def wrong(domain: Domain) -> str | None:
-    """Why the domain cannot be searched and what to write instead, in a sentence; None where it is all
-    right.
-    """
+    """Why the domain cannot be searched and what to write instead, in a sentence; None if it is all right."""
     match domain:
         case Categorical():
             return _wrong_choice(domain)

@@ -1,6 +1,4 @@
-"""What trials are compared by: which metrics can be, what speaks against a trial, and the score that
-searchers and schedulers see.
-"""
+"""What trials are compared by: possible metrics, what speaks against a trial, the score for Ray Tune."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""How a space is searched: the points of a grid or a random search, Optuna's suggestions, and the schedulers,
-all in epochs.
-"""
+"""How a space is searched: points of a grid or random search, Optuna's suggestions, schedulers in epochs."""
 
 from __future__ import annotations
 
@@ -162,9 +160,7 @@ class _Repeated(Repeater):
 
 
 def grace_epochs(config: RunConfig) -> int:
-    """The epoch before which no trial is stopped: α and K act from the first E-step on, and a first
-    clustering is not a verdict.
-    """
+    """No trial is stopped before this epoch: α and K act from the first E-step, which is no verdict yet."""
     return min(config.e_step.warmup_epochs + 2 * config.e_step.every_epochs, config.train.epochs)
 
 
@@ -190,9 +186,7 @@ def perturb_epochs(settings: SweepConfig, base: RunConfig) -> int:
 
 
 class _Population(PopulationBasedTraining):
-    """Ray's, which waits for ever for a member that has failed: it counts it among those that are to be
-    compared.
-    """
+    """Ray's waits for ever for a member that has failed: it counts it among those that are to be compared."""
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_error(tune_controller, trial)
@@ -203,8 +197,7 @@ class _Population(PopulationBasedTraining):
             for other in tune_controller.get_live_trials()
             if self._trial_state[other].last_train_time < self._next_perturbation_sync
         ]
-        # the failed one was the last that the others waited for: what came after their results is still to be
-        # done
+        # the failed one was the last that others waited for: what comes after their results is still to do
         if waiting and not behind:
             first = waiting[0]
             self.on_trial_result(tune_controller, first, self._trial_state[first].last_result or {})

@@ -1,6 +1,4 @@
-"""What is wrong with how a space is to be searched: settings of the sweep that do not fit the space, the
-recipe or each other.
-"""
+"""What is wrong with how a space is searched: settings that do not fit the space, recipe or each other."""
 
 from __future__ import annotations
 

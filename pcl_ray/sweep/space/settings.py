@@ -1,6 +1,4 @@
-"""The knobs of a sweep, named `sweep.…`: given as options of `pcl-ray sweep` or like any other knob as
-KEY=VALUE.
-"""
+"""The knobs of a sweep, named `sweep.…`: given as options of `pcl-ray sweep`, or as KEY=VALUE like others."""
 
 from __future__ import annotations
 
@@ -121,9 +119,7 @@ class SweepConfig(Section):
 
 
 def read(values: Mapping[str, Any]) -> tuple[SweepConfig, list[Problem]]:
-    """The settings from `sweep.…` values, and the mistakes in them; a knob with a mistake is left at its
-    default.
-    """
+    """The settings from `sweep.…` values, and the mistakes in them; a wrong value leaves a knob's default."""
     given = {name.removeprefix(PREFIX): value for name, value in values.items()}
     try:
         return SweepConfig.model_validate(given), []

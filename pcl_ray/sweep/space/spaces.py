@@ -118,8 +118,7 @@ def draw(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
 
     A point of few values may come twice.
     """
-    # One generator for all knobs: with one each, of the same seed, all would draw the same shares of their
-    # ranges.
+    # One generator for all knobs: several of one seed would all draw the same shares of their ranges.
     generator = np.random.default_rng(seed)
     return [
         {name: _as_written(domain.sample(random_state=generator)) for name, domain in space.domains.items()}
@@ -132,9 +131,7 @@ def _as_written(value: Any) -> Any:
 
 
 def snapped(space: Space, levels: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A function that does for many points what `snap` does for one; it can be pickled. Raises ConfigError
-    for fewer than 2 levels.
-    """
+    """A function that snaps many points as `snap` does one; it pickles. ConfigError for under 2 levels."""
     if levels < 2:
         raise ConfigError([Problem("sweep.temperature_levels", levels, "must be 2 or more")])
     by_log = _TEMPERATURE in space.domains and domains.is_log(space.domains[_TEMPERATURE])
@@ -142,9 +139,7 @@ def snapped(space: Space, levels: int) -> Callable[[dict[str, Any]], dict[str, A
 
 
 def snap(space: Space, point: dict[str, Any], levels: int | None) -> dict[str, Any]:
-    """The point with τ on the nearest of `levels` values over its range; unchanged where τ has no range of
-    real numbers, or without levels.
-    """
+    """The point with τ on the nearest of `levels` values over its range; unchanged without either."""
     return point if levels is None else snapped(space, levels)(point)
 
 
@@ -168,9 +163,7 @@ def _nearest(values: list[float], by_log: bool, point: dict[str, Any]) -> dict[s
 
 
 def to_tune(space: Space) -> dict[str, Domain]:
-    """The domains as a searcher takes them: lists among a choice's values are texts like `0.01,0.02`, which a
-    configuration reads as lists.
-    """
+    """The domains as searchers take them: a choice's lists as texts like `0.01,0.02`, which configs read."""
     return {
         name: _primitive(domain) if isinstance(domain, Categorical) else domain
         for name, domain in space.domains.items()
@@ -191,8 +184,6 @@ def some_value(domain: Domain) -> Any:
 
 
 def described(space: Space) -> list[tuple[str, str]]:
-    """Each knob and its domain in words: ("loss.temperature", "log-uniform 0.05 … 0.5"), ("train.epochs",
-    "fixed 20").
-    """
+    """Each knob and its domain in words, as ("loss.temperature", "log-uniform 0.05 … 0.5")."""
     searched = [(name, domains.words(domain)) for name, domain in space.domains.items()]
     return searched + [(name, f"fixed {value_text(value)}") for name, value in space.fixed.items()]

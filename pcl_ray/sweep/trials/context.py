@@ -13,9 +13,7 @@ from pcl_ray.sweep.space.settings import SweepConfig
 
 @dataclass(frozen=True)
 class SweepContext:
-    """The same for every trial; Ray hands it to their processes. Each of these sets its environment by `home`
-    and `tracking_environment`.
-    """
+    """The same for every trial, whose process sets its environment by `home` and `tracking_environment`."""
 
     sweep: str  # its name
     base: RunConfig

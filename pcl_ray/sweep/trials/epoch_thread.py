@@ -15,9 +15,7 @@ class EpochThread:
     """
 
     def __init__(self, train: Callable[[Callable[[Event], None]], None], handle: Post, limit_s: float):
-        """handle: gets every event, in the thread that iterates. limit_s: without any event for so long, the
-        next epoch raises RunFailed.
-        """
+        """handle: gets each event, in the iterating thread. limit_s: RunFailed after so long without one."""
         self._limit_s = limit_s
         self._handle = handle
         self._events: list[Event] = []

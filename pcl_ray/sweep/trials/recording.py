@@ -1,6 +1,4 @@
-"""What is recorded of a trial while it trains: its MLflow run, its pictures, its figures, the summary that
-the leaderboard is made from.
-"""
+"""What is recorded of a trial while it trains: MLflow run, pictures, figures, summary for the leaderboard."""
 
 from __future__ import annotations
 
@@ -118,9 +116,7 @@ class TrialRecording:
         self._folder.write_state(mlflow_run_id=self._tracker.run_id, recorded=True)
 
     def _summary(self) -> dict[str, Any]:
-        """What the leaderboard is made from. The objective is that of the last evaluation: the best of many
-        would be a choice of its own.
-        """
+        """For the leaderboard. The objective is the last evaluation's: the best of many would be a choice."""
         objective = self._context.objective
         metrics: dict[str, float] = {}
         for entry in self._history:

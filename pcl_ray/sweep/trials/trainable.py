@@ -81,9 +81,7 @@ class TrialProcess(tune.Trainable):
         gc.collect()
 
     def save_checkpoint(self, checkpoint_dir: str) -> str:  # type: ignore[override]
-        """A copy of the newest checkpoint of a population's member, which others may go on from. Its own are
-        written by the trial itself.
-        """
+        """A copy of a population member's newest checkpoint for other members; the trial writes its own."""
         assert self._trial is not None
         point, newest = self._trial.point, self._trial.checkpoint()
         content: dict[str, Any] = {"member": point.member, "values": dict(point.values)}
@@ -94,9 +92,7 @@ class TrialProcess(tune.Trainable):
         return checkpoint_dir
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """checkpoint: the folder that `save_checkpoint` filled. Another member's: the trial goes on from
-        there. Its own: it has that already.
-        """
+        """Goes on from the folder of another member's `save_checkpoint`; its own it has already."""
         content = json.loads(Path(checkpoint, _CHECKPOINT).read_text())
         trial = self._trial
         if trial is None or trial.point.member is None:

@@ -110,9 +110,7 @@ class Trial:
         return self._recording.result() | {"done": True}
 
     def close(self) -> None:
-        """Ends a trial that has not come to its own end: its scheduler or its user wants no more of it,
-        now.
-        """
+        """Ends a trial that has not come to its own end: its scheduler or user wants no more of it now."""
         if isinstance(self._epochs, Generator):
             self._epochs.close()
         if self._folder is not None:
@@ -124,9 +122,7 @@ class Trial:
         return epoch_files.latest(epoch_files.folder_of(RunFolder.path_of(self.name)))
 
     def take_over(self, donor: Path, exploit: dict[str, Any]) -> None:
-        """Population-based training: goes on from another member's checkpoint, with its own values; clusters
-        are made anew with them.
-        """
+        """Population-based training: another member's checkpoint, own values, clusters made anew."""
         from pcl_ray.checkpoints import run_state  # torch
 
         earlier = read_state_at(RunFolder.path_of(self.name)).get("exploits", [])
@@ -168,9 +164,7 @@ class Trial:
         return None
 
     def _open(self) -> bool:
-        """Takes the folder, and the warm-up where there is one to share; False where another trial has
-        either.
-        """
+        """Takes the folder, and the warm-up if there is one to share; False if another trial has either."""
         if self._folder is None:
             try:
                 self._folder = self._opened_folder()

@@ -1,6 +1,4 @@
-"""The two models of a run as folders on this disk, in MLflow's form, before anything is sent. Run as a
-program it exports an encoder.
-"""
+"""The two models of a run as folders in MLflow's form, before sending. As a program, exports an encoder."""
 
 from __future__ import annotations
 
@@ -95,9 +93,7 @@ def save_encoder(served: Embedder, folder: Path) -> None:
 
 
 def save_embedder(served: Embedder, folder: Path) -> None:
-    """The embedder with its code: `served_model.py`, and this whole package, so that it loads where pcl_ray
-    is not installed.
-    """
+    """The embedder with its code, this whole package: so it loads where pcl_ray is not installed."""
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.models import ModelSignature
@@ -162,9 +158,7 @@ def _description(served: Embedder) -> dict[str, Any]:
 
 
 def main(stage: str, folder: str) -> None:
-    """Exports the encoder of the embedder in `stage` to `folder`; exits with 1 and the reason where it
-    cannot.
-    """
+    """Exports the encoder of the embedder in `stage` to `folder`; exits with 1 and a reason if it cannot."""
     try:
         save_encoder(Embedder.load(Path(stage)), Path(folder))
     # torch.export has many kinds of its own, and backbones fail it in as many ways

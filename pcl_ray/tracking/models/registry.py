@@ -39,8 +39,7 @@ def register(
         tags[ENCODER_TAG] = f"models:/{encoder}"
     if value is not None:
         tags |= {OBJECTIVE_TAG: request.objective, VALUE_TAG: repr(float(value))}
-    # a database asks MLflow's global tracking URI, not the client's, what a models:/ URI means; a server its
-    # own
+    # a database asks MLflow's global tracking URI, not the client's, about models:/ URIs; a server its own
     if is_server(client.tracking_uri):
         source = f"models:/{embedder}"
     else:

@@ -32,9 +32,7 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class LoggedModels:
-    """Where the models are: URIs that `mlflow.pyfunc.load_model` takes. summary: what was done, in a
-    sentence.
-    """
+    """Where the models are: URIs that `mlflow.pyfunc.load_model` takes. summary: what was done, in words."""
 
     summary: str
     embedder: str

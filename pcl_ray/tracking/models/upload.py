@@ -109,9 +109,7 @@ class _ModelsOfStep:
 
     @cached_property
     def _points(self) -> list[tuple[str, float, int]]:
-        """Name, value and time, those of the run's own point where there is one: it is the same point then,
-        not a second one in its charts.
-        """
+        """Name, value and time: those of the run's own point if there is one, lest it be charted twice."""
         now = int(time.time() * 1000)
         recorded = self.client.get_run(self._run_id).data.metrics
         points = []
