@@ -1,6 +1,4 @@
-"""Shared by all tests: reproducible property tests, and nothing written outside pytest's temporary
-folders.
-"""
+"""Shared by all tests: reproducible property tests, and nothing written outside pytest's own folders."""
 
 from __future__ import annotations
 
@@ -18,8 +16,7 @@ from processes import free_port
 
 import pcl_ray
 
-# Before torch is imported, and for every process that tests start: threads that wait for each other on busy
-# cores cost a hundredfold.
+# Before torch is imported, for all processes of tests: threads that wait on busy cores cost a hundredfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples on every machine, and no example fails for being slow: tests assert no times.
@@ -35,9 +32,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a script in a fresh interpreter that sees this pcl_ray; for what one process cannot show (imports,
-    resource limits).
-    """
+    """Runs a script in a fresh interpreter with this pcl_ray: for tests of imports and resource limits."""
 
     def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         root = str(Path(pcl_ray.__file__).parents[1])

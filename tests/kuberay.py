@@ -211,9 +211,7 @@ class RayJob(Strict):
 
 
 class Core(Strict):
-    """Kinds of Kubernetes itself: their names are checked here, the pods of a StatefulSet by
-    `PodTemplate`.
-    """
+    """Kinds of Kubernetes itself: their names are checked here, pods of a StatefulSet by `PodTemplate`."""
 
     apiVersion: Literal["v1", "apps/v1", "networking.k8s.io/v1"]
     kind: Literal["PersistentVolumeClaim", "Service", "StatefulSet", "NetworkPolicy"]

@@ -1,6 +1,4 @@
-"""Services of `docker/compose.yaml` as processes of this machine, for tests: the same words, other hosts,
-ports and paths.
-"""
+"""Services of `docker/compose.yaml` as processes of this machine, for tests: other hosts, ports and paths."""
 
 from __future__ import annotations
 

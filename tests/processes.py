@@ -9,9 +9,7 @@ import torch.multiprocessing as mp
 
 
 def joined(context: mp.ProcessContext, seconds: int) -> None:
-    """Waits for the workers; ends those that hang, so that a deadlock is a failure and not a test run without
-    end.
-    """
+    """Waits for the workers; ends those that hang, so that a deadlock fails instead of running for ever."""
     for _ in range(seconds):
         if context.join(timeout=1):
             return

@@ -113,9 +113,7 @@ def digits_record(name: str = "seven", overrides: dict[str, Any] | None = None, 
 def synthetic(
     count: int, images: np.ndarray, rng: np.random.Generator, classes: int = 0
 ) -> ClusteringSnapshot:
-    """A clustering of random sizes and φ, which shows these images [P, 16]; labelled where there
-    are classes.
-    """
+    """A clustering of random sizes and φ, which shows these images [P, 16]; labelled if there are classes."""
     selected = np.sort(rng.choice(count, len(images), replace=False))
     top = rng.integers(0, classes, len(images)) if classes else np.full(len(images), -1)
     phi, sizes = rng.random(count).astype(np.float32), rng.integers(1, 90, count)

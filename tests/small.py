@@ -1,6 +1,4 @@
-"""Settings that several tests share: a run and an encoder so small that an epoch takes a fraction of a
-second.
-"""
+"""Settings that several tests share: a run and encoder so small that an epoch takes well under a second."""
 
 from __future__ import annotations
 

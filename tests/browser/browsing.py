@@ -12,9 +12,7 @@ import pytest
 
 
 def chromium() -> str:
-    """Where the browser is. Skips the test where there is none, but fails it where CI is set: there it has to
-    be.
-    """
+    """Where the browser is. Skips the test without one, but fails it where CI is set: there it has to be."""
     found = (
         os.environ.get("PCL_RAY_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     )

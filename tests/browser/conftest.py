@@ -1,6 +1,4 @@
-"""A real MLflow server with real runs on it: two single runs and a sweep of four trials on the digits, as a
-user would start them.
-"""
+"""A real MLflow server with real runs: two single ones and a sweep of four trials, as a user starts them."""
 
 from __future__ import annotations
 

@@ -44,9 +44,7 @@ def shots(tmp_path: Path) -> Path:
 
 @contextmanager
 def opened(path: Path, size: tuple[int, int], **options: Any) -> Iterator[Any]:
-    """The page; afterwards nothing may have gone wrong, been asked for outside, or be wider than the
-    window.
-    """
+    """The page; afterwards nothing may have failed, been asked for outside, or exceed the window's width."""
     with page(*size, **options) as view:
         view.goto(path.as_uri())
         yield view
@@ -102,9 +100,7 @@ def test_the_keyboard_opens_and_goes_on(report: Path) -> None:
 
 
 def test_pictures_are_those_of_the_images(report: Path, shots: Path) -> None:
-    """The pixels on the screen, in a card (drawn by Python) and in the panel (drawn by the script), are the
-    thumbnail's.
-    """
+    """The pixels on the screen, in a card (drawn by Python) and the panel (by the script): the image's."""
     import numpy as np
     from PIL import Image
 

@@ -42,9 +42,7 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 def opened(page: Page, address: str) -> None:
-    """Opens it and closes the assistant, which takes a quarter of the page on the first visit of a local
-    server.
-    """
+    """Opens it and closes the assistant, which on a first visit takes a quarter of a local server's page."""
     page.goto(address)
     page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]').click()
 
@@ -54,9 +52,7 @@ def cards(page: Page) -> Locator:
 
 
 def headers(page: Page) -> list[str]:
-    """The columns as they are seen, from left to right; those of metrics come once the runs are loaded, in
-    their places a moment later.
-    """
+    """The columns as seen, from left to right; metrics' come a moment after the runs are loaded."""
     page.locator(".ag-header-cell[col-id^='metrics.']").first.wait_for()
     page.wait_for_timeout(1000)
     places = "cell => [cell.getBoundingClientRect().left, cell.getAttribute('col-id')]"

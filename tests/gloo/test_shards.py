@@ -81,8 +81,7 @@ def last(data: Tensor, config: EStepConfig) -> ClusterSet:
     return cluster(data, config, epoch=3, temperature=0.2, seed=0)
 
 
-# name: the features, the settings, and whether there are clusters of the E-step before (made of the features
-# before they drifted)
+# name: the features, the settings, and whether clusters exist already (of the features before they drifted)
 CASES: dict[str, tuple[Callable[[], Tensor], EStepConfig, bool]] = {
     "cold": (mixture, settings(40, 7), False),
     "torch backend": (mixture, settings(40, 7, backend="torch"), False),
@@ -97,8 +96,7 @@ CASES: dict[str, tuple[Callable[[], Tensor], EStepConfig, bool]] = {
     "nested warm": (mixture, settings(60, 20, 5, nested=True), True),
     "strict": (mixture, settings(60, 20, 5, nested=True, nested_passes=0), True),
     "half": (lambda: mixture().half(), settings(40, 7), True),
-    # float32 cannot tell which of these centroids are nearer, and faiss computes 1,000 rows of 128 numbers in
-    # another way than 3,000
+    # float32 cannot tell which centroids are nearer; faiss computes 1,000 rows of 128 otherwise than 3,000
     "a narrow cone": (
         lambda: F.normalize(mixture(dim=128) + 60 * torch.eye(128)[0], dim=1),
         settings(200, collapse_cone=0.9999),
@@ -252,9 +250,7 @@ def missing(group: Group) -> list[str]:
 
 
 def shrunk(group: Group) -> dict[str, Any]:
-    """The last clusters are those of fewer images: only some of the processes hold images that they know
-    nothing of.
-    """
+    """The last clusters are of fewer images: only some processes hold images unknown to them."""
     data = mixture()
     before = last(data[:1500], settings(40))
     mine = uneven(3000)[group.rank]

@@ -139,9 +139,7 @@ def clusters() -> ClusterSet:
 
 
 def train(knobs: dict[str, Any]) -> dict[str, Any]:
-    """Three steps of the real M-step: metrics of each, gradients of the first, and what is left at the
-    end.
-    """
+    """Three steps of the real M-step: metrics of each, gradients of the first, and the state at the end."""
     config = configs.with_overrides(configs.RunConfig(), KNOBS | {"train.epochs": 4} | knobs)
     plan = plans.make(config, N)
     with group_normalised():

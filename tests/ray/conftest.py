@@ -1,6 +1,4 @@
-"""Real Ray, through the command a user types. Each run starts a Ray of its own in its own process, and ends
-it.
-"""
+"""Real Ray, through the command a user types. Each run starts and ends a Ray of its own in its process."""
 
 from __future__ import annotations
 

@@ -39,9 +39,7 @@ def postgres_programs() -> Path:
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two environments, made as the Dockerfiles make them: `ray` and `mlflow`. Our package is installed anew
-    each time.
-    """
+    """Two environments, made as the Dockerfiles make them: `ray` and `mlflow`. Our package is always new."""
     postgres_programs()  # before minutes are spent
     kept = os.environ.get("PCL_RAY_TEST_PREFIX")
     folder = Path(kept) if kept else tmp_path_factory.mktemp("prefix")
@@ -98,9 +96,7 @@ def stack(prefix: Path, tmp_path: Path) -> Iterator[Stack]:
 
 @pytest.fixture
 def database(stack: Stack) -> Iterator[None]:
-    """PostgreSQL as its image sets it up: a user and a database named mlflow, a password from a file. It
-    refuses to run as root.
-    """
+    """PostgreSQL as its image sets it up: user and database mlflow, password in a file. It refuses root."""
     programs, who = (
         postgres_programs(),
         (["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []),

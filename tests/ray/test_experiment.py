@@ -127,9 +127,7 @@ def children_of(process: subprocess.Popen[str], title: str) -> list[int]:
 
 
 def said_after_losing(title: str, tmp_path: Path, *more: str) -> str:
-    """Kills one such process in the middle of the run `disturbed`, which must end well all the same; what it
-    said on stderr.
-    """
+    """Kills one such process during the run `disturbed`, which must end well; returns the run's stderr."""
     with start_long_run("disturbed", tmp_path, *more) as process:
         try:
             wait_for_epochs(process, "disturbed", 5)
@@ -196,9 +194,7 @@ def test_a_loss_that_is_not_finite_is_one_message_and_not_tried_again(pcl_ray: C
 
 @pytest.mark.slow
 def test_where_the_clustering_runs_makes_no_difference(pcl_ray: Callable[..., Any]) -> None:
-    """In the actor, in the workers, in three actors: the same weights, prototypes and assignments, bit by
-    bit.
-    """
+    """In the actor, the workers or three actors: the same weights, prototypes and assignments, bit by bit."""
     found = {}
     for mode, words in {"single": (), "distributed": (), "sharded": ("e_step.shards=3",)}.items():
         ended = pcl_ray("digits", *SMALL, f"e_step.mode={mode}", *words, "--name", mode)

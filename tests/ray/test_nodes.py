@@ -1,6 +1,4 @@
-"""Two nodes on one host: the second sees another folder where the first has PCL_RAY_HOME, as a machine
-without the shared storage would.
-"""
+"""Two nodes on one host: the second has another folder at PCL_RAY_HOME, as without a shared storage."""
 
 from __future__ import annotations
 
@@ -174,9 +172,7 @@ def test_with_storage_that_both_see_two_nodes_train_together(nodes: Nodes, tmp_p
 
 
 def test_checkpoints_on_a_storage_need_no_shared_home(nodes: Nodes, tmp_path: Path) -> None:
-    """Each node keeps its own copy; what counts is the storage. The run is stopped by its length and made
-    longer, so that all restore.
-    """
+    """Each node has a copy; the storage's counts. The run ends and is made longer, so that all restore."""
     words = (*RUN, f"resources.storage=file://{tmp_path}/kept")
     ended = nodes.train("digits", *words, "--name", "kept", home=nodes.hidden / "home")
     assert ended.returncode == 0, ended.stderr
@@ -190,9 +186,7 @@ def test_checkpoints_on_a_storage_need_no_shared_home(nodes: Nodes, tmp_path: Pa
 def test_a_node_where_the_storage_is_not_mounted_ends_the_request(
     nodes: Nodes, tmp_path: Path, as_uri: bool
 ) -> None:
-    """The second node can write under that path as well, into a folder of its own: it has to be asked for
-    what the driver wrote.
-    """
+    """The second node writes under that path too, into its own folder: ask it for what the driver wrote."""
     shared = nodes.hidden / f"storage{as_uri:d}"
     uri = f"file://{shared}" if as_uri else str(shared)
     ended = nodes.train(

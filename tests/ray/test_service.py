@@ -265,9 +265,7 @@ def test_a_stopped_job_ends_in_good_order_and_goes_on(service: Service) -> None:
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_a_run_that_goes_on(service: Service) -> None:
-    """Ray kills it where it does not end in time; and `pcl-ray runs` says so instead of showing it as running
-    for ever.
-    """
+    """Ray kills it if it does not end in time, and `pcl-ray runs` says so instead of running for ever."""
     service.pcl_ray("submit", "digits", *SMALL, *QUIET, *LONG, "--name", "shot", "--no-wait")
     service.wait_until(
         lambda: (service.state("shot").get("progress") or {}).get("epoch", 0) >= 2, "two epochs"
@@ -409,9 +407,7 @@ def test_mlflow_down_at_submit_costs_a_warning(service: Service) -> None:
 
 @pytest.mark.slow
 def test_a_run_without_the_server_is_recorded_whole_in_its_store(service: Service) -> None:
-    """The experiment was made through the server; a plain run writes to the same database and the same
-    folder.
-    """
+    """The experiment was made through the server; a plain run writes to the same database and folder."""
     done = service.pcl_ray(
         "submit", "digits", *SMALL, "tracking.pictures=0", "tracking.model=false", "--name", "served"
     )

@@ -327,8 +327,7 @@ def test_a_population_goes_on_without_a_member_that_failed(tmp_path: Path, sweep
     done = sweep(space(tmp_path, text), *words, "--samples", "30", "--scheduler", "pbt", "--name", "fewer")
     assert done.returncode == 0, done.stderr
     states = [json.loads(path.read_text())["state"] for path in (home() / "runs").glob("fewer.*/state.json")]
-    # Exploring may give another member the value that makes it fail; what counts is that the others come to
-    # their end.
+    # Exploring may give another member the value that makes it fail; what counts is that the others end.
     assert len(states) == 4
     assert {"failed", "finished"} == set(states)
 

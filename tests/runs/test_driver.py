@@ -1,6 +1,4 @@
-"""Whole runs in one process (`resources.workers=0`) through the command line: what they write, how they go
-on, how they refuse.
-"""
+"""Whole runs in one process (`resources.workers=0`) by the command: what they write, resume and refuse."""
 
 from __future__ import annotations
 
@@ -195,8 +193,7 @@ def test_without_warm_up_the_first_epoch_has_clusters(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_with_epoch_step_cause_and_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # At this rate the weights overflow after some steps. Evaluation off: the checkpoint of the epochs before
-    # stands.
+    # At this rate weights overflow after some steps. Evaluation off: the last epochs' checkpoint stands.
     words = (
         "--name",
         "hot",
@@ -350,9 +347,7 @@ def test_sigterm_stops_a_run_that_resumes(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ended_in_its_warm_up_and_is_made_longer_clusters_at_once() -> None:
-    """The straight run clusters before epoch 3; so must the one that had stopped there, though its checkpoint
-    holds no clusters.
-    """
+    """The straight run clusters before epoch 3; so must the stopped one, whose checkpoint has no clusters."""
     assert (
         train("--name", "warm", "e_step.warmup_epochs=2", "train.epochs=2", "optimizer.schedule=constant")
         == 0

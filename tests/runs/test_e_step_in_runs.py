@@ -1,6 +1,4 @@
-"""What the E-step does within whole runs in one process: overlap, the feature bank, features that collapse.
-Through the command line.
-"""
+"""The E-step in whole runs in one process, by the command: overlap, feature bank, features that collapse."""
 
 from __future__ import annotations
 
@@ -139,9 +137,7 @@ def test_overlap_without_a_fixed_step_changes_over_by_the_end_of_the_epoch() -> 
 
 
 def test_overlap_and_waiting_agree_on_the_figures_of_the_same_encoder() -> None:
-    """After the first epoch with clusters both have trained alike: what is measured then must be the same,
-    whenever it comes.
-    """
+    """After the first epoch with clusters both have trained alike: the same measures, whenever they come."""
     assert train("--name", "waits", "train.epochs=3") == 0
     assert train("--name", "goes-on", *OVERLAP, "train.epochs=3") == 0
     for epoch in (0, 1):

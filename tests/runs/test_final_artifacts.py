@@ -1,6 +1,4 @@
-"""What a run leaves behind, read again by those who look at it: report, figures, note, record; and the
-commands that show them.
-"""
+"""What a run leaves, as its readers find it: report, figures, note, record, and commands that show them."""
 
 from __future__ import annotations
 

@@ -34,9 +34,7 @@ def weights(state: run_state.RunState) -> torch.Tensor:
 
 
 def assert_begins_where_the_origin_ended(name: str) -> None:
-    """Its first new epoch, the fifth, begins with the weights after the origin's fourth, and its history is
-    the origin's until then.
-    """
+    """Its first epoch, the fifth, begins with the weights after the origin's fourth, and with its history."""
     origin, forked = states("origin")[-1], states(name)
     assert [state.epoch for state in forked] == [4, 5, 6]
     assert torch.equal(weights(forked[0]), weights(origin))
@@ -141,9 +139,7 @@ def test_a_storage_that_does_not_take_the_first_checkpoint(
 def test_the_origin_is_found_on_the_storage(
     by_environment: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It got there after it had finished, so that its own configuration names none; here its folder is
-    lost.
-    """
+    """The checkpoint got there once the run had ended, so its configuration names none; no folder is left."""
     shared, kept = str(tmp_path / "shared"), states("origin")[-1]
     with monkeypatch.context() as named:
         named.setenv(storage.VARIABLE, shared)

@@ -1,6 +1,4 @@
-"""From snapshots to pictures: what is drawn, what is kept for the report, and that nothing of it reaches the
-training.
-"""
+"""From snapshots to pictures: what is drawn and kept for the report; nothing of it reaches the training."""
 
 from __future__ import annotations
 

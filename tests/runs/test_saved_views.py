@@ -1,6 +1,4 @@
-"""The dashboard's ready-made views: what is written, and what is left alone. That the dashboard reads them is
-tested in tests/browser.
-"""
+"""The dashboard's saved views: written or left alone. Whether it reads them is tested in tests/browser."""
 
 from __future__ import annotations
 

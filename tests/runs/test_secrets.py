@@ -392,9 +392,7 @@ def test_nothing_that_was_printed_holds_a_secret(left: Left) -> None:
 
 
 def test_the_search_was_for_real(left: Left, tmp_path: Path) -> None:
-    """Every command did what it is for, the server was talked to under its address with a password, and a
-    planted secret is found.
-    """
+    """Every command did its work, the server was reached with its password, and a planted secret is found."""
     expected = {
         "told": 0,
         "RuntimeError": -1,
@@ -515,9 +513,7 @@ def _begin(entry: tuple[str, ...], environment: dict[str, str]) -> subprocess.Po
 
 @pytest.mark.slow
 def test_a_sweep_and_its_models_leave_no_secret_behind(tmp_path: Path, empty_store: Path) -> None:
-    """On a real Ray with a token, whose trials are recorded by processes of their own; also in what Ray Tune
-    keeps, and in Ray's own logs.
-    """
+    """A real Ray with a token: trials record by their own processes; also what Tune keeps and Ray logs."""
     space = tmp_path / "mine.yaml"
     space.write_text("base: digits\nspace:\n  loss.temperature: {type: choice, values: [0.1, 0.2]}\n")
     ray_place = Path(f"/tmp/r{os.getpid()}")

@@ -1,6 +1,4 @@
-"""Trials of a sweep in one process: shared warm-ups bit by bit, ends of all kinds, members of a
-population.
-"""
+"""Trials of a sweep in one process: shared warm-ups bit by bit, ends of all kinds, population members."""
 
 from __future__ import annotations
 

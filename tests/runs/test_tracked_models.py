@@ -1,6 +1,4 @@
-"""Models in MLflow: a real sqlite store and a real run; loaded in an interpreter that has no pcl_ray, served
-over HTTP.
-"""
+"""Models in MLflow: a real sqlite store and run; loaded in an interpreter without pcl_ray, served by HTTP."""
 
 from __future__ import annotations
 

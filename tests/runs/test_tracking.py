@@ -37,9 +37,7 @@ def home(tmp_path: Path, empty_store: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No store of the machine that runs the tests, and one try an attempt instead of MLflow's waiting in
-    between.
-    """
+    """No store of the machine that runs the tests, and one try an attempt instead of MLflow's waiting."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -1,6 +1,4 @@
-"""Nothing that is read runs foreign code, and names from users stay inside the folders that they belong
-in.
-"""
+"""Nothing that is read runs foreign code, and names from users stay inside the folders they belong in."""
 
 from __future__ import annotations
 
@@ -562,8 +560,7 @@ def constant(call: ast.Call, name: str) -> Any:
     )
 
 
-# Where code is run on purpose, or a pickle read: spaces in Python, and Ray Tune's searcher, whose folder
-# `restoring` has checked.
+# Where code is run on purpose or a pickle read: spaces in Python, Ray Tune's searcher in a checked folder.
 ALLOWED = {"runpy.run_path": {"sweep/space/files.py"}, "pickle.load": {"sweep/space/search.py"}}
 NEVER = re.compile(
     r"(eval|exec|compile|__import__|(\w+\.)*(unsafe_load|full_load|joblib\.load|(cloud)?pickle\.loads?|run_path|extractall|unpack_archive))"

@@ -1,6 +1,4 @@
-"""InfoNCE and ProtoNCE against slow references, written from the paper's equations with loops over Python
-numbers.
-"""
+"""InfoNCE and ProtoNCE against slow references, from the paper's equations with loops over Python numbers."""
 
 from __future__ import annotations
 
@@ -38,9 +36,7 @@ def reference_proto_nce(
     columns: list[int] | None,
     mask: bool,
 ) -> float:
-    """Equation 11, second term, for one clustering. `columns` None: over all prototypes. Each logit is
-    divided by its own prototype's φ.
-    """
+    """Equation 11, second term, one clustering. `columns` None: all prototypes. Logits use their own φ."""
     c, f, total = prototypes.tolist(), phi.tolist(), 0.0
     for row, q in enumerate(query.tolist()):
         own = positives[row]

@@ -14,9 +14,7 @@ CPU = torch.device("cpu")
 
 
 def read_at(times: list[float], settled: list[int] | None = None) -> StepClock:
-    """A clock that ticked at these times, settled after the ticks of these numbers (default: after the
-    last).
-    """
+    """A clock that ticked at these times, settled after the ticks of these numbers (else: after the last)."""
     clock = StepClock(CPU)
     with pytest.MonkeyPatch.context() as patched:
         for number, moment in enumerate(times):

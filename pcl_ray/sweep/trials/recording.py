@@ -116,7 +116,7 @@ class TrialRecording:
         self._folder.write_state(mlflow_run_id=self._tracker.run_id, recorded=True)
 
     def _summary(self) -> dict[str, Any]:
-        """For the leaderboard. The objective is the last evaluation's: the best of many would be a choice."""
+        """The leaderboard's figures. The objective is the last evaluation's: the best would be a choice."""
         objective = self._context.objective
         metrics: dict[str, float] = {}
         for entry in self._history:

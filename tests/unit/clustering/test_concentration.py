@@ -1,6 +1,4 @@
-"""φ against a slow reference: equation 12 with loops over Python numbers, then percentiles, then the
-scale.
-"""
+"""φ against a slow reference: equation 12 with loops over Python numbers, percentiles, then the scale."""
 
 from __future__ import annotations
 

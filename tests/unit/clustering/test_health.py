@@ -76,9 +76,7 @@ def definition(data: Tensor, found: Labelled, alpha: float = 10.0) -> list[float
 
 
 def check_definition(data: Tensor, found: Labelled) -> None:
-    """For φ that was neither clipped nor scaled: the definition where that is finite and positive, else
-    something finite and positive.
-    """
+    """For φ neither clipped nor scaled: the definition if finite and positive, else something that is."""
     expected = definition(data, found)
     positive = [value for value in expected if value > 1e-6]
     for value, phi in zip(expected, found.concentration.tolist(), strict=True):
@@ -238,8 +236,7 @@ def test_identical_features_and_noise_around_one_point_have_collapsed(offset: fl
 
 @pytest.mark.parametrize("k", [24, 1200])
 def test_a_run_that_really_collapsed(k: int) -> None:
-    # Random-pair cosine 1 − 1e-9, all rows different: k-means left 92 % of the clusters empty, and φ was 0.2
-    # everywhere.
+    # Random-pair cosine 1 − 1e-9, all rows different: k-means left 92 % of clusters empty, φ was 0.2 for all.
     data = unit(unit(noise(1, 64)) + 4e-6 * noise(1500, 64, 1))
     assert len(data.unique(dim=0)) == 1500
     cosine = float((data[:750].double() * data[750:].double()).sum(dim=1).mean())
@@ -335,8 +332,7 @@ def test_more_clusters_than_distinct_features_are_refused() -> None:
 
 
 def test_a_dominant_cluster_of_a_warm_start_is_clustered_anew() -> None:
-    # In noise the mean of very many points is nearer to every point than the means of a few are: whoever is
-    # large stays so.
+    # In noise a mean of very many points is nearer to all than a mean of few: large clusters stay large.
     data, draw = unit(noise(2000, 400)), torch.Generator().manual_seed(0)
     labels = torch.where(torch.arange(2000) % 5 < 3, 0, torch.randint(1, 100, (2000,), generator=draw))
     result = attempt(data, 100, previous=previous_of(labels, 100, dim=400))
@@ -364,9 +360,7 @@ def test_a_dominant_cluster_that_comes_again_is_rejected() -> None:
 
 
 def with_twins(base: int, twins: int, n: int) -> Tensor:
-    """`base` points, `twins` of them once more with one number changed in its last place: too near for
-    k-means to tell them apart.
-    """
+    """`base` points, `twins` of them twice, one number changed in its last place: too near for k-means."""
     data = healthy(base)[torch.arange(n) % base]
     at = data[:twins].abs().argmin(dim=1)
     data[torch.arange(twins), at] = torch.nextafter(data[torch.arange(twins), at], torch.tensor(9.0))
@@ -417,9 +411,7 @@ def reference_proto_nce(
     mask: bool,
     valid: list[bool],
 ) -> float:
-    """Equation 11, second term, over prototypes that stand for images; an image whose own does not adds
-    nothing.
-    """
+    """Equation 11, second term, over prototypes that stand for images; images of other ones add nothing."""
     total = 0.0
     for row, (q, own) in enumerate(zip(query.tolist(), positives, strict=True)):
         if own < 0 or not valid[own]:

@@ -68,8 +68,7 @@ def test_converged_centroids_are_the_means_of_their_members(k: int) -> None:
     "options", [{"iterations": 1}, {"iterations": 2, "restarts": 3}, {"iterations": 3, "spherical": True}]
 )
 def test_assignments_and_distances_belong_to_the_centroids_given_back(options: dict[str, object]) -> None:
-    # Also before convergence, where the last iteration moved the centroids, and where the best of several
-    # runs was not the last.
+    # Also before convergence, if the last iteration moved centroids, or if the best run was not the last.
     data = points()
     check_belongs_together(data, kmeans(data, 8, seed=0, **options))
 

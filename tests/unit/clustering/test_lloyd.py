@@ -1,6 +1,4 @@
-"""Lloyd's algorithm: against loops over Python numbers, and what it does about empty clusters, warm starts
-and the last pass.
-"""
+"""Lloyd's algorithm against loops over Python numbers; its empty clusters, warm starts and last pass."""
 
 from __future__ import annotations
 
@@ -58,9 +56,7 @@ def check_belongs_together(points: Points, found: LloydRun) -> None:
 def reference(
     rows: list[list[float]], centroids: list[list[float]], passes: int
 ) -> tuple[list[list[float]], list[int], list[float]]:
-    """`passes` assignments, with the means of the members in between; clusters without members stay where
-    they are.
-    """
+    """`passes` assignments, with the members' means in between; clusters without members do not move."""
     labels, objectives = [], []
     for number in range(passes):
         labels, objective = [], 0.0

@@ -22,9 +22,7 @@ def some(n: int, dim: int, seed: int = 0) -> Tensor:
 
 
 def reference(fine: list[list[float]], sizes: list[int], coarse: list[list[float]]) -> list[int] | None:
-    """k-means of the fine centroids, each as often as it has points, until nothing changes; None where a
-    coarse cluster becomes empty.
-    """
+    """k-means of fine centroids, weighted by points, until nothing changes; None if a cluster gets empty."""
     labels: list[int] = []
     while True:
         distances = [[sum((a - b) ** 2 for a, b in zip(row, c, strict=True)) for c in coarse] for row in fine]
@@ -92,8 +90,7 @@ def test_starts_follow_the_seed_and_the_weights() -> None:
     first, again, other = (coarse_of_fine(fine, sizes, 5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    # Two far apart and heavy, three together and light: with two drawn by weight, the heavy ones are nearly
-    # always the start.
+    # Two far apart and heavy, three together and light: two drawn by weight nearly always are the heavy ones.
     fine, sizes = torch.tensor([[0.0], [1.0], [0.4], [0.5], [0.6]]), torch.tensor([1000, 1000, 1, 1, 1])
     apart = [coarse_of_fine(fine, sizes, 2, seed=seed) for seed in range(50)]
     assert all(found[0] != found[1] for found in apart)

@@ -341,9 +341,7 @@ def test_arrays_need_a_file(path: str | None, said: str) -> None:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, source: str) -> list[tuple[object, ...]]:
-    """torchvision's class replaced by one with as many images, of 2 × 2 pixels; gives back the calls it
-    got.
-    """
+    """torchvision's class replaced by one with as many images of 2 × 2 pixels; returns the calls it got."""
     asked: list[tuple[object, ...]] = []
     sizes = {"train": 5_000, "train+unlabeled": 105_000, "test": 8_000}
 

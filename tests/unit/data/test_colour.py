@@ -170,9 +170,7 @@ def test_colours_stay_within_their_range(channels: int) -> None:
 
 
 def palette() -> Tensor:
-    """[1, 3, 9, 14]: every mixture of 0, a little, half, nearly all and all of red, green and blue: greys,
-    primary colours, ties.
-    """
+    """[1, 3, 9, 14]: mixtures of 0, a little, half, nearly all and all of red, green and blue, with ties."""
     return (
         torch.tensor([*itertools.product([0.0, 1 / 255, 0.5, 254 / 255, 1.0], repeat=3), (0.3, 0.3, 0.3)])
         .T.reshape(1, 3, 9, 14)

@@ -98,9 +98,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def some_source(root: Path, kind: str, count: int, own_holdout: int) -> tuple[str, str]:
-    """A data set of `count` images, with a held-out part of its own where `own_holdout` is not 0: its source
-    and path.
-    """
+    """A data set of `count` images, with `own_holdout` held-out ones of its own if not 0: source and path."""
     match kind:
         case "idx":
             idx_folder(

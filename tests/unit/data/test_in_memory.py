@@ -234,9 +234,7 @@ def test_very_long_pictures_have_views(tmp_path: Path, size: int, shape: tuple[i
 
 
 def test_squares_are_cut_in_the_proportions_of_their_pictures(tmp_path: Path) -> None:
-    """A ramp from left to right in pictures five times as wide as high: crops, whose sides are 3:4 to 4:3,
-    span little of it.
-    """
+    """A ramp from left to right, five times as wide as high: crops, of 3:4 to 4:3, span little of it."""
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 200).astype(np.uint8)[None, :, None], (40, 1, 3)))
     off = {"flip": 0.0, "jitter": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0}
     images = kept(tree(tmp_path, [ramp] * 30), 48)

@@ -339,9 +339,7 @@ def usual(channels: int, version: str, knobs: dict[str, object] | None = None) -
 
 
 def differences(settings: RunConfig, version: str) -> list[str]:
-    """The figures in which the batch's views under `settings` and torchvision's under the usual ones are not
-    of one distribution.
-    """
+    """Figures in which the batch's views under `settings` and torchvision's differ in distribution."""
     mine, others = figures(of_the_batch(settings)), figures(one_by_one(settings.data.channels, version))
     return [name for name in mine if stats.ks_2samp(mine[name], others[name]).pvalue < UNLIKELY]
 

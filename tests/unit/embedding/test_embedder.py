@@ -1,6 +1,4 @@
-"""What is served of a run: the same features as in training whatever the pictures come as, prototypes that
-have images, clear refusals.
-"""
+"""What is served of a run: training's features from any pictures, prototypes with images, clear refusals."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ def config_of(channels: int, size: int, **more: Any) -> RunConfig:
 
 
 def written(settings: RunConfig, folder: Path, clusters: ClusterSet | None = None) -> Path:
-    """A checkpoint whose momentum encoder is another than its query encoder, with batch statistics of its
-    own.
-    """
+    """A checkpoint whose momentum encoder differs from its query encoder and has its own batch statistics."""
     torch.manual_seed(3)
     query, key = (build(settings.encoder, settings.data.channels) for _ in range(2))
     key.train()(

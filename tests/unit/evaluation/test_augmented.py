@@ -1,6 +1,4 @@
-"""LiDAR's views: which images and which views of them, on how many workers, and that a run trains as it would
-without.
-"""
+"""LiDAR's views: of which images, how many, on any number of workers; and the run trains as without."""
 
 from __future__ import annotations
 
@@ -287,9 +285,7 @@ class StopsIn(Display):
 
 
 def test_a_run_that_goes_on_has_the_figures_at_the_same_epochs() -> None:
-    """With overlap the E-step after epoch 2 is begun again: its figures are not those of epoch 3, also where
-    LiDAR is asked for only now.
-    """
+    """With overlap, epoch 2's E-step begins again: its figures are not epoch 3's, even if LiDAR is new."""
     words = ("e_step.overlap=true", "e_step.switch_step=2")
     assert train("--name", "whole", *words, *LIDAR) == 0
     for first, seen in ((LIDAR, [True] * 4), ((), [False, True, True, True])):

@@ -42,9 +42,7 @@ def test_rankme_of_a_diverged_encoder_is_nan(value: float) -> None:
 
 
 def slow_areq(rows: Tensor) -> float:
-    """Eigenvalues of the covariance, summed row by row, up to 99 % of the variance; the line of least squares
-    with weights 1/j by numpy.
-    """
+    """Eigenvalues of the covariance, up to 99 % of variance; least squares with weights 1/j by numpy."""
     data = rows.double().numpy()
     mean = sum(data) / len(data)
     covariance = sum(np.outer(row - mean, row - mean) for row in data) / len(data)
@@ -154,9 +152,7 @@ def test_lidar_is_the_definition(seed: int, images: int, views: int, dim: int, s
 
 
 def test_lidar_by_hand() -> None:
-    """Four images at the corners of a rectangle, views that differ by ±1 along the first axis: eigenvalues
-    9/(1 + δ) and 4/δ.
-    """
+    """Four images at a rectangle's corners, views ±1 along the first axis: eigenvalues 9/(1 + δ) and 4/δ."""
     corners = torch.tensor([[3.0, 2.0], [3.0, -2.0], [-3.0, 2.0], [-3.0, -2.0]])
     made = corners[:, None] + torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     first, second = 9 / 1.0001, 4 / 0.0001

@@ -1,6 +1,4 @@
-"""What the M-step changes, put together: the same on every worker, compiled where asked for, and going on
-without where that fails.
-"""
+"""What the M-step changes: the same on every worker, compiled if asked for, and going on if that fails."""
 
 from __future__ import annotations
 
@@ -219,9 +217,7 @@ def test_the_first_pass_has_the_shape_and_the_format_of_a_step(
 
 
 class Refuses(nn.Module):
-    """Compiled code that cannot be made, which shows when the pass has gone through the backbone: the
-    statistics have moved by then.
-    """
+    """Compiled code that fails once the pass is through the backbone: by then the statistics have moved."""
 
     def __init__(self, module: encoder.Encoder, error: Exception):
         super().__init__()

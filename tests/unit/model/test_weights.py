@@ -50,9 +50,7 @@ def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str) -> None:
 
 
 class Published(nn.Module):
-    """The reference's layout: two torchvision ResNets whose `fc` is the projection head, wrapped in
-    DataParallel (`module.`).
-    """
+    """The reference's layout: two torchvision ResNets, `fc` as projection head, inside DataParallel."""
 
     def __init__(self, head: str, dim: int = 16):
         super().__init__()

@@ -1,6 +1,4 @@
-"""Taking turns, where Ray does not answer as it should; that it works on a real cluster is shown in
-tests/ray.
-"""
+"""Taking turns, where Ray does not answer as it should; tests/ray shows that it works on a real cluster."""
 
 from __future__ import annotations
 

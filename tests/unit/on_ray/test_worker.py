@@ -1,6 +1,4 @@
-"""The E-step through actors, with local objects behind the handles: what is sent, how often it is tried, and
-how it ends.
-"""
+"""The E-step through actors, with local objects as handles: what is sent, how often tried, how it ends."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ class Reference:
 
 
 class Handle:
-    """An actor's handle: `handle.method.remote(…)` runs at once. `errors` are raised instead, by method, one
-    for each call.
-    """
+    """An actor's handle: `handle.method.remote(…)` runs at once, or raises the method's next of `errors`."""
 
     def __init__(self, make: Callable[[], Any]):
         self._make = make

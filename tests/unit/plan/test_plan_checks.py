@@ -16,8 +16,7 @@ def test_a_good_configuration_has_no_problems_and_no_notes() -> None:
     assert check(config_of(), N, 200, gpus=0) == ([], [])
 
 
-# One row: what is changed, the number of images, the knob at fault, and what its message must hold, a number
-# for the way out among it.
+# One row: changes, number of images, the knob at fault, and what its message must hold, the way out included.
 MISTAKES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
     "more clusters than images": (
         {"e_step__num_clusters": [10, 2000]},

@@ -48,9 +48,7 @@ def test_the_incomplete_last_batch_is_dropped() -> None:
     ],
 )
 def test_epochs_that_begin_with_new_clusters(warmup: int, every: int, expected: tuple[int, ...]) -> None:
-    """The last entry is the final clustering, after training; without any epoch that uses clusters there is
-    none.
-    """
+    """The last entry is the final clustering, after training; none if no epoch uses clusters."""
     plan = plan_of(train__epochs=5, e_step__warmup_epochs=warmup, e_step__every_epochs=every)
     assert plan.e_step_epochs == expected
     assert [epoch for epoch in range(6) if plan.clusters_before(epoch)] == list(expected)

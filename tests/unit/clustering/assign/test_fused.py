@@ -181,8 +181,7 @@ def test_cut_into_pieces_gives_the_same(run: Run, half: bool) -> None:
 
 
 def test_a_row_has_its_label_wherever_it_is_held(run: Run) -> None:
-    # Two far groups, and rounding that decides within them: a part of the rows has another mean than all of
-    # them.
+    # Two far groups, and rounding that decides within them: a part of the rows has another mean than all.
     side = torch.tensor([1.0, -1.0]).repeat_interleave(150)[:, None]
     rows, centroids = side + 0.002 * sphere(300, 32, 8), side[::3] + 0.002 * sphere(100, 32, 9)
     whole, _, _ = run(rows, centroids, half=True)

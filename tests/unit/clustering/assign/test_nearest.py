@@ -47,8 +47,7 @@ def some(n: int, dim: int, seed: int = 0) -> Tensor:
 def test_ties_on_a_grid_go_to_the_lowest_id(
     backend: Backend, dim: int, k: int, n: int, size: int, offset: int, seed: int, half: bool
 ) -> None:
-    # Whole numbers: distances are exact, and most points are equally near to several centroids, some of which
-    # are equal.
+    # Whole numbers: exact distances; most points are equally near to several centroids, some of them equal.
     draw = torch.Generator().manual_seed(seed)
     rows, centroids = (
         torch.randint(-size, size + 1, (m, dim), generator=draw) + float(offset) for m in (n, k)
@@ -172,8 +171,7 @@ print(peak() - before)
 def test_all_distances_are_never_held_at_once(
     run_python: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    # 12000 × 12000 are 576 MB in float32 and twice that in float64, in which the ties of the third call are
-    # decided.
+    # 12000 × 12000 are 576 MB in float32 and twice that in float64, which decides the third call's ties.
     ended = run_python(MEMORY)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) < 400

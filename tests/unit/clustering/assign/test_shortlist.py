@@ -1,6 +1,4 @@
-"""The shortlist: brute force within the candidates, a check that finds out where that is not enough, and the
-way back.
-"""
+"""The shortlist: brute force within the candidates, a check of whether that is enough, and the way back."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ def some_candidates(k: int, count: int, seed: int = 0) -> Tensor:
 
 
 def brute(rows: Tensor, centroids: Tensor, labels: Tensor, around: Tensor) -> list[int]:
-    """Of the candidates of its cluster the nearest to each row, by subtraction in float64; the first of equal
-    ones.
-    """
+    """The nearest of a cluster's candidates to each row, by subtraction in float64; the first of equals."""
     found = []
     for row, label in zip(rows.double(), labels.tolist(), strict=True):
         if label < 0:
@@ -112,9 +108,7 @@ def test_a_cluster_is_its_own_candidate_also_among_equal_centroids() -> None:
 
 
 def clustered(n: int, k: int, dim: int = 16, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Points around k centroids that come in groups, and the labels they had when points and centroids were a
-    little elsewhere.
-    """
+    """Points around k centroids in groups, and labels from when both were a little elsewhere."""
     draw = torch.Generator().manual_seed(seed)
     coarse = torch.randn(max(k // 10, 1), dim, generator=draw)
     centroids = F.normalize(
