@@ -1,6 +1,4 @@
-"""What the benchmarks share: timing in turns, claims and figures as tables and JSON, synthetic features, a
-Ray of their own, the memory of a process.
-"""
+"""What the benchmarks share: timing, claims, tables and JSON, made-up features, a Ray, memory figures."""
 
 from __future__ import annotations
 
@@ -54,9 +52,7 @@ def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
 
 
 def exit_code(main: Callable[[], int]) -> int:
-    """What `main` gives back; 2 where something is missing or wrong in the request, 1 where a run failed,
-    with the reason in a sentence.
-    """
+    """The exit code of `main`: 2 for a wrong request, 1 for a failed run, with the reason in a sentence."""
     try:
         return main()
     except DataError as error:
@@ -272,9 +268,7 @@ def sum_of_squares(
 
 @contextmanager
 def own_ray(cpus: int) -> Iterator[Any]:
-    """The ray module, connected to a Ray of this process that ends with it. Raises RunFailed where it cannot
-    be started.
-    """
+    """The ray module, connected to a Ray that ends with this process. Raises RunFailed if it cannot start."""
     os.environ.pop("RAY_ADDRESS", None)  # what is measured is this machine
     from pcl_ray.on_ray import environment
 

@@ -265,9 +265,7 @@ def objectives(
     seeds: list[list[MeasuredClustering]],
     clusterings: dict[str, list[MeasuredClustering]],
 ) -> dict[str, float]:
-    """Rows about the objectives; for each of ours the ratio to the median over the reference's seeds, at the
-    worst K.
-    """
+    """Rows about the objectives; ratios of ours are to the reference's median over seeds, at the worst K."""
     worst = dict.fromkeys(clusterings, 0.0)
     for m, k in enumerate(counts):
         of_seeds = [run[m].objective for run in seeds]

@@ -81,9 +81,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Every call once unmeasured, then all of them in turn, so that a GPU that grows warm or slow does so for
-    all.
-    """
+    """Every call once unmeasured, then all in turn, so that a GPU that grows warm or slow slows them all."""
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -219,9 +217,7 @@ def e_step(rows: Tensor, starts: list[tuple[Tensor, Tensor]], largest: float) ->
 
 
 def sweep(rows: Tensor, centroids: Tensor, largest: float, repeats: int) -> list[Row]:
-    """Block sizes beside those of the module, in half precision; those that do not fit the GPU are left
-    out.
-    """
+    """Block sizes beside those of the module, in half precision; without those that do not fit the GPU."""
     usual_blocks = fused._blocks
     out: list[Row] = []
     for tile_rows, tile_centroids, warps, stages in BLOCKS:

@@ -195,9 +195,7 @@ def sharded(
 def on_actors(
     ray: Any, config: RunConfig, rows: np.ndarray, previous: ClusterSet, count: int
 ) -> tuple[ClusterSet, Row, list[tuple[str, int]]]:
-    """The result of `count` shards, what each had to do, and every exchange of the first: its kind and
-    bytes.
-    """
+    """The result of `count` shards, the work of each, and every exchange of the first: its kind and bytes."""
     from pcl_ray.on_ray import launch
 
     request = EStepRequest(1, True, False, 2, len(rows), 0)
@@ -398,9 +396,7 @@ def core_seconds(
 
 
 def moved_share(alone: Alone) -> float:
-    """Labels that change over the passes, a row: measured in the first pass, and taken to halve in each one
-    after.
-    """
+    """Labels that change in each pass: measured in the first, and taken to halve in each one after."""
     return alone.changed * sum(0.5**number for number in range(alone.passes))
 
 

@@ -1,6 +1,4 @@
-"""Small runs on Fashion-MNIST whose figures are compared seed by seed: shared by the benchmarks of
-quality.
-"""
+"""Small runs on Fashion-MNIST whose figures are compared seed by seed: shared by the quality benchmarks."""
 
 from __future__ import annotations
 

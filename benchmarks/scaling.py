@@ -183,8 +183,7 @@ def through_ray(config: RunConfig, images: int, device: str) -> list[dict[str, A
 
 def through_processes(config: RunConfig, images: int, device: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        # spawned also where it is one: a process of its own has its memory and its threads to itself, as
-        # Ray's worker has
+        # A single one is spawned too: its memory and threads are then its own, as a Ray worker's are.
         context = mp.spawn(
             run_process,
             args=(config.to_yaml(), images, device, folder),

@@ -63,8 +63,7 @@ def main() -> int:
             device_seconds=sorted(timed.results)[len(timed.results) // 2],
             overhead=max(overheads),
         )
-        # the shorter trials of the other pay the same start, and 3 long and 9 short ones do not divide evenly
-        # by 2
+        # The shorter trials of the other pay the same start; 3 long and 9 short ones do not divide by 2.
         if timed is alone:
             report.claim(
                 "overhead beyond the trials' own training (worst round)",

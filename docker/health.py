@@ -1,7 +1,5 @@
 #!/usr/bin/env python3
-"""Healthcheck of the containers, in images without curl: `health.py URL …` exits 0 where every URL answers
-200, else 1.
-"""
+"""Healthcheck of containers without curl: `health.py URL …` exits 0 where every URL answers 200, else 1."""
 
 from __future__ import annotations
 

@@ -200,9 +200,7 @@ def cluster_shard(
 def _checked_gauges(
     points: Points, counts: tuple[int, ...], settings: EStepConfig, when: When
 ) -> health.Gauges:
-    """How spread out the features are. Raises EStepRefused where there are fewer than clusters, Collapsed
-    where they have collapsed.
-    """
+    """How spread out features are. Raises EStepRefused if fewer than clusters, Collapsed if collapsed."""
     if max(counts) > points.total:
         raise EStepRefused(
             f"{when}: {max(counts)} clusters need at least as many images, there are {points.total}"
@@ -248,9 +246,7 @@ def _usable(
 
 
 def _with_dropped(labels: Tensor, usable: Tensor | None, before: Tensor | None) -> Tensor:
-    """[n] labels of all rows: those that took no part keep the cluster they had `before` (None: they have
-    none).
-    """
+    """[n] labels of all rows; those that took no part keep their cluster from `before` (None: no cluster)."""
     if usable is None:
         return labels
     usable = usable.to(labels.device)

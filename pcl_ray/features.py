@@ -10,9 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class FeatureShard:
-    """Features of some images, in any order. Plain numpy, because Ray's object store shares numpy without
-    copying.
-    """
+    """Features of some images, in any order. Plain numpy, which Ray's object store shares without copying."""
 
     indices: np.ndarray  # [n] int64, positions in the data set
     features: np.ndarray  # [n, C] float32 or float16
@@ -38,9 +36,7 @@ def assemble(shards: Iterable[FeatureShard], num_images: int) -> np.ndarray:
 
 
 class Gathering:
-    """`assemble` for shards that come one by one: each is copied at once, so that no second copy of all
-    features ever exists.
-    """
+    """`assemble` for shards that come one by one: each is copied at once, so two full copies never exist."""
 
     def __init__(self, num_images: int):
         self._features: np.ndarray | None = None

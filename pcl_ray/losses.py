@@ -12,9 +12,7 @@ from torch import Tensor
 
 
 def info_nce(query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, temperature: float) -> Tensor:
-    """The instance term: mean over the batch of −log exp(q·k/τ) / (exp(q·k/τ) + Σ_r exp(q·n_r/τ)); a
-    scalar.
-    """
+    """The instance term, a scalar: batch mean of −log exp(q·k/τ) / (exp(q·k/τ) + Σ_r exp(q·n_r/τ))."""
     return first_is_right(instance_logits(query_BC, key_BC, queue_RC, temperature))
 
 

@@ -248,9 +248,7 @@ def _prototypes(clustering: Clustering, device: torch.device) -> _Prototypes:
 
 
 class _Contrast:
-    """One clustering in one step: the prototypes of the worker's images, and the negatives, the same for all
-    rows and workers.
-    """
+    """One clustering in one step: its images' prototypes, and negatives that all rows and workers share."""
 
     def __init__(
         self, part: _Prototypes, indices: Tensor, config: RunConfig, plan: RunPlan, step: int, which: int
@@ -262,8 +260,7 @@ class _Contrast:
         self._everywhere = self.positives_B
         self._drawn: Tensor | None = None
         if (count := plan.negatives[which]) is not None:
-            # All workers draw the same negatives, and all images' positives are columns: the loss is that of
-            # the whole batch.
+            # Workers draw the same negatives, and all positives are columns: the loss is the whole batch's.
             self._first, self._everywhere = rank() * len(indices), all_gather(self.positives_B)
             generator = torch.Generator(device=device).manual_seed(_seed(config.seed, step, which))
             num_prototypes = len(part.prototypes_KC)
@@ -290,8 +287,7 @@ class _Contrast:
             mask_duplicates=self._mask_duplicates,
             valid_K=part.valid_K,
         )
-        # Right is the prototype, not the column: without masking several columns may hold the image's own
-        # one, all with the same logit.
+        # Right is the prototype, not the column: unmasked, several columns may hold it, with the same logit.
         best_B = logits.argmax(dim=1)
         predicted_B = best_B if negatives_M is None else torch.cat([positives_B, negatives_M])[best_B]
         right_B = (predicted_B == positives_B) & (positives_B >= 0)

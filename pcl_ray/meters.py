@@ -1,6 +1,4 @@
-"""What is measured while training, without making a step wait: losses are summed on the device, times are
-taken there too.
-"""
+"""What is measured while training, without making a step wait: losses and times are taken on the device."""
 
 from __future__ import annotations
 
@@ -62,18 +60,14 @@ class Meter:
         self.rows.append(row)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Means over workers of every step [steps, names] and over the steps [names], on the CPU; empties the
-        meter.
-        """
+        """Means over workers, per step [steps, names] and in total [names], on the CPU; empties the meter."""
         table = mean_over_workers(torch.stack(self.rows)).cpu()
         self.rows.clear()
         return table, table.mean(dim=0)
 
 
 class StepClock:
-    """Seconds of each step, from one tick to the next. On a GPU they are the GPU's own: the process is steps
-    ahead of it.
-    """
+    """Seconds of each step, from tick to tick; on a GPU its own time, since the process is steps ahead."""
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
@@ -107,9 +101,7 @@ class StepClock:
 
 
 def memory_gb(device: torch.device) -> float:
-    """GB at the peak: allocated on the GPU since `reset_memory`, or resident in this process since it
-    began.
-    """
+    """GB at the peak: allocated on the GPU since `reset_memory`, or resident here since the process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

@@ -55,9 +55,7 @@ class ClusteringSnapshot:
         return roles_of(self.concentration, self.sizes)
 
     def row_of(self, prototype: int) -> int:
-        """The prototype's row in `nearest`, `farthest`, `top_class` and `top_share`. Raises KeyError where it
-        is not a selected one.
-        """
+        """A selected prototype's row in `nearest`, `farthest`, `top_class`, `top_share`; else a KeyError."""
         row = int(np.searchsorted(self.selected, prototype))
         if row == len(self.selected) or self.selected[row] != prototype:
             raise KeyError(prototype)
@@ -94,9 +92,7 @@ class Snapshot:
         return numbers[numbers >= 0]
 
     def renumbered(self, ids: np.ndarray) -> Snapshot:
-        """The same snapshot with `ids[i]` in place of each image i, where images were numbers into
-        `ids` [n].
-        """
+        """The same snapshot with `ids[i]` in place of image i, where images were positions in `ids` [n]."""
 
         def whole(images: np.ndarray) -> np.ndarray:
             return np.where(images >= 0, ids[images], -1)
@@ -155,9 +151,7 @@ def make_snapshot(
 
 
 def roles_of(concentration: np.ndarray, sizes: np.ndarray) -> dict[Role, np.ndarray]:
-    """Up to 4 prototypes with images for each role, no prototype twice: with few prototypes later roles
-    get fewer.
-    """
+    """Up to 4 prototypes with images for each role, none twice: with few, later roles get fewer."""
     filled = np.flatnonzero(sizes > 0)
     by_phi = filled[np.argsort(concentration[filled], kind="stable")]
     by_size = filled[np.argsort(sizes[filled], kind="stable")]
@@ -242,9 +236,7 @@ def _rank_among_siblings(parents: np.ndarray) -> np.ndarray:
 def _images_of(
     selected: np.ndarray, features: np.ndarray, ids: np.ndarray, assigned: np.ndarray, prototypes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[P, NEAREST], [P, FARTHEST] of each selected prototype's own images, by cosine; farthest are never
-    among the nearest.
-    """
+    """[P, NEAREST] and [P, FARTHEST] of a prototype's own images, by cosine; never the same image in both."""
     nearest = np.full((len(selected), NEAREST), -1, np.int64)
     farthest = np.full((len(selected), FARTHEST), -1, np.int64)
     rows = np.flatnonzero(np.isin(assigned, selected))
@@ -329,9 +321,7 @@ def save_snapshot(path: Path, snapshot: Snapshot, thumbnails: Thumbnails) -> Non
 
 
 def load_snapshot(path: Path) -> tuple[Snapshot, Thumbnails] | None:
-    """What `save_snapshot` wrote; None where there is no such file, or it is damaged. Nothing in it is
-    executed.
-    """
+    """What `save_snapshot` wrote; None for a missing or damaged file. Nothing in it is executed."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             header = json.loads(str(arrays["told"]))

@@ -1,6 +1,4 @@
-"""The files of checkpoints by their names. Without torch, so that the driver can look before it takes seconds
-to load it.
-"""
+"""The files of checkpoints by their names. Without torch, so that the driver can look before loading it."""
 
 from __future__ import annotations
 

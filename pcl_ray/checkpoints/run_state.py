@@ -1,6 +1,4 @@
-"""What is in a checkpoint: one file an epoch, written whole or not at all, enough to go on exactly where the
-run stopped.
-"""
+"""What is in a checkpoint: one file an epoch, written whole or not at all, enough to go on exactly."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ class EStepState:
 
 @dataclass
 class RunState:
-    """A run between two epochs. Learning rate, batches and augmentation follow from (seed, epoch, image), so
-    they need no state of their own.
-    """
+    """A run between two epochs. Rates, batches and views follow from (seed, epoch, image), not from state."""
 
     epoch: int  # the next epoch to train
     learner: dict[str, Any]  # model, queue, optimizer
@@ -89,9 +85,7 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
 
 
 def load(path: Path) -> RunState:
-    """Reads a checkpoint back; nothing in it is executed. Raises RunFailed where the file is damaged or of a
-    later version.
-    """
+    """Reads a checkpoint; executes nothing in it. Raises RunFailed for a damaged file or a later version."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["version"] > FORMAT:

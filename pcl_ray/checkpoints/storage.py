@@ -42,9 +42,7 @@ T = TypeVar("T")
 
 
 def access_problem(uri: str) -> str | None:
-    """Why nothing can be stored there, found by writing, reading and removing an object; None where that
-    works.
-    """
+    """Why nothing can be stored there, or None: an object is written, read and removed to find out."""
     storage = Storage(uri, hurried=True)
     key = f".probe-{uuid.uuid4().hex}"
     try:
@@ -189,9 +187,7 @@ class Storage:
         self._call(f"{key} could not be removed", work)
 
     def _call(self, what: str, work: Callable[[Any, str], T], size: int = 0) -> T:
-        """Does the work in a thread of its own, because pyarrow cannot be interrupted: not by a signal, nor
-        where a mounted folder hangs.
-        """
+        """Works in a thread, because pyarrow cannot be interrupted, even where a mounted folder hangs."""
         answers: list[T] = []
         reasons: list[str] = []
         given_up = threading.Event()

@@ -1,6 +1,4 @@
-"""The `pcl-ray` command. Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 128 + n stopped by
-signal n.
-"""
+"""The `pcl-ray` command. Exit codes: 0 done, 1 run failed, 2 request wrong, 128 + n stopped by signal n."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ _VERBS = (TRAIN, SWEEP, RESUME, FORK, RUNS, UP, STATUS, SUBMIT, DOWN, UI, REPORT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and gives back the exit code. The user's mistakes become one message on stderr,
-    without a traceback.
-    """
+    """Runs one command and returns its exit code. A user's mistake is one message on stderr, no traceback."""
     telemetry.turn_off()
     redaction.hide_from_tracebacks()
     verb, arguments = _parsed(sys.argv[1:] if argv is None else argv)

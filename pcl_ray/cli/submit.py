@@ -62,8 +62,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     verb, words = (SWEEP if words[0] == "sweep" else TRAIN), words[1:]
     # The words would be the job's entrypoint, which everybody who reaches the cluster can read.
     redaction.refuse_in(words)
-    # What `pcl-ray VERB` would refuse is refused here, as far as that shows: the data may lie on the cluster
-    # alone.
+    # What `pcl-ray VERB` would refuse is refused here, unless only the cluster can tell (its data).
     job = verb.parse(words)
     if job.dry_run or job.describe or job.result is not None:
         raise ConfigError(
@@ -101,9 +100,7 @@ def _check_paths(settings: Mapping[str, Any]) -> None:
 
 
 def _run_job(arguments: argparse.Namespace, verb: Verb, words: Sequence[str], job: argparse.Namespace) -> int:
-    """Prints the command that submits the job, and runs it. words: of the job, in their order; job: the same,
-    parsed.
-    """
+    """Prints and runs the command that submits the job, given as its words in order and as parsed."""
     from pcl_ray.cluster import submit
     from pcl_ray.runs.folder import RunFolder, SweepFolder
 

@@ -84,9 +84,7 @@ def _dry_run(space: str, words: list[str], options: dict[str, Any], arguments: a
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for words and options that no sweep can have; the space itself is looked at where it
-    runs.
-    """
+    """Raises ConfigError for what no sweep can have; the space itself is checked where the sweep runs."""
     _space_and_words(arguments)
     from pcl_ray.sweep.space import settings
 

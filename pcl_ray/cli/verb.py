@@ -27,8 +27,7 @@ class Verb:
     sentence: str  # what it does, without a full stop
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]  # gives back the exit code
-    # Verbs that pass words on to another verb divide them: what is for themselves, and what is for the other,
-    # which comes as `arguments.others`.
+    # Verbs that pass words on to another verb get their own words, and the rest as `arguments.others`.
     divide: Callable[[Sequence[str]], tuple[list[str], list[str]]] | None = None
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
@@ -48,9 +47,7 @@ def add_result_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def check_result_file(path: Path | None) -> None:
-    """Opens the file of --result, so that hours of training do not end in one that cannot be written. Raises
-    ConfigError.
-    """
+    """Opens the file of --result early: hours of training must not end in one that cannot be written."""
     if path is None:
         return
     existed = path.exists()

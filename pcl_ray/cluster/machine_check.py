@@ -50,9 +50,7 @@ def check(checks: Sequence[MachineCheck] = CHECKS, limit_s: float = 12.0) -> lis
 
 
 class _Started:
-    """A check in a thread, which the process does not wait for at its end: a driver or a file system may hang
-    for good.
-    """
+    """A check in a thread that the process does not wait for at its end: a driver may hang for good."""
 
     def __init__(self, entry: MachineCheck):
         self._entry = entry

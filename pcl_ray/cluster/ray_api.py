@@ -40,9 +40,7 @@ class Cluster:
             return False
 
     def jobs(self) -> list[dict[str, Any]]:
-        """The submitted jobs, the newest first. Raises RunFailed; ConfigError for a token that is missing or
-        wrong.
-        """
+        """The submitted jobs, newest first. Raises RunFailed; ConfigError for a missing or wrong token."""
         jobs = [job for job in self._listed(self._ask("/api/jobs/")) if job.get("submission_id")]
         return sorted(jobs, key=lambda job: job.get("start_time") or 0, reverse=True)
 

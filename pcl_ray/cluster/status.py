@@ -1,6 +1,4 @@
-"""What is under way: the cluster, its jobs, the runs of this PCL_RAY_HOME and of MLflow, and what they wait
-for.
-"""
+"""What is under way: the cluster, its jobs, the runs here and in MLflow, and what they wait for."""
 
 from __future__ import annotations
 
@@ -104,9 +102,7 @@ def _mark(folder: Path, state: dict[str, Any]) -> bool:
 
 
 def uri() -> str:
-    """Where runs are recorded: the server of `pcl-ray up` if it runs, so that links work; else the store of
-    a run that begins here.
-    """
+    """Where runs are recorded: the server of `pcl-ray up` if it runs, so that links work; else the store."""
     head = local_head_record.read()
     if not os.environ.get("MLFLOW_TRACKING_URI") and head and head.mlflow and head.mlflow.process():
         return head.mlflow_uri

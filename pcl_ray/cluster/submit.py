@@ -58,9 +58,7 @@ def cluster(address: str | None) -> Cluster:
 
 
 def environment(to: Cluster) -> dict[str, str]:
-    """What Ray's commands need beside the user's own environment: the mode in any case, and the token file of
-    our own head.
-    """
+    """What Ray's commands need beside the user's environment: the mode, and our own head's token file."""
     head = _local_head()
     if head and head.dashboard_address == to.address:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(local_head_record.token_file())}

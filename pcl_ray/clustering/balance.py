@@ -1,6 +1,4 @@
-"""A cap on the size of a cluster, for data with a long tail where a few clusters would otherwise take most of
-the images.
-"""
+"""A cap on the size of a cluster, for long-tailed data where a few would otherwise take most images."""
 
 from __future__ import annotations
 

@@ -68,9 +68,7 @@ def concentration_of_sums(
     clip: tuple[float, float],
     normalise: bool,
 ) -> tuple[Tensor, Hidden]:
-    """`concentration` from each cluster's sum of distances [K] float64 and size [K], which processes can add
-    up; and what the result hides.
-    """
+    """`concentration` from distance sums [K] float64 and sizes [K], which processes can add; and warnings."""
     sizes = sizes_K.cpu()
     phi = distances_K.cpu() / (sizes * torch.log(sizes + alpha)).clamp(min=1e-12)
     several = sizes > 1

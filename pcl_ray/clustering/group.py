@@ -19,9 +19,7 @@ class Group:
     size = 1
 
     def sum(self, *tensors: Tensor) -> None:
-        """Adds every tensor up over the group, in place. Exact for whole numbers and for values on one grid
-        (`points.Points`).
-        """
+        """Adds tensors up over the group, in place. Exact for whole numbers or one grid: `points.Points`."""
 
     def max(self, value: float) -> float:
         """The largest of the processes' values."""
@@ -33,9 +31,7 @@ class Group:
 
 
 class TorchGroup(Group):
-    """The processes of a torch.distributed group: gloo on CPUs, NCCL on GPUs. `device` is where its tensors
-    travel from.
-    """
+    """The processes of a torch.distributed group: gloo on CPUs, NCCL on GPUs. `device` holds its tensors."""
 
     def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | None = None):
         self._group = group
@@ -43,8 +39,7 @@ class TorchGroup(Group):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def sum(self, *tensors: Tensor) -> None:
-        # One message instead of several: over many processes its way costs more than its length. Float64 is
-        # exact for everything that is summed here.
+        # One message, since its way costs more than its length. Float64 is exact for all that is summed here.
         packed = torch.cat([tensor.detach().to(self._device, torch.float64).flatten() for tensor in tensors])
         dist.all_reduce(packed, group=self._group)
         for tensor, part in zip(tensors, packed.split([tensor.numel() for tensor in tensors]), strict=True):

@@ -14,8 +14,7 @@ from pcl_ray.clustering.assign.shortlist import sampled
 from pcl_ray.clustering.points import Moments, Points
 from pcl_ray.config.figures import CONE, RANK, SPREAD
 
-# Mean squared distance of unit features to their mean below which nothing is left to cluster: all images sit
-# on one point.
+# Mean squared distance of unit features to their mean below which all images sit on one point.
 COLLAPSED_SPREAD = 1e-4
 NORMS = (0.5, 1.5)  # features are L2-normalised; zero vectors and rows that were added up twice lie outside
 FEW = 1e-4  # share of rows that may be unusable; more, and the encoder is broken
@@ -24,8 +23,7 @@ _RANK_DIMS = 512  # dimensions that the rank is taken in
 
 EMPTY, _SINGLETONS = 0.01, 0.25
 DOMINANT, TIMES_MEAN = 0.1, 20.0
-# mean squared distance within a cluster, as a share of that in the others, below which its images are copies
-# of one
+# The share of the others' mean squared distance below which the images of a cluster are copies of one.
 _COPIES = 0.01
 
 
@@ -35,8 +33,7 @@ class Gauges:
 
     cone: float  # ‖mean‖², the mean cosine of two random images: 1 where all point one way
     spread: float  # mean squared distance to the mean
-    # effective rank: exp of the entropy of the singular values around the mean (RankMe, Garrido et al., ICML
-    # 2023)
+    # Effective rank: exp of the entropy of the singular values around the mean (RankMe, ICML 2023).
     rank: float
 
     def figures(self) -> dict[str, float]:
@@ -54,9 +51,7 @@ def unusable(rows_nC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gauges(points: Points) -> Gauges:
-    """The gauges of the group's points, from a sample that does not depend on how they are spread; it is
-    brought together, so that all see the same numbers.
-    """
+    """The group's gauges, from one sample that all processes see, however the points are spread."""
     # drawn, not every so many: images often come in a pattern
     sample = sampled(points.ids, _SAMPLE / max(points.total, 1), 0)
     ids = points.group.gather(points.ids[sample])

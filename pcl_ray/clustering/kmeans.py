@@ -117,9 +117,7 @@ def _objective(points: Points, distances: Tensor) -> float:
 
 
 def _check_finite(rows: Tensor, what: str) -> None:
-    """Raises ValueError for NaN, infinities and values whose square overflows: faiss would end the whole
-    process.
-    """
+    """Raises ValueError for NaN, infinities and squares that overflow: faiss would end the whole process."""
     norms = torch.zeros(0)
     if len(rows):
         blocks = rows.split(_BLOCK)

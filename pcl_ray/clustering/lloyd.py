@@ -46,9 +46,7 @@ class LloydSettings:
 
 @dataclass(eq=False)
 class LloydRun:
-    """One run of Lloyd's algorithm, on this process's points; the last fields are filled in by
-    `search.Search`.
-    """
+    """One run of Lloyd's algorithm, on this process's points; `search.Search` fills in the last fields."""
 
     centroids: Tensor  # [K, C] float32, raw
     labels: Tensor  # [n] int64, of this process's points

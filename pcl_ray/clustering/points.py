@@ -42,9 +42,7 @@ class Points:
         group: Group | None = None,
         largest: float | None = None,
     ) -> Points:
-        """Points with the largest coordinate of the group, which sets the grid (`largest`: where that is
-        known).
-        """
+        """Points and the group's largest coordinate (`largest`, where known), which sets the grid."""
         group = group or Group()
         ids = torch.arange(len(rows)) if ids is None else ids
         total = len(rows) if total is None else total
@@ -96,9 +94,7 @@ def grid_bits(total: int, largest: float) -> int:
 
 
 def on_grid(values: Tensor, total: int, largest: float) -> Tensor:
-    """The values rounded to multiples of 2⁻ˢ, so that the sum of any `total` of them, none larger than
-    `largest`, is exact. A new float64 tensor.
-    """
+    """A float64 copy rounded to multiples of 2⁻ˢ: any `total` of them, at most `largest`, add up exactly."""
     bits = grid_bits(total, largest)
     return values.to(torch.float64, copy=True).mul_(2.0**bits).round_().div_(2.0**bits)
 
@@ -127,9 +123,7 @@ class Moments:
         return moments
 
     def moved(self, points: Points, before: Tensor, after: Tensor) -> int:
-        """Takes over new labels, in place; gives back how many rows of the group changed. Exact, so equal to
-        a new count.
-        """
+        """Takes new labels, in place, and returns how many of the group's rows changed. Equals a recount."""
         changed = (before != after).nonzero().flatten()
         count = torch.tensor(len(changed))
         points.group.sum(count)
@@ -149,9 +143,7 @@ class Moments:
         return self.sums / self.sizes.clamp(min=1)[:, None]
 
     def scatter(self) -> Tensor:
-        """[K] float64, sum of squared distances of each cluster's points to their mean; 0 where it is below
-        the rounding of the sums.
-        """
+        """[K] float64, squared distances to each cluster's mean, summed; 0 below the rounding of the sums."""
         within = self.squares - self.sums.square().sum(dim=1) / self.sizes.clamp(min=1)
         return torch.where(within > 1e-12 * self.squares + self.rounding * self.sizes, within, 0.0)
 

@@ -44,9 +44,7 @@ class Rejected(EStepRefused):
 
 @dataclass(frozen=True)
 class When:
-    """Names an E-step in messages: the one before epoch `epoch` (from 0), with the encoder of global step
-    `step`, where that is known.
-    """
+    """Names an E-step in messages: before epoch `epoch` (from 0), at global step `step` where known."""
 
     epoch: int
     step: int | None = None
@@ -222,9 +220,7 @@ class Search:
 
 
 def starts_warm(settings: EStepConfig, epoch: int) -> bool:
-    """Whether the E-step before `epoch` may begin with what the last one left: not with warm starts off, nor
-    at every `restart_every`-th.
-    """
+    """Whether the E-step before `epoch` may start warm: not at every `restart_every`-th, nor if it is off."""
     if settings.warm_start == "none":
         return False
     number = (epoch - settings.warmup_epochs) // settings.every_epochs

@@ -87,9 +87,7 @@ def _unpickled(kind: Any, *values: Any) -> Any:
 
 
 def _shared(array: np.ndarray) -> Tensor:
-    """A tensor on the array's own memory, also where that is read-only (torch would warn about a write that
-    never comes).
-    """
+    """A tensor on the array's own memory, even if read-only (torch would warn of writes that never come)."""
     if array.flags.writeable:
         return torch.from_numpy(array)
     address, _ = array.__array_interface__["data"]

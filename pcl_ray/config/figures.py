@@ -371,9 +371,7 @@ def first_of(figures: tuple[Figure, ...], metrics: Mapping[str, float]) -> Figur
 
 
 def charted(metrics: Mapping[str, float], also: Iterable[str] = ()) -> dict[str, float]:
-    """The metrics that the MLflow dashboard gets: those that are charted, those in `also`, and those that the
-    catalogue does not have.
-    """
+    """What the MLflow dashboard gets: charted metrics, those in `also`, and those not in the catalogue."""
     wanted = set(also)
     return {name: value for name, value in metrics.items() if name in wanted or _is_charted(str(name))}
 

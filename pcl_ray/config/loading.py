@@ -93,9 +93,7 @@ def _recipe_text(recipe_or_path: str) -> str:
 
 
 def _sections(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """The same recipe with text keys, and with `loss.temperature: 0.1` as `loss: {temperature: 0.1}`: a knob
-    has its dotted name here too.
-    """
+    """The same recipe with text keys, and with `loss.temperature: 0.1` as `loss: {temperature: 0.1}`."""
     sections: dict[str, Any] = {}
     dotted: dict[str, Any] = {}
     for key, value in tree.items():

@@ -19,9 +19,7 @@ def secret_knobs(config: RunConfig) -> list[Problem]:
 
 
 def public_config(config: RunConfig) -> RunConfig:
-    """The configuration with addresses without passwords, which runs of earlier versions may have in
-    `tracking.uri`.
-    """
+    """The configuration with addresses without passwords, which old runs may have in `tracking.uri`."""
     private = {
         name: value
         for name, value in _addresses(config).items()

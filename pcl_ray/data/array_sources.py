@@ -127,9 +127,7 @@ def _idx_file(root: Path, start: str, *, required: bool) -> Path | None:
 
 
 def _idx_shape(path: Path, *, images: bool = False) -> tuple[int, ...]:
-    """The header of an idx file: two zero bytes, type 8 (unsigned byte), the number of dimensions, their
-    sizes (big-endian).
-    """
+    """The idx header: two zero bytes, type 8 (unsigned byte), number of dimensions, big-endian sizes."""
     header = _idx_bytes(path, 4)
     if len(header) < 4 or header[:3] != b"\x00\x00\x08":
         raise DataError(f"{path} is not an idx file of unsigned bytes")
@@ -216,9 +214,7 @@ def _arrays(config: DataConfig) -> tuple[ArrayImages, ArrayImages | None]:
 
 
 def _open_arrays(config: DataConfig) -> dict[str, np.ndarray]:
-    """The arrays images, and labels, test_images and test_labels where there are any; their shapes checked,
-    .npy files not read yet.
-    """
+    """The arrays images, labels, test_images, test_labels, if present; shapes checked, .npy not read yet."""
     if not config.path:
         raise DataError("data.source = arrays needs data.path: a .npy or .npz file")
     path = Path(config.path).expanduser().absolute()
@@ -237,9 +233,7 @@ def _open_arrays(config: DataConfig) -> dict[str, np.ndarray]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by their names, or the one of an .npy file as `images`, not read yet. The
-    content tells which it is.
-    """
+    """The arrays of an .npz by name, or that of an .npy as `images`, unread. The content tells the kind."""
     aliases = {
         "x": "images",
         "y": "labels",

@@ -76,9 +76,7 @@ def to_floats(views: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def normalise(views: Tensor, config: AugmentConfig) -> Tensor:
-    """Shifts [b, channels, S, S] in 0..1 to mean 0 and standard deviation 1 by the configured numbers;
-    changes `views`.
-    """
+    """Shifts [b, channels, S, S] in 0..1 to the configured mean 0 and standard deviation 1; in place."""
     mean, std = (
         torch.tensor(values).view(-1, 1, 1).to(views.device, non_blocking=True)
         for values in (config.mean, config.std)
@@ -87,9 +85,7 @@ def normalise(views: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def _blend(images: Tensor, factor: np.ndarray, kind: np.ndarray) -> Tensor:
-    """The blend clamp(f · image + (1 − f) · base): the base is black for brightness, the mean grey for
-    contrast, the grey image for saturation.
-    """
+    """clamp(f · image + (1 − f) · base); base: black (brightness), mean grey (contrast), grey (saturation)"""
     shares = np.stack([factor, (1 - factor) * (kind == _CONTRAST), (1 - factor) * (kind == _SATURATION)])
     of_image, of_mean, of_grey = _on(images, shares[:, :, None, None, None])
     if images.shape[1] == 1:
@@ -123,8 +119,7 @@ def _turn_hue(images: Tensor, which: np.ndarray, turns: np.ndarray) -> None:
     sorting = torch.lerp(-swapped, swapped.sub(1 / 3), not_red)
     hue = sorting.addcdiv_(second.sub_(third), chroma.mul(6.0).add_(1e-12)).abs_()
     sixths = hue.add_(_on(images, turns + 1.0)[:, None, None]).frac_().mul_(6.0)
-    # How much of the chroma each channel has at full saturation: |h − 3| − 1 for red, 2 − |h − 2| for green,
-    # 2 − |h − 4| for blue, within 0..1.
+    # The chroma of red, green, blue at full saturation, in 0..1: |h − 3| − 1, 2 − |h − 2|, 2 − |h − 4|.
     turned = torch.empty_like(images[: len(rows)])
     for plane, (centre, sign, offset) in enumerate(((3.0, 1.0, -1.0), (2.0, -1.0, 2.0), (4.0, -1.0, 2.0))):
         share = (sixths - centre).abs_().mul_(sign).add_(offset).clamp_(0.0, 1.0)

@@ -37,9 +37,7 @@ class DataSplits:
 
 
 def sizes(config: DataConfig) -> tuple[int, int]:
-    """Numbers of training and held-out images, without decoding or importing much. Raises DataError where the
-    data are missing.
-    """
+    """Numbers of training and held-out images, without decoding. Raises DataError where data are missing."""
     if config.source in _FILE_SOURCES:
         train_files, holdout_files = _file_parts(config)
         train, holdout = len(train_files), len(holdout_files or ())
@@ -74,9 +72,7 @@ def load(
 
 
 def without_test_labels(splits: DataSplits, share: float) -> DataSplits:
-    """The same images with the labels of a fixed random `share` of the held-out ones hidden: no figure that
-    needs labels can depend on them.
-    """
+    """The images with the labels of a random `share` of the held-out ones hidden: no figure may need them."""
     holdout = splits.holdout
     if holdout is None or holdout.labels is None or not share:
         return splits

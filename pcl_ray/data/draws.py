@@ -52,9 +52,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, near 2⁶⁴ divided by the golden
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every bit in changes half of the bits
-    out.
-    """
+    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a bit in changes half of those out."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -95,9 +93,7 @@ def view_draws(
 
 
 def _crops(drawn: np.ndarray, sizes: np.ndarray, min_crop: float) -> np.ndarray:
-    """The first of the tries that fits; else the largest centred crop whose sides are in proportion
-    (Inception's crops, as torchvision draws them).
-    """
+    """The first try that fits, else the largest centred crop in proportion (Inception's, as torchvision)."""
     heights, widths = sizes[:, :1].astype(float), sizes[:, 1:].astype(float)
     areas = heights * widths * (min_crop + drawn[:, :_TRIES] * (1 - min_crop))
     ratios = np.exp(

@@ -34,9 +34,7 @@ def evaluation_view(config: AugmentConfig) -> nn.Module:
 
 
 def evaluation_boxes(config: AugmentConfig, sizes: Tensor) -> Tensor:
-    """The part that `evaluation_view` shows of images of these sizes [B, 2]: top, left, height, width in px,
-    [B, 4] float32.
-    """
+    """The part of sizes [B, 2] that `evaluation_view` shows: top, left, height, width, [B, 4] float32 px."""
     size, sizes = config.image_size, sizes.double()
     if size < _CROP_FROM:
         return torch.cat([torch.zeros_like(sizes), sizes], dim=1).float()

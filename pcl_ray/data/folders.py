@@ -46,9 +46,7 @@ class BadImage:
 
 
 def find_parts(root: Path) -> tuple[Path, Path | None]:
-    """The training and the held-out folder: `train/` beside `val/`, `test/` … where there are both, else the
-    whole tree.
-    """
+    """The training and held-out folders: `train/` and `val/`, `test/` … if both exist, or the whole tree."""
     folders = {entry.name.lower(): entry for entry in root.iterdir() if entry.is_dir()}
     train = next((folders[name] for name in _TRAIN if name in folders), None)
     holdout = next((folders[name] for name in _HOLDOUT if name in folders), None)

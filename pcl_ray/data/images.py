@@ -1,6 +1,4 @@
-"""A set of images: position i always means the same image. Held in memory or read from files; neither needs
-torch.
-"""
+"""A set of images: position i always means the same image. In memory or in files; neither needs torch."""
 
 from __future__ import annotations
 
@@ -31,8 +29,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
-# A file's content tells its kind, not its name. Of what Pillow knows, EPS is left out: it is a program, which
-# Ghostscript would run.
+# A file's content tells its kind. EPS is left out: it is a program, which Ghostscript would run.
 _FORMATS = (
     "JPEG",
     "PNG",
@@ -92,8 +89,7 @@ class ArrayImages:
     pixels: np.ndarray  # [N, H, W, channels] uint8
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
-    # of pictures of many sizes, squeezed into squares (`datasets.in_memory`): what they were, and the
-    # fingerprint of their files
+    # For pictures squeezed into squares (`datasets.in_memory`): their sizes, and their files' fingerprint.
     sizes: np.ndarray | None = None  # [N, 2] int64, height and width
     source_fingerprint: str | None = None
 
@@ -131,8 +127,7 @@ class FileImages:
     """Images in files, decoded when they are read."""
 
     root: str
-    # [N] bytes (utf-8) relative to root: Ray workers of a node share one numpy array, which a list of a
-    # million strings does not allow
+    # [N] utf-8 bytes, relative to root: one numpy array serves all Ray workers of a node, a list does not.
     files: np.ndarray
     channels: int
     labels: np.ndarray | None = None
@@ -302,9 +297,7 @@ def as_array(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """[N, H, W] or [N, H, W, 1|3] uint8 to [N, H, W, channels]; grey by the ITU-R 601 weights, as Pillow
-    does.
-    """
+    """[N, H, W] or [N, H, W, 1|3] uint8 to [N, H, W, channels]; grey by ITU-R 601 weights, like Pillow."""
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     if pixels.shape[-1] == channels:
@@ -332,9 +325,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or floats in 0..1 or 0..255, as L; a value that stands for transparent becomes
-    white.
-    """
+    """Grey of 16 or 32 bits, or floats in 0..1 or 0..255, as L; the transparent value becomes white."""
     values = np.nan_to_num(np.array(image))
     if image.mode == "F":
         scaled = values * 255 if values.max(initial=0) <= 1 else values

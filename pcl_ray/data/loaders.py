@@ -46,9 +46,7 @@ class Batch:
 
 
 class TrainingLoader:
-    """Two random views of every image, in another order each epoch; the incomplete last batch is dropped.
-    Images in memory need no `readers`.
-    """
+    """Two random views of each image, reshuffled each epoch, full batches only. `readers` are for files."""
 
     def __init__(
         self,
@@ -89,9 +87,7 @@ class _PairSource(Protocol):
 
 
 class _MemorySource:
-    """Images in memory: copied in a thread, ahead of the training where it waits for a GPU; views on the
-    device.
-    """
+    """Images in memory: copied in a thread, ahead, where training waits for a GPU; views on the device."""
 
     def __init__(self, images: ArrayImages, config: RunConfig, device: torch.device):
         self._images, self._device = images, device
@@ -111,9 +107,7 @@ class _MemorySource:
 
 
 class _FileSource:
-    """Images in files: the loader processes cut two crops out of each, the colours are changed on the
-    device.
-    """
+    """Images in files: loader processes cut two crops out of each, the colours change on the device."""
 
     def __init__(self, images: Images, config: RunConfig, device: torch.device, readers: Readers | None):
         self._views = Views(config, device)
@@ -144,9 +138,7 @@ class _ReferenceSource:
 
 
 class EvaluationLoader:
-    """Every image once in its evaluation view: this worker's contiguous part, as (views [b, channels, S, S]
-    on the device, indices [b]).
-    """
+    """This worker's contiguous part, each image once: evaluation views [b, channels, S, S], indices [b]."""
 
     def __init__(
         self,
@@ -214,9 +206,7 @@ def _rows_of(images: ArrayImages, rows: np.ndarray) -> RawBatch:
 
 
 def _ahead(batches: Iterator[RawBatch], depth: int) -> Iterator[RawBatch]:
-    """The same batches, of which `depth` are made ready in a thread while the one before is worked on. Ends
-    its thread when it is left early.
-    """
+    """The same batches, `depth` of them made ahead in a thread, which ends if the iteration is left early."""
     if not depth:
         yield from batches
         return

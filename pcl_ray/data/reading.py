@@ -68,8 +68,7 @@ class Readers:
         return _with_plain_errors(iter(self._loader))
 
     def _build_loader(self) -> DataLoader:
-        # A generator of its own: the loader draws a seed at every pass, which must not come out of the
-        # training's randomness.
+        # Has its own generator: the loader draws a seed each pass, which must not come from the training's.
         options: dict[str, Any] = {
             "num_workers": self._workers,
             "pin_memory": self._device.type == "cuda",
@@ -105,9 +104,7 @@ class _Items(Dataset[RawBatch]):
 
 
 def _with_plain_errors(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
-    """The batches; a file that does not decode gives the same sentence as without processes, and not the
-    traceback of a process.
-    """
+    """The batches; a file that does not decode gives the usual sentence, not a process's traceback."""
     try:
         yield from batches
     except DataError as error:
@@ -125,8 +122,7 @@ class ReferencePairs:
 
     def __call__(self, items: list[tuple[int, int]]) -> RawBatch:
         """The views of items (epoch, index)."""
-        # The views draw from torch's global generator; the training's own randomness must not depend on who
-        # augments.
+        # The views draw from torch's global generator; the training's randomness must not depend on that.
         before = torch.default_generator.get_state()
         views = torch.stack([self._pair(epoch, index) for epoch, index in items])
         torch.default_generator.set_state(before)

@@ -107,9 +107,7 @@ class Views:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch computes in one thread within it: handing out operations as small as these costs more than a
-    second core gives.
-    """
+    """Torch uses one thread within: handing out operations this small costs more than a core gives."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -225,9 +225,7 @@ class Embedder:
 
 
 def as_batch(images: np.ndarray | Sequence[Picture] | Picture) -> np.ndarray | list[Picture]:
-    """The images as a list of single ones, or as an array [n, H, W, channels]. Raises ValueError for an
-    array that is neither one image nor many.
-    """
+    """The images as single ones or as an array [n, H, W, channels]. Raises ValueError for other arrays."""
     if isinstance(images, str | Path | bytes | Image.Image):
         return [images]
     if not isinstance(images, np.ndarray):
@@ -282,9 +280,7 @@ def _prototypes(prototypes: Tensor, concentration: Tensor, valid: Tensor | None)
 
 
 def _encoder(config: EncoderConfig, channels: int, weights: dict[str, Tensor]) -> nn.Module:
-    """An encoder with these weights, built without a draw from torch's global generator, which may belong to
-    a training that is under way.
-    """
+    """An encoder with these weights, without a draw from torch's generator: a training may be using it."""
     try:
         with torch.device("meta"):
             model = encoders.build(config, channels)

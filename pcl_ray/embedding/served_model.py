@@ -42,8 +42,7 @@ class EmbedderModel(PythonModel):
             Path(context.artifacts["embedder"]), "cuda" if torch.cuda.is_available() else "cpu"
         )
 
-    # The hint is one that MLflow neither checks nor warns of: arrays, lists and single images come here as
-    # they are.
+    # A hint that MLflow neither checks nor warns of: arrays, lists and single images come as they are.
     def predict(  # pyrefly: ignore[bad-override]
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
@@ -129,9 +128,7 @@ def _as_bytes(pixels: np.ndarray, called: str) -> np.ndarray:
 
 
 def _of_text(text: str, number: int) -> bytes | Path:
-    """The bytes or the path that a text stands for: base64 of an encoded image, also as
-    `data:image/…;base64,…`, or a path where that is allowed.
-    """
+    """The bytes or path in a text: base64 of an encoded image, `data:image/…;base64,…`, a path if allowed."""
     is_data = text.startswith("data:")
     try:
         encoded = text.partition(",")[2] if is_data else text
@@ -149,9 +146,7 @@ def _of_text(text: str, number: int) -> bytes | Path:
 
 
 def _paths_allowed() -> bool:
-    """Whether a text may be a path: where strangers may ask only if the server was started so, elsewhere
-    unless it is forbidden.
-    """
+    """Whether a text may be a path: a server needs to be started so, elsewhere it must not be forbidden."""
     setting = os.environ.get(PATHS)
     if setting is not None:
         return setting.strip().lower() in ("1", "true", "yes")

@@ -1,6 +1,4 @@
-"""The figure that needs random views of a sample of the training images: LiDAR, which tells whether views of
-one image lie closer than those of others.
-"""
+"""LiDAR, from random views of a sample: whether views of one image lie closer than those of others."""
 
 from __future__ import annotations
 

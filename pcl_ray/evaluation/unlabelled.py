@@ -83,9 +83,7 @@ def lidar(features_NQC: Tensor, *, piece: int = 2**22) -> float:
 
 
 def uniformity(features_NC: Tensor) -> float:
-    """The log of the mean of exp(−2‖x − y‖²) over pairs of unit features (Wang & Isola, ICML 2020); lower is
-    more even, 0 is collapsed.
-    """
+    """log mean exp(−2‖x − y‖²) over pairs of unit features (Wang & Isola, ICML 2020); 0 is collapsed."""
     return float(torch.pdist(_sample(features_NC, 4096).float()).square().mul(-2).exp().mean().log())
 
 

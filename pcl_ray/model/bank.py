@@ -23,8 +23,7 @@ class FeatureBank:
     def __init__(self, first: int, rows_nC: Tensor, momentum: float):
         self.first, self.momentum = first, momentum
         self._count = len(rows_nC)
-        # One row more, for the images of other workers: no branch on what a batch holds, so that no step
-        # waits for the device.
+        # One row more, for other workers' images: without a branch on the batch no step waits for the device.
         self._rows = torch.cat([rows_nC, rows_nC.new_zeros(1, rows_nC.shape[1])])
 
     @classmethod

@@ -50,9 +50,7 @@ def any_worker(flag: bool, device: torch.device) -> bool:
 
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
-    """Averages floating-point buffers (batch-norm statistics) over workers, so that all evaluate with the
-    same ones.
-    """
+    """Averages floating-point buffers (batch-norm statistics) over workers, so all evaluate with the same."""
     if world_size() == 1:
         return
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]

@@ -26,9 +26,7 @@ class Encoder(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A ResNet of basic blocks that a CPU trains in reasonable time: `width` channels, doubled at each
-    stage.
-    """
+    """A ResNet of basic blocks that a CPU can train: `width` channels, doubled at each stage."""
 
     def __init__(self, width: int, blocks: tuple[int, ...], channels: int):
         super().__init__()
@@ -57,9 +55,7 @@ class SmallResNet(nn.Module):
 
 
 def build(config: EncoderConfig, channels: int) -> Encoder:
-    """A freshly initialised encoder (from torch's global random state). Raises ConfigError where timm is
-    configured and missing.
-    """
+    """A fresh encoder, from torch's global random state. Raises ConfigError if timm is needed and missing."""
     backbone, width = _backbone(config, channels)
     if config.head == "linear":
         head: nn.Module = nn.Linear(width, config.dim)
@@ -114,9 +110,7 @@ def _timm_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
 
 
 def with_sync_batch_norm(model: nn.Module, config: EncoderConfig) -> nn.Module:
-    """The model with batch statistics over all workers. timm's layers hold activations that only timm's own
-    conversion keeps.
-    """
+    """The model with batch statistics over all workers. timm's conversion keeps its layers' activations."""
     if config.backbone.startswith("timm:"):
         from timm.layers import convert_sync_batchnorm  # pyrefly: ignore[missing-import]
 

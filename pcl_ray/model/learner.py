@@ -29,8 +29,7 @@ class Learner:
     pair: MomentumPair
     queue: KeyQueue
     optimizer: Optimizer
-    # pair.query as it trains: compiled, and wrapped for data-parallel training where there are several
-    # workers
+    # pair.query as it trains: compiled, and wrapped for data-parallel training by several workers.
     query: nn.Module
     key: nn.Module  # pair.key as it trains: compiled
     device: torch.device
@@ -71,8 +70,7 @@ def build_learner(
     if config.train.compile:
         query, key = _compiled(pair, config, device, layout, warn) or (query, key)
     if world_size() > 1:
-        # Statistics are averaged once before each evaluation pass; sending them at every forward pass is
-        # wasted time.
+        # Statistics are averaged once before each evaluation pass; at every forward pass it would be a waste.
         query = DistributedDataParallel(query, broadcast_buffers=False, gradient_as_bucket_view=True)
     return Learner(pair, queue, optimizers.build(config.optimizer, pair.query), query, key, device, layout)
 

@@ -1,6 +1,4 @@
-"""The momentum encoder: an exponential moving average of the query encoder (He et al., CVPR 2020, equation
-2).
-"""
+"""The momentum encoder: a moving average of the query encoder (He et al., CVPR 2020, equation 2)."""
 
 from __future__ import annotations
 

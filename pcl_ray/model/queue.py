@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 
 class KeyQueue(nn.Module):
-    """A ring of features, `keys` [R, C], first filled with random unit vectors. A batch may have any
-    size: it wraps around.
-    """
+    """A ring of features, `keys` [R, C], at first random unit vectors. A batch of any size wraps around."""
 
     keys: Tensor
 
@@ -23,9 +21,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys_BC: Tensor) -> None:
-        """Writes the batch over the oldest keys; of a batch larger than the queue only the last R rows
-        stay.
-        """
+        """Writes the batch over the oldest keys; of one larger than the queue only the last R rows stay."""
         size = len(self.keys)
         newest = keys_BC[-size:].to(self.keys.dtype)
         start = (self.pointer + len(keys_BC) - len(newest)) % size

@@ -47,9 +47,7 @@ class Applicant:
 
 
 class TurnActor:
-    """Says whose turn it is. There is at most one on a cluster, since it has a name; it ends with the driver
-    that made it.
-    """
+    """Says whose turn it is. Its name makes it the only one on a cluster; it ends with its maker's driver."""
 
     def __init__(self, applicant: Applicant):
         self._applicant = applicant
@@ -127,9 +125,7 @@ def resources_text(bundles: Sequence[Mapping[str, float]]) -> str:
 
 
 def wait_for_turn(applicant: Applicant, waiting: Waiting) -> Admission:
-    """Waits until nobody else is starting. Raises RunFailed where that takes too long, or where the cluster
-    cannot start a process.
-    """
+    """Waits until nobody else is starting. Raises RunFailed if it takes too long or no process can start."""
     while True:
         admission = _apply(applicant)
         if admission is not None and _is_up(admission, waiting):
@@ -153,9 +149,7 @@ def _apply(applicant: Applicant) -> Admission | None:
 
 
 def _is_up(admission: Admission, waiting: Waiting) -> bool:
-    """Waits until the actor answers: on a node that has run nothing yet, a process takes a while. False where
-    it died; then the turn is free again.
-    """
+    """Waits until the actor answers, a while on a fresh node. False where it died: the turn is free again."""
     try:
         while True:
             try:

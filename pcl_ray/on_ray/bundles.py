@@ -22,9 +22,7 @@ def run_bundles(resources: ResourcesConfig, e_step_shards: int) -> list[Bundle]:
 
 
 def trial_process_bundle(resources: ResourcesConfig) -> Bundle:
-    """The process that Ray Tune starts for a trial: all of a trial that trains in it, next to nothing for one
-    with workers of its own.
-    """
+    """Tune's process for a trial: all of a trial that trains in it, next to nothing for one with workers."""
     if resources.workers:
         return _bundle(_TRIAL_CPUS)
     return _bundle(resources.cpus_per_worker, resources.gpus_per_worker)
@@ -75,9 +73,7 @@ def _fill(cpus: float, gpus: float, free: list[list[float]]) -> bool:
 
 
 def _one_gpu_has(share: float, free: float) -> bool:
-    """A share of a GPU must come from one GPU. What is free is whole GPUs and at most one that is begun
-    (shares of a trial are equal).
-    """
+    """A share comes from one GPU. Free are whole GPUs and at most one begun: a trial's shares are equal."""
     return share == 0 or share >= 1 or free >= 1 - _SLACK or free + _SLACK >= share
 
 

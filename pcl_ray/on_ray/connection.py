@@ -1,6 +1,4 @@
-"""The connection to Ray, and the data in its store. Without torch: the driver of a sweep has neither model
-nor tensors.
-"""
+"""The connection to Ray, and the data in its store. Without torch, which a sweep's driver does not need."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ class SharedData:
 
 
 def share(splits: DataSplits) -> SharedData:
-    """Puts the data into Ray's store, where all workers of a node read one copy of the arrays; one call
-    serves any number of runs.
-    """
+    """Puts the data into Ray's store, where a node's workers read one copy; one call serves many runs."""
     holdout_labels = splits.holdout.labels if splits.holdout is not None else None
     return SharedData(ray.put(splits), ray.put(splits.train.labels), ray.put(holdout_labels))
 
@@ -54,8 +50,7 @@ def connected(cpus: float) -> Iterator[bool]:
             if shared:
                 ray.init(**quiet)
             else:
-                # More than the cores where need be: on a laptop two workers and the actor take turns rather
-                # than being refused.
+                # More CPUs than cores if need be: on a laptop two workers and the actor take turns.
                 ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)), **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
         raise RunFailed(

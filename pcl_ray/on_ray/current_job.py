@@ -1,6 +1,4 @@
-"""What a process knows of the Ray job that it is the driver of. Without Ray: the cluster tells its drivers by
-the environment.
-"""
+"""The Ray job that this process drives, if any. Without Ray: the environment tells."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ def current() -> RayJob | None:
 
 
 def tags() -> dict[str, str]:
-    """The tags that MLflow gets of the job: its id, and its metadata as job.NAME, without what looks like a
-    secret. Empty where there is no job.
-    """
+    """MLflow's tags of the job: its id and metadata as job.NAME, without secrets. Empty without a job."""
     job = current()
     if job is None:
         return {}

@@ -28,8 +28,7 @@ def set_defaults() -> None:
         _set_for_local_head(address)
     else:
         _set(LOOPBACK_ONLY)
-        # Ray runs its workers at niceness 15. On a machine that they fill, Ray's own helpers then interrupt
-        # every step.
+        # Ray's workers run at niceness 15. On a full machine Ray's own helpers then interrupt every step.
         os.environ.setdefault("RAY_worker_niceness", "0")
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"] = "token"

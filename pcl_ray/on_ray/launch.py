@@ -45,9 +45,7 @@ _START_TRIES = 1  # worker groups that could not even start are tried once more,
 
 
 def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event], None]) -> None:
-    """Trains with Ray Train workers; `handle` sees every event in this thread. Raises RunFailed, and
-    ConfigError where the cluster can never fit the run.
-    """
+    """Trains with Ray Train workers; `handle` sees events. Raises RunFailed; ConfigError if it cannot fit."""
     resources = task.config.resources
     cpus = _sum_of(run_bundles(resources, task.plan.e_step_shards), "CPU")
 
@@ -220,8 +218,7 @@ def _trainer(worker_input: WorkerInput) -> TorchTrainer:
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
-    # Any: Ray picks the classes of one of its two Train versions at run time, which a type checker does not
-    # follow.
+    # Any: Ray picks the classes of one of its two Train versions at run time, out of a type checker's sight.
     limits: Any = {"max_failures": resources.max_failures, "controller_failure_limit": _START_TRIES}
     failures: Any = FailureConfig(**limits)
     settings: Any = {
@@ -230,8 +227,7 @@ def _trainer(worker_input: WorkerInput) -> TorchTrainer:
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=per_worker,
         ),
-        # Ray Train resumes by name from its own checkpoints; ours are in run_dir, so each attempt has a fresh
-        # name.
+        # Ray Train resumes by name from its checkpoints; ours are in run_dir, so an attempt has a new name.
         "run_config": RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=os.path.join(task.run_dir, "ray"),
@@ -248,9 +244,7 @@ def _trainer(worker_input: WorkerInput) -> TorchTrainer:
 
 
 def _fit(trainer: TorchTrainer, task: TrainingTask, board: Any, handle: Callable[[Event], None]) -> None:
-    """Runs the trainer in a thread, so that this one can show events, take signals, and notice when nothing
-    happens any more.
-    """
+    """Runs the trainer in a thread, so this one can show events, take signals and notice a standstill."""
     ended: Future[Any] = Future()
 
     def fit() -> None:

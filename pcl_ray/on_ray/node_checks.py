@@ -71,9 +71,7 @@ def check(run_dir: Path, splits: DataSplits, data_path: str | None, storage_uri:
 
 @contextmanager
 def _probe_written(requirements: Requirements) -> Iterator[None]:
-    """Has the probe written for the length of the block. Raises ConfigError where the storage does not take
-    it.
-    """
+    """Has the probe written during the block. Raises ConfigError where the storage does not take it."""
     if requirements.storage_uri is None:
         try:
             Path(requirements.probe).write_text(requirements.content)
@@ -138,9 +136,7 @@ def _storage_problem(requirements: Requirements, uri: str) -> str:
 
 
 def _sample(images: Images) -> tuple[tuple[str, int], ...]:
-    """Paths and sizes of some images, evenly over all; nothing where they lie in memory and travel through
-    Ray's store.
-    """
+    """Paths and sizes of some images, evenly over all; none for images in memory, which Ray carries."""
     if not isinstance(images, FileImages) or not len(images):
         return ()
     numbers = np.unique(np.linspace(0, len(images) - 1, min(len(images), _FILES)).astype(int))

@@ -263,9 +263,7 @@ class ActorEStep:
 
 
 class PendingActorEStep:
-    """An E-step under way. The features are kept until the answer is there, for the case that an actor
-    dies.
-    """
+    """An E-step under way. The features are kept until its answer is there, since the actor may die."""
 
     def __init__(
         self,
@@ -313,9 +311,7 @@ class PendingActorEStep:
 
 
 def _sample(shards: dict[str, FeatureShard], request: EStepRequest) -> dict[str, FeatureShard]:
-    """What is evaluated where features stay with the workers: every so many training images, renumbered, and
-    the held-out part.
-    """
+    """What is evaluated where features stay with workers: some training images, and the held-out part."""
     if not request.evaluate:
         return {}
     stride = evaluation_stride(request.num_images)

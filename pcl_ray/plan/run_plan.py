@@ -111,8 +111,7 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         num_clusters=counts,
         negatives=tuple(sizes.negatives(config, count) for count in counts),
         queue_size=config.loss.queue_size,
-        # The last weights get their clustering too: it belongs to the exported encoder and to the reported
-        # agreement with labels.
+        # The last weights are clustered too, for the exported encoder and the reported agreement with labels.
         e_step_epochs=e_steps + ((epochs,) if e_steps else ()),
         evaluation_epochs=tuple(sorted(evaluated)),
         picture_epochs=_spread(sorted(evaluated), max(pictures - 1, min(pictures, 1))),

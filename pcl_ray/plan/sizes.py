@@ -11,8 +11,7 @@ from pcl_ray.support import machine
 FILE_SOURCES = ("folder", "imagenet")  # of one image a file
 EStepMode = Literal["single", "distributed", "sharded"]
 
-# loss.negative_prototypes = auto: from which K on so many are drawn (the paper's number) rather than all
-# compared.
+# loss.negative_prototypes = auto: above this K so many are drawn (the paper's number), below all are used.
 _DENSE_UP_TO_ON_CPU = 32_768
 _DENSE_UP_TO_ON_GPU = 262_144
 _DRAWN = 16_384
@@ -46,16 +45,12 @@ def e_step_shards(config: RunConfig, num_images: int) -> int:
 
 
 def memory_side(config: RunConfig) -> int:
-    """Pixels a side at which no crop of a square is enlarged: the shorter side of the smallest crop is
-    √(min_crop · 3/4) of the image's.
-    """
+    """Pixels a side at which no crop is enlarged: the smallest crop has a side of √(min_crop · 3/4)."""
     return math.ceil(config.augment.image_size / math.sqrt(config.augment.min_crop * 3 / 4))
 
 
 def in_memory(config: RunConfig, num_images: int) -> bool:
-    """Whether the images lie in one array; num_images: training and held-out ones. The slow reference reads
-    files as they are.
-    """
+    """Whether the images (both parts, by number) lie in one array; the slow reference reads files as are."""
     data = config.data
     if data.source not in FILE_SOURCES:
         return True
@@ -95,18 +90,14 @@ def cpus(config: RunConfig) -> int:
 
 
 def micro_batches(images: int, at_most: int | None) -> int:
-    """Forward passes for so many images; never one for a single image, which batch norm cannot take: then one
-    pass has at_most + 1.
-    """
+    """Forward passes for so many images, none of one alone (batch norm): a pass may have at_most + 1."""
     if at_most is None:
         return 1
     return max(min(math.ceil(images / at_most), images // 2), 1)
 
 
 def negatives(config: RunConfig, count: int) -> int | None:
-    """Negative prototypes of a clustering with `count` prototypes; None: all others, which one dense product
-    compares.
-    """
+    """Negative prototypes of a clustering with `count` prototypes; None: all others, in one dense product."""
     wanted = config.loss.negative_prototypes
     if wanted == "all":
         return None

@@ -1,6 +1,4 @@
-"""What every room may use and what knows none of them: the machine, its processes and signals, files, texts,
-secrets.
-"""
+"""What every room may use and what knows none of them: machine, processes, signals, files, texts, secrets."""
 
 __all__ = [
     "files",

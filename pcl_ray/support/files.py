@@ -88,9 +88,7 @@ def file_lock(path: Path, timeout_s: float = 0.0) -> Iterator[None]:
 
 
 def is_unlocked(path: Path) -> bool:
-    """Whether the file is there and nobody of this machine holds its lock. False too where the storage has no
-    locks: then nobody knows.
-    """
+    """Whether the file exists and nobody here holds its lock. False too where the storage has no locks."""
     if not path.is_file():
         return False
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)

@@ -40,8 +40,7 @@ CLOUD_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN"
 _MLFLOW_TRACKING = "MLFLOW_TRACKING_"
 _SHORTEST = 5  # characters: shorter ones are in too many words, and no secret
 _PORT = r"\d{1,5}(?:[/?#\s'\"]|$)"
-# In front of a host: `user:password@`. Databases take a password with / and ? in it as it is; what looks like
-# a port and a path is none.
+# Before a host: `user:password@`. A database's password may hold / and ?; a port with a path is none.
 _USERINFO = re.compile(rf"(?!\[[\da-fA-F:.%]+\])[^/?#@:]*(?::(?!{_PORT})[^@]*)?@")
 _SECRET_WORD = (
     r"(?:password|passwd|passphrase|pwd|token|secret|api_?key|access_?key|accountkey|credential|signature)"
@@ -71,17 +70,13 @@ _TEXT_PATTERNS = (
 
 
 def public_uri(uri: str) -> str:
-    """The address without what stands in front of its host, and without the values of secrets in its
-    query.
-    """
+    """The address without what stands before its host, and without the values of secrets in its query."""
     userinfo, rest = _split(uri)
     return uri[: len(uri) - len(userinfo) - len(rest)] + _public_rest(rest)
 
 
 def holds_secret(uri: str) -> bool:
-    """Whether it says a password or a token. A user's name alone is none, but for a server, where it can be
-    nothing else.
-    """
+    """Whether it says a password or a token; a user's name alone is one only where a server is addressed."""
     userinfo, rest = _split(uri)
     name, _, password = userinfo.removesuffix("@").partition(":")
     server = uri.lower().startswith(("http://", "https://"))
@@ -135,9 +130,7 @@ def _public_rest(rest: str) -> str:
 
 
 def tracking_environment() -> dict[str, str]:
-    """The variables that say where runs and their artifacts are kept and as whom: for other processes of
-    ours, by memory alone.
-    """
+    """The variables that say where and as whom runs are recorded; for our processes, in memory alone."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -146,9 +139,7 @@ def tracking_environment() -> dict[str, str]:
 
 
 def take_tracking_environment(variables: dict[str, str]) -> None:
-    """Sets what `tracking_environment` gave back elsewhere: a run must not be recorded where this machine
-    would have it.
-    """
+    """Sets elsewhere what `tracking_environment` gave: this machine's own setting must not count there."""
     if f"{_MLFLOW_TRACKING}URI" not in variables:
         os.environ.pop(f"{_MLFLOW_TRACKING}URI", None)
     os.environ.update(variables)
@@ -208,9 +199,7 @@ def error_line(error: Exception, uri: str) -> str:
 
 
 def hide_from_tracebacks() -> None:
-    """Tracebacks that this process prints are `scrubbed`: errors of databases and servers repeat addresses. A
-    second call does nothing.
-    """
+    """Has tracebacks of this process `scrubbed`: database and server errors repeat addresses. Idempotent."""
     if isinstance(sys.excepthook, _ScrubbingHook):
         return
     earlier_hook = threading.excepthook

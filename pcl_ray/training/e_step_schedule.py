@@ -128,9 +128,7 @@ class EStepSchedule:
         return EStepOutput(self._newer_than(before), encoder_figures, figures)
 
     def switch(self, step_in_epoch: int) -> EStepOutput | None:
-        """What an overlapping E-step brought, before the step at which all workers change over to its
-        clusters; None before all other steps.
-        """
+        """What an overlapping E-step brought, once, at the step where all workers change over; else None."""
         if self._pending is None:
             return None
         fixed = self._settings.switch_step
@@ -150,9 +148,7 @@ class EStepSchedule:
         return EStepOutput(self._newer_than(before), figures, waited)
 
     def _may_overlap(self, epoch: int) -> bool:
-        """Whether the E-step before `epoch` can go on while that trains: the epoch comes, and there are
-        clusters to train it with.
-        """
+        """Whether the E-step before `epoch` may overlap it: it is trained, and there are clusters for it."""
         has_clusters = self._progress.clusters is not None and self._progress.e_step.usable
         return self._settings.overlap and has_clusters and epoch < self._plan.epochs
 

@@ -85,9 +85,7 @@ def _refusal(error: EStepRefused) -> ShardResult:
 
 
 class EStepShard:
-    """Holds a range of the images and clusters it with its peers. A plain class; `on_ray.launch` wraps
-    it.
-    """
+    """Holds and clusters a range of the images, with its peers. A plain class; `on_ray.launch` wraps it."""
 
     def __init__(self, config: RunConfig, number: int, count: int):
         self._config, self._number, self._count = config, number, count

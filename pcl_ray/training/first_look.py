@@ -1,6 +1,4 @@
-"""What is shown before the first step: how the untrained encoder groups a sample of the images. The pictures
-of the run's course begin with it.
-"""
+"""What the run's pictures begin with: how the untrained encoder groups some images before the first step."""
 
 from __future__ import annotations
 

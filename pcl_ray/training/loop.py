@@ -164,8 +164,7 @@ def _before_first_epoch(
         return {}
     if progress.e_step.anew:
         output = schedule.begin(epoch, evaluate=False, anew=True)
-    # Without warm-up, where a run that ended in its warm-up is made longer, and with overlap, the first
-    # epoch's clusters are still to be made.
+    # Clusters may be missing at the start: without warm-up, with overlap, or in a run made longer.
     elif epoch < plan.epochs and plan.clusters_before(epoch) and progress.e_step.concluded != epoch:
         evaluate = config.e_step.overlap and plan.evaluates_after(epoch - 1)
         output = schedule.begin(epoch, evaluate=evaluate)
@@ -177,9 +176,7 @@ def _before_first_epoch(
 
 
 def _make_up(schedule: EStepSchedule, progress: Progress, plan: RunPlan, post: Post) -> None:
-    """The E-step and the evaluation that the state of another run's warm-up still owes; the figures belong to
-    its last epoch.
-    """
+    """The E-step and evaluation that another run's warm-up still owes; their figures are its last epoch's."""
     last = progress.history[-1]
     start = time.perf_counter()
     output = schedule.begin(progress.epoch, evaluate=plan.evaluates_after(progress.epoch - 1))
@@ -253,9 +250,7 @@ def _with_signs_of_life(batches: Iterator[Batch], epoch: int, plan: RunPlan, pos
 
 
 def _show(post: Post, make: Callable[[], Event]) -> None:
-    """Posts an event with something to be shown. A picture less is no reason to lose a run: other workers
-    would wait for this one.
-    """
+    """Posts an event to show. A missing picture must not fail a run: others would wait for this worker."""
     try:
         post(make())
     except Exception as error:

@@ -52,9 +52,7 @@ class SystemWatch:
 
 
 def node_figures(node: str) -> dict[str, float]:
-    """system/NODE/…: CPU and memory, network since the node was started, and for each GPU its load and
-    memory.
-    """
+    """system/NODE/…: CPU, memory, network since the node's start, and each GPU's load and memory."""
     import psutil
 
     memory, network = psutil.virtual_memory(), psutil.net_io_counters()

@@ -1,6 +1,4 @@
-"""What a run is to train, as its workers are given it. Imports no torch, which drivers need late or not at
-all.
-"""
+"""What a run is to train, as its workers are given it. Without torch, which drivers need late or never."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ class TrainingTask:
 
 
 def longest_wait(config: RunConfig) -> float:
-    """Seconds that one worker may have to wait for another: rank 0 may be in an E-step, and then in a
-    step.
-    """
+    """Seconds that a worker may have to wait for another: rank 0 may be in an E-step and then in a step."""
     return config.resources.step_timeout_s + config.e_step.timeout_s
 
 

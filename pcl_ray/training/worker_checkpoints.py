@@ -108,9 +108,7 @@ def _storage_of(task: TrainingTask) -> Storage | None:
 
 
 def _checkpoint_for_all(task: TrainingTask, run_storage: Storage | None, broadcast: Broadcast) -> str | None:
-    """The name of the checkpoint that all go on from: the newest of the storage where there is one, else of
-    rank 0's folder.
-    """
+    """The checkpoint that all go on from: the newest in the storage, else in rank 0's folder."""
     name, problem = None, ""
     if rank() == 0:
         try:

@@ -44,9 +44,7 @@ _SCORES_CPU = 2**22
 
 
 def available() -> bool:
-    """Whether the Triton backend can run here: on an NVIDIA GPU of compute capability 8 or more, or on CPU
-    tensors in Triton's interpreter.
-    """
+    """Whether the Triton backend can run: on NVIDIA from capability 8, or interpreted, on CPU tensors."""
     if triton is None:
         return False
     on_gpu = (
@@ -97,9 +95,7 @@ def nearest_and_sums(
 
 
 class _Sums:
-    """Sums in whole multiples of the grid's unit, int64: additions are exact, so that it does not matter in
-    which order a GPU does them.
-    """
+    """Sums in int64 multiples of the grid's unit: exact, so the order in which a GPU adds does not matter."""
 
     def __init__(self, num_clusters: int, rows: Tensor, total: int, largest: float):
         bits = grid_bits(total, largest)
@@ -148,21 +144,16 @@ class _Frame:
         reach = max(_largest(rows) if largest is None else largest, _largest(centroids)) + _largest(centre)
         if not math.isfinite(reach):
             raise ValueError("half precision needs finite rows and centroids")
-        # No coordinate exceeds 2¹⁵ then; float16 ends at 65504, and keeps all its digits down to a 2⁻²⁹th of
-        # that.
+        # No coordinate exceeds 2¹⁵ then; float16 ends at 65504, and keeps all digits down to 2⁻²⁹ of that.
         scale = 2.0 ** (15 - max(math.frexp(reach)[1], -100))
         return cls(centre * -scale, scale, torch.float16)
 
     def round_into(self, out: Tensor, rows: Tensor) -> None:
-        """scale·(row − centre) into the first of out's rows and columns, one rounding to out's type after the
-        one of float32.
-        """
+        """Writes scale·(row − centre) into out's first rows and columns; rounds to float32, then to out's."""
         torch.add(self.shift, rows, alpha=self.scale, out=out[: len(rows), : rows.shape[1]])
 
     def rounded(self, centroids: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
-        """The rounded centroids, [count, width], and half their squared norms, [count] float32. Those that
-        fill up are infinitely far.
-        """
+        """Rounded centroids [count, width] and half their squared norms [count] float32; padding has inf."""
         placed = torch.zeros(count, width, dtype=self.dtype, device=centroids.device)
         self.round_into(placed, centroids)
         half_squares = torch.full((count,), math.inf, device=centroids.device)
@@ -242,8 +233,7 @@ def _by_triton(rows: Tensor, centroids: Tensor, frame: _Frame, sums: _Sums | Non
     blocks = _blocks(dim, frame.dtype == torch.float16)
     tiles, width = triton.cdiv(len(centroids), blocks.centroids), triton.cdiv(dim, blocks.dims) * blocks.dims
     placed, half_squares = frame.rounded(centroids, tiles * blocks.centroids, width)
-    # Within a tile the first neighbours of all groups, then the second ones, and so on: the kernel's minimum
-    # over neighbours stays within a thread.
+    # First the first neighbours of all groups in a tile, then the second: the minimum stays in a thread.
     groups_in_tile = blocks.centroids // _NEIGHBOURS
     placed = placed.view(tiles, groups_in_tile, _NEIGHBOURS, width).transpose(1, 2).contiguous()
     half_squares = half_squares.view(tiles, groups_in_tile, _NEIGHBOURS).transpose(1, 2).contiguous()
@@ -316,8 +306,7 @@ def _best_groups(
     x_ptrs = x_ptr + row[:, None] * WIDTH + dim[None, :]
     best = tl.full((ROWS, GROUPS), float("inf"), tl.float32)
     tile = tl.zeros((ROWS, GROUPS), tl.int32)
-    # All blocks walk the tiles in the same order at about the same time, so a tile is in the L2 cache even
-    # where all the centroids are not.
+    # All blocks walk the tiles in the same order, so a tile is in the L2 cache even if not all centroids are.
     for number in range(tiles):
         at = number * TILE + tl.arange(0, TILE)
         c_ptrs = c_ptr + at.to(tl.int64)[None, :] * WIDTH + dim[:, None]
@@ -342,9 +331,7 @@ def _settle(
     DIM: tl.constexpr, WIDTH: tl.constexpr, ACROSS: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    """Finds for ROWS rows the nearest centroid of the best group, and adds the rows as given to the sums of
-    their labels, where there are sums.
-    """
+    """Finds the nearest centroid in the best group for ROWS rows, and adds the rows to their label's sums."""
     GROUPS: tl.constexpr = TILE // NEIGHBOURS
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     dim = tl.arange(0, ACROSS)
@@ -368,8 +355,7 @@ def _settle(
         value = tl.load(rows_ptr + row[:, None] * DIM + dim[None, :], mask=given, other=0.0).to(
             tl.float64
         ) * tl.load(units_ptr)
-        # Adding 1.5·2⁵² leaves a float64 no digits after the point and rounds half to even, as torch.round
-        # does; values are at most 2⁵¹.
+        # Adding 1.5·2⁵² rounds a float64 half to even, as torch.round does; values are at most 2⁵¹.
         whole = ((value + 6755399441055744.0) - 6755399441055744.0).to(tl.int64)
         tl.atomic_add(
             sums_ptr + label.to(tl.int64)[:, None] * DIM + dim[None, :], whole, mask=given, sem="relaxed"

@@ -29,9 +29,7 @@ _HALF_NEEDS = 1e-2
 
 @dataclass(frozen=True)
 class Nearest:
-    """How nearest centroids are found: the backend, its CPU threads (0: all cores), and whether faiss may use
-    a GPU.
-    """
+    """How nearest centroids are found: backend, CPU threads (0: all cores), whether faiss may use a GPU."""
 
     backend: Backend = "faiss"
     threads: int = 0
@@ -75,9 +73,7 @@ class BruteForce:
         return self.nearest(points, centroids_KC, spread=spread)
 
     def with_moments(self, points: Points, centroids_KC: Tensor, *, spread: float) -> tuple[Tensor, Moments]:
-        """Labels and the moments of all points, for the pass that has none to go on from. On a GPU one kernel
-        makes both.
-        """
+        """Labels and moments of all points, for the first pass; on a GPU one kernel makes both."""
         if points.device.type != "cuda":
             labels = self(points, centroids_KC, labels=None, spread=spread)
             return labels, Moments.of(points, labels, len(centroids_KC))
@@ -119,8 +115,7 @@ def exactly_nearest(rows: Tensor, centroids: Tensor) -> Tensor:
     wide = centroids.double()
     half_squares = wide.square().sum(dim=1) / 2
     ids = torch.arange(len(wide), device=rows.device)
-    # Written to one tensor: small ones that are kept would lie between the large ones that are freed, and the
-    # heap could not use their place again.
+    # One tensor for all: small ones kept between large freed ones would leave gaps that the heap cannot use.
     nearest = torch.empty(len(rows), dtype=torch.long, device=rows.device)
     size = max(1, _SCORES // len(wide))
     for block, out in zip(rows.double().split(size), nearest.split(size), strict=True):

@@ -25,8 +25,7 @@ from pcl_ray.clustering.assign.nearest import (
 from pcl_ray.clustering.points import Points
 
 _BATCH = 2**21  # numbers gathered at a time for one batch of products: 8 MiB
-# points that are checked at most: the share of right ones is known to a tenth of a percent, and more would
-# cost more than the pass
+# At most so many points are checked: the share of right ones is then known to 0.1 %; more costs too much.
 _CHECKED = 20_000
 # centroids that moved farther than this share of the clusters' mean squared radius get new neighbours
 _MOVED = 0.05
@@ -86,9 +85,7 @@ class Shortlist:
 
 
 def neighbours(points: Points, centroids_KC: Tensor, count: int, threads: int) -> Tensor:
-    """[K, L] int64: the nearest centroids of each centroid, itself included, rising ids. Each process of the
-    group finds those of some of them.
-    """
+    """[K, L] int64: each centroid's nearest ones and itself, by rising id; the group divides the work."""
     group, num_clusters = points.group, len(centroids_KC)
     part = np.array_split(np.arange(num_clusters), group.size)[group.rank]
     _, ids = flat_index(centroids_KC, threads).search(
@@ -103,9 +100,7 @@ def neighbours(points: Points, centroids_KC: Tensor, count: int, threads: int) -
 
 
 def sampled(ids: Tensor, share: float, salt: int) -> Tensor:
-    """[n] bool: a random choice that follows from the id alone, however the points are spread. (Knuth's
-    multiplicative hash.)
-    """
+    """[n] bool: a choice by the id alone (Knuth's multiplicative hash), however the points are spread."""
     return (ids + salt * 7919) * 2654435761 % 2**32 < share * 2**32
 
 

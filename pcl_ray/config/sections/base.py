@@ -1,6 +1,4 @@
-"""How a section of the configuration and its knobs are declared: a default, what may be done with the knob, a
-sentence, bounds.
-"""
+"""How a section of the configuration and its knobs are declared: default, properties, sentence, bounds."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ class Section(BaseModel):
 
 
 def _numbers(value: object) -> object:
-    """The list that a text or a number stands for: `250`, `0.02` and `250,500` are lists too, since command
-    lines and sweep spaces write them so.
-    """
+    """The list in a text or number: command lines and sweep spaces write `250`, `0.02` and `250,500`."""
     if isinstance(value, str):
         try:
             return [yaml.safe_load(part) for part in value.strip("[] ").split(",")]
