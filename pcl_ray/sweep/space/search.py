@@ -186,7 +186,20 @@ def perturb_epochs(settings: SweepConfig, base: RunConfig) -> int:
 
 
 class _Population(PopulationBasedTraining):
-    """Ray's waits for ever for a member that has failed: it counts it among those that are to be compared."""
+    """Ray's waits for ever for a member that has failed, which it counts among those that are to be compared,
+    and in a resumed sweep, where it counts from the first comparison on although the members are later.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Sets the next comparison an interval after the latest member where all wait and none is behind,
+        then chooses as Ray does.
+        """
+        live = tune_controller.get_live_trials()
+        times = [self._trial_state[trial].last_train_time for trial in live]
+        all_wait = bool(live) and all(trial.status == trial.PAUSED for trial in live)
+        if all_wait and min(times) >= self._next_perturbation_sync:
+            self._next_perturbation_sync = max(times) + self._perturbation_interval
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_error(tune_controller, trial)
