@@ -411,11 +411,9 @@ def share(arguments: Namespace, report: Report, scratch: str) -> None:
             continue  # so few steps an epoch, so early, change the features too much
         if not warm:
             raise RunFailed(f"features {features}: no E-step began warm; train longer, by --epochs")
-        key, bar, what = (
-            ("rest", 0.02, "k-means, φ and moving data")
-            if features == "fresh"
-            else ("e_step", 0.03, "whole E-step")
-        )
+        key, bar, what = "e_step", 0.03, "whole E-step"
+        if features == "fresh":
+            key, bar, what = "rest", 0.02, "k-means, φ and moving data"
         value = statistics.median(row[key] for row in warm)
         report.claim(
             f"features {features}: {what}, share of an epoch (median of {len(warm)} warm E-steps)",
@@ -434,11 +432,9 @@ def share_config(arguments: Namespace, features: str) -> RunConfig:
     }
     # The recipe has three epochs of warm-up; the first E-step after them begins anew, four follow it, and the
     # last epoch's is not counted.
-    changes |= (
-        {"train.epochs": arguments.epochs or 8}
-        if not arguments.quick
-        else {"train.epochs": 4, "e_step.warmup_epochs": 1}
-    )
+    changes["train.epochs"] = arguments.epochs or 8
+    if arguments.quick:
+        changes |= {"train.epochs": 4, "e_step.warmup_epochs": 1}
     return configs.load("fashion_mnist", changes | {"evaluation.every_epochs": 0, "tracking.enabled": False})
 
 

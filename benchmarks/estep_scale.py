@@ -381,11 +381,9 @@ def core_seconds(
 ) -> dict[str, float]:
     """The seconds of one worker's E-step, on one core, without the network. `rows`: of this worker."""
     brute = costs.brute * rows * k
-    pass_ = (
-        CANDIDATES * (costs.shortlist * rows + costs.candidates * min(k, rows)) + 0.01 * brute
-        if shortlist
-        else brute
-    )
+    pass_ = brute
+    if shortlist:
+        pass_ = CANDIDATES * (costs.shortlist * rows + costs.candidates * min(k, rows)) + 0.01 * brute
     return {
         "features": DIM * costs.features * rows,
         "means": DIM * costs.means * rows,
@@ -499,10 +497,8 @@ def modelled(arguments: Namespace, costs: Costs, alone: Alone, setup: Setup, sho
     parts["all_reduce"] = network.all_reduce(size, workers, calls)
     if shortlist:
         parts["all_reduce"] += network.all_reduce(8 * k * CANDIDATES, workers, 1) / 2
-    whole, m_step = (
-        sum(parts.values()),
-        rows / (arguments.cpu_images if kind == "CPU" else arguments.gpu_images),
-    )
+    whole = sum(parts.values())
+    m_step = rows / (arguments.cpu_images if kind == "CPU" else arguments.gpu_images)
     gigabytes = (rows * DIM * 4 + 4 * k * OWN_MOMENTS) / 1e9
     case = {"kind": kind, "network": network.name, "workers": workers, "N": f"{images:.0e}", "K": k}
     sums = {"e_step": whole, "m_step": m_step, "share": whole / m_step, "gigabytes": gigabytes}

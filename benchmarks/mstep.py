@@ -219,12 +219,8 @@ def ours(config: RunConfig, images: ArrayImages, device: torch.device) -> Callab
 
 def bare(config: RunConfig, device: torch.device, steps: int) -> Callable[[int], Any]:
     learner = build_learner(configs.with_overrides(config, {"train.compile": False}), device)
-    shape = (
-        config.train.batch_size,
-        config.data.channels,
-        config.augment.image_size,
-        config.augment.image_size,
-    )
+    side = config.augment.image_size
+    shape = (config.train.batch_size, config.data.channels, side, side)
     views = torch.randn(shape, device=device).contiguous(memory_format=learner.memory_format)
     learner.pair.train()
 

@@ -45,15 +45,9 @@ def _train(images: int, epochs: int, dim: int, seed: int, folder: Path) -> None:
 
     settings = config.load(
         "fashion_mnist",
-        [
-            f"data.limit={images}",
-            f"train.epochs={epochs}",
-            f"seed={seed}",
-            f"encoder.dim={dim}",
-            f"e_step.warmup_epochs={WARMUP}",
-            "resources.workers=0",
-        ]
-        + ["evaluation.every_epochs=0", "e_step.threads=1"],
+        [f"data.limit={images}", f"train.epochs={epochs}", f"seed={seed}", f"encoder.dim={dim}"]
+        + [f"e_step.warmup_epochs={WARMUP}", "e_step.threads=1"]
+        + ["resources.workers=0", "evaluation.every_epochs=0"],
     )
     splits = datasets.load(settings.data, cache_dir=folder)
 

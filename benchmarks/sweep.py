@@ -89,20 +89,8 @@ def _sweep(home: str, name: str, epochs: int, at_a_time: int) -> dict[str, Any]:
         "tracking.enabled=false",
         f"sweep.shared_warmup={str(name == 'shared').lower()}",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "pcl_ray.cli",
-        "sweep",
-        str(space),
-        *words,
-        "--name",
-        name,
-        "--concurrency",
-        str(at_a_time),
-        "--result",
-        str(result),
-    ]
+    command = [sys.executable, "-m", "pcl_ray.cli", "sweep", str(space), *words]
+    command += ["--name", name, "--concurrency", str(at_a_time), "--result", str(result)]
     done = subprocess.run(
         command,
         capture_output=True,

@@ -16,22 +16,8 @@ from pcl_ray.data.images import NO_LABEL, FileImages, decode, quiet
 from pcl_ray.errors import DataError
 
 SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-    ]
+    [".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"]
+    + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2"]
 )
 _LEGIBLE = 64  # px: at such a scale it shows whether a picture decodes
 _TRAIN, _HOLDOUT = ("train", "training"), ("val", "valid", "validation", "holdout", "test")

@@ -31,21 +31,8 @@ _UPRIGHT = {
 _ON_ITS_SIDE = (5, 6, 7, 8)
 # A file's content tells its kind. EPS is left out: it is a program, which Ghostscript would run.
 _FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "GIF",
-    "TIFF",
-    "WEBP",
-    "PPM",
-    "JPEG2000",
-    "AVIF",
-    "DIB",
-    "ICO",
-    "TGA",
-    "PCX",
-    "SGI",
-    "PSD",
+    *("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000"),
+    *("AVIF", "DIB", "ICO", "TGA", "PCX", "SGI", "PSD"),
 )
 
 _SLACK = 1e-6  # px

@@ -39,11 +39,9 @@ class SmallResNet(nn.Module):
             outer = width * 2**stage
             for block in range(count):
                 stride = 2 if stage and not block else 1
-                shortcut = (
-                    nn.Sequential(conv1x1(inner, outer, stride), nn.BatchNorm2d(outer))
-                    if stride > 1 or inner != outer
-                    else None
-                )
+                shortcut = None
+                if stride > 1 or inner != outer:
+                    shortcut = nn.Sequential(conv1x1(inner, outer, stride), nn.BatchNorm2d(outer))
                 layers.append(BasicBlock(inner, outer, stride, shortcut))
                 inner = outer
         self.blocks = nn.Sequential(*layers)

@@ -147,13 +147,8 @@ def take_tracking_environment(variables: dict[str, str]) -> None:
 
 def without_credentials(variables: dict[str, str]) -> dict[str, str]:
     """The variables without the keys to Ray and to a tracking server, for a program that needs neither."""
-    keys = (
-        "RAY_AUTH_TOKEN",
-        f"{_MLFLOW_TRACKING}USERNAME",
-        f"{_MLFLOW_TRACKING}PASSWORD",
-        f"{_MLFLOW_TRACKING}TOKEN",
-        f"{_MLFLOW_TRACKING}URI",
-    )
+    keys = {"RAY_AUTH_TOKEN"}
+    keys |= {_MLFLOW_TRACKING + key for key in ("USERNAME", "PASSWORD", "TOKEN", "URI")}
     return {name: value for name, value in variables.items() if name not in keys}
 
 

@@ -247,39 +247,15 @@ def _by_triton(rows: Tensor, centroids: Tensor, frame: _Frame, sums: _Sums | Non
     for part, label in zip(rows.split(slab), labels.split(slab), strict=True):
         frame.round_into(x, part)
         _best_groups[(triton.cdiv(len(part), blocks.rows),)](
-            *(
-                x,
-                placed,
-                half_squares,
-                groups,
-                tiles,
-                width,
-                blocks.dims,
-                blocks.rows,
-                blocks.centroids,
-                _NEIGHBOURS,
-            ),
+            *(x, placed, half_squares, groups, tiles, width),
+            *(blocks.dims, blocks.rows, blocks.centroids, _NEIGHBOURS),
             num_warps=blocks.warps,
             num_stages=blocks.stages,
         )
         into = (sums.in_units, sums.sizes, sums.units_in_one) if sums is not None else (None, None, None)
         _settle[(triton.cdiv(len(part), together),)](
-            *(
-                x,
-                placed,
-                half_squares,
-                groups,
-                part,
-                label,
-                *into,
-                len(part),
-                dim,
-                width,
-                across,
-                together,
-                blocks.centroids,
-                _NEIGHBOURS,
-            )
+            *(x, placed, half_squares, groups, part, label, *into),
+            *(len(part), dim, width, across, together, blocks.centroids, _NEIGHBOURS),
         )
     return labels
 
