@@ -1,11 +1,9 @@
-"""What the E-step's short cuts cost in quality: kNN accuracy and agreement with the labels on Fashion-MNIST,
-several seeds.
+"""What the E-step's short cuts cost in quality: kNN and agreement with labels on Fashion-MNIST, by seed.
 
     python benchmarks/estep_quality.py            # 9 runs of 6,000 images, 12 epochs: half an hour on a core
     python benchmarks/estep_quality.py --quick    # one seed, 1,500 images, 4 epochs: a minute; no quality
 
-Every setting trains with the same seeds, so that differences are taken seed by seed. Figures of a finished
-run: benchmarks/RESULTS.md.
+Every setting trains with the same seeds: differences are taken seed by seed. Figures: benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations

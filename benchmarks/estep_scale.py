@@ -1,5 +1,4 @@
-"""How the E-step scales: mode sharded on this machine, measured; and a model that carries what was measured
-to 512 workers and 10⁹ images.
+"""How the E-step scales: mode sharded, measured here; and a model of it for 512 workers and 10⁹ images.
 
     python benchmarks/estep_scale.py --json estep_scale.json      # three minutes on two cores
     python benchmarks/estep_scale.py --quick                      # under a minute, small sizes

@@ -1,5 +1,4 @@
-"""The M-step against what it cannot go below, and against a plain per-image pipeline. Needs torch and this
-package; no Ray, faiss or MLflow.
+"""The M-step against what it cannot go below, and a plain per-image pipeline. Needs no Ray, faiss or MLflow.
 
     python benchmarks/mstep.py                               # all cases on this machine's CPU
     python benchmarks/mstep.py --device cuda --repeats 7     # on a GPU, in bf16

@@ -1,5 +1,4 @@
-"""Momentum features of every epoch of a real run, for the benchmarks: Fashion-MNIST, the shipped recipe, one
-process.
+"""Momentum features of every epoch of a real run: Fashion-MNIST, the shipped recipe, one process.
 
     python benchmarks/real_features.py --images 30000 --epochs 16      # ten minutes on one core
 

@@ -1,5 +1,4 @@
-"""Time of an epoch with one and with two workers at the same global batch, and what Ray adds to the same loop
-in plain processes.
+"""Time of an epoch with one and two workers at the same global batch, and what Ray adds to plain processes.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --device cuda --workers 1 2 4 8      # GPUs of one machine

@@ -1,8 +1,7 @@
 """The packages that an image installs: `python dependencies.py cpu|gpu` prints pyproject.toml's dependencies,
 each as requirements.lock has it.
 
-They are the packages of a run without the tools of the tests. `cpu` takes faiss's build for CPUs on x86-64
-too.
+They are the packages of a run without the tests' tools. `cpu` takes faiss's CPU build on x86-64 too.
 """
 
 from __future__ import annotations

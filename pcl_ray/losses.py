@@ -70,8 +70,7 @@ def sample_negatives(
 ) -> Tensor:
     """[count] distinct prototype ids, valid and none of them in positives_B; fewer where fewer are left.
 
-    num_valid: how many of valid_K are true. Known, it spares the wait for the device that counting them
-    costs.
+    num_valid: how many of valid_K are true, where known: counting would wait for the device.
     """
     device = positives_B.device if generator is None else generator.device
     # the last: for images without a prototype
@@ -110,8 +109,7 @@ def prototype_logits(
     mask_duplicates: bool = True,
     valid_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits q·c_j/φ_j, [B, K] or [B, B + M], and the target column of each row [B]; arguments as in
-    `proto_nce`.
+    """Logits q·c_j/φ_j [B, K] or [B, B + M], and each row's target column [B]; arguments as in `proto_nce`.
 
     Hidden columns are −∞. The target of a row never is, so that gradients stay finite: `prototype_loss`
     leaves out rows that have none.

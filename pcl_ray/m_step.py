@@ -127,8 +127,7 @@ def _train_step(
     *,
     gauge: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """One step of the optimizer; gives back the step's figures, still on the device, and with `gauge` those
-    of `meters.gauges`.
+    """One optimizer step; returns its figures, on the device, with `gauge` those of `meters.gauges` too.
 
     Where the worker's part of the batch is more than `train.micro_batch`, gradients of several forward passes
     are added up. The loss is that of the whole batch all the same: negatives are the queue's and the

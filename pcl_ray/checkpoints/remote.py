@@ -17,8 +17,7 @@ from pcl_ray.support.files import LockHeld, file_lock
 def upload(run_storage: Storage, path: Path, keep: int, previous: str | None = None) -> None:
     """Uploads a checkpoint and then removes all but the newest `keep` from the storage.
 
-    previous: the name of the one that was uploaded last. Raises RunFailed where it cannot be uploaded; a
-    checkpoint too many is no failure.
+    previous: the name of the last one uploaded. Raises RunFailed if this fails; one too many is no failure.
     """
     try:
         run_storage.upload(path, f"{FOLDER}/{path.name}")

@@ -49,8 +49,7 @@ class RunState:
 def save(state: RunState, folder: Path, keep: int) -> Path:
     """Writes `folder/epoch_00012.pt` (12 epochs done) and then removes all but the newest `keep`.
 
-    A crash or a full disk leaves the earlier checkpoints untouched. Raises RunFailed with the reason where it
-    cannot be written.
+    A crash or full disk leaves earlier checkpoints untouched. Raises RunFailed where it cannot be written.
     """
     target = epoch_files.path_of(folder, state.epoch)
     content = {
@@ -119,8 +118,7 @@ def _e_step_state(content: Mapping[str, Any]) -> EStepState:
 
 
 def take_over(source: Path, folder: Path) -> Path:
-    """Makes another run's checkpoint the only one of `folder`, and gives back its path. The next epoch begins
-    with an E-step.
+    """Makes another run's checkpoint the only one of `folder`; returns its path. An E-step comes next.
 
     Raises as `load` and `save` do.
     """

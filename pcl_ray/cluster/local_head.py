@@ -1,5 +1,4 @@
-"""`pcl-ray up` and `down`: a Ray head and an MLflow server on this machine, without containers, that outlive
-the command.
+"""`pcl-ray up` and `down`: a Ray head and an MLflow server here, no containers, outliving the command.
 
 PCL_RAY_HOME/service/  up.json (what runs, under which numbers)  ray_token  ray.log  mlflow.log  lock
 
@@ -43,8 +42,7 @@ def up(request: HeadRequest, say: Callable[[str], None]) -> LocalHead:
     """Starts what does not run yet, and waits until it answers. What runs already stays as it is; what was
     started here ends where the rest fails.
 
-    Raises ConfigError for a port that is not free or a host that must not be opened, RunFailed where
-    something does not come up.
+    Raises ConfigError for a port in use or a host not to be opened, RunFailed if something does not start.
     """
     if server.loopback(request.host):
         request = replace(request, host=LOOPBACK)
@@ -151,8 +149,7 @@ def _check_same(before: LocalHead, request: HeadRequest) -> None:
 def _needs_mlflow(head: LocalHead, ray_runs: bool) -> bool:
     """Whether a server is to be started here.
 
-    Jobs of a Ray that runs record in the store that it was started with, whatever this shell's
-    MLFLOW_TRACKING_URI says.
+    Jobs of this Ray record in the store that it was started with, whatever MLFLOW_TRACKING_URI says here.
     """
     if ray_runs:
         return head.mlflow is not None

@@ -1,7 +1,6 @@
 """`pcl-ray submit`: the `ray job submit` command of an experiment, and what it needs to be run here.
 
-The run's name is fixed before the job exists, so that each knows the other: the job's metadata name the run,
-the run's tags the job.
+The run's name is fixed before the job exists, so that the job's metadata and the run's tags name each other.
 """
 
 from __future__ import annotations

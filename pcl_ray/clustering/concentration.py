@@ -42,8 +42,7 @@ def concentration(
     clip: tuple[float, float] = (10.0, 90.0),
     normalise: bool = True,
 ) -> Tensor:
-    """φ = Σ_z ‖v'_z − c‖ / (Z · log(Z + α)) over the Z images of each cluster, [K] float32, finite and
-    positive.
+    """φ = Σ_z ‖v'_z − c‖ / (Z · log(Z + α)) over a cluster's Z images, [K] float32, finite and positive.
 
     distances_N: Euclidean distance of each image to its raw centroid. Clusters with one image or none take
     the largest φ; then all are clipped to the `clip` percentiles and, with `normalise`, scaled so that their

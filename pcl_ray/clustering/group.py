@@ -1,8 +1,6 @@
-"""The processes that share one clustering: each holds some of the points, all take every decision from the
-same reduced numbers.
+"""The processes that share a clustering: each holds some points, all decide by the same reduced numbers.
 
-Everything in `clustering` is written once, for a shard and its group; one process is a group of one, where
-nothing is exchanged.
+All of `clustering` is written once, for a shard and its group; a group of one process exchanges nothing.
 """
 
 from __future__ import annotations

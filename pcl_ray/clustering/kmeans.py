@@ -42,8 +42,7 @@ def kmeans(
     ids: Tensor | None = None,
     total: int | None = None,
 ) -> KMeansResult:
-    """Lloyd's k-means on [N, C]; the best of `restarts` runs. Centroids, assignments and distances belong
-    together.
+    """Lloyd's k-means on [N, C], the best of `restarts`; centroids, labels and distances belong together.
 
     start_KC: centroids to start from instead of random points (then one run). spherical: centroids are
     normalised after every iteration. threads: CPU threads, 0 takes all cores. gpu: search on faiss' GPUs;

@@ -1,5 +1,4 @@
-"""Lloyd's algorithm over a group of processes: every one runs this on its own points, and all take the same
-steps.
+"""Lloyd's algorithm over a group of processes: each runs this on its own points, in the same steps.
 
 start centroids → pass: nearest centroid of each point → sizes, sums (reduced) → means → repair of empty
 clusters → next pass
@@ -153,8 +152,7 @@ def random_start(points: Points, num_clusters: int, seed: int) -> tuple[Tensor, 
     """[K, C] float32: K of the group's points, drawn by id, no two of them equal where that can be had; and
     how many of the K differ.
 
-    Draws do not depend on how the points are spread. A group draws more of them where the first ones hold
-    duplicates, up to all.
+    Draws do not depend on how points are spread. Where the first hold duplicates more are drawn, up to all.
     """
     wanted, drawn = num_clusters, min(points.total, num_clusters + 64)
     while True:

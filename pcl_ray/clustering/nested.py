@@ -13,8 +13,7 @@ _PASSES = 20
 def coarse_of_fine(
     centroids_FC: Tensor, sizes_F: Tensor, num_clusters: int, *, seed: int, start_KC: Tensor | None = None
 ) -> Tensor:
-    """[F] int64, the coarse cluster of each fine one: k-means of the fine centroids, each weighing as many
-    points as it holds.
+    """[F] int64, the coarse cluster of each fine one: k-means of fine centroids, weighted by their points.
 
     Fine clusters without points take the nearest coarse one and move none. start_KC: coarse centroids to
     start from; else fine ones drawn by weight, none twice. Needs at least as many fine clusters with points

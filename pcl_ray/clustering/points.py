@@ -101,8 +101,7 @@ def on_grid(values: Tensor, total: int, largest: float) -> Tensor:
 
 @dataclass(eq=False)
 class Moments:
-    """Size, sum and sum of squares of every cluster, over the whole group and the same on all of its
-    processes.
+    """Size, sum and sum of squares of every cluster over the whole group, the same on all its processes.
 
     sizes: [K] int64. sums: [K, C] float64 and squares: [K] float64, both on the grid and therefore exact.
     rounding: how far a row's square on the grid may lie from the square of the row on the grid.

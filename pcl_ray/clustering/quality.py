@@ -8,8 +8,7 @@ from pcl_ray.clustering.types import Clustering
 
 
 def quality(clustering: Clustering, previous: Clustering | None = None) -> dict[str, float]:
-    """Sizes, concentrations and, against the previous E-step, the normalised mutual information of the
-    assignments.
+    """Sizes, concentrations and the normalised mutual information with the previous E-step's assignments.
 
     Keys: objective (mean squared distance an image), empty, singletons (counts), largest_share (of the
     images), size_p10/p50/p90 (images), phi_min/mean/max, phi_p10/p50/p90; with `previous` nmi_previous

@@ -1,8 +1,7 @@
 """Colour jitter, grey and blur of a whole batch, each image with its own draws, and the normalisation of
 their values. Images are float32 [B, channels, H, W] in 0..1.
 
-The same steps as torchvision's ColorJitter, RandomGrayscale and GaussianBlur do on one image; values between
-steps are not rounded to 1/255.
+The steps of torchvision's ColorJitter, RandomGrayscale and GaussianBlur, not rounded to 1/255 in between.
 """
 
 from __future__ import annotations

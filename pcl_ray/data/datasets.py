@@ -54,8 +54,7 @@ def load(
 ) -> DataSplits:
     """Reads the data set. Raises DataError with a full list of what is wrong.
 
-    cache_dir: where the result of checking files is stored. progress: called with the number of files
-    checked, and of all.
+    cache_dir: where checked files are remembered. progress: called with the numbers checked and of all.
     """
     bad: list[BadImage] = []
     train: Images

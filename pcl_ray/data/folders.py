@@ -101,8 +101,7 @@ def without(images: FileImages, bad: list[BadImage]) -> FileImages:
 def _walk(root: Path) -> Iterator[str]:
     """The image files relative to `root`, of every folder once.
 
-    Links come after all real folders and in the order of their names, so that a link to a folder of the tree
-    never hides it.
+    Links come last, in the order of their names: a link to a folder of the tree never hides that folder.
     """
     seen: set[str] = set()
     starts = [str(root)]

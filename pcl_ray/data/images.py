@@ -178,8 +178,7 @@ def formats() -> tuple[str, ...]:
 
 
 def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarray:
-    """The picture upright as [H, W, channels] uint8, whatever the file's mode: transparency on white, 16 bits
-    scaled to 8.
+    """The picture upright as [H, W, channels] uint8, from any mode: transparency on white, 16 bits as 8.
 
     scale: gives the share of its size at which a picture of this height and width (upright) suffices: a JPEG
     is decoded at a half, a quarter or an eighth where that is enough, which is several times faster. Other
@@ -232,8 +231,7 @@ def cut(pixels: np.ndarray, box: np.ndarray, side: int, *, within: bool = True) 
     """[side, side, channels] uint8: the box (top, left, height, width, in pixels, fractions allowed) of [H,
     W, channels], resized with antialiasing.
 
-    within: pixels outside the box, rounded up to whole ones, do not count, as for a picture that was cropped
-    first.
+    within: pixels outside the box, rounded up, do not count, as for a picture that was cropped first.
     """
     shape = np.array(pixels.shape[:2])
     first, last = box[:2].clip(0), np.minimum(box[:2] + box[2:], shape)

@@ -1,5 +1,4 @@
-"""Batches for one worker. What a batch holds follows from (seed, epoch, position) alone, not from how many
-workers or processes read.
+"""Batches for one worker. What one holds follows from (seed, epoch, position), not from who reads it.
 
 epoch → one permutation of all images → step s takes rows s·B … → this worker's part of them → (epoch, index)
 → two views by (seed, epoch, index)

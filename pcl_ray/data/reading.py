@@ -35,8 +35,7 @@ class RawBatch:
 
 
 class Readers:
-    """One set of loader processes for everything that a worker reads; they start with the first pass and
-    stay.
+    """The loader processes for everything that a worker reads; they start with the first pass and stay.
 
     workers: how many (None: as configured, else none: then this process reads).
     """

@@ -30,8 +30,7 @@ def resample(images: Tensor, boxes: Tensor, size: int, flipped: Tensor | None = 
 def _weights(start: Tensor, length: Tensor, pixels: int, size: int, flipped: Tensor | None) -> Tensor:
     """[B, size, pixels]: how much each pixel counts in each pixel of the view; rows sum to 1.
 
-    A triangle around the view pixel's centre, as wide as two pixels of the coarser of the two grids, cut off
-    at the box.
+    A triangle around the view pixel's centre, two pixels of the coarser grid wide, cut off at the box.
     """
     positions = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
     scale = (length / size)[:, None]

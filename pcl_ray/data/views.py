@@ -22,8 +22,7 @@ from pcl_ray.data.resample import resample
 
 
 class Views:
-    """Makes the views of `config.augment`. On a CPU with two threads or more, one view in a thread of its
-    own.
+    """Makes the views of `config.augment`; on a CPU with two threads or more, one view in its own thread.
 
     piece: how many numbers a large batch's views are made of at a time on a CPU: its memory stays bounded.
     """

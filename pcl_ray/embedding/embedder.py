@@ -1,5 +1,4 @@
-"""The embedder that is served of a run: pictures in, embeddings and nearest prototypes out. It knows neither
-MLflow nor Ray.
+"""The embedder that is served: pictures in, embeddings and nearest prototypes out. Without MLflow and Ray.
 
 arrays, files, bytes, Pillow images ─→ evaluation view, as in training ─→ momentum encoder ─→ embedding
                                                         nearest prototype of each clustering ←───┘

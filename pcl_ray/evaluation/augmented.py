@@ -26,8 +26,7 @@ _FIRST_EPOCH = 2**31 - 1  # the views are those of epochs from here on, which no
 class AugmentedViews:
     """Momentum features of `evaluation.lidar_views` training views of `evaluation.lidar_images` images.
 
-    Images and views are the same at every evaluation, and on any number of workers, of which each makes those
-    of its part of the images.
+    Images and views are the same at every evaluation; each worker makes those of its part of the images.
     """
 
     def __init__(self, images: Images, config: RunConfig, device: torch.device, readers: Readers):

@@ -19,8 +19,7 @@ def knn_accuracy(
     """The share of the queries (0..1) whose class wins the vote of the nearest bank features; a vote weighs
     exp(cosine / temperature).
 
-    Features are normalised here. Images with a negative label take no part. NaN where no labelled bank or
-    query image is left.
+    Features are normalised here. Negative labels take no part. NaN where no bank or query image is left.
     """
     bank_NC = F.normalize(bank_NC[bank_labels_N >= 0].float(), dim=1)
     bank_labels_N = bank_labels_N[bank_labels_N >= 0]

@@ -1,5 +1,4 @@
-"""The feature bank: momentum features as the M-step makes them, stored by image, so that the E-step needs
-no pass of its own.
+"""The feature bank: momentum features of the M-step, stored by image, so that the E-step needs no pass.
 
 As in DeepCluster-v2 and ODC, a row is the feature of a training view, averaged over the epochs. Images that
 an epoch left out keep their old row.

@@ -63,11 +63,9 @@ def average_buffers(module: nn.Module) -> None:
 
 @torch.no_grad()
 def encode_shuffled(encoder: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> Tensor:
-    """Shuffle-BN (MoCo, section 3.3): encodes [B, …] in batches mixed over the workers, gives [B, C] back in
-    the caller's order.
+    """Shuffle-BN (MoCo, section 3.3): encodes [B, …] in batches mixed over workers, [B, C] in the old order.
 
-    The batch statistics of the keys then do not give the positive away. Every worker draws the same
-    permutation from `seed`.
+    So the keys' batch statistics do not give the positive away. All workers draw one permutation from `seed`.
     """
     if world_size() == 1:
         return encoder(images)

@@ -102,8 +102,7 @@ class Waiting:
 def admit(run: str, bundles: Sequence[dict[str, float]], timeout_s: float, say: Say) -> Admission:
     """Waits until it is the run's turn and the cluster has room for all the bundles at this moment.
 
-    `say` gets what is waited for, once a minute also for how long, and "" when that is over. Raises RunFailed
-    after `timeout_s` seconds.
+    `say` gets what is waited for, each minute for how long, "" at the end. RunFailed after `timeout_s`.
     """
     waiting = Waiting(timeout_s, say)
     needs = resources_text(bundles)

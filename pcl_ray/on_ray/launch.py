@@ -1,5 +1,4 @@
-"""Everything of a run that Ray holds: the actors and the trainer. They are plain classes that are wrapped
-here.
+"""Everything of a run that Ray holds: its actors and its trainer, plain classes that are wrapped here.
 
 driver ── EventBoard   ← events of rank 0
        ├─ EStepActor   ← features of every worker, → ClusterSet

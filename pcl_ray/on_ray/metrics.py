@@ -1,8 +1,6 @@
-"""The figures of a run as metrics of its Ray cluster: what Prometheus scrapes at every node, and the Grafana
-dashboard in `docker/` shows.
+"""A run's figures as metrics of its Ray cluster, for Prometheus and the Grafana dashboard in `docker/`.
 
-They are set by the driver from the events that it follows anyway. Ray exports each as `ray_NAME`, with the
-run's name as label `run`.
+The driver sets them from the events that it follows. Ray exports `ray_NAME`, with the run as label `run`.
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ from pcl_ray.plan.sizes import FILE_SOURCES
 def check(
     config: RunConfig, num_images: int, num_holdout: int = 0, *, gpus: int | None = None
 ) -> tuple[list[Problem], list[str]]:
-    """The mistakes that only show together with the data and the machine, each with a way out; and, where
-    there are none, the notes.
+    """The mistakes that show only with the data and the machine, with a way out; without any, the notes.
 
     gpus: GPUs of this machine, None where the run goes to a cluster that is asked later.
     """

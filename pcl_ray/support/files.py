@@ -59,8 +59,7 @@ class LockHeld(Exception):
 
 
 def acquire_lock(path: Path, timeout_s: float = 0.0) -> BaseFileLock:
-    """The lock of a file, held until its `release()` or the end of the process. The file is made where there
-    is none, and stays.
+    """The lock of a file, held until its `release()` or the process's end. A missing file is made; it stays.
 
     Storage without locks, as some network file systems are, keeps nobody out. Raises LockHeld where another
     one holds it for longer than timeout_s seconds (WAIT_FOREVER: never), OSError where the file cannot be

@@ -95,8 +95,7 @@ def end(started: StartedProcess, limit_s: float = _END_S) -> bool:
 def _session(started: StartedProcess) -> list[psutil.Process]:
     """The processes that it started and that have not left its session.
 
-    Each process that `start` begins has a session of its own, whose number is given to no other process as
-    long as one of them lives.
+    Each process of `start` has its own session, whose number is not reused while one of its processes lives.
     """
     members: list[psutil.Process] = []
     with suppress(psutil.Error):

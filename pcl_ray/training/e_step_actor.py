@@ -1,5 +1,4 @@
-"""The E-step actor: gathers what the workers send, clusters, measures, and is the one that decides which
-clusters come next.
+"""The E-step actor gathers what the workers send, clusters, measures, and decides which clusters come next.
 
     single       every worker: push(key, "train", rows …) ─→ rank 0: run(key, request, …)
                     └→ assemble → cluster → quality, evaluation → EStepAnswer
@@ -100,11 +99,9 @@ class EStepActor:
         total: int | None = None,
         done: bool = True,
     ) -> None:
-        """Takes some of one worker's features of a part (train or holdout), which has `total` images; `done`
-        with its last.
+        """Takes some of a worker's features of a part (train or holdout) of `total` images; `done`: the last.
 
-        Arrays come in as top-level arguments: Ray hands those over without copying, and they are copied to
-        their place at once.
+        Arrays are top-level arguments: Ray hands them over uncopied, and each is copied to its place at once.
         """
         with self._lock:
             self._begin(key)

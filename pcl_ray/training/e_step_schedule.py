@@ -93,8 +93,7 @@ class EStepSchedule:
         self._clustering = False
 
     def begin(self, epoch: int, *, evaluate: bool, anew: bool = False) -> EStepOutput:
-        """Features of the encoder as it is now, and the E-step before `epoch`; waits for it unless it may
-        overlap with that epoch.
+        """Features of the encoder as it is, and the E-step before `epoch`; waits unless they may overlap.
 
         anew: there is an E-step also where the plan has none, and it is waited for.
         """

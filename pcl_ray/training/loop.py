@@ -1,5 +1,4 @@
-"""The EM loop as one worker runs it; the same code in Ray Train workers and, with `resources.workers: 0`, in
-one process.
+"""The EM loop as one worker runs it: the same code in Ray Train workers and with `resources.workers: 0`.
 
 latest checkpoint or fresh learner (a first look at it)
   └→ for each epoch:  M-step ─→ features of all images (a pass, or the bank) ─→ E-step: clusters for the
@@ -10,8 +9,7 @@ With `e_step.overlap` the E-step goes on while the next epoch trains with the ea
 change over before the same step of that epoch, at its end at the latest. The checkpoint then holds the
 earlier clusters, and going on from it begins with the same E-step again.
 
-The warm-up can be left to other runs: the state before the first E-step, a checkpoint that owes the E-step
-and the figures of its last epoch.
+The warm-up can be left to other runs: a checkpoint before the first E-step owes that and its epoch's figures.
 """
 
 from __future__ import annotations

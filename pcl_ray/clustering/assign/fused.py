@@ -1,5 +1,4 @@
-"""The nearest centroid of every row on a GPU and the exact sums of the rows by centroid, in one pass. The N ×
-K scores never reach memory.
+"""The nearest centroid of every row and exact sums by centroid, on a GPU, in one pass without N × K scores.
 
 score = ‖c‖²/2 − x·c orders the centroids of a row as their distances do. Before it is computed, rows and
 centroids are moved together so that the mean of the centroids is the origin: distances stay, while features
@@ -212,8 +211,7 @@ class _Blocks:
 
 
 def _blocks(dim: int, half: bool) -> _Blocks:
-    """Fixed rather than tuned at run time: tuning takes seconds for every new shape, and a label should not
-    depend on which block size won.
+    """Fixed, not tuned at run time: tuning takes seconds a shape, and labels should not depend on it.
 
     All fit the 99 KiB of shared memory that every GPU from compute capability 8 on has. Up to 128 dimensions
     in half precision, two blocks share a multiprocessor of an H100 (126 registers a thread, 96 KiB), so that
@@ -269,8 +267,7 @@ def _best_groups(
     x_ptr, c_ptr, half_squares_ptr, groups_ptr, tiles,
     WIDTH: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):  # fmt: skip
-    """Finds for ROWS rows the group of NEIGHBOURS successive centroids that holds the nearest one; of equal
-    ones the lowest.
+    """Finds for ROWS rows the group of NEIGHBOURS successive centroids with the nearest; lowest of equals.
 
     At 128 dimensions a full search for minima takes as long as the products. So it does little for each
     score: a subtraction and a minimum. Which tile a minimum comes from is kept for every position of a group

@@ -1,5 +1,4 @@
-"""The nearest centroid of every point, the one step of k-means that costs time. Never the whole N × K matrix
-of distances.
+"""The nearest centroid of every point, the costly step of k-means, never with the whole N × K matrix.
 
 Which centroid is nearest must not depend on how the points are cut into blocks, threads or processes, while
 float32 matrix products do. So each backend also looks at the second nearest: where the two are closer than

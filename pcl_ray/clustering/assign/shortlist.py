@@ -105,11 +105,9 @@ def sampled(ids: Tensor, share: float, salt: int) -> Tensor:
 
 
 def among(rows_nC: Tensor, centroids_KC: Tensor, labels_n: Tensor, around_KL: Tensor) -> Tensor:
-    """[n] int64: the candidate of its cluster that is nearest to each point. Rows with a negative label get
-    −1.
+    """[n] int64: each point's nearest candidate of its cluster; −1 for rows with a negative label.
 
-    As exact as brute force within the candidates: near ties are decided in float64, equal distances go to the
-    lowest id.
+    Exact within the candidates: near ties are decided in float64, equal distances go to the lowest id.
     """
     nearest = torch.full_like(labels_n, -1)
     half_squares = centroids_KC.square().sum(dim=1) / 2
