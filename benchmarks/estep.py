@@ -17,8 +17,7 @@ gather     1.28 million features from two Ray actors into the E-step actor: seco
            the actor's memory. Synthetic features
 
 The first use of real features trains a run for ten minutes (`real_features`); later ones read them from
-PCL_RAY_HOME/benchmarks. What to expect: RESULTS.md has the figures, with machine and date. Exit code 1 says
-that a claim does not hold.
+PCL_RAY_HOME/benchmarks. RESULTS.md has the figures to expect. Exit code 1 says that a claim does not hold.
 """
 
 from __future__ import annotations

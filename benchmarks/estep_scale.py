@@ -9,8 +9,7 @@ Measured: one label-warm E-step by 1, 2 and 4 EStepShard actors, each with one t
 each, bytes that they add up over the network, and whether all come to the same result bit by bit. Then the
 seconds of the parts of an E-step on one core, which the model is made of. The features are synthetic
 (`common.Mixture`). What the model assumes it prints above its table; no GPU and no network between machines
-was measured for it. What to expect: RESULTS.md has the figures, with machine and date. Exit code 1 says that
-a claim does not hold.
+was measured for it. RESULTS.md has the figures to expect. Exit code 1 says that a claim does not hold.
 """
 
 from __future__ import annotations

@@ -71,47 +71,17 @@ class Case:
 
 
 _SMALL = {"encoder.backbone": "small_resnet", "encoder.width": 16}
+_THREE_STAGES = _SMALL | {"encoder.blocks": [1, 1, 1]}
+_FOUR_STAGES = _SMALL | {"encoder.blocks": [2, 2, 2, 2]}
+_RESNET18 = {"encoder.backbone": "resnet18", "encoder.stem": "small"}
+_RESNET50 = {"encoder.backbone": "resnet50"}
+_UNBLURRED = ("augment.blur=0",)
 CASES = (
-    Case(
-        "digits 12 px, small ResNet",
-        12,
-        1,
-        _SMALL | {"encoder.blocks": [1, 1, 1]},
-        (128, 16),
-        (128, 100),
-        augment=("augment.blur=0",),
-    ),
-    Case(
-        "28 × 28 grey, small ResNet",
-        28,
-        1,
-        _SMALL | {"encoder.blocks": [2, 2, 2, 2]},
-        (256, 8),
-        (512, 100),
-        0.9,
-        augment=("augment.blur=0",),
-    ),
-    Case(
-        "32 × 32, small ResNet",
-        32,
-        3,
-        _SMALL | {"encoder.blocks": [2, 2, 2, 2]},
-        (256, 6),
-        (512, 100),
-        augment=("augment.blur=0",),
-    ),
-    Case(
-        "32 × 32, ResNet-18",
-        32,
-        3,
-        {"encoder.backbone": "resnet18", "encoder.stem": "small"},
-        (64, 2),
-        (512, 50),
-        0.9,
-        0.85,
-        ("augment.blur=0",),
-    ),
-    Case("224 × 224, ResNet-50", 224, 3, {"encoder.backbone": "resnet50"}, (8, 1), (256, 20), None, 0.9),
+    Case("digits 12 px, small ResNet", 12, 1, _THREE_STAGES, (128, 16), (128, 100), augment=_UNBLURRED),
+    Case("28 × 28 grey, small ResNet", 28, 1, _FOUR_STAGES, (256, 8), (512, 100), 0.9, augment=_UNBLURRED),
+    Case("32 × 32, small ResNet", 32, 3, _FOUR_STAGES, (256, 6), (512, 100), augment=_UNBLURRED),
+    Case("32 × 32, ResNet-18", 32, 3, _RESNET18, (64, 2), (512, 50), 0.9, 0.85, _UNBLURRED),
+    Case("224 × 224, ResNet-50", 224, 3, _RESNET50, (8, 1), (256, 20), None, 0.9),
 )
 
 

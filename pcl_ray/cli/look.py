@@ -78,14 +78,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_out_argument(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help=meaning)
+
+
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="name of a run, or of a trial of a sweep")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="where to write it; left out: report.html in the run's folder",
-    )
+    _add_out_argument(parser, "where to write it; left out: report.html in the run's folder")
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -102,12 +101,7 @@ def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="names of two runs or more; differences are to the first"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="where to write the page; left out: compare.html under PCL_RAY_HOME",
-    )
+    _add_out_argument(parser, "where to write the page; left out: compare.html under PCL_RAY_HOME")
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from pcl_ray.cli.output import print_knobs
-from pcl_ray.cli.verb import Verb, add_result_argument, check_result_file, knob_words
+from pcl_ray.cli.verb import Verb, add_run_arguments, check_result_file, knob_words
 from pcl_ray.errors import ConfigError, Problem
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -35,15 +35,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", metavar="TIME", help="end after this time: 90m, 2h, 1d (sweep.budget_s)")
     parser.add_argument("--name", help="name of the new sweep; made up where it is left out")
     parser.add_argument("--resume", metavar="NAME", help="go on with this sweep; takes no space")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything, print space, trials at a time and cost, start nothing",
+    add_run_arguments(
+        parser,
+        dry_run="check everything, print space, trials at a time and cost, start nothing",
+        describe="print every knob of sweeps: type, default, range, meaning",
     )
-    parser.add_argument(
-        "--describe", action="store_true", help="print every knob of sweeps: type, default, range, meaning"
-    )
-    add_result_argument(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:

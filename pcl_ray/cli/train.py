@@ -9,7 +9,7 @@ from pathlib import Path
 from pcl_ray import config
 from pcl_ray.cli.output import print_knobs, print_result
 from pcl_ray.cli.sweep import SWEEP
-from pcl_ray.cli.verb import Verb, add_result_argument, check_result_file, knob_words
+from pcl_ray.cli.verb import Verb, add_result_argument, add_run_arguments, check_result_file, knob_words
 from pcl_ray.errors import ConfigError
 from pcl_ray.support import redaction
 
@@ -25,13 +25,11 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="NAME", help="go on with this run; takes no recipe, only KEY=VALUE"
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything and print the plan, start nothing"
+    add_run_arguments(
+        parser,
+        dry_run="check everything and print the plan, start nothing",
+        describe="print every knob: type, default, range, meaning",
     )
-    parser.add_argument(
-        "--describe", action="store_true", help="print every knob: type, default, range, meaning"
-    )
-    add_result_argument(parser)
 
 
 def _train(arguments: argparse.Namespace) -> int:

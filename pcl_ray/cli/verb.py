@@ -42,6 +42,13 @@ class Verb:
         return arguments
 
 
+def add_run_arguments(parser: argparse.ArgumentParser, dry_run: str, describe: str) -> None:
+    """--dry-run and --describe, with what each of them does, and --result."""
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
+    parser.add_argument("--describe", action="store_true", help=describe)
+    add_result_argument(parser)
+
+
 def add_result_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--result", type=Path, metavar="FILE", help="write the outcome as JSON")
 
