@@ -236,7 +236,7 @@ def _rank_among_siblings(parents: np.ndarray) -> np.ndarray:
 def _images_of(
     selected: np.ndarray, features: np.ndarray, ids: np.ndarray, assigned: np.ndarray, prototypes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[P, NEAREST] and [P, FARTHEST] of a prototype's own images, by cosine; never the same image in both."""
+    """[P, NEAREST], [P, FARTHEST] of each prototype's own images, by cosine; never the same image in both."""
     nearest = np.full((len(selected), NEAREST), -1, np.int64)
     farthest = np.full((len(selected), FARTHEST), -1, np.int64)
     rows = np.flatnonzero(np.isin(assigned, selected))

@@ -37,7 +37,7 @@ class TorchGroup(Group):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def sum(self, *tensors: Tensor) -> None:
-        # One message, since its way costs more than its length. Float64 is exact for all that is summed here.
+        # One message instead of several: latency costs more than length. Float64 is exact for these sums.
         packed = torch.cat([tensor.detach().to(self._device, torch.float64).flatten() for tensor in tensors])
         dist.all_reduce(packed, group=self._group)
         for tensor, part in zip(tensors, packed.split([tensor.numel() for tensor in tensors]), strict=True):

@@ -23,7 +23,7 @@ _RANK_DIMS = 512  # dimensions that the rank is taken in
 
 EMPTY, _SINGLETONS = 0.01, 0.25
 DOMINANT, TIMES_MEAN = 0.1, 20.0
-# The share of the others' mean squared distance below which the images of a cluster are copies of one.
+# A cluster whose mean squared distance is below this share of the others' holds copies of one image.
 _COPIES = 0.01
 
 

@@ -43,9 +43,7 @@ def with_overrides(config: RunConfig, overrides: Iterable[str] | Mapping[str, An
 def load_leniently(
     recipe_or_path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()
 ) -> tuple[RunConfig, list[Problem]]:
-    """What `load` gives, and the mistakes, whose knobs fall back to their defaults: so the cross-checks can
-    report their part in the same breath.
-    """
+    """What `load` gives, and the mistakes; their knobs get defaults, so that cross-checks can run too."""
     tree = _read_recipe(recipe_or_path)
     problems = _apply(tree, overrides)
     config, more_problems = _build(tree)

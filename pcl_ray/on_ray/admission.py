@@ -47,7 +47,7 @@ class Applicant:
 
 
 class TurnActor:
-    """Says whose turn it is. Its name makes it the only one on a cluster; it ends with its maker's driver."""
+    """Says whose turn it is. A named actor, at most one a cluster; it ends with the driver that made it."""
 
     def __init__(self, applicant: Applicant):
         self._applicant = applicant

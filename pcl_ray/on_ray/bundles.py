@@ -73,7 +73,7 @@ def _fill(cpus: float, gpus: float, free: list[list[float]]) -> bool:
 
 
 def _one_gpu_has(share: float, free: float) -> bool:
-    """A share comes from one GPU. Free are whole GPUs and at most one begun: a trial's shares are equal."""
+    """A share comes from one GPU. Whole ones are free and at most one begun: trials' shares are equal."""
     return share == 0 or share >= 1 or free >= 1 - _SLACK or free + _SLACK >= share
 
 

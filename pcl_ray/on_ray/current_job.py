@@ -1,4 +1,4 @@
-"""The Ray job that this process drives, if any. Without Ray: the environment tells."""
+"""What a process knows of the Ray job that it drives, from the environment alone, without Ray."""
 
 from __future__ import annotations
 

@@ -45,12 +45,12 @@ def e_step_shards(config: RunConfig, num_images: int) -> int:
 
 
 def memory_side(config: RunConfig) -> int:
-    """Pixels a side at which no crop is enlarged: the smallest crop has a side of √(min_crop · 3/4)."""
+    """Pixels a side where no crop is enlarged: the smallest's side is √(min_crop · 3/4) of the image's."""
     return math.ceil(config.augment.image_size / math.sqrt(config.augment.min_crop * 3 / 4))
 
 
 def in_memory(config: RunConfig, num_images: int) -> bool:
-    """Whether the images (both parts, by number) lie in one array; the slow reference reads files as are."""
+    """Whether the images (num_images: of both parts) lie in one array; the slow reference reads files."""
     data = config.data
     if data.source not in FILE_SOURCES:
         return True
@@ -90,7 +90,7 @@ def cpus(config: RunConfig) -> int:
 
 
 def micro_batches(images: int, at_most: int | None) -> int:
-    """Forward passes for so many images, none of one alone (batch norm): a pass may have at_most + 1."""
+    """Forward passes for so many images; batch norm cannot take one alone, so a pass may have at_most + 1."""
     if at_most is None:
         return 1
     return max(min(math.ceil(images / at_most), images // 2), 1)

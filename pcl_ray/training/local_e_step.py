@@ -17,7 +17,7 @@ from pcl_ray.training.e_step_shards import EStepRequest
 
 
 class LocalEStep:
-    """An `e_step_schedule.EStep` in this process, in a thread with `e_step.overlap` (it frees the lock)."""
+    """An `EStep` in this process; with `e_step.overlap` in a thread, since clustering frees Python's lock."""
 
     def __init__(self, config: RunConfig, splits: DataSplits):
         self._actor = EStepActor(config)
