@@ -12,7 +12,6 @@ from PIL import Image
 from pcl_ray import snapshot
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.data.images import ArrayImages
-from pcl_ray.report import pictures
 from pcl_ray.runs.gallery import FILE, Gallery, thumbnails_of
 from pcl_ray.training.events import Event
 
@@ -110,26 +109,3 @@ def test_a_squeezed_picture_is_cut_from_its_true_shape() -> None:
     pixels[0, :, 20:40] = 255  # the middle third of a picture three times as wide as high
     [picture] = thumbnails_of(ArrayImages(pixels, sizes=np.array([[100, 300]])), np.array([0])).pixels
     assert picture[2:-2, 4:-4].min() > 200  # which a square cut from the middle holds alone
-
-
-def test_the_sheet_shows_the_nearest_image_first() -> None:
-    source, one = images(), shown()
-    sheet = pictures.prototype_sheet(one, 0, thumbnails_of(source, one.images()), source.class_names)
-    part = one.clusterings[0]
-    nearest = part.nearest[part.row_of(int(part.roles()["tightest"][0]))]
-    found = [position(np.asarray(sheet), source.pixels[image]) for image in nearest if image >= 0]
-    assert len(found) > 2
-    assert len({top for top, _ in found}) == 1
-    assert [left for _, left in found] == sorted(left for _, left in found)
-
-
-def position(sheet: np.ndarray, pixels: np.ndarray) -> tuple[int, int]:
-    """(top, left) of the image [s, s, 1] on a sheet; fails where it is not there exactly once."""
-    picture = np.asarray(pictures.enlarged(np.repeat(pixels, 3, axis=-1), pictures.CELL))
-    corners = np.argwhere((sheet == picture[0, 0]).all(axis=-1))
-    [corner] = [
-        (int(top), int(left))
-        for top, left in corners
-        if np.array_equal(sheet[top : top + pictures.CELL, left : left + pictures.CELL], picture)
-    ]
-    return corner

@@ -432,7 +432,6 @@ def test_a_population_that_was_interrupted_goes_on(
 ) -> None:
     """Its members had 4 and 3 epochs, later than the first comparison, from which Tune counts again."""
     before = expected["sweeps"]["population"]
-    first_losses = {history_of(trial)[0]["metrics"]["train/loss"] for trial in before["trials"]}
     _, result = sweep_on("population")
     assert result["state"] == "finished"
     states = trials_of("population")
@@ -440,7 +439,6 @@ def test_a_population_that_was_interrupted_goes_on(
     assert {(state["state"], state["epochs"]) for state in states.values()} == {("finished", 6)}
     for trial in states:
         assert [entry["epoch"] for entry in history_of(trial)] == list(range(6))
-        assert history_of(trial)[0]["metrics"]["train/loss"] in first_losses
         assert states[trial]["mlflow_run_id"] == before["trials"][trial]["mlflow_run_id"]
     assert client.get_run(before["mlflow_run_id"]).info.status == "FINISHED"
 

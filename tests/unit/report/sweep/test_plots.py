@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pcl_ray.report.sweep import leaderboard, plots
-from pcl_ray.report.sweep.axes import Scale
 from pcl_ray.report.sweep.leaderboard import TrialRecord
 
 TAU, ALPHA, K, LR = "loss.temperature", "e_step.alpha", "e_step.num_clusters", "optimizer.lr"
@@ -156,32 +155,6 @@ def test_values_that_were_tried_once_have_no_mean_line() -> None:
 def test_axes_are_logarithmic_where_that_shows_more(knob: str, values: list[Any], scale: str) -> None:
     figure = plots.objective_by_knob([trial(0.5, point={knob: value}) for value in values], [knob], KNN)
     assert figure.axes[0].get_xscale() == scale
-
-
-def test_texts_are_evenly_spaced_by_their_numbers() -> None:
-    scale = Scale(K, ["0.1", "0.02,0.04", "auto", "0.02"])
-    assert scale.ticks() == {0.0: "0.02", 1.0: "0.02,0.04", 2.0: "0.1", 3.0: "auto"}
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        [0.0712345 + 0.00131 * n for n in range(300)],
-        [0.05 * 1.02**n for n in range(300)],
-        [1 / 3, 2 / 3],
-        [7],
-        [0.1, 0.105, 0.9],
-    ],
-)
-def test_numbers_have_few_and_round_ticks(values: list[float]) -> None:
-    for knob in (TAU, LR):
-        scale = Scale(knob, values)
-        ticks = scale.ticks()
-        assert 1 <= len(ticks) <= 8
-        assert all(len(label) <= 6 for label in ticks.values())
-        shares = [scale.share(spot) for spot in ticks]
-        assert all(later - earlier > 0.1 for earlier, later in zip(shares, shares[1:], strict=False))
-        assert all(min(values) * 0.97 <= spot <= max(values) * 1.03 for spot in ticks)
 
 
 def test_tick_labels_do_not_touch() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,13 @@ environment.set_defaults()  # before Ray is imported
 from ray import tune  # noqa: E402
 from ray.tune.experiment import Trial  # noqa: E402
 from ray.tune.schedulers import TrialScheduler  # noqa: E402
+from search_spaces import space_of  # noqa: E402
 
 from pcl_ray.sweep.space import search  # noqa: E402
 from pcl_ray.sweep.space.settings import SweepConfig  # noqa: E402
 from pcl_ray.sweep.space.spaces import Space  # noqa: E402
 
 EPOCHS = 6
-
-
-def space_of(searched: dict[str, Any], num_samples: int | None = None) -> Space:
-    return Space("test", "digits", searched, {}, None, None, num_samples)
 
 
 GRID = space_of(
@@ -45,7 +43,7 @@ RANGE = space_of({"e_step.alpha": tune.loguniform(1, 20)})
         (RANGE, {"search": "random", "samples": 3}, "random", 3),
         (space_of({"e_step.alpha": tune.randint(1, 66)}), {}, "optuna", 20),  # 65 values, one too many
         (space_of({"e_step.alpha": tune.randint(1, 65)}), {}, "grid", 64),
-        (space_of({"e_step.alpha": tune.choice([1, 10])}, num_samples=7), {}, "optuna", 7),
+        (replace(space_of({"e_step.alpha": tune.choice([1, 10])}), num_samples=7), {}, "optuna", 7),
     ],
 )
 def test_method_and_samples(space: Space, settings: dict[str, Any], method: str, samples: int) -> None:
@@ -88,6 +86,16 @@ def test_listed_goes_on_after_the_last_one_it_gave(tmp_path: Path) -> None:
     restored.restore(str(tmp_path / "state"))
     assert restored.suggest("two") == {"a": 2}
     assert restored.suggest("three") == search.Listed.FINISHED
+
+
+def test_optuna_hears_only_of_results_that_have_a_score() -> None:
+    """A trial that waits for another's warm-up tells how far it is, and no score."""
+    searcher = search.optuna(space_of({"e_step.alpha": tune.loguniform(1, 100)}), SweepConfig())
+    assert set(searcher.suggest("one")) == {"e_step.alpha"}
+    searcher.on_trial_result("one", {"epoch": 0, "training_iteration": 1})
+    searcher.on_trial_result("one", {"epoch": 1, "training_iteration": 2, "score": 0.5})
+    searcher.on_trial_complete("one", {"epoch": 1, "training_iteration": 3, "score": 0.5})
+    assert searcher._ot_study.best_value == 0.5
 
 
 # --- populations
