@@ -1,6 +1,4 @@
-"""What `docker/compose.yaml` says once its variables are filled in, for tests: parsed as Docker Compose does
-it, by its rules for `${NAME:-default}`.
-"""
+"""`docker/compose.yaml` with variables filled in, parsed by Docker Compose's rules for `${NAME:-default}`."""
 
 from __future__ import annotations
 

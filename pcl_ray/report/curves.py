@@ -151,9 +151,7 @@ def _chart(
 
 
 def _phi(record: RunRecord, m: int, name: str) -> Chart | None:
-    """The chart of a clustering's concentrations; None where none were recorded. Runs of earlier versions
-    have no percentiles, but ends and mean.
-    """
+    """A clustering's concentrations, or None; runs of earlier versions have ends and mean, no percentiles."""
     bands = {_PHI: (PHI_P10, PHI_P50, PHI_P90), _PHI_ENDS: (PHI_MIN, PHI_MEAN, PHI_MAX)}
     for caption, band in bands.items():
         low, middle, high = (dict(record.finite(figure.at(m))) for figure in band)

@@ -15,9 +15,7 @@ _SPREAD = 1e-4  # of the coordinates to begin with, as t-SNE wants them
 
 
 def project(features_nC: np.ndarray, before: np.ndarray | None = None) -> tuple[np.ndarray, str]:
-    """[n, 2] float32 and the method's name. before: the same images' coordinates at another epoch, to begin
-    with, so that pictures can be compared.
-    """
+    """[n, 2] float32 and the method's name. before: another epoch's coordinates to start from, to compare."""
     features = np.nan_to_num(features_nC.astype(np.float32))
     start = before if before is not None and before.shape == (len(features), 2) else None
     components = _components(features)

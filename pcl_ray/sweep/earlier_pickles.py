@@ -1,6 +1,4 @@
-"""Makes the pickles readable that Ray Tune wrote for sweeps of an earlier version. They name our classes by
-the modules that these were in at the time.
-"""
+"""Reads Ray Tune's pickles of earlier versions' sweeps, which name our classes by modules of that time."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ _MOVED: dict[str, tuple[ModuleType, dict[str, str]]] = {
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Inside of the block, modules of an earlier version can be imported under their names of that time. What
-    is pickled then has its name of today.
-    """
+    """Inside of the block, earlier versions' modules can be imported; what is pickled has today's names."""
     aliases = {name: _alias(name, module, renamed) for name, (module, renamed) in _MOVED.items()}
     sys.modules.update(aliases)
     try:

@@ -199,9 +199,7 @@ class MlflowStore:
         self._client.log_text(self.run_id, text, artifact)
 
     def send_file(self, artifact: str, path: str) -> None:
-        """Sends a file, under its own name, to the artifact folder of `artifact`. One that has gone meanwhile
-        is no reason to send nothing more.
-        """
+        """Sends a file, under its own name, to the folder of `artifact`; a file that has gone is left out."""
         if Path(path).is_file():
             folder = artifact.rpartition("/")[0]
             self._client.log_artifact(self.run_id, path, folder or None)

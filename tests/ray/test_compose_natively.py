@@ -175,9 +175,7 @@ def submitted(stack: Stack, *words: str) -> str:
 
 
 def assert_only_named_hosts(stack: Stack) -> None:
-    """Jobs by the service's name, browsers of this machine; no other name leads to the runs, and the address
-    of a page elsewhere changes nothing.
-    """
+    """Jobs by the service's name, browsers of this machine; other names and foreign pages change nothing."""
     port = stack.port("5000")
     runs = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert [

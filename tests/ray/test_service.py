@@ -1,6 +1,4 @@
-"""Jobs on a real cluster: a Ray head with a token and an MLflow server, as `pcl-ray up` starts them, and `ray
-job submit` as a user types it.
-"""
+"""Jobs on a real cluster: Ray head with token, MLflow server by `pcl-ray up`, `ray job submit` as typed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""No password, token or key is written anywhere: real runs with a planted one in every place that may hold
-one, then a search through all that they left.
-"""
+"""No password, token or key is written anywhere: real runs with planted ones, then a search of all files."""
 
 from __future__ import annotations
 

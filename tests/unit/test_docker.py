@@ -1,6 +1,4 @@
-"""`docker/`: every file against the schema or the linter of its kind, and what its services must have in
-common. No container engine is needed.
-"""
+"""`docker/`: every file by its schema or linter, and what services must share. No container engine needed."""
 
 from __future__ import annotations
 

@@ -63,9 +63,7 @@ class Objective:
                 return -abs(value - 1)
 
     def refusal(self, metrics: Mapping[str, float], settings: SweepConfig) -> str:
-        """Why features that these metrics describe have collapsed, "" where nothing speaks for that. A
-        criterion without labels can be high for such.
-        """
+        """Why these metrics mean collapsed features, or "". Criteria without labels can be high for such."""
         if not self.guarded:
             return ""
         rank = metrics.get(figures.RANKME.name, math.inf)

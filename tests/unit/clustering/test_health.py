@@ -1,6 +1,4 @@
-"""How clusterings fail, one test for each way that was seen, through the whole E-step; and that φ stays what
-the paper defines, or says so.
-"""
+"""How clusterings fail, a test for each way seen, through the whole E-step; φ is the paper's, or says so."""
 
 from __future__ import annotations
 

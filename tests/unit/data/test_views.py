@@ -273,9 +273,7 @@ def test_the_steps_follow_each_other_as_in_torchvisions_views(version: str, chan
 
 
 def structured(channels: int) -> Tensor:
-    """[channels, 20, 20] uint8: a reddish picture, brighter to the right and at the bottom, with a coarse
-    pattern on it; its edges are greener.
-    """
+    """[channels, 20, 20] uint8: reddish, brighter right and below, a coarse pattern on it, greener edges."""
     down, across = torch.meshgrid(torch.linspace(0, 1, 20), torch.linspace(0, 1, 20), indexing="ij")
     pattern = (torch.arange(20)[:, None] // 3 + torch.arange(20) // 3) % 2
     light = 0.35 + 0.25 * across + 0.15 * down + 0.25 * pattern
