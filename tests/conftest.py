@@ -48,6 +48,18 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture
+def loaded_by(run_python: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., list[str]]:
+    """loaded_by(modules, *names): which of the names a fresh interpreter has loaded with these modules."""
+
+    def loaded(modules: str, *names: str) -> list[str]:
+        done = run_python(f"import sys, {modules}; print(*(name for name in {names} if name in sys.modules))")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    return loaded
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An sqlite file with MLflow's tables, made once: each test takes a copy."""

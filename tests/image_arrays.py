@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pcl_ray.config import DataConfig
+from pcl_ray.data import datasets
+from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import Images
 
 
@@ -42,3 +45,8 @@ def idx_folder(folder: Path, *, zipped: bool = False, **parts: np.ndarray | byte
         )
         file.write_bytes(gzip.compress(raw) if zipped and not isinstance(content, bytes) else raw)
     return folder
+
+
+def load(source: str, path: Path | None = None, **knobs: object) -> DataSplits:
+    config = DataConfig(source=source, path=path and str(path), **knobs)
+    return datasets.load(config, cache_dir=path.parent / "cache" if path else Path("unused"))

@@ -1,7 +1,8 @@
-"""A training so small that an epoch takes a fraction of a second, for tests of the room `training`."""
+"""A training so small that an epoch takes a fraction of a second, and a display that ends a run."""
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from pcl_ray.config import RunConfig
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.reading import Readers
+from pcl_ray.errors import Stopped
 from pcl_ray.m_step import Learner, build_learner
 from pcl_ray.plan import RunPlan
+from pcl_ray.runs.console import Display
 from pcl_ray.training.events import Event
 from pcl_ray.training.feature_pass import FeaturePass
 from pcl_ray.training.training_task import TrainingTask
@@ -57,3 +60,15 @@ class SmallTraining:
 
     def texts(self, kind: str) -> list[str]:
         return [event.text for event in self.events if event.kind == kind]
+
+
+class StopsIn(Display):
+    """Ends the run in the middle of an epoch, as a signal would."""
+
+    def __init__(self, epoch: int):
+        super().__init__()
+        self.epoch = epoch
+
+    def handle(self, event: Event) -> None:
+        if event.kind == "step" and event.epoch == self.epoch:
+            raise Stopped("cut", signal.SIGTERM)

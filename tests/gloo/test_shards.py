@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from processes import joined
+from processes import gloo_member, saved_by_workers
+from random_features import mixture, with_twins
 from torch import Tensor
 
 from pcl_ray.clustering import ClusterSet, kmeans
@@ -43,12 +42,6 @@ def interleaved(n: int) -> list[Tensor]:
     return [torch.arange(number, n, WORLD).flip(0) for number in range(WORLD)]
 
 
-def mixture(n: int = 3000, dim: int = 12, groups: int = 60, seed: int = 0) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    centres = torch.randn(groups, dim, generator=draw)
-    return F.normalize(centres[torch.arange(n) % groups] + 0.5 * torch.randn(n, dim, generator=draw), dim=1)
-
-
 def drifted(data: Tensor) -> Tensor:
     return F.normalize(
         data + 0.05 * torch.randn(data.shape, generator=torch.Generator().manual_seed(9)), dim=1
@@ -57,16 +50,6 @@ def drifted(data: Tensor) -> Tensor:
 
 def with_nan(data: Tensor, *ids: int) -> Tensor:
     data[list(ids), 1] = math.nan
-    return data
-
-
-def with_twins(base: int, twins: int) -> Tensor:
-    """Twenty copies of each of `base` points; of some, one copy differs in the last place of one number: too
-    little for k-means to tell them apart.
-    """
-    data = mixture(base)[torch.arange(20 * base) % base]
-    at = data[:twins].abs().argmin(dim=1)
-    data[torch.arange(twins), at] = torch.nextafter(data[torch.arange(twins), at], torch.tensor(9.0))
     return data
 
 
@@ -124,7 +107,7 @@ CASES: dict[str, tuple[Callable[[], Tensor], EStepConfig, bool]] = {
         settings(300, restarts=1),
         False,
     ),
-    "an empty cluster": (lambda: with_twins(200, 1), settings(201), False),
+    "an empty cluster": (lambda: with_twins(mixture(200), 1, 4000), settings(201), False),
     "labels that say nothing": (lambda: mixture(seed=4), settings(40), True),
 }
 LAYOUTS: dict[str, Parts] = {"uneven": uneven, "one has none": one_has_none, "interleaved": interleaved}
@@ -149,7 +132,7 @@ REFUSALS: dict[str, tuple[Callable[[], Tensor], EStepConfig]] = {
     "a cone": (lambda: F.normalize(mixture() + 80 * torch.eye(12)[0], dim=1), settings(10)),
     "too few distinct": (lambda: mixture(50)[torch.arange(3000) % 50], settings(70)),
     "too many clusters": (mixture, settings(3001)),
-    "empty clusters": (lambda: with_twins(150, 100), settings(200)),
+    "empty clusters": (lambda: with_twins(mixture(150), 100, 3000), settings(200)),
 }
 
 
@@ -275,41 +258,19 @@ def everything(group: Group) -> dict[str, Any]:
 
 
 def worker(number: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=number,
-        world_size=WORLD,
-        timeout=timedelta(seconds=200),
-    )
-    try:
+    with gloo_member(number, WORLD, folder, timeout_s=200):
         torch.save(everything(TorchGroup()), f"{folder}/worker_{number}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("shards")
-    joined(
-        mp.start_processes(worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"),
-        seconds=300,
-    )
-    return [torch.load(folder / f"worker_{number}.pt", weights_only=True) for number in range(WORLD)]
+    return saved_by_workers(worker, WORLD, tmp_path_factory.mktemp("shards"), seconds=300)
 
 
 @pytest.fixture(scope="module")
 def one() -> Callable[[str], dict[str, Any]]:
     """The same in this process, without a group; each case once."""
-    done: dict[str, dict[str, Any]] = {}
-
-    def run(case: str) -> dict[str, Any]:
-        if case not in done:
-            done[case] = one_case(case, torch.arange, Group())
-        return done[case]
-
-    return run
+    return cache(lambda case: one_case(case, torch.arange, Group()))
 
 
 def by_id(parts: list[dict[str, Any]], values: Callable[[dict[str, Any]], Tensor]) -> Tensor:

@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from processes import joined
+from processes import gloo_member, saved_by_workers
 from small import GREY_ENCODER
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -261,41 +258,19 @@ def everything() -> dict[str, Any]:
 
 
 def worker(number: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=number,
-        world_size=WORLD,
-        timeout=timedelta(seconds=60),
-    )
-    try:
+    with gloo_member(number, WORLD, folder, timeout_s=60):
         torch.save(everything(), f"{folder}/worker_{number}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("gloo")
-    joined(
-        mp.start_processes(worker, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn"),
-        seconds=180,
-    )
-    return [torch.load(folder / f"worker_{number}.pt", weights_only=True) for number in range(WORLD)]
+    return saved_by_workers(worker, WORLD, tmp_path_factory.mktemp("gloo"), seconds=180)
 
 
 @pytest.fixture(scope="module")
 def one() -> Callable[[str], dict[str, Any]]:
     """The same steps in this process, without a process group; each case once."""
-    done: dict[str, dict[str, Any]] = {}
-
-    def run(case: str) -> dict[str, Any]:
-        if case not in done:
-            done[case] = train(CASES[case] | {"resources.workers": 1})
-        return done[case]
-
-    return run
+    return cache(lambda case: train(CASES[case] | {"resources.workers": 1}))
 
 
 close = partial(torch.allclose, rtol=1e-4, atol=1e-5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from small import DIGITS_RUN
+from small_training import StopsIn
 
 from pcl_ray import cli
 from pcl_ray.checkpoints import run_state
@@ -20,10 +20,8 @@ from pcl_ray.errors import Stopped
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.bank import FeatureBank
 from pcl_ray.runs import driver, request
-from pcl_ray.runs.console import Display
 from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer
 from pcl_ray.training.e_step_shards import EStepRequest
-from pcl_ray.training.events import Event
 
 TINY = ("resources.workers=0", *DIGITS_RUN, "train.log_every_steps=2", "train.keep_checkpoints=20")
 OVERLAP = ("e_step.overlap=true", "e_step.switch_step=2")
@@ -59,18 +57,6 @@ def numbers(name: str, epoch: int) -> dict[str, torch.Tensor]:
 def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
-
-class StopsIn(Display):
-    """Ends the run in the middle of an epoch, as a signal would."""
-
-    def __init__(self, epoch: int):
-        super().__init__()
-        self.epoch = epoch
-
-    def handle(self, event: Event) -> None:
-        if event.kind == "step" and event.epoch == self.epoch:
-            raise Stopped("cut", signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from equal_clusters import same
 from one_shard import Labelled, clustered
 from torch import Tensor, nn
 
@@ -39,15 +40,6 @@ def run(
     data: Tensor | np.ndarray, config: EStepConfig, *, epoch: int = 3, temperature: float = 0.2, seed: int = 0
 ) -> ClusterSet:
     return cluster(data, config, epoch=epoch, temperature=temperature, seed=seed)
-
-
-def same(a: ClusterSet, b: ClusterSet) -> bool:
-    names = ("prototypes", "assignments", "concentration")
-    return all(
-        torch.equal(getattr(x, n), getattr(y, n))
-        for x, y in zip(a.clusterings, b.clusterings, strict=True)
-        for n in names
-    )
 
 
 def test_one_clustering_for_each_number_shares_of_the_images_included() -> None:

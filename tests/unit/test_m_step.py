@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from equal_learners import assert_same
 from small import GREY_ENCODER
 from torch import Tensor, nn
 
@@ -354,19 +355,6 @@ def epoch_with(
     return learner, run_epoch(learner, batches(), found, config, plan, 0)
 
 
-def assert_close(first: Learner, second: Learner, tolerance: float = 1e-5) -> None:
-    one, other = (
-        first.pair.state_dict() | {"queue": first.queue.keys},
-        second.pair.state_dict() | {"queue": second.queue.keys},
-    )
-    assert one.keys() == other.keys()
-    different = [
-        name for name in one if not torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance)
-    ]
-    assert not different
-    assert first.queue.pointer == second.queue.pointer
-
-
 TERMS: dict[str, dict[str, Any]] = {
     "all": {"loss__negative_prototypes": "all"},
     "sampled": {"loss__negative_prototypes": 3},
@@ -385,7 +373,7 @@ def test_accumulated_gradients_are_those_of_one_pass(size: int, terms: str, hole
     parts, result = epoch_with(found, train__micro_batch=size, **TERMS[terms])
     assert result.values == pytest.approx(expected.values, rel=1e-5, abs=1e-6)
     assert (result.images, result.last_step) == (expected.images, expected.last_step)
-    assert_close(whole, parts)
+    assert_same(whole, parts, tolerance=1e-5)
 
 
 @pytest.mark.usefixtures("no_batch_norm")
@@ -405,7 +393,7 @@ def test_parts_of_unlike_sizes_weigh_by_their_images(size: int, sizes: list[int]
     )
     assert seen == sizes * 4
     assert result.values == pytest.approx(expected.values, rel=1e-5, abs=1e-6)
-    assert_close(whole, parts)
+    assert_same(whole, parts, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("size", [16, 1000])
@@ -413,7 +401,7 @@ def test_a_micro_batch_of_the_whole_batch_or_more_changes_no_bit(size: int) -> N
     whole, expected = epoch_with(random_clusters(), loss__negative_prototypes=3)
     parts, result = epoch_with(random_clusters(), loss__negative_prototypes=3, train__micro_batch=size)
     assert result.values == expected.values
-    assert_close(whole, parts, tolerance=0.0)
+    assert_same(whole, parts)
 
 
 @pytest.mark.usefixtures("no_batch_norm")
@@ -421,7 +409,7 @@ def test_without_clusters_accumulation_changes_nothing_either() -> None:
     whole, expected = epoch_with(None)
     parts, result = epoch_with(None, train__micro_batch=5)
     assert result.values == pytest.approx(expected.values, rel=1e-5, abs=1e-6)
-    assert_close(whole, parts)
+    assert_same(whole, parts, tolerance=1e-5)
 
 
 @pytest.mark.usefixtures("no_batch_norm")
@@ -498,7 +486,7 @@ def test_figures_do_not_depend_on_how_images_lie_in_memory(size: int | None) -> 
         random_clusters(), train__memory_format="contiguous", train__micro_batch=size
     )
     assert result.values == pytest.approx(expected.values, abs=1e-4)
-    assert_close(last, plain, tolerance=1e-4)
+    assert_same(last, plain, tolerance=1e-4)
     assert list(last.state_dict()["model"]) == list(plain.state_dict()["model"])
 
 
@@ -543,7 +531,7 @@ def test_fused_steps_are_those_of_the_loop_over_weights(name: str) -> None:
         None,
     )
     assert result.values == pytest.approx(expected.values, rel=1e-4, abs=1e-5)
-    assert_close(fused, plain, tolerance=1e-4)
+    assert_same(fused, plain, tolerance=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,16 +12,8 @@ from pcl_ray.cluster import machine_check
 from pcl_ray.cluster.check import Check
 
 
-@pytest.fixture
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return monkeypatch
-
-
-def test_everything_is_asked(clean_environment: pytest.MonkeyPatch) -> None:
-    clean_environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_everything_is_asked(no_ray: pytest.MonkeyPatch) -> None:
+    no_ray.delenv("MLFLOW_TRACKING_URI", raising=False)
     found = machine_check.check()
     assert [one.name for one in found] == [
         *(
@@ -48,7 +39,7 @@ def test_everything_is_asked(clean_environment: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_what_raises_or_hangs_is_said_and_the_others_are_asked(clean_environment: pytest.MonkeyPatch) -> None:
+def test_what_raises_or_hangs_is_said_and_the_others_are_asked(no_ray: pytest.MonkeyPatch) -> None:
     def raises() -> Check:
         raise KeyError("MemTotal")
 

@@ -12,14 +12,6 @@ from pcl_ray.cluster import machine_services
 from pcl_ray.cluster.check import Check
 
 
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return monkeypatch
-
-
 def test_no_cluster_named(no_ray: pytest.MonkeyPatch) -> None:
     assert "a Ray of its own" in machine_services.ray_cluster().message
     assert machine_services.ray_token() == Check(

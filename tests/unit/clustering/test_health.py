@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from one_shard import Labelled, OneShard, clustered
+from random_features import with_twins
 from torch import Tensor
 
 from pcl_ray.clustering import Clustering, ClusterSet, health
@@ -357,22 +358,14 @@ def test_a_dominant_cluster_that_comes_again_is_rejected() -> None:
     assert refusal.value.figures["cluster/spread"] > 0.9
 
 
-def with_twins(base: int, twins: int, n: int) -> Tensor:
-    """`base` points, `twins` of them twice, one number changed in its last place: too near for k-means."""
-    data = healthy(base)[torch.arange(n) % base]
-    at = data[:twins].abs().argmin(dim=1)
-    data[torch.arange(twins), at] = torch.nextafter(data[torch.arange(twins), at], torch.tensor(9.0))
-    return data
-
-
 def test_clusters_that_stay_empty_are_rejected() -> None:
-    data = with_twins(150, 100, 1500)
+    data = with_twins(healthy(150), 100, 1500)
     with pytest.raises(Rejected, match="no usable clustering with K = 200: 50 of 200 clusters are empty"):
         attempt(data, 200)
 
 
 def with_an_empty_cluster() -> tuple[Tensor, OneShard]:
-    data = with_twins(200, 1, 2000)
+    data = with_twins(healthy(200), 1, 2000)
     return data, attempt(data, 201)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from random_features import mixture, with_twins
 from torch import Tensor
 
 from pcl_ray.clustering import Clustering, ClusterSet, health
@@ -28,12 +29,6 @@ from pcl_ray.config import EStepConfig
 def settings(**knobs: Any) -> EStepConfig:
     defaults = {"num_clusters": (40,), "restarts": 1, "threads": 1, "cold_iterations": 8, "iterations": 5}
     return EStepConfig(**{**defaults, "shortlist_from": 0, "warmup_epochs": 1, **knobs})
-
-
-def mixture(n: int = 1500, dim: int = 12, groups: int = 60, seed: int = 0) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    centres = torch.randn(groups, dim, generator=draw)
-    return F.normalize(centres[torch.arange(n) % groups] + 0.5 * torch.randn(n, dim, generator=draw), dim=1)
 
 
 def search(rows: Tensor, *, epoch: int = 4, **knobs: Any) -> Search:
@@ -62,19 +57,19 @@ def clusters_of(rows: Tensor, *counts: int, **knobs: Any) -> ClusterSet:
 
 def test_one_run_for_each_k_in_their_order() -> None:
     for nested in (False, True):
-        runs = search(mixture(), nested=nested).all_of((7, 40, 20), [1, 2, 3], None)
+        runs = search(mixture(1500), nested=nested).all_of((7, 40, 20), [1, 2, 3], None)
         assert [len(run.centroids) for run in runs] == [7, 40, 20]
         assert all(run.cold and run.first_change >= 0 for run in runs)
 
 
 def test_without_earlier_clusters_a_run_is_cold_and_counts_every_label_as_changed() -> None:
-    (run,) = search(mixture()).all_of((40,), [1], None)
+    (run,) = search(mixture(1500)).all_of((40,), [1], None)
     assert (run.cold, run.first_change, run.shortlist, run.warnings) == (True, 1.0, None, [])
 
 
 @pytest.mark.parametrize("warm_start", ["labels", "centroids"])
 def test_a_warm_run_begins_where_the_last_e_step_ended(warm_start: str) -> None:
-    rows = mixture()
+    rows = mixture(1500)
     before = clusters_of(rows, 40)
     (run,) = search(rows, warm_start=warm_start).all_of((40,), [1], before)
     assert not run.cold
@@ -84,13 +79,13 @@ def test_a_warm_run_begins_where_the_last_e_step_ended(warm_start: str) -> None:
 
 
 def test_a_start_that_is_much_worse_is_given_up() -> None:
-    rows, other = mixture(), mixture(seed=5)
+    rows, other = mixture(1500), mixture(1500, seed=5)
     (run,) = search(other).all_of((40,), [1], clusters_of(rows, 40))
     assert run.cold
 
 
 def test_a_shortlist_is_kept_from_the_k_on_that_the_settings_name() -> None:
-    rows = mixture()
+    rows = mixture(1500)
     before = clusters_of(rows, 40)
     for shortlist_from, expected in ((40, True), (41, False), (0, False)):
         (run,) = search(rows, shortlist_from=shortlist_from).all_of((40,), [1], before)
@@ -98,21 +93,11 @@ def test_a_shortlist_is_kept_from_the_k_on_that_the_settings_name() -> None:
 
 
 def test_a_nested_clustering_is_made_of_the_finer_one() -> None:
-    rows = mixture()
+    rows = mixture(1500)
     coarse, fine = search(rows, nested=True, nested_passes=0).all_of((10, 40), [1, 2], None)
     owners = {(int(a), int(b)) for a, b in zip(fine.labels, coarse.labels, strict=True)}
     assert len(owners) == 40  # every fine cluster lies in one coarse one
     assert (coarse.first_change, coarse.shortlist) == (0.0, None)
-
-
-def twins(base: int, count: int) -> Tensor:
-    """Twenty copies of each of `base` points; of `count` of them one copy differs in the last place of one
-    number: too little for k-means to tell them apart.
-    """
-    data = mixture(base)[torch.arange(20 * base) % base]
-    at = data[:count].abs().argmin(dim=1)
-    data[torch.arange(count), at] = torch.nextafter(data[torch.arange(count), at], torch.tensor(9.0))
-    return data
 
 
 def test_more_clusters_than_different_points_are_refused() -> None:
@@ -124,12 +109,12 @@ def test_what_cannot_be_used_twice_is_rejected_with_the_figures_of_the_features(
     with pytest.raises(
         Rejected, match="before epoch 5: no usable clustering with K = 200: .* are empty"
     ) as no:
-        search(twins(150, 100)).all_of((200,), [1], None)
+        search(with_twins(mixture(150), 100, 3000)).all_of((200,), [1], None)
     assert "cluster/rank" in no.value.figures
 
 
 def test_a_second_try_from_other_points_is_told() -> None:
-    rows = mixture()
+    rows = mixture(1500)
     before = clusters_of(rows, 40).clusterings[0]
     lengths = torch.full((40,), 100.0)  # all centroids but one are far from every point
     lengths[0] = 1.0
@@ -157,7 +142,7 @@ def test_when_names_the_epoch_and_the_step_of_the_encoder() -> None:
 
 
 def test_labels_before_are_those_of_the_same_k_and_images() -> None:
-    rows = mixture()
+    rows = mixture(1500)
     before = clusters_of(rows, 40)
     ids = torch.tensor([5, 3, 1499])
     labels = before.clusterings[0].assignments

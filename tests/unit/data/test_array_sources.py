@@ -10,20 +10,14 @@ import pytest
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
-from image_arrays import idx, idx_folder, numbers, pixels
+from image_arrays import idx, idx_folder, load, numbers, pixels
 
 from pcl_ray.config import DataConfig
 from pcl_ray.data import datasets
-from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import NO_LABEL
 from pcl_ray.errors import DataError
 
 DICE = np.random.default_rng(0)
-
-
-def load(source: str, path: Path | None = None, **knobs: object) -> DataSplits:
-    config = DataConfig(source=source, path=path and str(path), **knobs)
-    return datasets.load(config, cache_dir=path.parent / "cache" if path else Path("unused"))
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from small import DIGITS_RUN, GREY_ENCODER
+from small_training import StopsIn
 
 from pcl_ray import cli
 from pcl_ray import config as configs
@@ -32,8 +32,6 @@ from pcl_ray.evaluation import augmented, lidar
 from pcl_ray.evaluation.augmented import AugmentedViews, sampled
 from pcl_ray.model.learner import Learner, build_learner
 from pcl_ray.runs import driver, request
-from pcl_ray.runs.console import Display
-from pcl_ray.training.events import Event
 
 CPU = torch.device("cpu")
 N, DIM = 150, 6
@@ -270,18 +268,6 @@ def test_its_seconds_are_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = ("m_step", "e_step", "lidar", "evaluation")
     assert metrics["perf/lidar_seconds"] > 2
     assert sum(metrics[f"perf/{part}_seconds"] for part in parts) <= metrics["perf/epoch_seconds"]
-
-
-class StopsIn(Display):
-    """Ends the run in the middle of an epoch, as a signal would."""
-
-    def __init__(self, epoch: int):
-        super().__init__()
-        self.epoch = epoch
-
-    def handle(self, event: Event) -> None:
-        if event.kind == "step" and event.epoch == self.epoch:
-            raise Stopped("cut", signal.SIGTERM)
 
 
 def test_a_run_that_goes_on_has_the_figures_at_the_same_epochs() -> None:

@@ -4,23 +4,12 @@ import importlib.util
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_encoder import built, images
+from torch import nn
 
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import ConfigError
-from pcl_ray.model import Encoder
 from pcl_ray.model.encoder import build
-
-SMALL = EncoderConfig(backbone="small_resnet", width=4, blocks=(1, 1), dim=6)
-
-
-def built(seed: int = 0, config: EncoderConfig = SMALL, channels: int = 1) -> Encoder:
-    torch.manual_seed(seed)
-    return build(config, channels)
-
-
-def images(n: int = 3, channels: int = 1, side: int = 16) -> Tensor:
-    return torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])

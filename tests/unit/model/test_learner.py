@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from equal_learners import assert_same
 from small import DIGITS_RUN, GREY_ENCODER
 from torch import Tensor, nn
 
@@ -61,18 +62,6 @@ def trained(made: Learner, knobs: dict[str, Any] | None = None) -> dict[str, flo
         Batch(*pair, torch.arange(step * BATCH, (step + 1) * BATCH)) for step, pair in enumerate(views)
     ]
     return run_epoch(made, batches, None, config, plans.make(config, 3 * BATCH), 0).values
-
-
-def assert_same(first: Learner, second: Learner, tolerance: float = 0.0) -> None:
-    one, other = (
-        first.pair.state_dict() | {"queue": first.queue.keys},
-        second.pair.state_dict() | {"queue": second.queue.keys},
-    )
-    assert list(one) == list(other)
-    different = [
-        name for name in one if not torch.allclose(one[name], other[name], rtol=tolerance, atol=tolerance)
-    ]
-    assert not different
 
 
 def test_the_seed_decides_weights_and_queue_and_nothing_else_does() -> None:

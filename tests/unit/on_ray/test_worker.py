@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from equal_clusters import same
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 from small import DIGITS_RUN
 
@@ -159,15 +160,6 @@ def _no_group_left() -> Iterator[None]:
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def same(one: ClusterSet | None, other: ClusterSet) -> bool:
-    names = ("prototypes", "assignments", "concentration")
-    return one is not None and all(
-        torch.equal(getattr(a, name), getattr(b, name))
-        for a, b in zip(one.clusterings, other.clusterings, strict=True)
-        for name in names
-    )
 
 
 @pytest.mark.parametrize(("mode", "shards"), [("single", 0), ("distributed", 0), ("sharded", 1)])

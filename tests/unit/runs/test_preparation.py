@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,8 @@ def test_a_home_that_cannot_be_written_ends_the_preparation(
         preparation.prepare_process()
 
 
-def test_the_driver_needs_torch_only_after_its_checks(run_python) -> None:
-    script = "import sys, pcl_ray.runs.driver, pcl_ray.runs.fork; print('torch' in sys.modules)"
-    assert run_python(script).stdout.strip() == "False"
+def test_the_driver_needs_torch_only_after_its_checks(loaded_by: Callable[..., list[str]]) -> None:
+    assert loaded_by("pcl_ray.runs.driver, pcl_ray.runs.fork", "torch") == []
 
 
 def test_data_come_with_their_plan() -> None:

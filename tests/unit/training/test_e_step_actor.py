@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from equal_clusters import same
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,17 +50,6 @@ def ask(
     actor: EStepActor, request: EStepRequest = REQUEST, key: str = "1/2", previous: ClusterSet | None = None
 ) -> EStepAnswer:
     return actor.run(key, request, previous, OF, OF[:Q])
-
-
-def same(a: ClusterSet | None, b: ClusterSet | None) -> bool:
-    assert a is not None
-    assert b is not None
-    names = ("prototypes", "assignments", "concentration")
-    return all(
-        torch.equal(getattr(x, n), getattr(y, n))
-        for x, y in zip(a.clusterings, b.clusterings, strict=True)
-        for n in names
-    )
 
 
 def figures(answer: EStepAnswer) -> dict[str, float]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_sweep import open_session, printed, write_trial
+from small_sweep import printed, write_trial
 
 from pcl_ray import config
 from pcl_ray.data import datasets
@@ -18,12 +17,6 @@ from pcl_ray.sweep.results.conclusion import conclude
 from pcl_ray.sweep.session import SweepSession
 
 WEAK, STRONG = ({"loss.temperature": 0.1, "e_step.alpha": alpha} for alpha in (1, 10))
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[SweepSession]:
-    with open_session(tmp_path) as session:
-        yield session
 
 
 @pytest.fixture

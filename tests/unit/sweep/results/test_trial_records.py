@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from small_sweep import open_session, write_trial
+from small_sweep import write_trial
 
 from pcl_ray.report.sweep import leaderboard
 from pcl_ray.runs.folder import RunFolder, read_state_at, write_state_at
@@ -14,12 +11,6 @@ from pcl_ray.sweep.results import trial_records
 from pcl_ray.sweep.session import SweepSession
 
 WEAK, STRONG = ({"loss.temperature": 0.1, "e_step.alpha": alpha} for alpha in (1, 10))
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[SweepSession]:
-    with open_session(tmp_path) as session:
-        yield session
 
 
 def summary(objective: float, **metrics: float) -> dict[str, object]:
