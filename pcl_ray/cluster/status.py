@@ -15,7 +15,7 @@ from pcl_ray.cluster.ray_api import Cluster
 from pcl_ray.config import TrackingConfig, figures
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.on_ray import local_head_record
-from pcl_ray.runs.folder import read_state_at, write_state_at
+from pcl_ray.runs.folder import LOCK_FILE, read_state_at, write_state_at
 from pcl_ray.support import machine
 from pcl_ray.support.files import is_unlocked
 from pcl_ray.support.paths import home
@@ -50,7 +50,7 @@ def local_runs() -> list[StatusRow]:
         folder, state = path.parent, read_state_at(path.parent)
         if state.get("state") != "running":
             continue
-        if state.get("machine") == machine.identity() != "" and is_unlocked(folder / "lock"):
+        if state.get("machine") == machine.identity() != "" and is_unlocked(folder / LOCK_FILE):
             reached = reached and _mark(folder, state)  # a server that does not answer is asked once
             state |= {"state": "stopped", "waits_for": KILLED}
         try:

@@ -24,7 +24,7 @@ from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import scrubbed
 from pcl_ray.support.text import suggestion
 
-CONFIG_FILE, STATE_FILE = "config.yaml", "state.json"
+CONFIG_FILE, STATE_FILE, LOCK_FILE = "config.yaml", "state.json", "lock"
 # stopped early: by the scheduler of its sweep
 EndState = Literal["finished", "failed", "stopped", "stopped early"]
 State = Literal["running"] | EndState
@@ -145,7 +145,7 @@ class RunFolder:
     @classmethod
     def _locked(cls, path: Path, name: str) -> BaseFileLock:
         try:
-            return acquire_lock(path / "lock")
+            return acquire_lock(path / LOCK_FILE)
         except LockHeld:
             raise Busy(
                 f"{cls.KIND} {name!r} is being trained by another process; wait for it or stop it first"

@@ -19,6 +19,7 @@ from ray import tune
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import admission, bundles, connection, node_checks
+from pcl_ray.runs.folder import LOCK_FILE
 from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import CLOUD_KEYS
 from pcl_ray.sweep import earlier_pickles, pickle_safety
@@ -31,6 +32,7 @@ from pcl_ray.sweep.space import search
 from pcl_ray.sweep.trial_point import POINT
 from pcl_ray.sweep.trials.context import SweepContext
 from pcl_ray.sweep.trials.trainable import RayHandles, TrialProcess
+from pcl_ray.sweep.warm_ups import FOLDER as WARM_UPS_FOLDER
 from pcl_ray.sweep.warm_ups import Warmups
 from pcl_ray.training.training_task import longest_silence
 
@@ -72,7 +74,7 @@ def run(session: SweepSession, splits: DataSplits, *, resumed: bool) -> Interrup
         warmups: Any = (
             ray.remote(Warmups)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=3)
-            .remote(str(folder.path / "warmups"))
+            .remote(str(folder.path / WARM_UPS_FOLDER))
         )
         handles = RayHandles(connection.share(splits), warmups)
         session.console.print(
@@ -199,7 +201,7 @@ def _watched(sweep: str, limit_s: float, fail: Callable[[str], None]) -> Iterato
 
     def look() -> None:
         while not ended.wait(_LOOK_EVERY_S):
-            signs = [lock.stat().st_mtime for lock in (home() / "runs").glob(f"{sweep}.*/lock")]
+            signs = [lock.stat().st_mtime for lock in (home() / "runs").glob(f"{sweep}.*/{LOCK_FILE}")]
             if time.time() - max([begun, *signs]) > limit_s:
                 fail(
                     f"no sign of life from any trial for {limit_s:.0f} s; see resources.step_timeout_s and"

@@ -18,6 +18,7 @@ from typing import Literal
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig, properties
 
+FOLDER = "warmups"  # below the folder of a sweep
 _STALE_S = 30.0  # a trial that trains a warm-up says so every few seconds
 
 

@@ -13,7 +13,7 @@ from pcl_ray.config.figures import EPOCH_SECONDS, OWED_SECONDS
 from pcl_ray.data.images import Images
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs import final_artifacts, preparation
-from pcl_ray.runs.folder import RunFolder
+from pcl_ray.runs.folder import LOCK_FILE, RunFolder
 from pcl_ray.runs.gallery import Gallery
 from pcl_ray.sweep.space.objective import WORST
 from pcl_ray.sweep.trials.context import SweepContext
@@ -91,7 +91,7 @@ class TrialRecording:
             self._history[-1]["metrics"] |= event.metrics
         if time.monotonic() - self._last_sign_of_life > _ALIVE_EVERY_S:
             self._last_sign_of_life = time.monotonic()
-            os.utime(self._folder.path / "lock")  # the driver looks whether anything happens
+            os.utime(self._folder.path / LOCK_FILE)  # the driver looks whether anything happens
 
     def result(self) -> dict[str, Any]:
         """What Ray Tune hears after an epoch."""

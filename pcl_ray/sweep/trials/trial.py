@@ -22,9 +22,8 @@ from pcl_ray.config import RunConfig, properties
 from pcl_ray.data.images import Images
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.runs import final_artifacts
-from pcl_ray.runs.folder import Busy, RunFolder, read_state_at
+from pcl_ray.runs.folder import CONFIG_FILE, Busy, RunFolder, SweepFolder, read_state_at
 from pcl_ray.support.files import atomic_file
-from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import scrubbed
 from pcl_ray.sweep import warm_ups
 from pcl_ray.sweep.trial_point import TrialPoint, run_name_of, title_of
@@ -157,7 +156,7 @@ class Trial:
         self._recording.begin(self._images)
         leave_warmup = None
         if self._warmup is not None:
-            leave_warmup = str(home() / "sweeps" / self._context.sweep / "warmups" / self._warmup.key)
+            leave_warmup = str(SweepFolder.path_of(self._context.sweep) / warm_ups.FOLDER / self._warmup.key)
         task = TrainingTask(self.config, self.plan, str(self._folder.path), leave_warmup)
         self._epochs = self._train(task, self._handle)
         self.phase = "training"
@@ -187,7 +186,7 @@ class Trial:
         return self._share_warmup(self._folder)
 
     def _opened_folder(self) -> RunFolder:
-        if (RunFolder.path_of(self.name) / "config.yaml").is_file():
+        if (RunFolder.path_of(self.name) / CONFIG_FILE).is_file():
             return RunFolder.open(self.name)
         return RunFolder.create(self.name, self.config)
 
