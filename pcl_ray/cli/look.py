@@ -89,10 +89,11 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from pcl_ray.report import page
-    from pcl_ray.runs import final_artifacts, record_reader
+    from pcl_ray.runs import record_reader
+    from pcl_ray.runs.folder import REPORT_FILE
 
     record = record_reader.read(arguments.run)
-    target = arguments.out or record_reader.folder_of(arguments.run) / final_artifacts.REPORT
+    target = arguments.out or record_reader.folder_of(arguments.run) / REPORT_FILE
     print(f"report      {_written(lambda: page.write(record, target), target)}")
     return 0
 

@@ -24,8 +24,7 @@ def print_knobs(described: Sequence[Knob]) -> None:
 def print_result(result: RunResult) -> None:
     """Prints the closing table of a run, where its report is, and what can be done next."""
     from pcl_ray import tracking
-    from pcl_ray.runs import final_artifacts
-    from pcl_ray.runs.folder import CONFIG_FILE, read_state_at
+    from pcl_ray.runs.folder import CONFIG_FILE, REPORT_FILE, read_state_at
     from pcl_ray.support.paths import home
 
     stored = config.load(Path(result.run_dir, CONFIG_FILE))
@@ -33,7 +32,7 @@ def print_result(result: RunResult) -> None:
     for title, value in _table(result.metrics):
         print(f"{title:<34} {value}")
     print(f"{'run':<34} {result.run_name} ({result.state})")
-    if (report := Path(result.run_dir, final_artifacts.REPORT)).exists():
+    if (report := Path(result.run_dir, REPORT_FILE)).exists():
         print(f"{'report':<34} {report}")
     print("\nNext:")
     if stored.tracking.enabled:

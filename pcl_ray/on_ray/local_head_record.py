@@ -49,6 +49,10 @@ def folder() -> Path:
     return home() / "service"
 
 
+def _file() -> Path:
+    return folder() / "up.json"
+
+
 def token_file() -> Path:
     return folder() / "ray_token"
 
@@ -59,7 +63,7 @@ def read() -> LocalHead | None:
     Whether the processes still run is another question: ask them.
     """
     try:
-        content = json.loads((folder() / "up.json").read_text())
+        content = json.loads(_file().read_text())
         return LocalHead(
             host=str(content["host"]),
             ports=Ports(**{name: int(port) for name, port in content["ports"].items()}),
@@ -72,8 +76,8 @@ def read() -> LocalHead | None:
 
 
 def write(head: LocalHead) -> None:
-    write_text(folder() / "up.json", json.dumps(asdict(head), indent=2))
+    write_text(_file(), json.dumps(asdict(head), indent=2))
 
 
 def remove() -> None:
-    (folder() / "up.json").unlink(missing_ok=True)
+    _file().unlink(missing_ok=True)

@@ -31,11 +31,10 @@ from pcl_ray.config.figures import (
     RANKME,
 )
 from pcl_ray.plan import RunPlan
-from pcl_ray.runs.folder import RunFolder, State, StateEntries
+from pcl_ray.runs.folder import FIGURES_FILE, REPORT_FILE, RunFolder, State, StateEntries
 from pcl_ray.support import provenance, redaction
 from pcl_ray.support.files import atomic_file
 
-REPORT, FIGURES = "report.html", "figures.csv"
 _SHOWN = (KNN_TOP1, AMI.at(0), RANKME, LOSS, IMAGES_PER_SECOND, DEVICE_MINUTES)
 _TOTALS = {
     E_STEP_SECONDS: E_STEP_SECONDS_TOTAL,
@@ -141,7 +140,7 @@ def dashboard_note(
     if results and state != "running":
         lines += ["", "| result | |", "|---|---|", *results]
         if config.tracking.report:
-            lines += ["", f"The whole story: `{REPORT}` among the artifacts."]
+            lines += ["", f"The whole story: `{REPORT_FILE}` among the artifacts."]
     return "\n".join(lines)
 
 
@@ -169,14 +168,14 @@ def write_artifacts(
     if not history:
         return
     try:
-        write_figures(history, folder.path / FIGURES)
-        tracker.log_file(folder.path / FIGURES, FIGURES)
+        write_figures(history, folder.path / FIGURES_FILE)
+        tracker.log_file(folder.path / FIGURES_FILE, FIGURES_FILE)
         if config.tracking.report:
             from pcl_ray.report import page
             from pcl_ray.runs import record_reader
 
             record = record_reader.read(folder.name, history)
-            tracker.log_file(page.write(record, folder.path / REPORT), REPORT)
+            tracker.log_file(page.write(record, folder.path / REPORT_FILE), REPORT_FILE)
     except Exception as error:
         warn(
             f"the report could not be written ({type(error).__name__}: {error}); try `pcl-ray report"

@@ -25,6 +25,7 @@ from pcl_ray.support.redaction import scrubbed
 from pcl_ray.support.text import suggestion
 
 CONFIG_FILE, STATE_FILE, LOCK_FILE = "config.yaml", "state.json", "lock"
+REPORT_FILE, FIGURES_FILE, SNAPSHOT_FILE = "report.html", "figures.csv", "exhibit.npz"
 # stopped early: by the scheduler of its sweep
 EndState = Literal["finished", "failed", "stopped", "stopped early"]
 State = Literal["running"] | EndState

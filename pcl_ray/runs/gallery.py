@@ -21,10 +21,10 @@ from PIL import Image
 
 from pcl_ray.data.images import ArrayImages, FileImages, Images
 from pcl_ray.errors import DataError
+from pcl_ray.runs.folder import SNAPSHOT_FILE
 from pcl_ray.snapshot import Snapshot, Thumbnails, save_snapshot
 from pcl_ray.training.events import Event
 
-FILE = "exhibit.npz"
 _SIDE = 48  # px of a thumbnail at the most
 _BEHIND = 2  # snapshots or views that wait; with more of them, maps are left out until it has caught up
 _NICE = 5  # the training comes first, and yet the pictures come
@@ -120,7 +120,7 @@ class Gallery:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         without_features = replace(snapshot, features=np.empty((0, 0), np.float16))
-        save_snapshot(self._folder / FILE, without_features, thumbnails)
+        save_snapshot(self._folder / SNAPSHOT_FILE, without_features, thumbnails)
         for number in range(len(snapshot.clusterings)):
             self._leave(
                 f"prototypes/{number}",

@@ -10,8 +10,7 @@ from typing import Any
 from pcl_ray import config as configs
 from pcl_ray.config import public_config
 from pcl_ray.report.run_record import RunRecord
-from pcl_ray.runs import gallery
-from pcl_ray.runs.folder import CONFIG_FILE, RunFolder, read_history_at, read_state_at
+from pcl_ray.runs.folder import CONFIG_FILE, SNAPSHOT_FILE, RunFolder, read_history_at, read_state_at
 from pcl_ray.snapshot import load_snapshot
 from pcl_ray.support import redaction
 from pcl_ray.support.redaction import scrubbed
@@ -25,7 +24,7 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
     """
     path = folder_of(name)
     state = read_state_at(path)
-    snapshot, thumbnails = load_snapshot(path / gallery.FILE) or (None, None)
+    snapshot, thumbnails = load_snapshot(path / SNAPSHOT_FILE) or (None, None)
     return RunRecord(
         name=path.name,
         config=public_config(configs.load(path / CONFIG_FILE)),

@@ -18,11 +18,20 @@ from pcl_ray.checkpoints.storage_address import without_secrets
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.runs import lease
-from pcl_ray.runs.folder import CONFIG_FILE, STATE_FILE, RunFolder, parse_entries, write_state_at
+from pcl_ray.runs.folder import (
+    CONFIG_FILE,
+    FIGURES_FILE,
+    REPORT_FILE,
+    SNAPSHOT_FILE,
+    STATE_FILE,
+    RunFolder,
+    parse_entries,
+    write_state_at,
+)
 from pcl_ray.runs.lease import Lease
 
 # The small files of a run that are mirrored. The last one makes a folder a run's.
-FILES = (STATE_FILE, "report.html", "figures.csv", "exhibit.npz", CONFIG_FILE)
+FILES = (STATE_FILE, REPORT_FILE, FIGURES_FILE, SNAPSHOT_FILE, CONFIG_FILE)
 _LAST_RENEWAL_S = 20.0  # one call of a hurried storage ends sooner, and none is begun after the end
 
 

@@ -57,7 +57,9 @@ class Interrupter:
         self._end(Interruption(f"{_FAILURES}{reason}"))
 
     def repeat(self) -> None:
-        """Sends Tune the signal again where the end is wanted: before it listened, Tune heard none."""
+        """Sends Tune the signal once more where the end is wanted already: a signal that came before Tune
+        listened was not heard.
+        """
         if self._interruptions:
             self._signal_tune()
 

@@ -93,7 +93,9 @@ def with_first_values(recipe: RunConfig, space: Space) -> RunConfig:
 
 
 def as_trials(recipe: RunConfig, user_set: set[str]) -> tuple[RunConfig, list[str]]:
-    """The recipe as trials run it: in the trial's process, unless overridden or with several GPU workers."""
+    """The recipe as trials run it: on one device, in the trial's own process, unless it has several GPU
+    workers or an override says otherwise.
+    """
     resources = recipe.resources
     workers = resources.workers
     notes: list[str] = []

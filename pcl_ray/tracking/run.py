@@ -121,7 +121,9 @@ class MlflowRun:
         return self._store.run_id
 
     def link(self, *, view: bool = False) -> str | None:
-        """The run's address on a server, or its charts'; None for a database, or before an answer."""
+        """The address of the run on a server, or of the charts of its sweep or experiment; None for a
+        database, or before the server was reached.
+        """
         uri = redaction.public_uri(self._store.uri).rstrip("/")
         if not is_server(uri) or self.run_id is None:
             return None
@@ -170,7 +172,9 @@ class MlflowRun:
         self._outbox.put(Unsent.of("task", {f"{key}@{step}": attachments.image(path, key, step)}))
 
     def log_model(self, checkpoint: Path, config: RunConfig, metrics: Mapping[str, float], step: int) -> None:
-        """Records the checkpoint's encoder with these figures as MLflow models; `register_as` names them."""
+        """Records the checkpoint's encoder as MLflow models, with these figures; it is registered where
+        `tracking.register_as` says so.
+        """
         finite = {name: value for name, value in self._selection.of(metrics).items() if math.isfinite(value)}
         task = attachments.model(
             checkpoint, public_config(config).to_yaml(), finite, step, self._selection.register_as
@@ -185,5 +189,7 @@ class MlflowRun:
         self._outbox.announce(_MLFLOW_STATUS[status])
 
     def finish(self, status: Status, timeout_s: float = 30) -> None:
-        """Sends what is left and closes the run, once; what is left after `timeout_s` stays on disk."""
+        """Sends what is left and closes the run; what cannot be sent in `timeout_s` seconds is kept on disk.
+        A second call does nothing.
+        """
         self._outbox.close(_MLFLOW_STATUS[status], timeout_s)

@@ -97,7 +97,7 @@ class MlflowStore:
         return messages
 
     def _adorn(self, run: Any) -> None:
-        """What betters the dashboard and is worth no failure: the data set as an input, the saved views."""
+        """Sends what makes the dashboard better and is worth no failure: data set and saved views."""
         log = logging.getLogger(__name__)
         try:
             if self._description.dataset is not None:
@@ -199,7 +199,9 @@ class MlflowStore:
         self._client.log_text(self.run_id, text, artifact)
 
     def send_file(self, artifact: str, path: str) -> None:
-        """Sends a file, under its own name, to the folder of `artifact`; a file that has gone is left out."""
+        """Sends a file, under its own name, to the artifact folder of `artifact`. A file that has gone
+        meanwhile is left out: it is no reason to send nothing more.
+        """
         if Path(path).is_file():
             folder = artifact.rpartition("/")[0]
             self._client.log_artifact(self.run_id, path, folder or None)

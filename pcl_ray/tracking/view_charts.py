@@ -45,7 +45,9 @@ def sweep_key(name: str) -> str:
 
 
 def runs_view(clusterings: int, *, trials: bool = False) -> View:
-    """The view of all runs, best first, with charts. trials: include those of sweeps, which hide the rest."""
+    """The view of all runs, the best first, with charts from losses to pictures. trials: whether those of
+    sweeps are in it too, which would hide the other runs.
+    """
     key, name, wanted = RUNS, "PCL runs", "tags.`pcl_ray.sweep` IS NULL"
     if trials:
         key, name, wanted = ALL_RUNS, "PCL runs and trials", ""
@@ -140,7 +142,9 @@ def _training(layout: _Layout, clusterings: int) -> None:
 
 
 def _pictures(clusterings: int, step: int) -> list[dict[str, Any]]:
-    """Cards of pictures, each with a slider that begins at `step`; one step alone needs no setting."""
+    """Cards of pictures, each with a slider that begins at `step`. Where there is one step only, the
+    dashboard goes there by itself.
+    """
     keys = [*(("clusters/sizes", "clusters/phi") if clusterings else ()), "map", "views"]
     return [
         *_sheets(clusterings, step),

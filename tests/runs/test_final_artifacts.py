@@ -17,8 +17,9 @@ from processes import free_port
 from small import DIGITS_RUN
 
 from pcl_ray import cli, tracking
-from pcl_ray.runs import driver, final_artifacts, record_reader, request
+from pcl_ray.runs import driver, record_reader, request
 from pcl_ray.runs.console import Display
+from pcl_ray.runs.folder import FIGURES_FILE
 from pcl_ray.support.paths import home
 from pcl_ray.tracking import server as tracking_server
 from pcl_ray.training.events import Event
@@ -82,7 +83,7 @@ def test_a_record_has_everything_that_reports_need(run_home: Path) -> None:
 
 
 def test_all_figures_of_all_epochs_are_in_the_table(run_home: Path) -> None:
-    rows = list(csv.DictReader((run_home / "runs/one" / final_artifacts.FIGURES).open()))
+    rows = list(csv.DictReader((run_home / "runs/one" / FIGURES_FILE).open()))
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
     history = record_reader.read("one").history
     assert float(rows[3]["cluster/1/phi_raw_p50"]) == history[3]["metrics"]["cluster/1/phi_raw_p50"]

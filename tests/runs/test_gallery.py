@@ -12,7 +12,8 @@ from PIL import Image
 from pcl_ray import snapshot
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.data.images import ArrayImages
-from pcl_ray.runs.gallery import FILE, Gallery, thumbnails_of
+from pcl_ray.runs.folder import SNAPSHOT_FILE
+from pcl_ray.runs.gallery import Gallery, thumbnails_of
 from pcl_ray.training.events import Event
 
 N, C = 120, 8
@@ -69,7 +70,7 @@ def test_every_picture_has_one_key_at_all_steps(tmp_path: Path) -> None:
     assert keys == {"prototypes/0", "prototypes/1", "clusters/phi", "clusters/sizes", "map", "views"}
     assert {step for key, step, _ in recorder.logged if key == "prototypes/1"} == {0, 9}
     assert warnings == []
-    kept, thumbnails = snapshot.load_snapshot(tmp_path / FILE) or pytest.fail("no snapshot was kept")
+    kept, thumbnails = snapshot.load_snapshot(tmp_path / SNAPSHOT_FILE) or pytest.fail("no snapshot was kept")
     assert (kept.epoch, kept.map_name, kept.projection.shape) == (2, "t-SNE", (N, 2))
     assert all(thumbnails.picture(int(image)) is not None for image in kept.images())
 

@@ -202,7 +202,8 @@ def test_one_step_is_info_nce_plus_the_mean_over_clusterings() -> None:
 
 
 def test_sampled_negatives_of_one_step_that_takes_all_that_are_left() -> None:
-    # Asked for more negatives than are left beside the positives, all draws take all: the loss is known.
+    # Asked for more negatives than are left beside the positives, every draw takes all of them: the loss
+    # is then known.
     values, query, _, _, found, batch, _ = one_step(True, 3)
     terms = []
     for c in found.clusterings:
@@ -322,7 +323,9 @@ def test_clusters_are_only_read() -> None:
 
 @pytest.fixture
 def no_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoders normalise within each image: smaller batches of accumulation may change batch norm alone."""
+    """Encoders normalise by groups within each image: batch norm would see the smaller batches of gradient
+    accumulation, and nothing else may depend on them.
+    """
     monkeypatch.setattr(nn, "BatchNorm2d", partial(nn.GroupNorm, 2))
 
 

@@ -18,7 +18,9 @@ Points = list[tuple[int, float]]  # (epoch from 1, value)
 
 @dataclass(frozen=True)
 class Finding:
-    """rule: its name, for tests and links. meaning: what is seen, in numbers. advice: knobs with values."""
+    """What one rule has to say of a run. rule: its name, for tests and links. meaning: what is seen, with
+    the numbers of this run. advice: knobs with values to try.
+    """
 
     rule: str
     severity: Severity

@@ -116,7 +116,9 @@ class TrialRecording:
         self._folder.write_state(mlflow_run_id=self._tracker.run_id, recorded=True)
 
     def _summary(self) -> dict[str, Any]:
-        """The leaderboard's figures. The objective is the last evaluation's: the best would be a choice."""
+        """The figures that the leaderboard is made from. The objective is that of the last evaluation: taking
+        the best of many would be a selection of its own.
+        """
         objective = self._context.objective
         metrics: dict[str, float] = {}
         for entry in self._history:

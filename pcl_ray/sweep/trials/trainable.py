@@ -81,7 +81,9 @@ class TrialProcess(tune.Trainable):
         gc.collect()
 
     def save_checkpoint(self, checkpoint_dir: str) -> str:  # type: ignore[override]
-        """A copy of a population member's newest checkpoint for other members; the trial writes its own."""
+        """Copies the newest checkpoint of a population's member, which others may go on from. The checkpoints
+        of its run are written by the trial itself.
+        """
         assert self._trial is not None
         point, newest = self._trial.point, self._trial.checkpoint()
         content: dict[str, Any] = {"member": point.member, "values": dict(point.values)}
@@ -92,7 +94,9 @@ class TrialProcess(tune.Trainable):
         return checkpoint_dir
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Goes on from the folder of another member's `save_checkpoint`; its own it has already."""
+        """Goes on from the folder that another member's `save_checkpoint` filled. Where the folder is the
+        trial's own there is nothing to do: it has that checkpoint already.
+        """
         content = json.loads(Path(checkpoint, _CHECKPOINT).read_text())
         trial = self._trial
         if trial is None or trial.point.member is None:

@@ -121,7 +121,9 @@ class Trial:
         return epoch_files.latest(epoch_files.folder_of(RunFolder.path_of(self.name)))
 
     def take_over(self, donor: Path, exploit: dict[str, Any]) -> None:
-        """Population-based training: another member's checkpoint, own values, clusters made anew."""
+        """Goes on from another member's checkpoint with the trial's own values, as population-based training
+        does; clusters are made anew with them.
+        """
         from pcl_ray.checkpoints import run_state  # torch
 
         earlier = read_state_at(RunFolder.path_of(self.name)).get("exploits", [])

@@ -8,8 +8,8 @@ from reported import digits_snapshot, history
 
 from pcl_ray.config import load
 from pcl_ray.errors import ConfigError
-from pcl_ray.runs import gallery, record_reader
-from pcl_ray.runs.folder import RunFolder
+from pcl_ray.runs import record_reader
+from pcl_ray.runs.folder import SNAPSHOT_FILE, RunFolder
 from pcl_ray.snapshot import save_snapshot
 from pcl_ray.support.paths import home
 
@@ -52,7 +52,7 @@ def test_what_the_run_wrote_is_in_its_record() -> None:
 def test_the_snapshot_comes_with_its_pictures() -> None:
     path = run_folder()
     snapshot, thumbnails = digits_snapshot()
-    save_snapshot(path / gallery.FILE, snapshot, thumbnails)
+    save_snapshot(path / SNAPSHOT_FILE, snapshot, thumbnails)
     record = record_reader.read("first")
     assert record.snapshot is not None
     assert record.thumbnails is not None
