@@ -173,7 +173,7 @@ def start_e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
     return ray.remote(EStepActor).options(**options, scheduling_strategy=_ANYWHERE).remote(config)
 
 
-class AddressedShard(EStepShard):
+class EStepShardActor(EStepShard):
     """An EStepShard that knows from Ray where its peers reach it."""
 
     def address(self) -> str:
@@ -190,7 +190,7 @@ def start_shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int)
         "max_concurrency": 4,
         "scheduling_strategy": "SPREAD",
     }
-    return ray.remote(AddressedShard).options(**options).remote(config, number, count)
+    return ray.remote(EStepShardActor).options(**options).remote(config, number, count)
 
 
 def _wait_until_up(actor: Any, resources: ResourcesConfig) -> None:
