@@ -26,12 +26,19 @@ class Encoder(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A ResNet of basic blocks that a CPU can train: `width` channels, doubled at each stage."""
+    """A ResNet of basic blocks that a CPU can train: `width` channels, doubled at each stage.
 
-    def __init__(self, width: int, blocks: tuple[int, ...], channels: int):
+    stem_stride: 2 halves the sides at the first convolution already.
+    """
+
+    def __init__(self, width: int, blocks: tuple[int, ...], channels: int, stem_stride: int = 1):
         super().__init__()
+        # Of stride 2, an even kernel covers every pixel as often as its neighbours; 3 × 3 would not.
+        kernel = 3 if stem_stride == 1 else 4
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, width, kernel, stride=stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
         )
         layers: list[nn.Module] = []
         inner = width
@@ -55,16 +62,27 @@ class SmallResNet(nn.Module):
 def build(config: EncoderConfig, channels: int) -> Encoder:
     """A fresh encoder, from torch's global random state. Raises ConfigError if timm is needed and missing."""
     backbone, width = _backbone(config, channels)
+    return Encoder(backbone, _head(config, width))
+
+
+def _head(config: EncoderConfig, width: int) -> nn.Module:
+    """The projection head, of a backbone's features [B, width] to [B, C]."""
     if config.head == "linear":
-        head: nn.Module = nn.Linear(width, config.dim)
-    else:
-        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, config.dim))
-    return Encoder(backbone, head)
+        return nn.Linear(width, config.dim)
+    hidden = config.head_width or width
+    # Batch norm takes the mean away, and a bias with it.
+    normalisation = [nn.BatchNorm1d(hidden)] if config.head_batch_norm else []
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=not config.head_batch_norm),
+        *normalisation,
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, config.dim),
+    )
 
 
 def _backbone(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]:
     if config.backbone == "small_resnet":
-        small = SmallResNet(config.width, config.blocks, channels)
+        small = SmallResNet(config.width, config.blocks, channels, config.stem_stride)
         return small, small.width
     if config.backbone.startswith("timm:"):
         return _timm_backbone(config.backbone.removeprefix("timm:"), channels)

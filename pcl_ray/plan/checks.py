@@ -38,6 +38,7 @@ def check_alone(config: RunConfig, *, gpus: int | None = None) -> list[Problem]:
         *_reading_problems(config),
         *_schedule_problems(config),
         *_model_problems(config),
+        *_encoder_problems(config),
         *_e_step_problems(config),
         *(_gpu_problems(config, gpus) if gpus is not None else ()),
     ]
@@ -223,6 +224,22 @@ def _model_problems(config: RunConfig) -> Iterator[Problem]:
             "bf16 is several times slower than fp32 on most CPUs; use auto or fp32, or set"
             " resources.gpus_per_worker",
         )
+
+
+def _encoder_problems(config: RunConfig) -> Iterator[Problem]:
+    encoder = config.encoder
+    if encoder.stem_stride != 1 and encoder.backbone != "small_resnet":
+        yield Problem(
+            "encoder.stem_stride",
+            encoder.stem_stride,
+            f"is for encoder.backbone = small_resnet; encoder.stem chooses that of {encoder.backbone}",
+        )
+    if encoder.head == "linear":
+        for name, value in (("head_width", encoder.head_width), ("head_batch_norm", encoder.head_batch_norm)):
+            if value:
+                yield Problem(
+                    f"encoder.{name}", value, "is for encoder.head = mlp; a linear head has no hidden layer"
+                )
 
 
 def notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]:

@@ -41,8 +41,28 @@ class EncoderConfig(Section):
     blocks: tuple[Annotated[int, Field(ge=1, le=32)], ...] = knob(
         (2, 2, 2, 2), WEIGHTS, "small_resnet: basic blocks in each stage."
     )
+    stem_stride: int = knob(
+        1,
+        WEIGHTS,
+        (
+            "small_resnet: stride of the first convolution; 2, by a 4×4 kernel, costs about a quarter of the"
+            " computing."
+        ),
+        ge=1,
+        le=2,
+    )
     head: Literal["linear", "mlp"] = knob(
         "mlp", WEIGHTS, "Projection head: linear (v1) or a two-layer MLP (v2)."
+    )
+    head_width: int | None = knob(
+        None,
+        WEIGHTS,
+        "mlp: hidden units of the head; null: as many as the backbone's features.",
+        ge=1,
+        le=65536,
+    )
+    head_batch_norm: bool = knob(
+        False, WEIGHTS, "mlp: batch norm between the hidden layer, then without a bias, and its ReLU."
     )
     dim: int = knob(
         128, WEIGHTS, "C: dimensions of the feature that is contrasted and clustered.", ge=2, le=4096

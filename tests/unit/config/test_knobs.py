@@ -137,7 +137,8 @@ PROPERTIES = {
     """,
     "fixed_in_fork": """
         data.source data.channels data.holdout data.limit data.unlabelled encoder.backbone
-        encoder.stem encoder.width encoder.blocks encoder.head encoder.dim loss.queue_size
+        encoder.stem encoder.width encoder.blocks encoder.stem_stride encoder.head
+        encoder.head_width encoder.head_batch_norm encoder.dim loss.queue_size
         optimizer.name train.batch_size
     """,
     "acts_before_first_e_step": """
@@ -146,7 +147,8 @@ PROPERTIES = {
         data.loader_workers data.prefetch augment.engine augment.version augment.image_size
         augment.min_crop augment.flip augment.jitter augment.hue augment.grey augment.blur
         augment.mean augment.std encoder.backbone encoder.stem encoder.width encoder.blocks
-        encoder.head encoder.dim encoder.momentum encoder.batch_norm loss.temperature
+        encoder.stem_stride encoder.head encoder.head_width encoder.head_batch_norm
+        encoder.dim encoder.momentum encoder.batch_norm loss.temperature
         loss.queue_size e_step.warmup_epochs e_step.feature_dtype optimizer.name optimizer.lr
         optimizer.momentum optimizer.weight_decay optimizer.schedule optimizer.milestones
         optimizer.gamma optimizer.warmup_epochs optimizer.fused train.epochs train.batch_size

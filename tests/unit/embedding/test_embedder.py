@@ -115,6 +115,14 @@ def test_arrays_have_the_features_and_clusters_of_training(
             np.testing.assert_allclose(found.distances[m], far, atol=1e-5)
 
 
+def test_a_halving_stem_and_a_wide_head_with_batch_norm_are_served(tmp_path: Path) -> None:
+    shape = {"encoder.stem_stride": 2, "encoder.head_width": 12, "encoder.head_batch_norm": True}
+    settings, images = config_of(1, 8, **{"encoder.head": "mlp", **shape}), pixels(20, 8, 8, 1)
+    path = written(settings, tmp_path)
+    expected = trained_features(ArrayImages(images), settings, path)
+    same(Embedder.of_checkpoint(path, settings.augment).embed(images), expected)
+
+
 def jpeg_lying(image: Image.Image, path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -4,12 +4,13 @@ import importlib.util
 
 import pytest
 import torch
-from small_encoder import built, images
+from small_encoder import SMALL, WIDE_HEAD, built, images
 from torch import nn
 
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import ConfigError
-from pcl_ray.model.encoder import build
+from pcl_ray.model import Encoder
+from pcl_ray.model.encoder import SmallResNet, build, with_sync_batch_norm
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
@@ -46,6 +47,115 @@ def test_small_stem_keeps_the_resolution(stem: str, side: int) -> None:
     model.backbone.layer1.register_forward_hook(lambda module, given, result: seen.append(result.shape[-2:]))
     model(images(1, 3, 32))
     assert seen == [(side, side)]
+
+
+HALVED = EncoderConfig(backbone="small_resnet", width=4, blocks=(1, 2), dim=6, stem_stride=2)
+
+
+@pytest.mark.parametrize("side", [8, 13, 28])
+def test_a_stem_of_stride_two_is_a_convolution_by_four_pixels_at_every_second(side: int) -> None:
+    stem, given = built(0, HALVED).backbone.stem[0], images(1, 1, side)
+    kernel, padded = stem.weight.detach()[1, 0], nn.functional.pad(given[0, 0], (1, 1, 1, 1))
+    found = stem(given).detach()[0, 1]
+    assert found.shape == (side // 2, side // 2)
+    for row in range(side // 2):
+        for column in range(side // 2):
+            window = padded[2 * row : 2 * row + 4, 2 * column : 2 * column + 4]
+            assert float((window * kernel).sum()) == pytest.approx(float(found[row, column]), abs=1e-5)
+
+
+def times_covered(stem: nn.Module, side: int) -> torch.Tensor:
+    """How often each pixel [side, side] is part of what the stem's convolution looks at."""
+    nn.init.ones_(stem.weight)
+    pixels = torch.zeros(1, 1, side, side, requires_grad=True)
+    stem(pixels)[:, 0].sum().backward()
+    return pixels.grad[0, 0]
+
+
+def test_strides_of_two_look_at_every_pixel_equally_often() -> None:
+    covered = times_covered(built(0, HALVED).backbone.stem[0], 28)
+    assert covered[1:-1, 1:-1].unique().tolist() == [4]
+    uneven = times_covered(nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False), 28)
+    assert len(uneven[1:-1, 1:-1].unique()) > 1  # which is why the kernel is an even one
+
+
+def test_stages_after_the_stem_see_half_the_sides_and_the_features_are_as_many() -> None:
+    seen = []
+    for config in (HALVED, HALVED.model_copy(update={"stem_stride": 1})):
+        model = built(0, config).eval()
+        model.backbone.blocks.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape))
+        assert model.backbone(images(2, 1, 28)).shape == (2, 8)
+    assert seen == [(2, 4, 14, 14), (2, 4, 28, 28)]
+
+
+@pytest.mark.parametrize(
+    ("width", "batch_norm", "shapes"),
+    [
+        (None, False, {"0.weight": (8, 8), "0.bias": (8,), "2.weight": (6, 8), "2.bias": (6,)}),
+        (20, False, {"0.weight": (20, 8), "0.bias": (20,), "2.weight": (6, 20), "2.bias": (6,)}),
+        (
+            None,
+            True,
+            {"0.weight": (8, 8), "1.weight": (8,), "1.bias": (8,), "3.weight": (6, 8), "3.bias": (6,)},
+        ),
+        (
+            20,
+            True,
+            {"0.weight": (20, 8), "1.weight": (20,), "1.bias": (20,), "3.weight": (6, 20), "3.bias": (6,)},
+        ),
+    ],
+)
+def test_the_hidden_layer_of_the_head(width: int | None, batch_norm: bool, shapes: dict[str, tuple]) -> None:
+    config = EncoderConfig(
+        backbone="small_resnet", width=4, blocks=(1, 1), dim=6, head_width=width, head_batch_norm=batch_norm
+    )
+    head = built(0, config).head
+    found = {name: tuple(weight.shape) for name, weight in head.named_parameters()}
+    assert found == shapes | {f"{3 if batch_norm else 2}.bias": (6,)}
+
+
+def test_the_head_normalises_its_hidden_units_over_the_batch_before_the_relu() -> None:
+    config = EncoderConfig(
+        backbone="small_resnet", width=4, blocks=(1, 1), dim=6, head_width=5, head_batch_norm=True
+    )
+    head, rows = built(0, config).head.train(), torch.randn(7, 8, generator=torch.Generator().manual_seed(1))
+    first, norm, last = head[0].weight.detach(), head[1], head[3]
+    with torch.no_grad():
+        norm.weight[:], norm.bias[:] = torch.linspace(0.5, 2, 5), torch.linspace(-1, 1, 5)
+    hidden = [[float(row @ first[unit]) for row in rows] for unit in range(5)]
+    expected = []
+    for b in range(7):
+        units = []
+        for unit, values in enumerate(hidden):
+            mean = sum(values) / 7
+            variance = sum((value - mean) ** 2 for value in values) / 7
+            scaled = (values[b] - mean) / (variance + norm.eps) ** 0.5
+            units.append(max(norm.weight[unit].item() * scaled + norm.bias[unit].item(), 0.0))
+        expected.append((last.weight @ torch.tensor(units) + last.bias).tolist())
+    assert torch.allclose(head(rows), torch.tensor(expected), atol=1e-5)
+
+
+def test_a_head_at_its_defaults_is_drawn_as_ever() -> None:
+    # Spelled out as it was before its width could be chosen: the same draws in the same order.
+    torch.manual_seed(0)
+    backbone = SmallResNet(4, (1, 1), 1)
+    head = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 6))
+    found = built(0).state_dict()
+    expected = Encoder(backbone, head).state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("config", [SMALL, WIDE_HEAD], ids=["", "batch norm in the head"])
+def test_synchronised_batch_norm_is_that_of_every_layer(config: EncoderConfig) -> None:
+    model = built(0, config)
+    count = sum(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in model.modules())
+    weights = model.state_dict()
+    synchronised = with_sync_batch_norm(model, config)
+    layers = [part for part in synchronised.modules() if isinstance(part, nn.SyncBatchNorm)]
+    assert len(layers) == count
+    assert isinstance(synchronised.head[1], nn.SyncBatchNorm) is config.head_batch_norm
+    assert list(synchronised.state_dict()) == list(weights)
 
 
 def test_timm_absent_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ from pcl_ray.m_step import Learner, build_learner
 from pcl_ray.model.weights import load_encoder
 
 
-def trained_learner(head: str) -> tuple[configs.RunConfig, Learner]:
+def trained_learner(head: str, **more: Any) -> tuple[configs.RunConfig, Learner]:
     """Not trained, but with weights and statistics that differ between query and momentum encoder."""
-    knobs = {"data.channels": 1, "loss.queue_size": 8, "encoder.dim": 6, "encoder.head": head}
+    knobs = {"data.channels": 1, "loss.queue_size": 8, "encoder.dim": 6, "encoder.head": head, **more}
     knobs |= {"encoder.backbone": "small_resnet", "encoder.width": 4, "encoder.blocks": [1, 1]}
     config = configs.with_overrides(configs.RunConfig(), knobs)
     learner = build_learner(config, torch.device("cpu"))
@@ -30,9 +30,18 @@ def trained_learner(head: str) -> tuple[configs.RunConfig, Learner]:
     return config, learner
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp"])
-def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str) -> None:
-    config, learner = trained_learner(head)
+@pytest.mark.parametrize(
+    ("head", "more"),
+    [
+        ("linear", {}),
+        ("mlp", {}),
+        ("linear", {"encoder.stem_stride": 2}),
+        ("mlp", {"encoder.head_width": 20}),
+        ("mlp", {"encoder.stem_stride": 2, "encoder.head_width": 20, "encoder.head_batch_norm": True}),
+    ],
+)
+def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str, more: dict[str, Any]) -> None:
+    config, learner = trained_learner(head, **more)
     path = run_state.save(
         run_state.RunState(3, learner.state_dict(), None, [], [], config.encoder, 1), tmp_path, keep=1
     )
@@ -47,6 +56,20 @@ def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str) -> None:
     assert not torch.allclose(query(images), momentum(images))
     assert query.backbone(images).shape == (5, 8)
     assert query.head(query.backbone(images)).shape == (5, 6)
+
+
+def test_a_checkpoint_from_before_the_knobs_of_stem_and_head(tmp_path: Path) -> None:
+    config, learner = trained_learner("mlp")
+    path = run_state.save(
+        run_state.RunState(3, learner.state_dict(), None, [], [], config.encoder, 1), tmp_path, keep=1
+    )
+    content = torch.load(path, weights_only=True)
+    for name in ("stem_stride", "head_width", "head_batch_norm"):
+        del content["encoder"][name]
+    torch.save(content, path)
+    expected = learner.pair.query.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in load_encoder(path).state_dict().items())
+    assert run_state.load(path).encoder == config.encoder
 
 
 class Published(nn.Module):

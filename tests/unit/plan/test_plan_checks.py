@@ -85,6 +85,24 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
         "encoder.batch_norm",
         ["GPUs", "shuffle"],
     ),
+    "the stem of a small ResNet on another": (
+        {"encoder__backbone": "resnet18", "encoder__stem_stride": 2},
+        N,
+        "encoder.stem_stride",
+        ["small_resnet", "encoder.stem"],
+    ),
+    "a hidden layer of a linear head": (
+        {"encoder__head": "linear", "encoder__head_width": 64},
+        N,
+        "encoder.head_width",
+        ["encoder.head = mlp"],
+    ),
+    "batch norm in a linear head": (
+        {"encoder__head": "linear", "encoder__head_batch_norm": True},
+        N,
+        "encoder.head_batch_norm",
+        ["encoder.head = mlp"],
+    ),
     "the slow reference on kept squares": (
         {
             "data__source": "folder",
