@@ -135,6 +135,7 @@ def _train_step(
     """
     query_views, key_views = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
     contrasts = [_Contrast(part, batch.indices, config, plan, step, m) for m, part in enumerate(prototypes)]
+    weight = plan.prototype_weight_at(step)
     learner.optimizer.zero_grad(set_to_none=True)
     figures, features, keys = [], [], []
     count = len(query_views)
@@ -149,7 +150,9 @@ def _train_step(
                 query_BC = learner.query(queries)
                 key_BC = _keys(learner, key_part, config, step)
             query_BC, key_BC = query_BC.float(), key_BC.float()
-            loss, values = _losses(query_BC, key_BC, learner.queue.keys, contrasts, rows, config)
+            loss, values = _losses(
+                query_BC, key_BC, learner.queue.keys, contrasts, rows, config.loss.temperature, weight
+            )
             (loss if share == 1 else loss * share).backward()
         figures.append(torch.stack([value.detach().float() for value in (loss, *values)]) * share)
         keys.append(key_BC)
@@ -180,10 +183,11 @@ def _losses(
     queue_RC: Tensor,
     contrasts: list[_Contrast],
     rows: slice,
-    config: RunConfig,
+    temperature: float,
+    prototype_weight: float,
 ) -> tuple[Tensor, list[Tensor]]:
     """ProtoNCE (equation 11) of some rows of the batch, and the figures that are shown beside it."""
-    logits = instance_logits(query_BC, key_BC, queue_RC, config.loss.temperature)
+    logits = instance_logits(query_BC, key_BC, queue_RC, temperature)
     instance = first_is_right(logits)
     values = [
         instance,
@@ -194,7 +198,7 @@ def _losses(
         return instance, values
     terms = [contrast.loss_and_accuracy(query_BC, rows) for contrast in contrasts]
     prototype = torch.stack([term for term, _ in terms]).mean()
-    loss = instance + config.loss.prototype_weight * prototype
+    loss = instance + prototype_weight * prototype
     return loss, [*values, prototype, *(accuracy for _, accuracy in terms)]
 
 

@@ -261,6 +261,12 @@ def notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]
             f"e_step.num_clusters: {max(counts)} clusters get {num_images / max(counts):.1f} images each on"
             " average; 10 or more are steadier"
         )
+    ramp = config.loss.prototype_ramp_epochs
+    if ramp > epochs - warmup > 0:
+        yield (
+            f"loss.prototype_ramp_epochs = {ramp:g}: only {epochs - warmup} epochs follow the warm-up, so the"
+            " prototype term never has its full weight"
+        )
     wanted, batch = config.loss.negative_prototypes, config.train.batch_size
     if isinstance(wanted, int) and wanted > min(counts) - batch:
         yield (

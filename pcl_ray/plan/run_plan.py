@@ -45,6 +45,16 @@ class RunPlan:
     assignment_bytes: int  # int64 for each clustering
     queue_bytes: int  # [R, C] float32
     optimizer: OptimizerConfig
+    prototype_weight: float  # of the prototype term, once the ramp is over
+    prototype_ramp_epochs: float
+
+    def prototype_weight_at(self, step: int) -> float:
+        """Weight of the prototype term in a step: after the warm-up a line from 0 to the full weight."""
+        rising = self.prototype_ramp_epochs * self.steps_per_epoch
+        done = step + 1 - self.warmup_epochs * self.steps_per_epoch
+        if rising == 0 or done >= rising:
+            return self.prototype_weight
+        return self.prototype_weight * max(done, 0) / rising
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then cosine to 0, steps at the milestones, or constant."""
@@ -126,6 +136,8 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         assignment_bytes=num_images * 8 * len(counts),
         queue_bytes=config.loss.queue_size * config.encoder.dim * 4,
         optimizer=config.optimizer,
+        prototype_weight=config.loss.prototype_weight,
+        prototype_ramp_epochs=config.loss.prototype_ramp_epochs,
     )
 
 

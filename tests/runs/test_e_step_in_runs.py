@@ -67,8 +67,9 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
         ("e_step.features=bank", "e_step.fresh_every=2", "e_step.feature_dtype=float16"),
         ("e_step.features=bank", *OVERLAP),
         ("e_step.nested=true", "e_step.balance=1.5"),
+        ("loss.prototype_ramp_epochs=4.3",),
     ],
-    ids=["overlap", "bank", "bank, mixed, half", "both", "nested, balanced"],
+    ids=["overlap", "bank", "bank, mixed, half", "both", "nested, balanced", "ramp"],
 )
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, ...]) -> None:
     words = (*words, "train.epochs=6")

@@ -153,6 +153,39 @@ def test_metrics_with_clusters_and_the_total(weight: float) -> None:
     assert 0 <= values["eval/alignment"] <= 4
 
 
+@pytest.mark.parametrize("size", [None, 5])
+def test_a_ramp_weighs_the_prototypes_by_the_step(size: int | None) -> None:
+    changed = {"loss__prototype_weight": 0.5, "loss__prototype_ramp_epochs": 1.5, "train__micro_batch": size}
+    config, plan, learner = setup(e_step__warmup_epochs=1, train__log_every_steps=1, **changed)
+    found = random_clusters()
+    seen: list[tuple[int, dict[str, float]]] = []
+
+    def note(step: int, means: dict[str, float]) -> None:
+        seen.append((step, means))
+
+    for epoch in range(3):
+        run_epoch(learner, batches(epoch), found if epoch else None, config, plan, epoch, note)
+    assert [step for step, _ in seen] == list(range(12))
+    for step, means in seen:
+        prototype = means.get("train/loss_prototype", 0.0)
+        weight = 0.5 * min(max(step + 1 - 4, 0) / 6, 1)  # four steps of warm-up, six of the ramp
+        assert means["train/loss"] == pytest.approx(
+            means["train/loss_instance"] + weight * prototype, rel=1e-5
+        )
+
+
+def test_the_weight_of_a_step_reaches_the_gradients() -> None:
+    learners = {}
+    for name, weight, ramp in (("rising", 1.0, 8.0), ("eighth", 0.125, 0.0), ("whole", 1.0, 0.0)):
+        config, _, learner = setup(loss__prototype_weight=weight, loss__prototype_ramp_epochs=ramp)
+        plan = plans.make(config, 16)  # a step an epoch: the first of eight of the ramp
+        run_epoch(learner, [next(batches())], random_clusters(), config, plan, 0)
+        learners[name] = learner
+    assert_same(learners["rising"], learners["eighth"])
+    with pytest.raises(AssertionError):
+        assert_same(learners["rising"], learners["whole"])
+
+
 def test_weight_zero_is_info_nce_alone() -> None:
     config, plan, learner = setup(loss__prototype_weight=0)
     plain = build_learner(config, CPU)

@@ -110,6 +110,13 @@ class LossConfig(Section):
         ge=0,
         le=100,
     )
+    prototype_ramp_epochs: float = knob(
+        0.0,
+        PROTOTYPES,
+        "Epochs after the warm-up over which that weight rises from 0, step by step; 0: it is there at once.",
+        ge=0,
+        le=10_000,
+    )
 
 
 class EStepConfig(Section):

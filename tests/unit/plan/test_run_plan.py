@@ -117,6 +117,24 @@ def test_learning_rate_rises_and_then_never_rises_again(
     assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
 
 
+@pytest.mark.parametrize(
+    ("ramp", "expected"),
+    [
+        (0, {0: 0.5, 19: 0.5, 20: 0.5, 99: 0.5}),  # without clusters there is no term to weigh
+        (2, {0: 0, 19: 0, 20: 0.025, 29: 0.25, 38: 0.475, 39: 0.5, 40: 0.5, 99: 0.5}),
+        (0.1, {19: 0, 20: 0.5, 21: 0.5}),
+        (0.05, {20: 0.5}),
+        (16, {20: 0.5 / 160, 99: 0.25}),
+    ],
+)
+def test_the_weight_of_the_prototypes_rises_after_the_warm_up(
+    ramp: float, expected: dict[int, float]
+) -> None:
+    plan = plan_of(loss__prototype_weight=0.5, loss__prototype_ramp_epochs=ramp, e_step__warmup_epochs=2)
+    assert plan.steps_per_epoch == 10
+    assert {step: plan.prototype_weight_at(step) for step in expected} == pytest.approx(expected, abs=1e-12)
+
+
 FITTING_SIZES = st.fixed_dictionaries(
     {
         "train__batch_size": st.sampled_from([8, 16, 200]),
