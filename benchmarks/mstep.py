@@ -315,18 +315,29 @@ def clusters_of(plan: plans.RunPlan) -> ClusterSet:
     return ClusterSet(0, tuple(made))
 
 
+_MOVED = {"augment.shift": 0.1, "augment.rotate": 15, "augment.shear": 10}
+
+
 def augmentation(report: Report, device: torch.device, repeats: int) -> None:
     report.section(f"views of one image, in µs: the recipe v2, {device.type}, one thread")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    cases = [(28, 1, 0.0), (32, 3, 0.0), (32, 3, 0.5), (96, 3, 0.5)]
+    cases: list[tuple[int, int, float, dict[str, Any]]] = [
+        (28, 1, 0.0, {}),
+        (28, 1, 0.0, _MOVED),
+        (28, 1, 0.0, _MOVED | {"augment.erase": 0.5}),
+        (32, 3, 0.0, {}),
+        (32, 3, 0.5, {}),
+        (96, 3, 0.5, {}),
+    ]
     if device.type == "cuda":
-        cases.append((224, 3, 0.5))
-    for size, channels, blur in cases:
+        cases.append((224, 3, 0.5, {}))
+    for size, channels, blur, more in cases:
         count = 512
         if device.type == "cpu":
             count = 64 if size > 64 else 256
-        config = configs.with_overrides(RunConfig(), pictures(size, channels) | {"augment.blur": blur})
+        knobs = pictures(size, channels) | {"augment.blur": blur} | more
+        config = configs.with_overrides(RunConfig(), knobs)
         pixels = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8)
         indices, views = torch.arange(count), Views(config, device)
         calls: dict[str, Callable[[int], Any]] = {
@@ -339,12 +350,13 @@ def augmentation(report: Report, device: torch.device, repeats: int) -> None:
             calls["torchvision"] = lambda number, config=config, pixels=pixels: torchvision_views(
                 config, pixels[:32]
             )
-        if (others := kornia_views(config)) is not None:
+        if not more and (others := kornia_views(config)) is not None:
             calls["kornia"] = lambda number, others=others, pixels=pixels: (
                 others(pixels.to(device)),
                 finish(device),
             )
         case = f"{size} px, {channels} channel{'s' * (channels > 1)}, blur {blur:g}"
+        case += "".join(f", {name.removeprefix('augment.')} {value:g}" for name, value in more.items())
         timed = interleaved(calls, repeats)
         images = {"ours": 2 * count, "torchvision": 2 * 32, "kornia": count}
         report.row(case, **{name: times.median / images[name] * 1e6 for name, times in timed.items()})

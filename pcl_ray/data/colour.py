@@ -1,5 +1,5 @@
-"""Colour jitter, grey and blur of a whole batch, each image with its own draws, and the normalisation of
-their values. Images are float32 [B, channels, H, W] in 0..1.
+"""Colour jitter, grey and blur of a whole batch, each image with its own draws, the normalisation of their
+values, and the erasing of rectangles. Images are float32 [B, channels, H, W] in 0..1.
 
 The steps of torchvision's ColorJitter, RandomGrayscale and GaussianBlur, not rounded to 1/255 in between.
 """
@@ -81,6 +81,22 @@ def normalise(views: Tensor, config: AugmentConfig) -> Tensor:
         for values in (config.mean, config.std)
     )
     return views.sub_(mean).div_(std)
+
+
+def erase(views: Tensor, erased: np.ndarray) -> Tensor:
+    """Sets a rectangle of each normalised view [B, channels, S, S] to 0, the data set's mean; in place.
+
+    erased: [B, 4] float64, height and width as shares of the side, 0 where nothing is erased, and the place
+    in 0..1 along each axis. Rectangles are whole pixels, at least one, as torchvision's RandomErasing.
+    """
+    side = views.shape[-1]
+    lengths = np.where(erased[:, :2] > 0, np.rint(erased[:, :2] * side).clip(min=1), 0)
+    starts = np.floor(erased[:, 2:] * (side - lengths + 1))
+    pixels = np.arange(side)
+    # [B, (rows, columns), S]
+    within = (pixels >= starts[:, :, None]) & (pixels < (starts + lengths)[:, :, None])
+    rows, columns = _on(views, within.astype(np.float64)).unbind(dim=1)
+    return views.mul_((1 - rows[:, :, None] * columns[:, None, :])[:, None])
 
 
 def _blend(images: Tensor, factor: np.ndarray, kind: np.ndarray) -> Tensor:

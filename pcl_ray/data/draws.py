@@ -18,10 +18,15 @@ _TRIES = 10  # as torchvision: crops that do not fit are drawn again, so many ti
 _RATIO = (3 / 4, 4 / 3)  # of a crop's sides
 _APPLY_JITTER = 0.8  # v2 (SimCLR)
 _SIGMA = (0.1, 2.0)  # px, of the blur
+ERASED_AREA = (0.02, 0.2)  # share of the view: with these a rectangle always fits, unlike up to Zhong's 0.4
+ERASED_RATIO = (0.3, 3.3)  # height to width
 # in which brightness 0, contrast 1, saturation 2 and hue 3 change
 ORDERS = np.array(list(itertools.permutations(range(4))))
 # Which of the numbers of a view stand for what.
-_CROP, _FLIP, _JITTER, _FACTORS, _ORDER, _GREY, _BLUR, _WIDTH, _COUNT = 0, 22, 23, 24, 28, 29, 30, 31, 32
+_CROP, _FLIP, _JITTER, _FACTORS, _ORDER, _GREY, _BLUR, _WIDTH = 0, 22, 23, 24, 28, 29, 30, 31
+# Those that follow are only made for knobs that are on. Each number is a hash of its place: nothing before
+# changes by them.
+_ALWAYS, _SHIFT, _ROTATE, _SHEAR, _ERASE, _AREA, _SHAPE, _CORNER, _COUNT = 32, 32, 34, 35, 36, 37, 38, 39, 41
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class ViewDraws:
     orders: np.ndarray  # [B, 4] int64, a row of ORDERS
     grey: np.ndarray  # [B] bool
     sigmas: np.ndarray  # [B] float64, of the blur in px; 0: none
+    # [B, 4] float64, None where no knob for it is on: shift to the right and down as shares of the view's
+    # side, rotation (clockwise) and shear in radians
+    warps: np.ndarray | None = None
+    # [B, 4] float64, None where its knob is off: height and width of the erased rectangle as shares of the
+    # view's side, 0 where none is, then where it lies, 0 at the top or left, nearly 1 at the other edge
+    erased: np.ndarray | None = None
 
 
 def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int, count: int = _COUNT) -> np.ndarray:
@@ -71,7 +82,9 @@ def view_draws(
 
     sizes: [B, 2] height and width of the original images.
     """
-    drawn = uniforms(seed, epoch, indices, view)
+    warped = config.shift > 0 or config.rotate > 0 or config.shear > 0
+    count = _ERASE if warped else _ALWAYS
+    drawn = uniforms(seed, epoch, indices, view, _COUNT if config.erase else count)
     colour = channels == 3
     strengths = np.array([config.jitter, config.jitter, config.jitter if colour else 0.0])
     jittered = (
@@ -89,7 +102,25 @@ def view_draws(
         orders=ORDERS[(drawn[:, _ORDER] * len(ORDERS)).astype(int)],
         grey=(drawn[:, _GREY] < config.grey) & colour,
         sigmas=np.where(blurred, _SIGMA[0] + drawn[:, _WIDTH] * (_SIGMA[1] - _SIGMA[0]), 0.0),
+        warps=_warps(drawn[:, _SHIFT:_ERASE], config) if warped else None,
+        erased=_erased(drawn[:, _ERASE:], config.erase) if config.erase else None,
     )
+
+
+def _warps(drawn: np.ndarray, config: AugmentConfig) -> np.ndarray:
+    """Even within ± the largest shift, angle and shear."""
+    largest = (config.shift, config.shift, np.radians(config.rotate), np.radians(config.shear))
+    return (2 * drawn - 1) * np.array(largest)
+
+
+def _erased(drawn: np.ndarray, probability: float) -> np.ndarray:
+    """Rectangles of random area, ratio and place (Zhong et al., AAAI 2020), in the share of the images."""
+    which, areas, shapes = drawn[:, 0], drawn[:, _AREA - _ERASE], drawn[:, _SHAPE - _ERASE]
+    areas = np.where(which < probability, ERASED_AREA[0] + areas * (ERASED_AREA[1] - ERASED_AREA[0]), 0.0)
+    low, high = np.log(ERASED_RATIO)
+    ratios = np.exp(low + shapes * (high - low))
+    sides = np.stack([np.sqrt(areas * ratios), np.sqrt(areas / ratios)], axis=1)
+    return np.concatenate([sides, drawn[:, _CORNER - _ERASE :]], axis=1)
 
 
 def _crops(drawn: np.ndarray, sizes: np.ndarray, min_crop: float) -> np.ndarray:

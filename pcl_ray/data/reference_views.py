@@ -4,11 +4,16 @@ torchvision`) of what `views.py` makes for whole batches.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from pcl_ray.config import AugmentConfig
 from pcl_ray.data.colour import blur_size
+from pcl_ray.data.draws import ERASED_AREA, ERASED_RATIO
+
+_MARGINS = 5  # sides of the view: at the largest shift, angle and shear no pixel comes from farther away
 
 
 def random_view(config: AugmentConfig, channels: int) -> nn.Module:
@@ -22,14 +27,38 @@ def random_view(config: AugmentConfig, channels: int) -> nn.Module:
     jitter = v2.ColorJitter(strength, strength, strength if colour else 0, config.hue if colour else 0)
     grey = [v2.RandomGrayscale(config.grey)] if colour and config.grey else []
     crop = v2.RandomResizedCrop(config.image_size, scale=(config.min_crop, 1.0), antialias=True)
+    warp = _warp(config)
     flip = [v2.RandomHorizontalFlip(config.flip)] if config.flip else []
     jittered: list[nn.Module] = []
     if strength or (colour and config.hue):
         jittered = [jitter] if config.version == "v1" else [v2.RandomApply([jitter], p=0.8)]
     if config.version == "v1":
-        return v2.Compose([crop, *grey, *jittered, *flip])
+        return v2.Compose([crop, *warp, *grey, *jittered, *flip, *_erasing(config)])
     blur: list[nn.Module] = []
     if config.blur:
         gaussian = v2.GaussianBlur(blur_size(config.image_size), (0.1, 2.0))
         blur = [v2.RandomApply([gaussian], p=config.blur)]
-    return v2.Compose([crop, *jittered, *grey, *blur, *flip])
+    return v2.Compose([crop, *warp, *jittered, *grey, *blur, *flip, *_erasing(config)])
+
+
+def _warp(config: AugmentConfig) -> list[nn.Module]:
+    """Shift, rotation and shear within a margin that repeats the edge."""
+    if not (config.shift or config.rotate or config.shear):
+        return []
+    side = config.image_size
+    affine = v2.RandomAffine(
+        (-config.rotate, config.rotate),
+        # as shares of the view, not of the margin's 5 × 5 views
+        translate=(config.shift / _MARGINS, config.shift / _MARGINS),
+        shear=config.shear or None,
+        interpolation=InterpolationMode.BILINEAR,
+    )
+    return [v2.Pad(_MARGINS // 2 * side, padding_mode="edge"), affine, v2.CenterCrop(side)]
+
+
+def _erasing(config: AugmentConfig) -> list[nn.Module]:
+    """A rectangle in the mean colour; of bytes, which are normalised later."""
+    if not config.erase:
+        return []
+    mean: Any = [round(255 * value) for value in config.mean]  # annotated as one number in torchvision
+    return [v2.RandomErasing(config.erase, ERASED_AREA, ERASED_RATIO, value=mean)]

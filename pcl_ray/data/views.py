@@ -1,8 +1,8 @@
 """The two random views of a whole batch, on the device that trains: what `augment.engine: batch` does.
 
 images in memory   [b, H, W, channels] uint8 ─→ device ─→ crop, resize, flip ─┐
-files: crops of the loader processes   [b, channels, S, S] uint8 ─→ device ───┴→ jitter, grey, blur
-                                                                                     └→ normalised floats
+files: crops of the loader processes   [b, channels, S, S] uint8 ─→ device ───┴→ shift, rotation, shear
+      └→ jitter, grey, blur → normalised floats → erasing
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from pcl_ray.config import RunConfig
 from pcl_ray.data import colour
 from pcl_ray.data.draws import ViewDraws, view_draws
-from pcl_ray.data.resample import resample
+from pcl_ray.data.resample import resample, warp
 
 
 class Views:
@@ -53,7 +53,7 @@ class Views:
         def make(view: int) -> Tensor:
             draws = self.draws(epoch, indices.numpy(), view, sizes)
             boxes = draws.boxes * np.tile(np.array((height, width)) / sizes, 2)
-            return self._coloured(self._cropped(on_device, boxes, draws.flipped), draws)
+            return self._finished(self._cropped(on_device, boxes, draws.flipped), draws)
 
         on_device = pixels.to(self._device, non_blocking=True)
         return self._twice(make)
@@ -63,7 +63,7 @@ class Views:
         unused = np.ones((len(crops), 2), dtype=np.int64)
         on_device = crops.to(self._device, non_blocking=True)
         return self._twice(
-            lambda view: self._coloured(
+            lambda view: self._finished(
                 on_device[:, view] / 255, self.draws(epoch, indices.numpy(), view, unused)
             )
         )
@@ -86,14 +86,18 @@ class Views:
         ]
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
-    def _coloured(self, views: Tensor, draws: ViewDraws) -> Tensor:
+    def _finished(self, views: Tensor, draws: ViewDraws) -> Tensor:
+        """What is done to crops [b, channels, S, S] in 0..1, up to the normalised view."""
         views = views.contiguous()
+        if draws.warps is not None:
+            views = warp(views, draws.warps)
         if self._augment.version == "v1":
             views = colour.jitter(colour.to_grey(views, draws.grey), draws)
         else:
             views = colour.to_grey(colour.jitter(views, draws), draws.grey)
             views = colour.blur(views, draws.sigmas, colour.blur_size(self._augment.image_size))
-        return colour.normalise(views, self._augment)
+        views = colour.normalise(views, self._augment)
+        return views if draws.erased is None else colour.erase(views, draws.erased)
 
     def _twice(self, make: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
         if self._second_thread is None:

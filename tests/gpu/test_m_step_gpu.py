@@ -60,10 +60,14 @@ def clusters(plan: plans.RunPlan) -> ClusterSet:
     )
 
 
+MOVED = {"augment.shift": 0.2, "augment.rotate": 30, "augment.shear": 10, "augment.erase": 0.5}
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_views_are_those_of_the_cpu(version: str, channels: int) -> None:
-    config = config_of(channels, **{"augment.version": version, "augment.hue": 0.3})
+@pytest.mark.parametrize("moved", [{}, MOVED])
+def test_views_are_those_of_the_cpu(version: str, channels: int, moved: dict[str, float]) -> None:
+    config = config_of(channels, **{"augment.version": version, "augment.hue": 0.3}, **moved)
     pixels, indices = torch.from_numpy(images(channels).pixels), torch.arange(N)
     for here, there in zip(
         *(Views(config, device).of_images(pixels, 3, indices) for device in (torch.device("cpu"), GPU)),
@@ -105,8 +109,9 @@ def test_no_step_waits_for_the_device(negatives: str | int, micro_batch: int | N
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_views_of_a_step_are_made_without_waiting() -> None:
-    config = config_of()
+@pytest.mark.parametrize("moved", [{}, MOVED])
+def test_the_views_of_a_step_are_made_without_waiting(moved: dict[str, float]) -> None:
+    config = config_of(**moved)
     pixels, indices, views = (
         torch.from_numpy(images().pixels).pin_memory(),
         torch.arange(N),

@@ -100,6 +100,18 @@ class AugmentConfig(Section):
     hue: float = knob(0.1, VIEWS, "Strength of hue jitter (the paper: 0.4 in v1, 0.1 in v2).", ge=0, le=0.5)
     grey: float = knob(0.2, VIEWS, "Probability of dropping the colours.", ge=0, le=1)
     blur: float = knob(0.5, VIEWS, "Probability of a Gaussian blur (v2 only).", ge=0, le=1)
+    shift: float = knob(
+        0.0, VIEWS, "Largest shift of a view to any side, as a share of its side; 0: none.", ge=0, le=0.5
+    )
+    rotate: float = knob(0.0, VIEWS, "Largest rotation of a view, in degrees; 0: none.", ge=0, le=180)
+    shear: float = knob(0.0, VIEWS, "Largest shear of a view, in degrees; 0: none.", ge=0, le=45)
+    erase: float = knob(
+        0.0,
+        VIEWS,
+        "Probability of a rectangle, 2 % to 20 % of a view, that is filled with the mean colour.",
+        ge=0,
+        le=1,
+    )
     mean: tuple[float, ...] = knob((0.485, 0.456, 0.406), VIEWS, "Mean a channel, of pixel values in 0..1.")
     std: tuple[Annotated[float, Field(gt=0)], ...] = knob(
         (0.229, 0.224, 0.225), VIEWS, "Standard deviation a channel."

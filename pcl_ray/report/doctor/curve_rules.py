@@ -354,11 +354,15 @@ def _other_views(record: RunRecord) -> tuple[str, ...]:
         stronger.append(f"augment.jitter=0.4 (now {augment.jitter:g})")
     if augment.flip > 0:
         gentler.append(f"augment.flip=0 (now {augment.flip:g})")
+    if augment.rotate > 0:
+        gentler.append(f"augment.rotate=0 (now {augment.rotate:g})")
     if augment.jitter >= 0.4:
         gentler.append(f"augment.jitter={augment.jitter / 2:g} (now {augment.jitter:g})")
     if stronger:
         advice.append(f"stronger views, which hide what gives images away: {', '.join(stronger)}")
     if gentler:
         knobs = ", ".join(gentler)
-        advice.append(f"if classes differ by side, colour or brightness, views that keep these: {knobs}")
+        advice.append(
+            f"if classes differ by side, direction, colour or brightness, views that keep these: {knobs}"
+        )
     return (*advice, f"more weight decay: optimizer.weight_decay={max(5 * decay, 1e-4):g} (now {decay:g})")

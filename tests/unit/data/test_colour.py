@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as images_of
 
 from pcl_ray.config import AugmentConfig
-from pcl_ray.data.colour import blur, blur_size, jitter, to_floats, to_grey
+from pcl_ray.data.colour import blur, blur_size, erase, jitter, to_floats, to_grey
 from pcl_ray.data.draws import ORDERS, ViewDraws, view_draws
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -148,7 +148,7 @@ def test_an_image_is_changed_the_same_in_any_batch(channels: int) -> None:
     drawn = view_draws(AugmentConfig(image_size=12), channels, 0, 0, np.arange(15), 0, np.full((15, 2), 12))
     together = jitter(images.clone(), drawn)
     for i in range(15):
-        parts = {name: value[i : i + 1] for name, value in vars(drawn).items()}
+        parts = {name: value[i : i + 1] for name, value in vars(drawn).items() if value is not None}
         assert torch.equal(jitter(images[i : i + 1].clone(), ViewDraws(**parts))[0], together[i])
 
 
@@ -271,3 +271,31 @@ def test_floats_are_normalised_a_channel() -> None:
     for channel, (mean, std) in enumerate(zip(settings.mean, settings.std, strict=True)):
         expected = torch.tensor([(value / 255 - mean) / std for value in (0, 51, 255, 0)]).view(2, 2)
         assert torch.allclose(floats[:, channel], expected.expand(2, 2, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [4, 28, 33])
+def test_a_rectangle_of_each_view_becomes_the_mean(channels: int, side: int) -> None:
+    views = pictures(60, channels, side) - 2.0  # nowhere 0
+    drawn = view_draws(AugmentConfig(erase=0.7), channels, 0, 0, np.arange(60), 0, np.full((60, 2), side))
+    assert drawn.erased is not None
+    erased = erase(views.clone(), drawn.erased)
+    for before, after, (tall, wide, down, right) in zip(views, erased, drawn.erased.tolist(), strict=True):
+        expected = before.clone()
+        if tall:
+            height, width = max(round(tall * side), 1), max(round(wide * side), 1)
+            top, left = int(down * (side - height + 1)), int(right * (side - width + 1))
+            assert top + height <= side
+            assert left + width <= side
+            for row in range(top, top + height):
+                expected[:, row, left : left + width] = 0
+        assert torch.equal(after, expected)
+    assert 10 < int((erased == views).flatten(1).all(dim=1).sum()) < 30
+
+
+def test_rectangles_reach_every_edge() -> None:
+    places = np.array([[0.0, 0.0], [0.0, 1 - 2**-53], [1 - 2**-53, 0.0], [1 - 2**-53, 1 - 2**-53]])
+    erased = erase(torch.ones(4, 1, 10, 10), np.column_stack([np.full((4, 2), 0.3), places]))
+    assert (erased == 0).sum(dim=(1, 2, 3)).tolist() == [9] * 4
+    corners = [erased[i, 0, -(i // 2), -(i % 2)] for i in range(4)]
+    assert corners == [0] * 4

@@ -16,6 +16,7 @@ from pcl_ray.data.draws import ORDERS, ViewDraws, uniforms, view_draws
 MANY = 20_000
 UNLIKELY = 1e-4
 NAMES = [field.name for field in fields(ViewDraws)]
+ALL_ON = {"shift": 0.2, "rotate": 30.0, "shear": 10.0, "erase": 0.5}
 
 
 def config(**knobs: object) -> AugmentConfig:
@@ -183,7 +184,8 @@ def test_grey_pictures_keep_what_has_no_meaning_for_them(version: str) -> None:
 def test_what_is_drawn_for_a_view_is_unrelated(version: str) -> None:
     """With jitter: whether there is any is shared by four of them."""
     query, key = (
-        drawn(config(version=version, jitter=0.4, grey=0.5), view=view, size=(200, 200)) for view in (0, 1)
+        drawn(config(version=version, jitter=0.4, grey=0.5, **ALL_ON), view=view, size=(200, 200))
+        for view in (0, 1)
     )
     jittered = (query.hue != 0) & (key.hue != 0)
     columns = [
@@ -194,6 +196,9 @@ def test_what_is_drawn_for_a_view_is_unrelated(version: str) -> None:
             part.hue,
             part.orders[:, 0],
             part.grey,
+            *part.warps.T,
+            part.erased[:, :2].prod(axis=1),
+            *part.erased.T[2:],
             *([part.sigmas] if version == "v2" else []),
         ]
         for part in (query, key)
@@ -206,7 +211,7 @@ def test_what_is_drawn_for_a_view_is_unrelated(version: str) -> None:
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"epoch": 1}, {"view": 1}])
 def test_another_seed_epoch_or_view_gives_other_draws(changed: dict[str, int]) -> None:
-    settings = config()
+    settings = config(**ALL_ON)
     first, again, other = (
         drawn(settings, count=200),
         drawn(settings, count=200),
@@ -224,9 +229,10 @@ def test_another_seed_epoch_or_view_gives_other_draws(changed: dict[str, int]) -
 )
 def test_draws_do_not_depend_on_the_batch_around_them(items: list[tuple[int, int, int]]) -> None:
     indices, sizes = np.array(items)[:, 0], np.array(items)[:, 1:]
-    together = view_draws(config(), 3, 0, 2, indices, 1, sizes)
+    settings = config(**ALL_ON)
+    together = view_draws(settings, 3, 0, 2, indices, 1, sizes)
     for i in range(len(items)):
-        alone = view_draws(config(), 3, 0, 2, indices[i : i + 1], 1, sizes[i : i + 1])
+        alone = view_draws(settings, 3, 0, 2, indices[i : i + 1], 1, sizes[i : i + 1])
         for name in NAMES:
             assert np.array_equal(getattr(together, name)[i], getattr(alone, name)[0])
 
@@ -313,3 +319,48 @@ def test_the_centre_is_as_frequent_as_with_torchvision(size: tuple[int, int]) ->
     ]
     assert 0.05 < shares[1] < 0.95
     assert abs(shares[0] - shares[1]) < 0.035
+
+
+def test_the_numbers_stay_those_that_earlier_versions_drew() -> None:
+    """A run that is resumed goes on with the views that it would have had."""
+    numbers = uniforms(7, 3, np.array([5, 2**40]), 1)
+    assert [numbers[0, 0].hex(), numbers[0, 31].hex(), numbers[1, 31].hex()] == [
+        "0x1.2e052aaf4638bp-1",
+        "0x1.f738ab1417093p-1",
+        "0x1.b8ebfc72592c8p-2",
+    ]
+
+
+@pytest.mark.parametrize("knobs", [{"shift": 0.2}, {"rotate": 30.0}, {"shear": 9.0}, {"erase": 0.5}, ALL_ON])
+def test_a_knob_that_is_on_changes_nothing_else_that_is_drawn(knobs: dict[str, float]) -> None:
+    plain, draws = drawn(config(), count=300), drawn(config(**knobs), count=300)
+    for name in NAMES[:-2]:
+        assert np.array_equal(getattr(plain, name), getattr(draws, name))
+    assert plain.warps is None
+    assert plain.erased is None
+    assert (draws.warps is None) == (set(knobs) == {"erase"})
+    assert (draws.erased is None) == ("erase" not in knobs)
+
+
+@pytest.mark.parametrize("knobs", [{"shift": 0.5}, {"rotate": 180.0}, {"shear": 45.0}, ALL_ON])
+def test_shifts_angles_and_shears_are_even_up_to_the_largest(knobs: dict[str, float]) -> None:
+    warps = drawn(config(**knobs)).warps
+    assert warps is not None
+    shift = knobs.get("shift", 0.0)
+    angle, shear = (np.radians(knobs.get(name, 0.0)) for name in ("rotate", "shear"))
+    for values, largest in zip(warps.T, (shift, shift, angle, shear), strict=True):
+        assert even(values, -largest, largest) if largest else (values == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_rectangles_are_as_frequent_large_and_long_as_they_should(share: float) -> None:
+    erased = drawn(config(erase=share)).erased
+    assert erased is not None
+    which = erased[:, 0] > 0
+    assert np.array_equal(which, erased[:, 1] > 0)
+    assert abs(which.mean() - share) <= (0.015 if share < 1 else 0.0)
+    heights, widths = erased[which, :2].T
+    assert even(heights * widths, 0.02, 0.2 + 1e-12)
+    assert even(np.log(heights / widths), np.log(0.3) - 1e-12, np.log(3.3) + 1e-12)
+    assert erased[which, :2].max() < 1
+    assert all(even(place) for place in erased[:, 2:].T)

@@ -264,7 +264,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def test_processes_that_decode_files_change_nothing(tmp_path: Path, engine: str, workers: int) -> None:
     data, settings = (
         photographs(tmp_path / "data", 7, 90, 120),
-        changed(config(3, channels=3), "augment", engine=engine),
+        changed(config(3, channels=3), "augment", engine=engine, shift=0.2, rotate=20, erase=0.5),
     )
     here, there = (
         TrainingLoader(data, settings),
@@ -316,7 +316,8 @@ def test_views_do_not_depend_on_the_number_of_workers_of_a_run(
     tmp_path: Path, kind: str, engine: str
 ) -> None:
     data = photographs(tmp_path / "data", 6, 40, 50) if kind == "files" else images(6, 3, side=11)
-    settings = changed(config(5, channels=3), "augment", engine=engine)
+    moved = {"shift": 0.2, "rotate": 20, "shear": 10, "erase": 0.5}
+    settings = changed(config(5, channels=3), "augment", engine=engine, **moved)
     (whole,) = TrainingLoader(data, settings).epoch(1)
     parts = [next(TrainingLoader(data, settings, rank=rank, world_size=3).epoch(1)) for rank in range(3)]
     assert whole.indices.tolist() == joined(parts).indices.tolist()

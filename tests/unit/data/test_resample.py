@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as images_of
 
-from pcl_ray.data.resample import resample
+from pcl_ray.data.resample import resample, warp
 
 
 def pictures(count: int, channels: int = 3, height: int = 20, width: int = 30, seed: int = 0) -> Tensor:
@@ -197,3 +198,61 @@ def test_boxes_without_the_centre_of_a_pixel_show_one_beside_it(box: tuple[float
     near = image[:, :, rows, columns].flatten(2)
     assert (view.flatten(2) >= near.amin(dim=2, keepdim=True) - 1e-6).all()
     assert (view.flatten(2) <= near.amax(dim=2, keepdim=True) + 1e-6).all()
+
+
+def warped_by_torchvision(view: Tensor, right: float, down: float, angle: float, shear: float) -> Tensor:
+    """Within a margin that repeats the edge, so wide that nothing comes from outside it."""
+    side = view.shape[-1]
+    wide = images_of.pad(view, [3 * side], padding_mode="edge")
+    moved = images_of.affine(
+        wide,
+        angle=float(np.degrees(angle)),
+        translate=[round(right * side), round(down * side)],
+        scale=1.0,
+        shear=[float(np.degrees(shear)), 0.0],
+        interpolation=images_of.InterpolationMode.BILINEAR,
+    )
+    return images_of.center_crop(moved, [side, side])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [4, 9, 28])
+@pytest.mark.parametrize(
+    "largest", [(0.5, 0.5, 0, 0), (0, 0, 180, 0), (0, 0, 0, 45), (0.2, 0.2, 30, 15), (0.5, 0.5, 180, 45)]
+)
+def test_views_are_warped_as_torchvision_warps_each(
+    largest: tuple[float, ...], side: int, channels: int
+) -> None:
+    """float32 rounds places in the margin, and near the edge of a pixel it shows."""
+    views = pictures(40, channels, side, side)
+    draw = np.random.default_rng(side)
+    warps = draw.uniform(-1, 1, (40, 4)) * (*largest[:2], *np.radians(largest[2:]))
+    expected = torch.stack(
+        [warped_by_torchvision(view, *row) for view, row in zip(views, warps, strict=True)]
+    )
+    assert same(warp(views, warps), expected, 1e-3)
+
+
+def test_nothing_drawn_leaves_a_view_as_it_is() -> None:
+    views = pictures(5, 3, 16, 16)
+    assert same(warp(views, np.zeros((5, 4))), views, 1e-5)
+    assert torch.equal(views, pictures(5, 3, 16, 16))
+
+
+@pytest.mark.parametrize(("right", "down"), [(0.25, 0.0), (-0.25, 0.5), (0.0, -0.125)])
+def test_a_shift_moves_whole_pixels_and_repeats_the_edge(right: float, down: float) -> None:
+    views = pictures(3, 1, 8, 8)
+    rows, columns = ((torch.arange(8) - round(8 * by)).clamp(0, 7) for by in (down, right))
+    assert same(warp(views, np.tile([right, down, 0.0, 0.0], (3, 1))), views[:, :, rows][..., columns], 1e-5)
+
+
+def test_a_quarter_turn_is_clockwise() -> None:
+    views = pictures(2, 3, 7, 7)
+    assert same(warp(views, np.tile([0, 0, np.pi / 2, 0], (2, 1))), views.rot90(-1, (2, 3)), 1e-5)
+
+
+@pytest.mark.parametrize("brightness", [0.0, 0.4, 1.0])
+def test_an_even_background_stays_even(brightness: float) -> None:
+    views = torch.full((50, 1, 12, 12), brightness)
+    warps = np.random.default_rng(0).uniform(-1, 1, (50, 4)) * (0.5, 0.5, np.pi, np.pi / 4)
+    assert same(warp(views, warps), views, 1e-6)
