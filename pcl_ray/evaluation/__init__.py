@@ -1,9 +1,12 @@
-"""How good the features and the clusters are: with labels (kNN, agreement), and without (RankMe, α-ReQ,
-LiDAR, uniformity).
+"""How good the features and the clusters are: with labels (kNN, linear probe, few labels, agreement), and
+without (RankMe, α-ReQ, LiDAR, uniformity).
 """
 
+from pcl_ray.evaluation.class_clusters import class_clusters, hungarian_accuracy
+from pcl_ray.evaluation.few_labels import few_label_accuracy, few_label_draws
 from pcl_ray.evaluation.knn import knn_accuracy
 from pcl_ray.evaluation.labels import agreement
+from pcl_ray.evaluation.linear import linear_probe_accuracy
 from pcl_ray.evaluation.measure import measure, measure_clusters
 from pcl_ray.evaluation.unlabelled import alignment, areq, lidar, rankme, uniformity
 
@@ -12,8 +15,13 @@ __all__ = [
     "alignment",
     "areq",
     "augmented",
+    "class_clusters",
+    "few_label_accuracy",
+    "few_label_draws",
+    "hungarian_accuracy",
     "knn_accuracy",
     "lidar",
+    "linear_probe_accuracy",
     "measure",
     "measure_clusters",
     "rankme",
