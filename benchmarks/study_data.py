@@ -83,7 +83,6 @@ class Source:
     """Where a data set comes from: makes the reported or the tuning images, with what lies in a folder."""
 
     make: Callable[[Path, bool], Arrays]
-    channels: int = 1
 
 
 def main() -> int:
@@ -112,13 +111,14 @@ def main() -> int:
 
 def file_of(name: str, *, tuning: bool = False, folder: Path | None = None) -> Path:
     """The .npz of a data set, made where it is missing. Raises DataError where it cannot be had."""
-    if name not in SOURCES:
+    sources = SOURCES | EXTRAS
+    if name not in sources:
         raise DataError(f"{name!r} is no data set of the study; there are {', '.join(SOURCES)}")
     folder = (folder or paths.home() / "data").expanduser().absolute()
     path = folder / f"{name}{'_tuning' if tuning else ''}.npz"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        made = SOURCES[name].make(folder / "downloads", tuning)
+        made = sources[name].make(folder / "downloads", tuning)
         part = path.with_name(f".{path.stem}.{os.getpid()}.npz")
         np.savez_compressed(part, **vars(made))
         part.replace(path)
@@ -143,6 +143,12 @@ def _fashion_mnist(folder: Path, tuning: bool) -> Arrays:
     if tuning:
         return Arrays(images[20000:40000], labels[20000:40000], images[40000:50000], labels[40000:50000])
     return Arrays(images[:20000], labels[:20000], test_images, test_labels)
+
+
+def _quick(folder: Path, tuning: bool) -> Arrays:
+    """A few of Fashion-MNIST's images, to see in a minute that everything runs."""
+    whole = _fashion_mnist(folder, tuning)
+    return Arrays(whole.images[:1280], whole.labels[:1280], whole.test_images[:500], whole.test_labels[:500])
 
 
 def _long_tail(folder: Path, tuning: bool) -> Arrays:
@@ -337,8 +343,9 @@ SOURCES = {
     "fashion_mnist_long_tail": Source(_long_tail),
     "animal_mnist": Source(_animal_mnist),
     "kanji": Source(_kanji),
-    "emoji": Source(_emoji, channels=3),
+    "emoji": Source(_emoji),
 }
+EXTRAS = {"quick": Source(_quick)}
 
 
 if __name__ == "__main__":
