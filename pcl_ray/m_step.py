@@ -214,7 +214,10 @@ def _loss_names(num_clusterings: int) -> list[str]:
 def _keys(learner: Learner, views: Tensor, config: RunConfig, step: int) -> Tensor:
     if config.encoder.batch_norm == "shuffle":
         return encode_shuffled(
-            lambda mixed: learner.key(views_for(learner, mixed)), views, seed=_seed(config.seed, step)
+            lambda mixed: learner.key(views_for(learner, mixed)),
+            views,
+            seed=_seed(config.seed, step),
+            parts=config.encoder.batch_norm_parts,
         )
     return learner.key(views)
 

@@ -62,15 +62,20 @@ def average_buffers(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def encode_shuffled(encoder: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> Tensor:
+def encode_shuffled(
+    encoder: Callable[[Tensor], Tensor], images: Tensor, seed: int, *, parts: int = 1
+) -> Tensor:
     """Shuffle-BN (MoCo, section 3.3): encodes [B, …] in batches mixed over workers, [B, C] in the old order.
 
     So the keys' batch statistics do not give the positive away. All workers draw one permutation from `seed`.
+    parts: in so many the encoder normalises each worker's batch. One worker with several mixes them, by the
+    permutation of that many workers.
     """
-    if world_size() == 1:
+    if world_size() * parts == 1:
         return encoder(images)
     all_images, count = all_gather(images), len(images)
-    order = torch.randperm(len(all_images), generator=torch.Generator().manual_seed(seed)).to(images.device)
+    order = torch.randperm(len(all_images), generator=torch.Generator().manual_seed(seed))
+    order = order.to(images.device, non_blocking=True)
     own_part = order.view(world_size(), count)[rank()]
     features = all_gather(encoder(all_images[own_part]))
     restored = torch.empty_like(features)

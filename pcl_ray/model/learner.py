@@ -4,6 +4,7 @@ compiled where configured, optimizer, queue, bank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pcl_ray.model import encoder, optimizers
 from pcl_ray.model.bank import FeatureBank
 from pcl_ray.model.distributed import any_worker, world_size
 from pcl_ray.model.momentum import MomentumPair
+from pcl_ray.model.partwise import PartwiseEncoder
 from pcl_ray.model.queue import KeyQueue
 
 
@@ -29,9 +31,9 @@ class Learner:
     pair: MomentumPair
     queue: KeyQueue
     optimizer: Optimizer
-    # pair.query as it trains: compiled, and wrapped for data-parallel training by several workers.
+    # pair.query as it trains: compiled, in parts, and wrapped for data-parallel training by several workers.
     query: nn.Module
-    key: nn.Module  # pair.key as it trains: compiled
+    key: nn.Module  # pair.key as it trains: compiled, in parts
     device: torch.device
     memory_format: torch.memory_format = torch.contiguous_format  # of weights and views
     bank: FeatureBank | None = None  # filled as a by-product, with e_step.features = bank
@@ -69,6 +71,8 @@ def build_learner(
     query, key = pair.query, pair.key
     if config.train.compile:
         query, key = _compiled(pair, config, device, layout, warn) or (query, key)
+    if (parts := config.encoder.batch_norm_parts) > 1:
+        query, key = PartwiseEncoder(query, parts), PartwiseEncoder(key, parts)
     if world_size() > 1:
         # Statistics are averaged once before each evaluation pass; at every forward pass it would be a waste.
         query = DistributedDataParallel(query, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -88,7 +92,7 @@ def _compiled(
     reason = ""
     buffers = [buffer.clone() for buffer in pair.buffers()]
     size, count = config.augment.image_size, config.train.batch_size // world_size()
-    count = min(count, config.train.micro_batch or count)
+    count = math.ceil(min(count, config.train.micro_batch or count) / config.encoder.batch_norm_parts)
     views = torch.zeros(count, config.data.channels, size, size, device=device)
     views = views.contiguous(memory_format=layout)
     query: Any = pair.query

@@ -227,7 +227,22 @@ def _model_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def _encoder_problems(config: RunConfig) -> Iterator[Problem]:
-    encoder = config.encoder
+    encoder, parts = config.encoder, config.encoder.batch_norm_parts
+    if parts > 1 and encoder.batch_norm == "sync":
+        yield Problem(
+            "encoder.batch_norm_parts",
+            parts,
+            "takes statistics of less than a worker's batch, encoder.batch_norm = sync those of all workers'"
+            " together; use shuffle or plain",
+        )
+    images = config.train.batch_size // max(config.resources.workers, 1)
+    images //= sizes.micro_batches(images, config.train.micro_batch)
+    if parts > 1 and images >= 2 > images // parts:
+        yield Problem(
+            "encoder.batch_norm_parts",
+            parts,
+            f"leaves a part fewer than 2 of the {images} images of a worker's pass; at most {images // 2}",
+        )
     if encoder.stem_stride != 1 and encoder.backbone != "small_resnet":
         yield Problem(
             "encoder.stem_stride",

@@ -1,8 +1,9 @@
 """Two processes on one global batch against one process: the same loss, gradients, weights and queue.
 
 The processes start once and write what they saw to files; the tests compare those. Batch norm couples the
-images of a worker's batch, so the encoders here normalise by groups within each image instead: then two
-workers must equal one, up to the order of float sums.
+images of a worker's batch, so most encoders here normalise by groups within each image instead: then two
+workers must equal one, up to the order of float sums. With batch norm, one must that takes twice as many
+parts of its batch.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ SAME_AS = {
     "accumulated, unmasked": "unmasked",
     "accumulated, all": "all",
 }
+
+
+# Parts of the global batch that are normalised each by itself, and whether keys are shuffled over them.
+PARTS = [(2, "plain"), (2, "shuffle"), (4, "plain"), (4, "shuffle")]
 
 
 @dataclass
@@ -246,12 +251,50 @@ def figures_of_views(num_images: int) -> dict[str, float]:
     return AugmentedViews(ArrayImages(pixels), config, CPU, Readers(config, CPU)).figures(learner)
 
 
+def train_in_parts(parts: int, batch_norm: str) -> dict[str, Any]:
+    """Three steps with batch norm over `parts` parts of the global batch of 16, in the head too."""
+    knobs = {
+        "train.batch_size": 16,
+        "train.epochs": 1,
+        "loss.negative_prototypes": 3,
+        "encoder.batch_norm": batch_norm,
+        "encoder.batch_norm_parts": parts // world_size(),
+        "encoder.head_batch_norm": True,
+        "resources.workers": world_size(),
+    }
+    config = configs.with_overrides(configs.RunConfig(), KNOBS | knobs)
+    learner = m_step.build_learner(config, CPU)
+    draw = torch.Generator().manual_seed(3)
+    batches = [
+        Batch(*(part(torch.randn(16, 1, 8, 8, generator=draw)) for _ in range(2)), part(torch.arange(16)))
+        for _ in range(3)
+    ]
+    metrics: list[dict[str, float]] = []
+    run_epoch(
+        learner,
+        batches,
+        clusters(),
+        config,
+        plans.make(config, 48),
+        0,
+        lambda _, means: metrics.append(means),
+    )
+    average_buffers(learner.pair)
+    state = learner.pair.state_dict()
+    return {
+        "metrics": metrics,
+        "weights": {name: value for name, value in state.items() if value.is_floating_point()},
+        "queue": learner.queue.keys,
+    }
+
+
 def everything() -> dict[str, Any]:
     with_workers = {"resources.workers": world_size()}
     return {name: train(knobs | with_workers) for name, knobs in CASES.items()} | {
         "exchange": exchange(),
         "failure": fail(),
         "batch norm": buffers_after_batch_norm(),
+        "parts": {case: train_in_parts(*case) for case in PARTS},
         "views": [figures_of_views(num_images) for num_images in (15, N)],
         "exchanges": [exchanges_of_gradients(knobs) for knobs in ({}, {"train.micro_batch": 2})],
     }
@@ -348,6 +391,25 @@ def test_accumulated_gradients_are_those_of_one_pass(
         for part in ("gradients", "weights"):
             assert all(close(value, expected[part][name]) for name, value in found[part].items())
         assert close(found["queue"], expected["queue"])
+
+
+@pytest.mark.parametrize("case", PARTS, ids=str)
+def test_with_batch_norm_two_workers_equal_one_with_twice_the_parts(
+    two: list[dict[str, Any]], case: tuple[int, str]
+) -> None:
+    expected = train_in_parts(*case)
+    for results in two:
+        found = results["parts"][case]
+        for step, metrics in enumerate(found["metrics"]):
+            assert metrics == pytest.approx(expected["metrics"][step], rel=1e-3, abs=1e-4)
+        for name, value in found["weights"].items():  # running statistics among them
+            assert torch.allclose(value, expected["weights"][name], rtol=1e-3, atol=1e-4), name
+        assert torch.allclose(found["queue"], expected["queue"], atol=1e-3)
+
+
+def test_the_cases_of_parts_differ() -> None:
+    losses = [train_in_parts(*case)["metrics"][-1]["train/loss"] for case in [(1, "plain"), *PARTS]]
+    assert len({round(loss, 3) for loss in losses}) == len(losses)
 
 
 def test_gradients_are_exchanged_once_a_step_however_many_passes_it_takes(two: list[dict[str, Any]]) -> None:

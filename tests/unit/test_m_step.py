@@ -413,6 +413,35 @@ def test_accumulated_gradients_are_those_of_one_pass(size: int, terms: str, hole
 
 
 @pytest.mark.usefixtures("no_batch_norm")
+@pytest.mark.parametrize("size", [None, 8])
+@pytest.mark.parametrize("batch_norm", ["shuffle", "plain"])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_without_batch_norm_its_parts_change_nothing(parts: int, batch_norm: str, size: int | None) -> None:
+    knobs = {"loss__negative_prototypes": 3, "train__micro_batch": size}
+    whole, expected = epoch_with(random_clusters(), **knobs)
+    split, result = epoch_with(
+        random_clusters(), encoder__batch_norm_parts=parts, encoder__batch_norm=batch_norm, **knobs
+    )
+    assert result.values == pytest.approx(expected.values, rel=1e-5, abs=1e-6)
+    assert_same(whole, split, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_statistics_of_parts_and_shuffled_keys_are_three_ways_to_train(size: int | None) -> None:
+    settings = [
+        {},
+        {"encoder__batch_norm_parts": 2},
+        {"encoder__batch_norm_parts": 2, "encoder__batch_norm": "plain"},
+    ]
+    results = [
+        epoch_with(random_clusters(), train__micro_batch=size, **changed)[1].values["train/loss"]
+        for changed in settings
+    ]
+    assert len({round(loss, 5) for loss in results}) == 3
+    assert results == pytest.approx([results[0]] * 3, rel=0.3)
+
+
+@pytest.mark.usefixtures("no_batch_norm")
 @pytest.mark.parametrize(
     ("size", "sizes"), [(3, [3, 3, 3, 3, 2, 2]), (6, [6, 5, 5]), (7, [6, 5, 5]), (15, [8, 8])]
 )

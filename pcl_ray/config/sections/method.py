@@ -75,6 +75,16 @@ class EncoderConfig(Section):
         TRAINING,
         "Over several workers: shuffle the key batch (MoCo), synchronise the statistics, or neither.",
     )
+    batch_norm_parts: int = knob(
+        1,
+        TRAINING,
+        (
+            "Normalise a worker's batch in so many parts, each by its own statistics; with batch_norm ="
+            " shuffle the key batch is shuffled over the parts as over workers."
+        ),
+        ge=1,
+        le=1024,
+    )
 
 
 class LossConfig(Section):

@@ -149,7 +149,8 @@ PROPERTIES = {
         augment.shift augment.rotate augment.shear augment.erase
         augment.mean augment.std encoder.backbone encoder.stem encoder.width encoder.blocks
         encoder.stem_stride encoder.head encoder.head_width encoder.head_batch_norm
-        encoder.dim encoder.momentum encoder.batch_norm loss.temperature
+        encoder.dim encoder.momentum encoder.batch_norm encoder.batch_norm_parts
+        loss.temperature
         loss.queue_size e_step.warmup_epochs e_step.feature_dtype optimizer.name optimizer.lr
         optimizer.momentum optimizer.weight_decay optimizer.schedule optimizer.milestones
         optimizer.gamma optimizer.warmup_epochs optimizer.fused train.epochs train.batch_size

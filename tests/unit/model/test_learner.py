@@ -22,6 +22,7 @@ from pcl_ray.config import RunConfig
 from pcl_ray.m_step import run_epoch
 from pcl_ray.model import encoder, learner
 from pcl_ray.model.learner import Learner, build_learner, views_for
+from pcl_ray.model.partwise import PartwiseEncoder
 
 CPU = torch.device("cpu")
 BATCH, SIDE = 8, 6
@@ -152,6 +153,28 @@ def test_both_encoders_are_compiled_and_a_checkpoint_does_not_show_it(traced: li
     for parts in ((made.query, plain.query), (made.key, plain.key)):
         one, other = (part.eval()(probe) for part in parts)
         assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_with_batch_norm_over_parts_encoders_train_in_parts_and_a_checkpoint_does_not_show_it() -> None:
+    plain, _ = built()
+    made, _ = built({"encoder.batch_norm_parts": 2})
+    for part, whole in ((made.query, made.pair.query), (made.key, made.pair.key)):
+        assert isinstance(part, PartwiseEncoder)
+        assert (part.encoder, part.parts) == (whole, 2)
+    assert list(made.state_dict()["model"]) == list(plain.state_dict()["model"])
+    assert_same(made, plain)
+
+
+@pytest.mark.parametrize("batch_norm", ["shuffle", "plain"])
+def test_compiled_parts_are_those_that_are_not(traced: list[nn.Module], batch_norm: str) -> None:
+    knobs = {"encoder.batch_norm_parts": 3, "encoder.batch_norm": batch_norm, "encoder.head_batch_norm": True}
+    plain, _ = built(knobs)
+    made, said = built(knobs | {"train.compile": True})
+    assert said == []
+    assert traced == [made.pair.query, made.pair.key]
+    assert_same(made, plain)
+    assert trained(made, knobs) == pytest.approx(trained(plain, knobs), rel=1e-4, abs=1e-5)
+    assert_same(made, plain, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("size", [None, 4])

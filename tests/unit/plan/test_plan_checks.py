@@ -91,6 +91,24 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
         "encoder.stem_stride",
         ["small_resnet", "encoder.stem"],
     ),
+    "parts of synchronised statistics": (
+        {"encoder__batch_norm": "sync", "encoder__batch_norm_parts": 2},
+        N,
+        "encoder.batch_norm_parts",
+        ["all workers", "shuffle or plain"],
+    ),
+    "parts of one image": (
+        {"encoder__batch_norm_parts": 26, "resources__workers": 2},
+        N,
+        "encoder.batch_norm_parts",
+        ["fewer than 2 of the 50 images", "at most 25"],
+    ),
+    "parts of a small pass": (
+        {"encoder__batch_norm_parts": 4, "train__micro_batch": 7},
+        N,
+        "encoder.batch_norm_parts",
+        ["fewer than 2 of the 6 images", "at most 3"],
+    ),
     "a hidden layer of a linear head": (
         {"encoder__head": "linear", "encoder__head_width": 64},
         N,
@@ -234,6 +252,7 @@ ANY_SIZES = st.fixed_dictionaries(
         "data__loader_workers": st.one_of(st.none(), st.integers(0, 9)),
         "train__micro_batch": st.one_of(st.none(), st.integers(2, 3000)),
         "encoder__batch_norm": st.sampled_from(["shuffle", "sync", "plain"]),
+        "encoder__batch_norm_parts": st.integers(1, 1000),
     }
 )
 
