@@ -11,9 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def info_nce(query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, temperature: float) -> Tensor:
-    """The instance term, a scalar: batch mean of −log exp(q·k/τ) / (exp(q·k/τ) + Σ_r exp(q·n_r/τ))."""
-    return first_is_right(instance_logits(query_BC, key_BC, queue_RC, temperature))
+def info_nce(
+    query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, temperature: float, hidden_BR: Tensor | None = None
+) -> Tensor:
+    """The instance term, a scalar: batch mean of −log exp(q·k/τ) / (exp(q·k/τ) + Σ_r exp(q·n_r/τ)).
+
+    hidden_BR: bool, the pairs of query and queue key that are left out of that sum, as the false negatives of
+    Huynh et al. (WACV 2022) are; a row without any negative adds nothing. None: all are in it.
+    """
+    return first_is_right(instance_logits(query_BC, key_BC, queue_RC, temperature, hidden_BR))
 
 
 def proto_nce(
@@ -88,10 +94,18 @@ def sample_negatives(
     return order_K.topk(count).indices
 
 
-def instance_logits(query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, temperature: float) -> Tensor:
-    """[B, 1 + R] logits, the positive in column 0."""
+def instance_logits(
+    query_BC: Tensor, key_BC: Tensor, queue_RC: Tensor, temperature: float, hidden_BR: Tensor | None = None
+) -> Tensor:
+    """[B, 1 + R] logits, the positive in column 0, which is never hidden.
+
+    hidden_BR: bool, queue keys that are no negatives of a row; they become −∞.
+    """
     positive_B1 = (query_BC * key_BC).sum(dim=1, keepdim=True)
-    return torch.cat([positive_B1, query_BC @ queue_RC.T], dim=1) / temperature
+    negative_BR = query_BC @ queue_RC.T
+    if hidden_BR is not None:
+        negative_BR = negative_BR.masked_fill_(hidden_BR, float("-inf"))
+    return torch.cat([positive_B1, negative_BR], dim=1) / temperature
 
 
 def first_is_right(logits: Tensor) -> Tensor:

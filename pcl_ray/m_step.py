@@ -13,12 +13,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pcl_ray.clustering import Clustering, ClusterSet
+from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import (
     ACCURACY_INSTANCE,
@@ -28,10 +27,10 @@ from pcl_ray.config.figures import (
     LOSS_INSTANCE,
     LOSS_PROTOTYPE,
 )
+from pcl_ray.contrasts import ClusterTargets, StepContrasts, seed_of
 from pcl_ray.errors import RunFailed
-from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, prototype_loss, sample_negatives
 from pcl_ray.meters import GAUGE_EVERY, Meter, StepClock, gauge_names, gauges, memory_gb, reset_memory
-from pcl_ray.model.distributed import all_gather, encode_shuffled, rank
+from pcl_ray.model.distributed import all_gather_together, encode_shuffled
 from pcl_ray.model.learner import Learner, build_learner, precision, views_for
 from pcl_ray.plan import RunPlan
 
@@ -70,10 +69,11 @@ def run_epoch(
     with. Raises RunFailed at the first loss that is not finite.
     """
     learner.pair.train()
-    prototypes: list[_Prototypes] = []
-    if clusters is not None and config.loss.prototype_weight > 0:
-        prototypes = _on_device(clusters, learner.device)
-    meter = Meter((*_loss_names(len(prototypes)), *gauge_names(len(prototypes))), learner.device)
+    targets: ClusterTargets | None = None
+    if clusters is not None:
+        targets = ClusterTargets.of(clusters, learner.queue, config.loss)
+    num_clusterings = len(targets.prototypes) if targets is not None else 0
+    meter = Meter((*_loss_names(num_clusterings), *gauge_names(num_clusterings)), learner.device)
     clock = StepClock(learner.device)
     reset_memory(learner.device)
     sums = torch.zeros(len(meter.names))
@@ -85,13 +85,13 @@ def run_epoch(
     clock.tick()
     for batch, wait in _timed(batches):
         waited += wait
-        if (newer := switch(seen)) is not None and prototypes:
-            prototypes = _on_device(newer, learner.device)
+        if (newer := switch(seen)) is not None and targets is not None:
+            targets = ClusterTargets.of(newer, learner.queue, config.loss)
         step = first + seen
         for group in learner.optimizer.param_groups:
             group["lr"] = plan.lr_at(step)
         gauge = seen % GAUGE_EVERY == 0
-        losses, fresh = _train_step(learner, batch, prototypes, config, plan, step, gauge=gauge)
+        losses, fresh = _train_step(learner, batch, targets, config, plan, step, gauge=gauge)
         gauged = fresh if fresh is not None else gauged
         assert gauged is not None
         meter.add(torch.cat([losses, gauged]))  # between two readings the last one stands
@@ -120,7 +120,7 @@ def run_epoch(
 def _train_step(
     learner: Learner,
     batch: Any,
-    prototypes: list[_Prototypes],
+    targets: ClusterTargets | None,
     config: RunConfig,
     plan: RunPlan,
     step: int,
@@ -134,8 +134,7 @@ def _train_step(
     prototypes', drawn once a step. Only batch norm sees the smaller batches.
     """
     query_views, key_views = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
-    contrasts = [_Contrast(part, batch.indices, config, plan, step, m) for m, part in enumerate(prototypes)]
-    weight = plan.prototype_weight_at(step)
+    contrasts = StepContrasts.of(targets, learner.queue, batch.indices, config, plan, step)
     learner.optimizer.zero_grad(set_to_none=True)
     figures, features, keys = [], [], []
     count = len(query_views)
@@ -150,24 +149,29 @@ def _train_step(
                 query_BC = learner.query(queries)
                 key_BC = _keys(learner, key_part, config, step)
             query_BC, key_BC = query_BC.float(), key_BC.float()
-            loss, values = _losses(
-                query_BC, key_BC, learner.queue.keys, contrasts, rows, config.loss.temperature, weight
-            )
+            loss, values = _losses(query_BC, key_BC, rows, contrasts)
             (loss if share == 1 else loss * share).backward()
         figures.append(torch.stack([value.detach().float() for value in (loss, *values)]) * share)
         keys.append(key_BC)
         features.append(query_BC.detach())
     gauged: Tensor | None = None
     if gauge:
-        positives = (contrast.positives_B for contrast in contrasts)
+        positives = (contrast.positives_B for contrast in contrasts.prototypes)
         gauged = gauges(torch.cat(features), learner.pair.query.parameters(), positives)
     learner.optimizer.step()
     learner.pair.update()
-    enqueued = all_gather(torch.cat(keys) if len(keys) > 1 else keys[0])
-    learner.queue.enqueue(enqueued)
-    if learner.bank is not None:
-        learner.bank.update(all_gather(batch.indices.to(learner.device, non_blocking=True)), enqueued)
+    _enqueue(learner, torch.cat(keys) if len(keys) > 1 else keys[0], batch.indices, contrasts.queue.groups_B)
     return torch.stack(figures).sum(dim=0) if len(figures) > 1 else figures[0], gauged
+
+
+def _enqueue(learner: Learner, keys_BC: Tensor, indices: Tensor, groups_B: Tensor | None) -> None:
+    """Keys of the batch of all workers go into the queue, each with its image, and into the bank."""
+    rows = [keys_BC, indices.to(learner.device, non_blocking=True)]
+    rows += [groups_B] if groups_B is not None else []
+    keys, images, *groups = all_gather_together(*rows)
+    learner.queue.enqueue(keys, images, *groups)
+    if learner.bank is not None:
+        learner.bank.update(images, keys)
 
 
 def _exchange_of_gradients(learner: Learner, *, at_end: bool) -> AbstractContextManager[Any]:
@@ -178,27 +182,16 @@ def _exchange_of_gradients(learner: Learner, *, at_end: bool) -> AbstractContext
 
 
 def _losses(
-    query_BC: Tensor,
-    key_BC: Tensor,
-    queue_RC: Tensor,
-    contrasts: list[_Contrast],
-    rows: slice,
-    temperature: float,
-    prototype_weight: float,
+    query_BC: Tensor, key_BC: Tensor, rows: slice, contrasts: StepContrasts
 ) -> tuple[Tensor, list[Tensor]]:
     """ProtoNCE (equation 11) of some rows of the batch, and the figures that are shown beside it."""
-    logits = instance_logits(query_BC, key_BC, queue_RC, temperature)
-    instance = first_is_right(logits)
-    values = [
-        instance,
-        (logits.argmax(dim=1) == 0).float().mean(),
-        (query_BC - key_BC).square().sum(dim=1).mean(),
-    ]
-    if not contrasts:
+    instance, accuracy = contrasts.queue.loss_and_accuracy(query_BC, key_BC, rows)
+    values = [instance, accuracy, (query_BC - key_BC).square().sum(dim=1).mean()]
+    if not contrasts.prototypes:
         return instance, values
-    terms = [contrast.loss_and_accuracy(query_BC, rows) for contrast in contrasts]
+    terms = [contrast.loss_and_accuracy(query_BC, rows) for contrast in contrasts.prototypes]
     prototype = torch.stack([term for term, _ in terms]).mean()
-    loss = instance + prototype_weight * prototype
+    loss = instance + contrasts.prototype_weight * prototype
     return loss, [*values, prototype, *(accuracy for _, accuracy in terms)]
 
 
@@ -216,88 +209,10 @@ def _keys(learner: Learner, views: Tensor, config: RunConfig, step: int) -> Tens
         return encode_shuffled(
             lambda mixed: learner.key(views_for(learner, mixed)),
             views,
-            seed=_seed(config.seed, step),
+            seed=seed_of(config.seed, step),
             parts=config.encoder.batch_norm_parts,
         )
     return learner.key(views)
-
-
-@dataclass(frozen=True)
-class _Prototypes:
-    """One clustering on the device of the training."""
-
-    prototypes_KC: Tensor
-    concentration_K: Tensor
-    assignments_N: Tensor  # stays on the CPU, shared by all workers of the node: only a batch of it is copied
-    valid_K: Tensor | None  # None where every prototype has images and every image a prototype
-    num_valid: int  # known here: counting them in a step would wait for the device
-
-
-def _on_device(clusters: ClusterSet, device: torch.device) -> list[_Prototypes]:
-    return [_prototypes(clustering, device) for clustering in clusters.clusterings]
-
-
-def _prototypes(clustering: Clustering, device: torch.device) -> _Prototypes:
-    valid = clustering.valid
-    count = clustering.num_clusters if valid is None else int(valid.sum())
-    if count == clustering.num_clusters and not bool((clustering.assignments < 0).any()):
-        mask = None
-    else:
-        mask = (torch.ones(clustering.num_clusters, dtype=torch.bool) if valid is None else valid).to(device)
-    return _Prototypes(
-        clustering.prototypes.to(device),
-        clustering.concentration.to(device),
-        clustering.assignments,
-        mask,
-        count,
-    )
-
-
-class _Contrast:
-    """One clustering in one step: its images' prototypes, and negatives that all rows and workers share."""
-
-    def __init__(
-        self, part: _Prototypes, indices: Tensor, config: RunConfig, plan: RunPlan, step: int, which: int
-    ):
-        self._part, self._mask_duplicates = part, config.loss.mask_duplicates
-        device = part.prototypes_KC.device
-        self.positives_B = part.assignments_N[indices].to(device, non_blocking=True)
-        self._first = 0
-        self._everywhere = self.positives_B
-        self._drawn: Tensor | None = None
-        if (count := plan.negatives[which]) is not None:
-            # Workers draw the same negatives, and all positives are columns: the loss is the whole batch's.
-            self._first, self._everywhere = rank() * len(indices), all_gather(self.positives_B)
-            generator = torch.Generator(device=device).manual_seed(_seed(config.seed, step, which))
-            num_prototypes = len(part.prototypes_KC)
-            self._drawn = sample_negatives(
-                num_prototypes, self._everywhere, count, generator, part.valid_K, num_valid=part.num_valid
-            )
-
-    def loss_and_accuracy(self, query_BC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy of the images `rows` of the worker's part of the batch. An image that has no
-        prototype adds nothing to the loss and counts as wrong.
-        """
-        part, positives_B = self._part, self.positives_B[rows]
-        negatives_M: Tensor | None = None
-        if self._drawn is not None:
-            before = self._everywhere[: self._first + rows.start]
-            after = self._everywhere[self._first + rows.stop :]
-            negatives_M = torch.cat([before, after, self._drawn])
-        logits, target_B = prototype_logits(
-            query_BC,
-            part.prototypes_KC,
-            part.concentration_K,
-            positives_B,
-            negatives_M,
-            mask_duplicates=self._mask_duplicates,
-            valid_K=part.valid_K,
-        )
-        # Right is the prototype, not the column: unmasked, several columns may hold it, with the same logit.
-        best_B = logits.argmax(dim=1)
-        predicted_B = best_B if negatives_M is None else torch.cat([positives_B, negatives_M])[best_B]
-        right_B = (predicted_B == positives_B) & (positives_B >= 0)
-        return prototype_loss(logits, target_B, positives_B, part.valid_K), right_B.float().mean()
 
 
 def _named(names: tuple[str, ...], means: Tensor) -> dict[str, float]:
@@ -324,7 +239,3 @@ def _timed(batches: Iterable[Any]) -> Iterator[tuple[Any, float]]:
     for batch in batches:
         yield batch, time.perf_counter() - start
         start = time.perf_counter()
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])

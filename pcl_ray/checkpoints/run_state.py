@@ -16,7 +16,8 @@ from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import RunFailed
 from pcl_ray.support.files import atomic_file
 
-FORMAT = 3  # 2: the state of the E-step beside its clusters; 3: an E-step that is owed
+# 2: the state of the E-step beside its clusters; 3: an E-step that is owed; 4: the images of the queue's keys
+FORMAT = 4
 
 
 @dataclass(frozen=True, eq=False)

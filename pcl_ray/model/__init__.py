@@ -2,7 +2,7 @@
 
 from pcl_ray.model.encoder import Encoder
 from pcl_ray.model.momentum import MomentumPair
-from pcl_ray.model.queue import KeyQueue
+from pcl_ray.model.queue import KeyQueue, image_groups
 
 __all__ = [
     "Encoder",
@@ -11,6 +11,7 @@ __all__ = [
     "bank",
     "distributed",
     "encoder",
+    "image_groups",
     "learner",
     "optimizers",
     "weights",

@@ -31,6 +31,20 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def all_gather_together(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """`all_gather` of several tensors of as many rows each, of any types, in one message."""
+    if world_size() == 1:
+        return tensors
+    count = len(tensors[0])
+    parts = [rows.reshape(count, -1).contiguous().view(torch.uint8) for rows in tensors]
+    gathered = all_gather(torch.cat(parts, dim=1)).split([part.shape[1] for part in parts], dim=1)
+    return tuple(
+        part.contiguous().view(rows.dtype).reshape(-1, *rows.shape[1:])
+        for part, rows in zip(gathered, tensors, strict=True)
+    )
+
+
+@torch.no_grad()
 def mean_over_workers(values: Tensor) -> Tensor:
     """The mean of a tensor over all workers, in place."""
     if world_size() > 1:

@@ -36,6 +36,7 @@ from pcl_ray.m_step import run_epoch
 from pcl_ray.model import encoder
 from pcl_ray.model.distributed import (
     all_gather,
+    all_gather_together,
     average_buffers,
     encode_shuffled,
     mean_over_workers,
@@ -62,6 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sampled": {"loss.negative_prototypes": 3},
     "unmasked": {"loss.negative_prototypes": 3, "loss.mask_duplicates": False},
     "shuffled": {"loss.negative_prototypes": 3, "encoder.batch_norm": "shuffle"},
+    "other clusters": {"loss.queue_negatives": "other_clusters"},
     "accumulated": {"loss.negative_prototypes": 3, "train.micro_batch": 2},
     # 8 images as 3 + 3 + 2, 4 as 2 + 2
     "accumulated unevenly": {
@@ -75,12 +77,14 @@ CASES: dict[str, dict[str, Any]] = {
         "loss.mask_duplicates": False,
     },
     "accumulated, all": {"loss.negative_prototypes": "all", "train.micro_batch": 2},
+    "accumulated, other clusters": {"loss.queue_negatives": "other_clusters", "train.micro_batch": 2},
 }
 SAME_AS = {
     "accumulated": "sampled",
     "accumulated unevenly": "sampled",
     "accumulated, unmasked": "unmasked",
     "accumulated, all": "all",
+    "accumulated, other clusters": "other clusters",
 }
 
 
@@ -161,6 +165,7 @@ def train(knobs: dict[str, Any]) -> dict[str, Any]:
         "gradients": gradients[0],
         "weights": learner.pair.state_dict(),
         "queue": learner.queue.keys,
+        "queue's images": torch.stack([learner.queue.indices, learner.queue.groups]),
         "pointer": learner.queue.pointer,
         "images": result.images,
         "parallel": isinstance(learner.query, DistributedDataParallel),
@@ -186,6 +191,9 @@ def exchange() -> dict[str, Any]:
     average_buffers(nn.Linear(2, 2))  # has none: nothing to do, and no worker waits for another
     return {
         "gathered": all_gather(images),
+        "gathered together": all_gather_together(
+            images.expand(3, 2), torch.arange(3) - 2**40 * rank(), torch.tensor([True, False, rank() == 1])
+        ),
         "gathered ids": all_gather(torch.arange(3).flip(0) + rank()),
         "gathered strided": all_gather(torch.arange(6.0).view(2, 3).T + 10 * rank()),
         "mean": mean_over_workers(torch.tensor([1.0, 5.0]) * (rank() + 1)),
@@ -356,6 +364,7 @@ def test_weights_and_queue_after_three_steps_equal_one_process(
         for name, value in found["weights"].items():
             assert close(value, expected["weights"][name]), name
         assert close(found["queue"], expected["queue"])
+        assert torch.equal(found["queue's images"], expected["queue's images"])
         assert (
             (found["pointer"], found["images"])
             == (expected["pointer"], expected["images"])
@@ -374,6 +383,10 @@ def test_the_cases_differ(one: Callable[[str], dict[str, Any]]) -> None:
     # Else a knob that is ignored in both ways of running would pass everything above.
     losses = {case: one(case)["metrics"][0]["train/loss"] for case in CASES}
     assert len({round(losses[case], 4) for case in ("instance", "all", "sampled", "unmasked")}) == 4
+    # only later is there an image of a cluster in the queue
+    assert losses["other clusters"] == losses["all"]
+    last = {case: one(case)["metrics"][-1]["train/loss_instance"] for case in ("all", "other clusters")}
+    assert last["other clusters"] < last["all"] - 0.01
     # one process has nobody to shuffle with
     assert losses["shuffled"] == pytest.approx(losses["sampled"], rel=1e-6)
 
@@ -427,6 +440,10 @@ def test_all_gather_is_in_rank_order(two: list[dict[str, Any]]) -> None:
         assert found["gathered"].flatten().tolist() == [10, 11, 12, 20, 21, 22]
         assert found["gathered ids"].tolist() == [2, 1, 0, 3, 2, 1]
         assert found["gathered strided"].tolist() == [[0, 3], [1, 4], [2, 5], [10, 13], [11, 14], [12, 15]]
+        features, ids, flags = found["gathered together"]
+        assert features.tolist() == [[value, value] for value in (10.0, 11.0, 12.0, 20.0, 21.0, 22.0)]
+        assert ids.tolist() == [0, 1, 2, -(2**40), 1 - 2**40, 2 - 2**40]
+        assert flags.tolist() == [True, False, False, True, False, True]
         assert found["mean"].tolist() == [1.5, 7.5]
 
 

@@ -79,13 +79,17 @@ def test_views_are_those_of_the_cpu(version: str, channels: int, moved: dict[str
 
 @pytest.mark.parametrize("negatives", ["all", 5])
 @pytest.mark.parametrize("micro_batch", [None, 6])
-def test_no_step_waits_for_the_device(negatives: str | int, micro_batch: int | None) -> None:
+@pytest.mark.parametrize("loss", [{}, {"loss.queue_negatives": "other_clusters"}], ids=["", "other clusters"])
+def test_no_step_waits_for_the_device(
+    negatives: str | int, micro_batch: int | None, loss: dict[str, object]
+) -> None:
     config = config_of(
         **{
             "loss.negative_prototypes": negatives,
             "train.micro_batch": micro_batch,
             "train.log_every_steps": 100,
         }
+        | loss
     )
     plan, learner = plans.make(config, N), build_learner(config, GPU)
     found = clusters(plan)

@@ -68,8 +68,9 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
         ("e_step.features=bank", *OVERLAP),
         ("e_step.nested=true", "e_step.balance=1.5"),
         ("loss.prototype_ramp_epochs=4.3",),
+        ("loss.queue_negatives=other_clusters",),
     ],
-    ids=["overlap", "bank", "bank, mixed, half", "both", "nested, balanced", "ramp"],
+    ids=["overlap", "bank", "bank, mixed, half", "both", "nested, balanced", "ramp", "other clusters"],
 )
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, ...]) -> None:
     words = (*words, "train.epochs=6")

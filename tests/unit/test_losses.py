@@ -78,6 +78,31 @@ def test_info_nce_is_equation_1(batch: int, queue: int, temperature: float) -> N
     )
 
 
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_info_nce_leaves_out_what_is_hidden(temperature: float) -> None:
+    query, key, queue = unit(4, 6, 0).requires_grad_(), unit(4, 6, 1), unit(9, 6, 2)
+    hidden = torch.rand(4, 9, generator=torch.Generator().manual_seed(3)) < 0.5
+    hidden[0], hidden[1] = False, True
+    expected = [
+        reference_info_nce(
+            query[row : row + 1].detach(), key[row : row + 1], queue[~hidden[row]], temperature
+        )
+        for row in range(4)
+    ]
+    assert expected[1] == 0
+    loss = info_nce(query, key, queue, temperature, hidden)
+    assert float(loss.detach()) == pytest.approx(sum(expected) / 4, rel=1e-12)
+    loss.backward()
+    assert query.grad is not None
+    assert bool(torch.isfinite(query.grad).all())
+    assert not query.grad[1].any()  # nothing to tell it from
+    assert all(query.grad[row].abs().max() > 1e-3 for row in (0, 2, 3))
+    none = torch.zeros_like(hidden)
+    assert torch.equal(
+        info_nce(query, key, queue, temperature, none), info_nce(query, key, queue, temperature)
+    )
+
+
 def test_a_step_down_the_gradient_lowers_info_nce() -> None:
     query, key, queue = unit(3, 4, 0).requires_grad_(), unit(3, 4, 1), unit(5, 4, 2)
     info_nce(query, key, queue, 0.2).backward()

@@ -492,7 +492,7 @@ def test_weights_momentum_encoder_queue_and_bank_change_once_a_step(
         monkeypatch.setattr(
             learner.queue,
             "enqueue",
-            lambda keys: (events.append("queue"), enqueued.append(keys.clone()), enqueue(keys)),
+            lambda keys, *rest: (events.append("queue"), enqueued.append(keys.clone()), enqueue(keys, *rest)),
         )
         monkeypatch.setattr(learner.pair, "update", lambda: (events.append("pair"), update()))
         monkeypatch.setattr(

@@ -100,6 +100,14 @@ class LossConfig(Section):
     queue_size: int = knob(
         16384, IMAGES, "R: momentum features kept as negatives of the instance term.", ge=1
     )
+    queue_negatives: Literal["all", "other_clusters"] = knob(
+        "all",
+        PROTOTYPES,
+        (
+            "Queue keys that are an image's negatives: all, or from the first E-step on those of other"
+            " clusters, by the finest clustering."
+        ),
+    )
     negative_prototypes: Literal["auto", "all"] | Annotated[int, Field(ge=1)] = knob(
         "auto",
         PROTOTYPES,

@@ -154,7 +154,7 @@ def test_a_later_format_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = run_state.save(state(1), tmp_path, keep=1)
     content = torch.load(path, weights_only=True)
     torch.save({**content, "version": 99}, path)
-    with pytest.raises(RunFailed, match="format 99, this version reads up to 3: upgrade"):
+    with pytest.raises(RunFailed, match="format 99, this version reads up to 4: upgrade"):
         run_state.load(path)
 
 

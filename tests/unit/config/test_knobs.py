@@ -170,9 +170,10 @@ PROPERTIES = {
         data.loader_workers data.prefetch augment.engine augment.version augment.image_size
         augment.min_crop augment.flip augment.jitter augment.hue augment.grey augment.blur
         augment.shift augment.rotate augment.shear augment.erase
-        augment.mean augment.std loss.temperature loss.queue_size loss.negative_prototypes
-        loss.mask_duplicates loss.prototype_weight loss.prototype_ramp_epochs e_step.num_clusters
-        e_step.alpha e_step.clip e_step.normalise train.batch_size
+        augment.mean augment.std loss.temperature loss.queue_size loss.queue_negatives
+        loss.negative_prototypes loss.mask_duplicates loss.prototype_weight
+        loss.prototype_ramp_epochs e_step.num_clusters e_step.alpha e_step.clip e_step.normalise
+        train.batch_size
     """,
     "changes_no_figure": """
         tracking.enabled tracking.uri tracking.experiment tracking.flush_s tracking.metrics
