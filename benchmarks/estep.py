@@ -533,7 +533,7 @@ def gather(arguments: Namespace, report: Report) -> None:
         pushers = [ray.remote(Pusher).options(num_cpus=1).remote(number, half) for number in range(2)]
 
         def build_request(cluster: bool, num_images: int = 2 * half, shards: int = 2) -> EStepRequest:
-            return EStepRequest(1, cluster, False, shards, num_images, 0)
+            return EStepRequest(1, cluster, False, shards, num_images)
 
         def run(key: str, request: EStepRequest, previous: ClusterSet | None = None) -> Any:
             answer = ray.get(actor.run.remote(key, request, ray.put(previous), None, None), timeout=LIMIT_S)

@@ -196,7 +196,7 @@ def on_actors(
     """The result of `count` shards, the work of each, and every exchange of the first: its kind and bytes."""
     from pcl_ray.on_ray import launch
 
-    request = EStepRequest(1, True, False, 2, len(rows), 0)
+    request = EStepRequest(1, True, False, 2, len(rows))
     shards = [launch.start_shard_actor(config, number, count) for number in range(count)]
     try:
         address = ray.get(shards[0].address.remote(), timeout=LIMIT_S)

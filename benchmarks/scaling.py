@@ -259,13 +259,7 @@ class PlainEStep:
         answer = None
         if everyone is not None:
             for part, shard in ((part, shard) for one in everyone for part, shard in one.items()):
-                self._actor.push(
-                    key,
-                    part,
-                    shard.indices,
-                    shard.features,
-                    request.num_images if part == "train" else request.num_holdout,
-                )
+                self._actor.push(key, part, shard.indices, shard.features, request.total(part))
             answer = self._actor.run(key, request, previous, self._labels, self._holdout_labels)
         return Done(from_first(answer))
 

@@ -36,8 +36,10 @@ from pcl_ray.clustering.search import Search, When, labels_before
 from pcl_ray.clustering.types import PickledAsNumpy
 from pcl_ray.config import EStepConfig
 from pcl_ray.features import FeatureShard
+from pcl_ray.model.encoder import Encoder
 from pcl_ray.plan import resolve_num_clusters
 
+_LARGEST_HALF = torch.finfo(torch.float16).max
 Outcome = Literal["clustered", "collapsed", "rejected", "refused"]
 
 
@@ -121,6 +123,41 @@ def extract_features(
     if not features:
         return FeatureShard(np.empty(0, np.int64), np.empty((0, 0), np.float32))
     return FeatureShard(torch.cat(indices).numpy(), torch.cat(features).cpu().numpy())
+
+
+@torch.no_grad()
+def extract_with_backbone(
+    encoder: Encoder, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, sample: np.ndarray
+) -> tuple[FeatureShard, FeatureShard]:
+    """`extract_features`, and from the same forward pass the backbone's features [n, D] float16 of the images
+    `sample` [n], rising, which all have to come.
+
+    Only these rows are held, as they come, as float16: a backbone has up to 2,048 numbers an image.
+    """
+    training = encoder.training
+    encoder.eval()
+    features, indices = [], []
+    wanted = torch.from_numpy(sample)
+    rows_nD: Tensor | None = None
+    try:
+        for views, ids in batches:
+            of_backbone = encoder.backbone(views.to(device, non_blocking=True))
+            features.append(encoder.project(of_backbone).float())
+            indices.append(ids)
+            if rows_nD is None:
+                rows_nD = torch.zeros(len(wanted), of_backbone.shape[1], dtype=torch.float16, device=device)
+            which = torch.isin(ids, wanted).nonzero().squeeze(1)
+            if len(which):
+                positions = torch.searchsorted(wanted, ids[which])
+                rows = of_backbone[which.to(device)].float().clamp(-_LARGEST_HALF, _LARGEST_HALF)
+                rows_nD[positions.to(device)] = rows.to(torch.float16)
+    finally:
+        encoder.train(training)
+    if rows_nD is None:
+        empty = FeatureShard(np.empty(0, np.int64), np.empty((0, 0), np.float32))
+        return empty, empty
+    shard = FeatureShard(torch.cat(indices).numpy(), torch.cat(features).cpu().numpy())
+    return shard, FeatureShard(sample, rows_nD.cpu().numpy())
 
 
 def cluster(

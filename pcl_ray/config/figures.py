@@ -9,52 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
 
-Direction = Literal["max", "min", "nearest_one"]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure. Where every clustering has one of it, the name holds {m}, and `at` gives that of one.
-
-    label: how reports head it; title: its row in the table at a run's end; short: its name within a line.
-    format: for its value in a table; short_format: within a line. direction: which values are better, None
-    where runs cannot be compared by it. charted: whether the MLflow dashboard gets it; the others are only in
-    the checkpoint and in figures.csv, for each would be a card, and sixty cards answer no question.
-    """
-
-    name: str
-    label: str
-    sentence: str
-    title: str = ""
-    short: str = ""
-    format: str = "{:.4g}"
-    short_format: str = ""
-    direction: Direction | None = None
-    charted: bool = True
-
-    def at(self, clustering: int) -> Figure:
-        """The figure of the clustering with this number, counted from 0."""
-        return replace(self, name=self.name.replace("{m}", str(clustering)))
-
-    def of(self, knob: str) -> Figure:
-        """The figure of the knob with this dotted name, where each knob has one."""
-        return replace(self, name=self.name.replace("{knob}", knob))
-
-    def text(self, value: float) -> str:
-        """The value as a table shows it."""
-        return self.format.format(value)
-
-    def phrase(self, value: float) -> str:
-        """Name and value as a line shows them: "kNN 0.934"."""
-        return f"{self.short or self.label} {(self.short_format or self.format).format(value)}"
-
-    def row(self, value: float) -> tuple[str, str]:
-        """Title and value as a table shows them."""
-        return self.title or self.label, self.text(value)
-
+from pcl_ray.config.figure import Direction as Direction
+from pcl_ray.config.figure import Figure
 
 EPOCH = Figure("epoch", "Epoch", "Epochs before this one.", format="{:.0f}")
 
@@ -96,17 +53,53 @@ LEARNING_RATE = Figure("train/lr", "Learning rate", "The learning rate of the la
 KNN_TOP1 = Figure(
     "eval/knn_top1",
     "kNN top-1",
-    "Share of held-out images whose nearest neighbours give the right class.",
+    "Share of held-out images whose nearest neighbours, by the backbone's features, give the right class.",
     title="kNN accuracy, held-out images",
     short="kNN",
     format="{:.4f}",
     short_format="{:.3f}",
     direction="max",
 )
+HEAD_KNN_TOP1 = Figure(
+    "eval/head/knn_top1",
+    "kNN top-1 of the head",
+    "The same by the head's output, which the loss compares and the E-step clusters; it is not transferred.",
+    title="kNN accuracy of the head's output",
+    short="head kNN",
+    format="{:.4f}",
+    short_format="{:.3f}",
+    direction="max",
+)
+PIXELS_KNN_TOP1 = Figure(
+    "eval/pixels/knn_top1",
+    "kNN top-1 of raw pixels",
+    "The same by the pixels of the evaluation view: what no training reaches. Measured once, at the start.",
+    title="kNN accuracy of raw pixels",
+    short="pixels",
+    format="{:.4f}",
+    short_format="{:.3f}",
+)
+UNTRAINED_KNN_TOP1 = Figure(
+    "eval/untrained/knn_top1",
+    "kNN top-1 of the untrained encoder",
+    "The same by the backbone before the first step. Measured once, at the start.",
+    title="kNN accuracy of the untrained encoder",
+    short="untrained",
+    format="{:.4f}",
+    short_format="{:.3f}",
+)
+SAMPLED_KNN_TOP1 = Figure(
+    "eval/sampled/knn_top1",
+    "kNN top-1 where reference lines are measured",
+    "That of the backbone on those held-out images that pixels and untrained encoder were measured on; only"
+    " where these are not all.",
+    direction="max",
+    charted=False,
+)
 RANKME = Figure(
     "eval/rankme",
     "RankMe",
-    "How many directions the features make use of. A fall towards 1 is a collapse.",
+    "How many directions the head's features make use of. A fall towards 1 is a collapse.",
     title="effective rank (RankMe)",
     format="{:.1f}",
     direction="max",
@@ -120,11 +113,13 @@ LIDAR = Figure(
 AREQ = Figure(
     "eval/areq",
     "α-ReQ",
-    "The exponent by which the features' spectrum falls.",
+    "The exponent by which the spectrum of the head's features falls.",
     direction="nearest_one",
     charted=False,
 )
-UNIFORMITY = Figure("eval/uniformity", "Uniformity", "How evenly features cover the sphere.", charted=False)
+UNIFORMITY = Figure(
+    "eval/uniformity", "Uniformity", "How evenly the head's features cover the sphere.", charted=False
+)
 ALIGNMENT = Figure("eval/alignment", "Alignment", "How far apart an image's two views are.", charted=False)
 TEST_KNN_TOP1 = Figure(
     "eval/test_knn_top1",
@@ -239,6 +234,9 @@ E_STEP_SHARE = Figure(
 )
 FEATURE_SECONDS = Figure("perf/feature_seconds", "Features", "Seconds of encoding all images.", charted=False)
 CLUSTER_SECONDS = Figure("perf/cluster_seconds", "Clustering", "Seconds of clustering.", charted=False)
+REFERENCE_SECONDS = Figure(
+    "perf/reference_seconds", "Reference lines", "Seconds of measuring them, once.", charted=False
+)
 EVALUATION_SECONDS = Figure("perf/evaluation_seconds", "Evaluation", "Seconds of evaluation.", charted=False)
 LIDAR_SECONDS = Figure("perf/lidar_seconds", "LiDAR", "Seconds of measuring LiDAR.", charted=False)
 OWED_SECONDS = Figure(
@@ -331,13 +329,15 @@ _OF_A_CLUSTERING = (
 CATALOGUE: tuple[Figure, ...] = (
     *(EPOCH, LOSS, LOSS_INSTANCE, LOSS_PROTOTYPE, ACCURACY_INSTANCE, ACCURACY_PROTOTYPE),
     *(GRADIENT_NORM, FEATURE_STD, LEARNING_RATE),
-    *(KNN_TOP1, RANKME, LIDAR, AREQ, UNIFORMITY, ALIGNMENT, TEST_KNN_TOP1, TEST_KNN_TOP1_LEAST),
+    *(KNN_TOP1, HEAD_KNN_TOP1, PIXELS_KNN_TOP1, UNTRAINED_KNN_TOP1, SAMPLED_KNN_TOP1),
+    *(RANKME, LIDAR, AREQ, UNIFORMITY, ALIGNMENT, TEST_KNN_TOP1, TEST_KNN_TOP1_LEAST),
     *(CONE, SPREAD, RANK, FAILURES),
     *(NUM_CLUSTERS, AMI, ARI, NMI, PURITY, LARGEST_SHARE, EMPTY, NMI_PREVIOUS, DRIFT, COLLISIONS),
     *(PHI_P10, PHI_P50, PHI_P90, PHI_MIN, PHI_MEAN, PHI_MAX, PHI_ZEROS, PHI_IMPUTED),
     *(SIZE_P50, COLD, *_OF_A_CLUSTERING),
     *(IMAGES_PER_SECOND, EPOCH_SECONDS, M_STEP_SECONDS, E_STEP_SECONDS, E_STEP_SHARE, FEATURE_SECONDS),
-    *(CLUSTER_SECONDS, EVALUATION_SECONDS, LIDAR_SECONDS, OWED_SECONDS, DATA_SECONDS, DATA_SHARE),
+    *(CLUSTER_SECONDS, EVALUATION_SECONDS, REFERENCE_SECONDS, LIDAR_SECONDS, OWED_SECONDS),
+    *(DATA_SECONDS, DATA_SHARE),
     *(STEP_SECONDS_MEDIAN, STEP_SECONDS_P95, MEMORY_GB, DEVICE_MINUTES),
     *(E_STEP_SECONDS_TOTAL, M_STEP_SECONDS_TOTAL, EPOCH_SECONDS_TOTAL),
     *(SWEEP_ENDED, SWEEP_TRIALS, SWEEP_FINISHED, SWEEP_STOPPED_EARLY, SWEEP_FAILED, SWEEP_BEST),

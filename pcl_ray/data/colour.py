@@ -99,6 +99,14 @@ def erase(views: Tensor, erased: np.ndarray) -> Tensor:
     return views.mul_((1 - rows[:, :, None] * columns[:, None, :])[:, None])
 
 
+def to_pixels(views: Tensor, config: AugmentConfig) -> Tensor:
+    """Undoes `to_floats`: float [b, channels, S, S] to uint8 0..255."""
+    mean, std = (
+        torch.tensor(values, device=views.device).view(-1, 1, 1) for values in (config.mean, config.std)
+    )
+    return ((views.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def _blend(images: Tensor, factor: np.ndarray, kind: np.ndarray) -> Tensor:
     """clamp(f · image + (1 − f) · base); base: black (brightness), mean grey (contrast), grey (saturation)"""
     shares = np.stack([factor, (1 - factor) * (kind == _CONTRAST), (1 - factor) * (kind == _SATURATION)])

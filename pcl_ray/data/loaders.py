@@ -137,7 +137,9 @@ class _ReferenceSource:
 
 
 class EvaluationLoader:
-    """This worker's contiguous part, each image once: evaluation views [b, channels, S, S], indices [b]."""
+    """This worker's contiguous part, `rows` [n], each image once: evaluation views [b, channels, S, S],
+    indices [b].
+    """
 
     def __init__(
         self,
@@ -149,20 +151,23 @@ class EvaluationLoader:
         device: torch.device = _CPU,
         readers: Readers | None = None,
     ):
-        rows = np.array_split(np.arange(len(images)), world_size)[rank]
-        size = max(64, config.train.batch_size // world_size)
+        self.rows = np.array_split(np.arange(len(images)), world_size)[rank]
+        self._size = max(64, config.train.batch_size // world_size)
         self._images, self._augment, self._device = images, config.augment, device
-        self._batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         self._view = evaluation_view(config.augment)
         if not isinstance(images, ArrayImages):
             self._readers = readers or Readers(config, device)
             self._which = self._readers.add(EvaluationViews(images, config))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.batches(self._batches)
+        return self.of(self.rows)
+
+    def of(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same for the images of these rows [n], which may be any of the data set, in their order."""
+        return self.batches(rows[start : start + self._size] for start in range(0, len(rows), self._size))
 
     def batches(self, lists: Iterable[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same for the images of these rows [b], which may be any of the data set."""
+        """The same for these batches of rows [b]."""
         if not isinstance(self._images, ArrayImages):
             for raw in self._readers.batches(self._which, [rows.tolist() for rows in lists]):
                 yield to_floats(raw.pixels.to(self._device, non_blocking=True), self._augment), raw.indices

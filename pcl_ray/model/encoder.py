@@ -22,7 +22,11 @@ class Encoder(nn.Module):
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(self.head(self.backbone(images)), dim=1)
+        return self.project(self.backbone(images))
+
+    def project(self, features: Tensor) -> Tensor:
+        """The backbone's features [B, width] to unit vectors [B, C]."""
+        return F.normalize(self.head(features), dim=1)
 
 
 class SmallResNet(nn.Module):

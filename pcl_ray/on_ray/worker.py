@@ -31,13 +31,14 @@ from pcl_ray.on_ray.connection import SharedData
 from pcl_ray.support.machine import cores
 from pcl_ray.training import loop
 from pcl_ray.training.e_step_actor import EStepAnswer, evaluation_stride
-from pcl_ray.training.e_step_shards import EStepRequest, shard_range, shard_result
+from pcl_ray.training.e_step_shards import TRAIN, EStepRequest, shard_range, shard_result
 from pcl_ray.training.events import Event
 from pcl_ray.training.system_metrics import SystemWatch
 from pcl_ray.training.training_task import TrainingTask
 
 _TRIES = 3
 _PIECE = 131072  # rows that are sent at a time
+_PIECE_BYTES = 2**26  # and of long rows fewer
 _AHEAD = 4  # pieces that are on their way at a time
 _ACTOR_GONE = (ActorUnavailableError, ActorDiedError)
 
@@ -146,10 +147,10 @@ class ActorEStep:
             self.push(key, request, shards)
         else:
             if request.cluster and self._mode == "distributed":
-                result = self._own_result(request, shards["train"], previous)
+                result = self._own_result(request, shards[TRAIN], previous)
                 self._await([self._actor.push_result.remote(key, result)])
             elif request.cluster:
-                self._send(self._pieces_for_shards(key, shards["train"], request.num_images))
+                self._send(self._pieces_for_shards(key, shards[TRAIN], request.num_images))
             self.push(key, request, _sample(shards, request))
         self.calls.barrier()  # everything is there, or its worker has seen the actor go
 
@@ -210,10 +211,10 @@ class ActorEStep:
         self, key: str, request: EStepRequest, shards: dict[str, FeatureShard]
     ) -> Iterator[Any]:
         for part, shard in shards.items():
-            total = request.num_holdout if part == "holdout" else request.num_images
-            if part == "train" and self._mode != "single":
+            total = request.total(part)
+            if part == TRAIN and self._mode != "single":
                 total = -(-total // evaluation_stride(total))
-            pieces = max(1, -(-len(shard.indices) // _PIECE))
+            pieces = max(1, -(-len(shard.indices) // _PIECE), -(-shard.features.nbytes // _PIECE_BYTES))
             ids, rows = np.array_split(shard.indices, pieces), np.array_split(shard.features, pieces)
             for number in range(pieces):
                 last = number == pieces - 1
@@ -311,10 +312,12 @@ class PendingActorEStep:
 
 
 def _sample(shards: dict[str, FeatureShard], request: EStepRequest) -> dict[str, FeatureShard]:
-    """What is evaluated where features stay with workers: some training images, and the held-out part."""
+    """What is evaluated where features stay with workers: some training images, and the labelled sample."""
+    if request.references:
+        return shards
     if not request.evaluate:
         return {}
     stride = evaluation_stride(request.num_images)
-    sampled = shards["train"].indices % stride == 0
-    train = FeatureShard(shards["train"].indices[sampled] // stride, shards["train"].features[sampled])
-    return shards | {"train": train}
+    sampled = shards[TRAIN].indices % stride == 0
+    train = FeatureShard(shards[TRAIN].indices[sampled] // stride, shards[TRAIN].features[sampled])
+    return shards | {TRAIN: train}

@@ -1,6 +1,6 @@
 """The E-step actor gathers what the workers send, clusters, measures, and decides which clusters come next.
 
-    single       every worker: push(key, "train", rows …) ─→ rank 0: run(key, request, …)
+    single       every worker: push(key, part, rows …) ─→ rank 0: run(key, request, …)
                     └→ assemble → cluster → quality, evaluation → EStepAnswer
     distributed, every worker or shard clusters its rows with the others, then: push_result(key, labels …)
     sharded         ─→ rank 0: run(key, request, …) → merge → quality, evaluation of a sample → EStepAnswer
@@ -24,10 +24,27 @@ from pcl_ray.clustering import ClusterSet, quality
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import CLUSTER_SECONDS, EVALUATION_SECONDS
 from pcl_ray.e_step import Outcome, ShardInput, ShardResult, merge_shards
-from pcl_ray.evaluation import measure, measure_clusters
+from pcl_ray.evaluation import (
+    LabelledFeatures,
+    LabelledSample,
+    measure,
+    measure_clusters,
+    measure_labelled,
+    measure_references,
+)
 from pcl_ray.features import FeatureShard, Gathering
 from pcl_ray.snapshot import Snapshot, make_snapshot
-from pcl_ray.training.e_step_shards import EStepRequest, shard_result
+from pcl_ray.training.e_step_shards import (
+    BANK,
+    BANK_HEAD,
+    BANK_PIXELS,
+    QUERIES,
+    QUERIES_HEAD,
+    QUERIES_PIXELS,
+    TRAIN,
+    EStepRequest,
+    shard_result,
+)
 from pcl_ray.training.system_metrics import SystemWatch
 
 _EVALUATION_ROWS = 200_000  # where the features stay with the workers, so many are sent for evaluation
@@ -49,7 +66,7 @@ class EStepAnswer:
 
 @dataclass
 class _Part:
-    """Features of one part of the images (train or holdout) as they arrive."""
+    """Features of one part of the images as they arrive."""
 
     # from workers that did not say how many there will be
     pieces: list[FeatureShard] = field(default_factory=list)
@@ -99,7 +116,8 @@ class EStepActor:
         total: int | None = None,
         done: bool = True,
     ) -> None:
-        """Takes some of a worker's features of a part (train or holdout) of `total` images; `done`: the last.
+        """Takes some of a worker's features of a part, one of `e_step_shards`, of `total` images; `done`: the
+        last.
 
         Arrays are top-level arguments: Ray hands them over uncopied, and each is copied to its place at once.
         """
@@ -136,8 +154,13 @@ class EStepActor:
         arrived += results
         if missing := _missing(request, parts, len(arrived), num_results):
             return EStepAnswer(missing=missing)
+        if request.references:
+            sample = self._sample(labels, holdout_labels).for_references()
+            untrained = _labelled(parts, (BANK, QUERIES), sample, labels, holdout_labels)
+            pixels = _labelled(parts, (BANK_PIXELS, QUERIES_PIXELS), sample, labels, holdout_labels)
+            return EStepAnswer(metrics=measure_references(pixels, untrained, self._config.evaluation))
         stride = evaluation_stride(request.num_images) if num_results else 1
-        features = parts["train"].whole(-(-request.num_images // stride)) if "train" in parts else None
+        features = parts[TRAIN].whole(-(-request.num_images // stride)) if TRAIN in parts else None
         start = time.perf_counter()
         answer = EStepAnswer()
         if request.cluster:
@@ -153,17 +176,27 @@ class EStepActor:
         start = time.perf_counter()
         if request.evaluate:
             assert features is not None
-            holdout = parts["holdout"].whole(request.num_holdout) if request.num_holdout else None
-            feature_labels = labels if labels is None else labels[::stride]
-            answer.metrics.update(
-                measure(features, feature_labels, holdout, holdout_labels, None, self._config.evaluation)
-            )
+            answer.metrics.update(measure(features))
+            if request.labelled_parts:
+                answer.metrics.update(self._measure_labelled(parts, labels, holdout_labels))
             answer.metrics.update(measure_clusters(answer.clusters, labels))
             if request.show:
                 clusters = answer.clusters or previous
                 answer = _with_snapshot(answer, features, stride, request, clusters, labels)
             answer.metrics[EVALUATION_SECONDS.name] = time.perf_counter() - start
         return answer
+
+    def _measure_labelled(
+        self, parts: dict[str, _Part], labels: np.ndarray | None, holdout_labels: np.ndarray | None
+    ) -> dict[str, float]:
+        """The figures of the backbone's and the head's features on labelled images."""
+        sample = self._sample(labels, holdout_labels)
+        backbone = _labelled(parts, (BANK, QUERIES), sample, labels, holdout_labels)
+        head = _labelled(parts, (BANK_HEAD, QUERIES_HEAD), sample, labels, holdout_labels)
+        return measure_labelled(backbone, head, sample.reference_queries, self._config.evaluation)
+
+    def _sample(self, labels: np.ndarray | None, holdout_labels: np.ndarray | None) -> LabelledSample:
+        return LabelledSample.of(labels, holdout_labels, self._config.evaluation)
 
     def _take(self, key: str) -> tuple[dict[str, _Part], list[ShardResult]]:
         """Hands out what was pushed under `key`; the actor then holds it no longer."""
@@ -173,6 +206,25 @@ class EStepActor:
             parts, results = self._parts, self._results
             self._parts, self._results = {}, []
             return parts, results
+
+
+def _labelled(
+    parts: dict[str, _Part],
+    names: tuple[str, str],
+    sample: LabelledSample,
+    labels: np.ndarray | None,
+    holdout_labels: np.ndarray | None,
+) -> LabelledFeatures:
+    """The features of these two parts, bank and queries, with their labels."""
+    assert labels is not None, "without labels nothing is pushed"
+    assert holdout_labels is not None, "without labels nothing is pushed"
+    bank, queries = names
+    return LabelledFeatures(
+        parts[bank].whole(len(sample.bank_B)),
+        labels[sample.bank_B],
+        parts[queries].whole(len(sample.queries_Q)),
+        holdout_labels[sample.queries_Q],
+    )
 
 
 def _with_snapshot(
@@ -206,10 +258,8 @@ def _missing(request: EStepRequest, parts: dict[str, _Part], arrived: int, num_r
     """What has not been pushed; "" where nothing is missing."""
     if request.cluster and arrived < num_results:
         return f"{num_results - arrived} of {num_results} results"
-    needed = ["train"] if request.evaluate or not num_results else []
-    if request.evaluate and request.num_holdout:
-        needed.append("holdout")
-    for part in needed:
+    of_all = (request.evaluate or not num_results) and not request.references
+    for part in (*((TRAIN,) if of_all else ()), *request.labelled_parts):
         done = parts[part].done if part in parts else 0
         if done < request.shards:
             return f"{request.shards - done} of {request.shards} shards of {part} features"

@@ -23,7 +23,7 @@ from pcl_ray.model.bank import FeatureBank
 from pcl_ray.model.distributed import world_size
 from pcl_ray.plan import RunPlan
 from pcl_ray.training.e_step_actor import EStepAnswer
-from pcl_ray.training.e_step_shards import EStepRequest
+from pcl_ray.training.e_step_shards import TRAIN, EStepRequest
 from pcl_ray.training.events import Event, Post
 from pcl_ray.training.feature_pass import FeaturePass
 from pcl_ray.training.worker_checkpoints import Progress
@@ -114,7 +114,7 @@ class EStepSchedule:
             evaluate,
             world_size(),
             self._features.num_images,
-            self._features.num_holdout,
+            *self._features.sample_sizes,
             step=epoch * plan.steps_per_epoch - 1 if epoch else None,
             show=evaluate and plan.shows_after(epoch - 1),
         )
@@ -157,18 +157,15 @@ class EStepSchedule:
 
     def _shards(self, epoch: int, evaluate: bool) -> dict[str, FeatureShard]:
         """This worker's features, by part of the images: from the bank, or from a pass over the images."""
-        learner, settings = self._learner, self._settings
+        learner, settings, features = self._learner, self._settings, self._features
         banked = settings.features == "bank" and self._clustering
         fresh = learner.bank is None or self._plan.takes_fresh_features(epoch, settings.fresh_every)
         if banked and learner.bank is not None and not fresh:
-            shards = {"train": learner.bank.shard()}
-        else:
-            shards = {"train": self._features.train(learner)}
-            if banked:
-                learner.bank = FeatureBank.of(shards["train"], settings.bank_momentum, learner.device)
-        holdout = self._features.holdout(learner) if evaluate else None
-        if holdout is not None:
-            shards["holdout"] = holdout
+            shards = {TRAIN: learner.bank.shard()}
+            return shards | features.labelled(learner) if evaluate else shards
+        shards = features.train(learner, labelled=evaluate)
+        if banked:
+            learner.bank = FeatureBank.of(shards[TRAIN], settings.bank_momentum, learner.device)
         return shards
 
     def _conclude(self, pending: PendingEStep, start: float) -> dict[str, float]:

@@ -33,19 +33,45 @@ from pcl_ray.e_step import (
 )
 from pcl_ray.features import FeatureShard, Gathering
 
+# Names of the parts in which features travel: the head's of all training images; the backbone's, the head's
+# and raw pixels of a LabelledSample's bank and queries.
+TRAIN = "train"
+BANK, QUERIES = "bank", "queries"
+BANK_HEAD, QUERIES_HEAD = "bank/head", "queries/head"
+BANK_PIXELS, QUERIES_PIXELS = "bank/pixels", "queries/pixels"
+_OF_BANK = (BANK, BANK_HEAD, BANK_PIXELS)
+
 
 @dataclass(frozen=True)
 class EStepRequest:
-    """What is wanted between epoch `epoch` − 1 and epoch `epoch`."""
+    """What is wanted between epoch `epoch` − 1 and epoch `epoch`; with `references`, before the first step,
+    the reference lines and nothing else.
+    """
 
     epoch: int
     cluster: bool
     evaluate: bool
     shards: int  # how many workers push
     num_images: int
-    num_holdout: int
+    # of the LabelledSample; 0 where nothing of it is pushed
+    num_bank: int = 0
+    num_queries: int = 0
     step: int | None = None  # global step of the encoder
     show: bool = False  # with `evaluate`: a snapshot comes with the answer
+    references: bool = False
+
+    @property
+    def labelled_parts(self) -> tuple[str, ...]:
+        """The parts that are pushed of the labelled sample."""
+        if self.references:
+            return BANK, QUERIES, BANK_PIXELS, QUERIES_PIXELS
+        return (BANK, QUERIES, BANK_HEAD, QUERIES_HEAD) if self.evaluate and self.num_bank else ()
+
+    def total(self, part: str) -> int:
+        """How many images the part has, over all workers."""
+        if part == TRAIN:
+            return self.num_images
+        return self.num_bank if part in _OF_BANK else self.num_queries
 
 
 def shard_result(

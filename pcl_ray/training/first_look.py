@@ -1,21 +1,56 @@
-"""What the run's pictures begin with: how the untrained encoder groups some images before the first step."""
+"""What is looked at before the first step: how the untrained encoder groups some images, and the reference
+lines that trained encoders are held against.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from pcl_ray import e_step
 from pcl_ray.config import RunConfig
+from pcl_ray.config.figures import PIXELS_KNN_TOP1, REFERENCE_SECONDS, UNTRAINED_KNN_TOP1
 from pcl_ray.evaluation.augmented import sampled
 from pcl_ray.m_step import Learner
+from pcl_ray.model.distributed import world_size
 from pcl_ray.plan import RunPlan
 from pcl_ray.snapshot import Snapshot, make_snapshot
+from pcl_ray.training.e_step_schedule import EStep
+from pcl_ray.training.e_step_shards import EStepRequest
 from pcl_ray.training.feature_pass import FeaturePass
+from pcl_ray.training.worker_checkpoints import EpochRecord
 
 _SAMPLE = 2048
 _ROWS_OF_VIEWS = 8
+_REFERENCES = (PIXELS_KNN_TOP1.name, UNTRAINED_KNN_TOP1.name)
+
+
+def reference_lines(attempt: str, features: FeaturePass, learner: Learner, e_step: EStep) -> dict[str, float]:
+    """The kNN accuracy of raw pixels and of the untrained encoder's backbone, and the seconds of measuring
+    them; {} where there are no labels or no held-out images. All workers call it, before the first step.
+
+    Bank, neighbours and temperature are those of eval/knn_top1; of more than 2,000 queries a fixed sample of
+    2,000 takes part. Raises RunFailed, on all workers, where there is no answer.
+    """
+    bank, queries = features.reference_sizes
+    if not bank:
+        return {}
+    start = time.perf_counter()
+    shards = features.references(learner)
+    request = EStepRequest(0, False, False, world_size(), features.num_images, bank, queries, references=True)
+    answer = e_step.begin(f"{attempt}/references", request, shards, None).wait()
+    return answer.metrics | {REFERENCE_SECONDS.name: time.perf_counter() - start}
+
+
+def references_in(history: Sequence[EpochRecord]) -> dict[str, float]:
+    """The reference lines that a run has on record, by their names; {} where it has none."""
+    for record in history:
+        if lines := {name: record.metrics[name] for name in _REFERENCES if name in record.metrics}:
+            return lines
+    return {}
 
 
 def untrained_snapshot(

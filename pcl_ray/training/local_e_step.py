@@ -29,8 +29,7 @@ class LocalEStep:
         self, key: str, request: EStepRequest, shards: dict[str, FeatureShard], previous: ClusterSet | None
     ) -> PendingEStep:
         for part, shard in shards.items():
-            total = request.num_images if part == "train" else request.num_holdout
-            self._actor.push(key, part, shard.indices, shard.features, total)
+            self._actor.push(key, part, shard.indices, shard.features, request.total(part))
         answer: Future[EStepAnswer] = Future()
 
         def run() -> None:

@@ -42,6 +42,7 @@ from pcl_ray.config.figures import (
     STEP_SECONDS_MEDIAN,
     STEP_SECONDS_P95,
 )
+from pcl_ray.data.colour import to_pixels
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
 from pcl_ray.data.reading import Readers
@@ -52,7 +53,7 @@ from pcl_ray.training import worker_checkpoints
 from pcl_ray.training.e_step_schedule import EStep, EStepOutput, EStepSchedule
 from pcl_ray.training.events import Event, Post
 from pcl_ray.training.feature_pass import FeaturePass
-from pcl_ray.training.first_look import rows_of_views, untrained_snapshot
+from pcl_ray.training.first_look import reference_lines, references_in, rows_of_views, untrained_snapshot
 from pcl_ray.training.input_stall import InputStall
 from pcl_ray.training.training_task import TrainingTask
 from pcl_ray.training.worker_checkpoints import Broadcast, EpochRecord, Progress
@@ -110,9 +111,12 @@ def epochs(
             lambda: Event("snapshot", snapshot=untrained_snapshot(features, learner, labels, config, plan)),
         )
         _show(post_once, partial(_views_event, batches, -1, 0, splits, config))
+    first_figures: dict[str, float] = {}
+    if config.evaluation.reference_lines and not progress.epoch:
+        first_figures = reference_lines(attempt, features, learner, e_step)
     start = time.perf_counter()  # an E-step before the first epoch counts to it
     first = progress.epoch
-    first_figures = _before_first_epoch(schedule, progress, config, plan, post_once)
+    first_figures |= _before_first_epoch(schedule, progress, config, plan, post_once)
     for epoch in range(first, plan.epochs):
         record = EpochRecord(epoch, metrics=first_figures if epoch == first else {})
         conclude = partial(_conclude_overlap, progress, record, post_once)
@@ -136,7 +140,10 @@ def epochs(
             record.metrics[EPOCH_SECONDS.name] = time.perf_counter() - start
             owing = replace(progress, e_step=EStepState(owed=True))
             worker_checkpoints.save(task, learner, owing, broadcast, Path(task.warmup_copy))
-        output = schedule.begin(epoch + 1, evaluate=plan.evaluates_after(epoch))
+        evaluates = plan.evaluates_after(epoch)
+        if evaluates:  # again with each evaluation: in a chart they are lines
+            record.add(references_in(progress.history))
+        output = schedule.begin(epoch + 1, evaluate=evaluates)
         record.add(output.encoder_figures | output.epoch_figures)
         record.add(_epoch_times(progress, time.perf_counter() - start, plan))
         if advice := stall.advice_after(epoch - first, record.metrics[DATA_SHARE.name]):
@@ -263,9 +270,8 @@ def _views_event(
     for the normalisation.
     """
     (batch,) = batches.views(max(epoch, 0), [rows_of_views(len(splits.train))])
-    both = torch.stack([batch.query_views, batch.key_views], dim=1).float().cpu()
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.augment.mean, config.augment.std))
-    pixels = ((both * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
+    both = torch.stack([batch.query_views, batch.key_views], dim=1).cpu()
+    pixels = to_pixels(both, config.augment).permute(0, 1, 3, 4, 2)
     return Event("views", epoch + 1, step, views=pixels.numpy())
 
 

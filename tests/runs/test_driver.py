@@ -67,6 +67,9 @@ def test_a_run_writes_result_checkpoint_and_table(tmp_path: Path, capsys: pytest
         "train/loss",
         "train/loss_prototype",
         "eval/knn_top1",
+        "eval/head/knn_top1",
+        "eval/pixels/knn_top1",
+        "eval/untrained/knn_top1",
         "eval/rankme",
         "eval/uniformity",
         "eval/alignment",
@@ -229,7 +232,7 @@ def test_labels_are_optional(tmp_path: Path) -> None:
         "eval/alignment",
         "cluster/0/nmi_previous",
     } <= metrics.keys() | {"cluster/0/nmi_previous"}
-    assert not {"eval/knn_top1", "cluster/0/ami"} & metrics.keys()
+    assert not {"eval/knn_top1", "eval/pixels/knn_top1", "cluster/0/ami"} & metrics.keys()
 
 
 def test_a_folder_with_bad_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,8 @@ def test_overlap_without_a_fixed_step_changes_over_by_the_end_of_the_epoch() -> 
     # A checkpoint holds the clusters of the epoch that has ended: those of the next are still being made.
     assert [state_of("free", epoch).clusters.epoch for epoch in (3, 4)] == [2, 4]
     metrics = [entry["metrics"] for entry in state_of("free", 4).history]
-    assert all("eval/knn_top1" in values for values in metrics)  # the figures reach their own epoch
+    for name in ("eval/knn_top1", "eval/head/knn_top1"):  # the figures reach their own epoch
+        assert all(name in values for values in metrics)
     assert all("cluster/0/ami" in values for values in metrics[1:])
 
 
@@ -130,7 +131,7 @@ def test_overlap_and_waiting_agree_on_the_figures_of_the_same_encoder() -> None:
     assert train("--name", "goes-on", *OVERLAP, "train.epochs=3") == 0
     for epoch in (0, 1):
         first, second = (state_of(name, 3).history[epoch]["metrics"] for name in ("waits", "goes-on"))
-        for name in ("eval/knn_top1", "eval/rankme"):
+        for name in ("eval/knn_top1", "eval/head/knn_top1", "eval/rankme"):
             assert first[name] == second[name]
     assert (
         state_of("waits", 3).history[2]["metrics"]["train/loss"]
@@ -144,7 +145,9 @@ def test_the_bank_saves_the_pass_over_the_images(monkeypatch: pytest.MonkeyPatch
     passes: list[int] = []
     original = FeaturePass.train
     monkeypatch.setattr(
-        FeaturePass, "train", lambda self, learner: passes.append(1) or original(self, learner)
+        FeaturePass,
+        "train",
+        lambda self, learner, **options: passes.append(1) or original(self, learner, **options),
     )
     words = ("evaluation.every_epochs=0", "train.epochs=6", "e_step.features=bank")
     assert train("--name", "bank", *words) == 0
@@ -239,12 +242,14 @@ def test_a_really_collapsed_encoder_is_found_out(
 
     original = FeaturePass.train
 
-    def one_point(self: FeaturePass, learner: Any) -> FeatureShard:
-        indices = original(self, learner).indices
+    def one_point(self: FeaturePass, learner: Any, **options: bool) -> dict[str, FeatureShard]:
+        shards = original(self, learner, **options)
+        indices = shards["train"].indices
         rows = np.ones((len(indices), 16), np.float32) + 1e-5 * np.random.default_rng(0).normal(
             size=(len(indices), 16)
         ).astype(np.float32)
-        return FeatureShard(indices, rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        flat = FeatureShard(indices, rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        return shards | {"train": flat}
 
     monkeypatch.setattr(FeaturePass, "train", one_point)
     assert train("--name", "flat", "train.epochs=9") == 1

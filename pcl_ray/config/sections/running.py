@@ -110,6 +110,26 @@ class EvaluationConfig(Section):
     )
     knn_neighbours: int = knob(200, MACHINERY, "Neighbours of the weighted kNN classifier.", ge=1)
     knn_temperature: float = knob(0.07, MACHINERY, "Its weights are exp(cosine / temperature).", gt=0)
+    bank_images: int = knob(
+        60_000,
+        MACHINERY,
+        (
+            "Labelled training images, a fixed sample where there are more, among which the classifier looks"
+            " for neighbours."
+        ),
+        ge=1,
+    )
+    query_images: int = knob(
+        10_000,
+        MACHINERY,
+        "Labelled held-out images, a fixed sample where there are more, that it is tried on.",
+        ge=1,
+    )
+    reference_lines: bool = knob(
+        True,
+        MACHINERY,
+        "Measure once, before the first step, what raw pixels and the untrained encoder reach.",
+    )
     lidar_images: int = knob(
         1000,
         MACHINERY,

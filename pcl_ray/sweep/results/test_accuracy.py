@@ -11,15 +11,16 @@ from pcl_ray.config import RunConfig
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.reading import Readers
-from pcl_ray.evaluation import knn_accuracy
+from pcl_ray.evaluation import LabelledSample, knn_accuracy
 from pcl_ray.model.learner import build_learner
 from pcl_ray.plan import loader_workers
+from pcl_ray.training.e_step_shards import BANK, QUERIES
 from pcl_ray.training.feature_pass import FeaturePass
 
 
 def test_accuracy(path: Path, config: RunConfig, whole: DataSplits, share: float) -> float:
-    """kNN accuracy, 0..1, of a checkpoint's momentum encoder on the test split; on this machine's GPU where
-    the run had one and there is one here.
+    """kNN accuracy, 0..1, of a checkpoint's momentum encoder (its backbone's features) on the test split; on
+    this machine's GPU where the run had one and there is one here.
 
     Raises RunFailed where the checkpoint cannot be read.
     """
@@ -34,15 +35,15 @@ def test_accuracy(path: Path, config: RunConfig, whole: DataSplits, share: float
         device,
         Readers(config, device, loader_workers(config, len(splits.train) + splits.num_holdout)),
     )
-    bank, queries = features.train(learner), features.holdout(learner)
-    assert queries is not None
+    shards = features.labelled(learner)
+    sample = LabelledSample.of(splits.train.labels, splits.holdout.labels, config.evaluation)
     assert splits.train.labels is not None
     assert splits.holdout.labels is not None
     return knn_accuracy(
-        torch.from_numpy(bank.features).float(),
-        torch.tensor(splits.train.labels[bank.indices]),
-        torch.from_numpy(queries.features).float(),
-        torch.tensor(splits.holdout.labels[queries.indices]),
+        torch.from_numpy(shards[BANK].features),
+        torch.tensor(splits.train.labels[sample.bank_B]),
+        torch.from_numpy(shards[QUERIES].features),
+        torch.tensor(splits.holdout.labels[sample.queries_Q]),
         neighbours=config.evaluation.knn_neighbours,
         temperature=config.evaluation.knn_temperature,
     )

@@ -133,7 +133,8 @@ PROPERTIES = {
         tracking.enabled tracking.uri tracking.experiment tracking.flush_s tracking.metrics
         tracking.pictures tracking.system_metrics_s tracking.report tracking.model
         tracking.register_as evaluation.every_epochs evaluation.knn_neighbours
-        evaluation.knn_temperature evaluation.lidar_images evaluation.lidar_views
+        evaluation.knn_temperature evaluation.bank_images evaluation.query_images
+        evaluation.reference_lines evaluation.lidar_images evaluation.lidar_views
     """,
     "fixed_in_fork": """
         data.source data.channels data.holdout data.limit data.unlabelled encoder.backbone
@@ -159,6 +160,7 @@ PROPERTIES = {
         resources.e_step_gpus resources.max_failures resources.start_timeout_s
         resources.queue_timeout_s resources.autoscaling resources.storage resources.step_timeout_s
         evaluation.every_epochs evaluation.knn_neighbours evaluation.knn_temperature
+        evaluation.bank_images evaluation.query_images evaluation.reference_lines
         evaluation.lidar_images evaluation.lidar_views seed
     """,
     "perturbable": """

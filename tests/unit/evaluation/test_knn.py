@@ -10,6 +10,7 @@ from random_features import features, labels
 from torch import Tensor
 
 from pcl_ray.evaluation import knn_accuracy
+from pcl_ray.evaluation.knn import knn_hits, share_of
 
 
 def slow_knn(
@@ -112,3 +113,27 @@ def test_a_class_that_the_bank_does_not_have_is_never_right() -> None:
 def test_no_labelled_images_give_nan(bank: int, query: int) -> None:
     bank_labels, query_labels = (labels(10).where(torch.arange(10) < known, -1) for known in (bank, query))
     assert math.isnan(knn_accuracy(features(10), bank_labels, features(10), query_labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
+def test_a_bank_of_long_rows_is_taken_in_blocks(dtype: torch.dtype) -> None:
+    """150 rows of a quarter of a million numbers are three blocks; all but eight numbers are 0."""
+    bank, query = (200 * features(n, seed=seed).abs() for n, seed in ((150, 0), (12, 1)))
+    bank, query = bank.to(dtype), query.to(dtype)
+    bank_of, query_of = labels(150), labels(12, seed=1)
+    wide = [torch.cat([rows, rows.new_zeros(len(rows), 2**18 - 8)], dim=1) for rows in (bank, query)]
+    for neighbours in (1, 20, 100):
+        expected = slow_knn(bank, bank_of, query, query_of, neighbours, 0.07)
+        measured = knn_accuracy(wide[0], bank_of, wide[1], query_of, neighbours=neighbours)
+        assert measured == pytest.approx(expected)
+
+
+def test_hits_are_those_of_each_query() -> None:
+    bank, of, query, query_of = features(60), labels(60), features(20, seed=1), labels(20, seed=1)
+    hits = knn_hits(bank, of, query, query_of, neighbours=7, temperature=0.1)
+    single = [
+        knn_accuracy(bank, of, query[n : n + 1], query_of[n : n + 1], neighbours=7, temperature=0.1)
+        for n in range(20)
+    ]
+    assert hits.float().tolist() == single
+    assert 0 < share_of(hits) < 1

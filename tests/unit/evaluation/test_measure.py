@@ -9,80 +9,112 @@ from random_features import features, labels
 
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import EvaluationConfig
-from pcl_ray.evaluation import agreement, areq, knn_accuracy, measure, rankme, uniformity
+from pcl_ray.evaluation import (
+    LabelledFeatures,
+    agreement,
+    areq,
+    knn_accuracy,
+    measure,
+    measure_clusters,
+    measure_labelled,
+    measure_references,
+    rankme,
+    uniformity,
+)
 
 N, Q = 60, 20
-LABEL_FREE = {"eval/rankme", "eval/areq", "eval/uniformity"}
-KNN = {"eval/knn_top1"}
-CLUSTERS = {f"cluster/{m}/{name}" for m in (0, 1) for name in ("ami", "nmi", "ari", "purity")}
+ALL = np.arange(Q)
 
 
 def clusters() -> ClusterSet:
     return ClusterSet(1, tuple(Clustering(features(k), labels(N, k), torch.ones(k)) for k in (4, 9)))
 
 
-@pytest.mark.parametrize(
-    ("with_labels", "with_holdout", "with_holdout_labels", "with_clusters", "keys"),
-    [
-        (True, True, True, True, LABEL_FREE | KNN | CLUSTERS),
-        (True, True, True, False, LABEL_FREE | KNN),
-        (True, False, False, True, LABEL_FREE | CLUSTERS),
-        (True, True, False, True, LABEL_FREE | CLUSTERS),
-        (False, True, True, True, LABEL_FREE),
-        (False, False, False, False, LABEL_FREE),
-    ],
-)
-def test_what_is_measured(
-    with_labels: bool, with_holdout: bool, with_holdout_labels: bool, with_clusters: bool, keys: set[str]
-) -> None:
-    figures = measure(
-        features(N).numpy(),
-        labels(N).numpy() if with_labels else None,
-        features(Q, seed=1).numpy() if with_holdout else None,
-        labels(Q).numpy() if with_holdout_labels else None,
-        clusters() if with_clusters else None,
-        EvaluationConfig(),
+def labelled(dim: int, seed: int = 0) -> LabelledFeatures:
+    return LabelledFeatures(
+        features(N, dim, seed).numpy(),
+        labels(N).numpy(),
+        features(Q, dim, seed + 1).numpy(),
+        labels(Q, seed=1).numpy(),
     )
-    assert set(figures) == keys
+
+
+def accuracy(of: LabelledFeatures, **settings: float) -> float:
+    arrays = (of.bank_BD, of.bank_labels_B, of.queries_QD, of.query_labels_Q)
+    return knn_accuracy(*(torch.from_numpy(array) for array in arrays), **settings)  # type: ignore[arg-type]
+
+
+def test_without_labels_figures_are_those_of_the_heads_features() -> None:
+    data = features(N)
+    figures = measure(data.numpy())
+    assert figures == {
+        "eval/rankme": rankme(data),
+        "eval/areq": areq(data),
+        "eval/uniformity": uniformity(data),
+    }
     assert all(isinstance(value, float) and math.isfinite(value) for value in figures.values())
 
 
-def test_each_figure_is_that_of_its_function() -> None:
-    data, of, query, query_of = features(N), labels(N), features(Q, seed=1), labels(Q, seed=1)
+def test_backbone_and_head_have_a_figure_each() -> None:
     settings = EvaluationConfig(knn_neighbours=7, knn_temperature=0.5)
-    figures = measure(data.numpy(), of.numpy(), query.numpy(), query_of.numpy(), clusters(), settings)
-    assert figures["eval/rankme"] == rankme(data)
-    assert figures["eval/areq"] == areq(data)
-    assert figures["eval/uniformity"] == uniformity(data)
-    assert figures["eval/knn_top1"] == knn_accuracy(data, of, query, query_of, neighbours=7, temperature=0.5)
+    backbone, head = labelled(32), labelled(8, seed=5)
+    figures = measure_labelled(backbone, head, ALL, settings)
+    assert figures == {
+        "eval/knn_top1": accuracy(backbone, neighbours=7, temperature=0.5),
+        "eval/head/knn_top1": accuracy(head, neighbours=7, temperature=0.5),
+    }
+    assert len(set(figures.values())) == 2
+
+
+def test_where_lines_are_of_fewer_queries_there_is_a_figure_of_these() -> None:
+    backbone, some = labelled(32), np.array([1, 5, 6, 11])
+    few = LabelledFeatures(
+        backbone.bank_BD, backbone.bank_labels_B, backbone.queries_QD[some], backbone.query_labels_Q[some]
+    )
+    settings = EvaluationConfig(knn_neighbours=7)
+    figures = measure_labelled(backbone, labelled(8), some, settings)
+    assert figures["eval/sampled/knn_top1"] == accuracy(few, neighbours=7)
+    unwanted = EvaluationConfig(knn_neighbours=7, reference_lines=False)
+    assert "eval/sampled/knn_top1" not in measure_labelled(backbone, labelled(8), some, unwanted)
+
+
+def test_reference_lines_are_of_pixels_and_of_the_untrained_encoder() -> None:
+    pixels, untrained = labelled(64, seed=3), labelled(32, seed=7)
+    figures = measure_references(pixels, untrained, EvaluationConfig(knn_neighbours=7))
+    assert figures == {
+        "eval/pixels/knn_top1": accuracy(pixels, neighbours=7),
+        "eval/untrained/knn_top1": accuracy(untrained, neighbours=7),
+    }
+
+
+def test_clusters_are_compared_with_labels_where_there_are_both() -> None:
+    of = labels(N)
+    figures = measure_clusters(clusters(), of.numpy())
     for m, clustering in enumerate(clusters().clusterings):
         assert {
             name: figures[f"cluster/{m}/{name}"] for name in ("ami", "nmi", "ari", "purity")
         } == agreement(clustering.assignments, of)
-
-
-def test_labels_that_say_nothing_are_as_no_labels() -> None:
-    none = np.full(N, -1)
-    assert (
-        set(measure(features(N).numpy(), none, features(Q).numpy(), none[:Q], clusters(), EvaluationConfig()))
-        == LABEL_FREE
-    )
+    assert measure_clusters(None, of.numpy()) == {}
+    assert measure_clusters(clusters(), None) == {}
+    assert measure_clusters(clusters(), np.full(N, -1)) == {}
 
 
 def test_figures_that_are_no_number_are_left_out() -> None:
     diverged = np.full((N, 8), np.nan, dtype=np.float32)
-    assert measure(diverged, None, None, None, None, EvaluationConfig()) == {}
+    assert measure(diverged) == {}
     # one image has no pairs
-    assert set(measure(features(1).numpy(), None, None, None, None, EvaluationConfig())) == {"eval/rankme"}
+    assert set(measure(features(1).numpy())) == {"eval/rankme"}
 
 
-def test_arrays_may_be_read_only(recwarn: pytest.WarningsRecorder) -> None:
-    """Labels come read-only out of Ray's store."""
+@pytest.mark.parametrize("of_what", ["bank", "queries"])
+def test_arrays_may_be_read_only(of_what: str, recwarn: pytest.WarningsRecorder) -> None:
     before = torch.is_warn_always_enabled()
     torch.set_warn_always(True)  # else torch says it once a process
-    of = labels(N).numpy()
-    of.setflags(write=False)
-    figures = measure(features(N).numpy(), of, features(Q).numpy(), of[:Q], clusters(), EvaluationConfig())
+    backbone = labelled(32)
+    arrays = (backbone.bank_labels_B,) if of_what == "bank" else (backbone.query_labels_Q,)
+    for array in arrays:
+        array.setflags(write=False)
+    figures = measure_labelled(backbone, labelled(8), ALL, EvaluationConfig())
     torch.set_warn_always(before)
     assert "eval/knn_top1" in figures
     assert [str(entry.message) for entry in recwarn if "writ" in str(entry.message)] == []

@@ -118,7 +118,10 @@ def rows(n: int, seed: int = 0) -> np.ndarray:
 FEATURES = rows(N)
 SHARDS = {
     "train": FeatureShard(np.arange(N), FEATURES),
-    "holdout": FeatureShard(np.arange(Q), rows(Q, seed=1)),
+    "bank": FeatureShard(np.arange(N), np.repeat(FEATURES, 2, axis=1).astype(np.float16)),
+    "bank/head": FeatureShard(np.arange(N), FEATURES),
+    "queries": FeatureShard(np.arange(Q), np.repeat(rows(Q, seed=1), 2, axis=1).astype(np.float16)),
+    "queries/head": FeatureShard(np.arange(Q), rows(Q, seed=1)),
 }
 
 
@@ -152,7 +155,9 @@ class Setting:
         return self.e_step.begin("run/2", request or REQUEST, SHARDS, None).wait()
 
 
-REQUEST = EStepRequest(epoch=2, cluster=True, evaluate=True, shards=1, num_images=N, num_holdout=Q)
+REQUEST = EStepRequest(
+    epoch=2, cluster=True, evaluate=True, shards=1, num_images=N, num_bank=N, num_queries=Q
+)
 
 
 @pytest.fixture(autouse=True)
@@ -168,11 +173,17 @@ def test_all_modes_give_the_same_clusters_and_figures(mode: str, shards: int) ->
     setting = Setting(mode, *knobs, shards=shards)
     answer = setting.answer()
     assert same(answer.clusters, setting.expected())
-    assert {"eval/knn_top1", "eval/rankme", "cluster/0/phi_mean", "cluster/1/ami"} <= answer.metrics.keys()
+    assert {
+        "eval/knn_top1",
+        "eval/head/knn_top1",
+        "eval/rankme",
+        "cluster/0/phi_mean",
+        "cluster/1/ami",
+    } <= answer.metrics.keys()
     assert setting.warnings() == []
     assert setting.calls.barriers == 1
     again = Setting("single").answer()
-    for name in ("eval/knn_top1", "eval/rankme", "cluster/0/phi_mean"):
+    for name in ("eval/knn_top1", "eval/head/knn_top1", "eval/rankme", "cluster/0/phi_mean"):
         assert answer.metrics[name] == again.metrics[name]
 
 
@@ -181,7 +192,7 @@ def test_without_an_evaluation_features_stay_where_they_are(mode: str) -> None:
     setting = Setting(
         mode, *(["e_step.shards=1"] if mode == "sharded" else []), shards=int(mode == "sharded")
     )
-    request = EStepRequest(2, True, False, 1, N, Q)
+    request = EStepRequest(2, True, False, 1, N, N, Q)
     assert same(setting.answer(request).clusters, setting.expected())
     assert setting.actor.called("push") == []
 
@@ -209,7 +220,7 @@ def test_features_are_sent_in_pieces_of_which_the_last_says_that_it_is() -> None
         push(*given)
 
     setting.actor.instance.push = noting
-    setting.e_step.push("k", EStepRequest(2, True, False, 1, n, 0), {"train": shard})
+    setting.e_step.push("k", EStepRequest(2, True, False, 1, n), {"train": shard})
     pieces = setting.actor.called("push")
     assert len(pieces) > 4
     assert [last for *_, last in pieces] == [False] * (len(pieces) - 1) + [True]

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.e_step import cluster
-from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer, EStepRequest
+from pcl_ray.evaluation import LabelledSample
+from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer
+from pcl_ray.training.e_step_shards import (
+    BANK,
+    BANK_HEAD,
+    BANK_PIXELS,
+    QUERIES,
+    QUERIES_HEAD,
+    QUERIES_PIXELS,
+    TRAIN,
+    EStepRequest,
+)
 
 N, Q, K = 60, 12, (3, 7)
 
@@ -24,7 +35,10 @@ def config_of(**e_step: object) -> RunConfig:
 
 
 CONFIG = config_of()
-REQUEST = EStepRequest(epoch=2, cluster=True, evaluate=True, shards=3, num_images=N, num_holdout=Q)
+REQUEST = EStepRequest(
+    epoch=2, cluster=True, evaluate=True, shards=3, num_images=N, num_bank=N, num_queries=Q
+)
+LABELLED = (BANK, BANK_HEAD, QUERIES, QUERIES_HEAD)
 OF = np.arange(N) % 3
 
 
@@ -33,15 +47,24 @@ def features(n: int, seed: int = 0) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def shards(part: str = "train", count: int = 3) -> list[tuple[str, np.ndarray, np.ndarray]]:
+Piece = tuple[str, np.ndarray, np.ndarray]
+
+
+def shards(part: str = TRAIN, count: int = 3) -> list[Piece]:
     """As workers push them: each a contiguous part of the images."""
-    whole = features(N) if part == "train" else features(Q, seed=1)
+    whole = features(Q, seed=1) if part.startswith(QUERIES) else features(N)
+    if part in (BANK, QUERIES):
+        whole = np.repeat(whole, 3, axis=1).astype(np.float16)
     return [(part, rows, whole[rows]) for rows in np.array_split(np.arange(len(whole)), count)]
 
 
-def filled(key: str = "1/2", parts: list[tuple[str, np.ndarray, np.ndarray]] | None = None) -> EStepActor:
+def labelled(count: int = 3) -> list[Piece]:
+    return [piece for part in LABELLED for piece in shards(part, count)]
+
+
+def filled(key: str = "1/2", parts: list[Piece] | None = None) -> EStepActor:
     actor = EStepActor(CONFIG)
-    for part in shards() + shards("holdout") if parts is None else parts:
+    for part in shards() + labelled() if parts is None else parts:
         actor.push(key, *part)
     return actor
 
@@ -71,6 +94,7 @@ def test_an_answer_holds_the_clusters_and_the_figures() -> None:
     assert {
         "eval/rankme",
         "eval/knn_top1",
+        "eval/head/knn_top1",
         "cluster/0/ami",
         "cluster/1/purity",
         "cluster/1/phi_mean",
@@ -79,9 +103,9 @@ def test_an_answer_holds_the_clusters_and_the_figures() -> None:
     assert all(isinstance(value, float) and np.isfinite(value) for value in answer.metrics.values())
 
 
-@given(st.permutations(range(6)), st.integers(1, 3))
+@given(st.permutations(range(15)), st.integers(1, 3))
 def test_the_order_in_which_shards_arrive_does_not_matter(order: list[int], repeats: int) -> None:
-    parts = shards() + shards("holdout")
+    parts = shards() + labelled()
     mixed = [parts[i] for i in order]
     reversed_rows = (
         [(part, rows[::-1], values[::-1]) for part, rows, values in mixed] if repeats == 2 else mixed
@@ -93,7 +117,7 @@ def test_the_order_in_which_shards_arrive_does_not_matter(order: list[int], repe
 
 def test_workers_push_at_the_same_time() -> None:
     # 12 images over 20 workers: some push empty shards
-    actor, parts = EStepActor(CONFIG), shards(count=20) + shards("holdout", 20)
+    actor, parts = EStepActor(CONFIG), shards(count=20) + labelled(20)
     threads = [threading.Thread(target=actor.push, args=("1/2", *part)) for part in parts]
     for thread in threads:
         thread.start()
@@ -109,15 +133,17 @@ def test_missing_shards_are_said_and_sent_again(arrived: int) -> None:
     assert answer.clusters is None
     assert answer.metrics == {}
     assert answer.missing == f"{3 - arrived} of 3 shards of train features"
-    for part in shards() + shards("holdout"):
+    for part in shards() + labelled():
         actor.push("1/2", *part)
     assert ask(actor).missing == ""
 
 
 @pytest.mark.parametrize("arrived", [0, 2])
-def test_missing_held_out_shards_are_said_too(arrived: int) -> None:
-    parts = shards() + shards("holdout")[:arrived]
-    assert ask(filled(parts=parts)).missing == f"{3 - arrived} of 3 shards of holdout features"
+@pytest.mark.parametrize("part", LABELLED)
+def test_missing_labelled_shards_are_said_too(part: str, arrived: int) -> None:
+    others = [piece for piece in labelled() if piece[0] != part]
+    parts = shards() + others + shards(part)[:arrived]
+    assert ask(filled(parts=parts)).missing == f"{3 - arrived} of 3 shards of {part} features"
     # nor are they pushed then
     assert ask(filled(parts=parts), replace(REQUEST, evaluate=False)).missing == ""
 
@@ -130,7 +156,7 @@ def test_another_key_drops_the_old_shards() -> None:
     actor = filled("1/2")
     actor.push("1/3", *shards()[0])
     assert ask(actor, key="1/2").missing == "3 of 3 shards of train features"
-    for part in shards()[1:] + shards("holdout"):  # what was pushed under the new key is still there
+    for part in shards()[1:] + labelled():  # what was pushed under the new key is still there
         actor.push("1/3", *part)
     assert same(ask(actor, key="1/3").clusters, ask(filled()).clusters)
 
@@ -150,9 +176,7 @@ def test_shards_are_used_once() -> None:
     ],
 )
 def test_features_that_cannot_be_clustered_are_refused_and_not_raised(rows: np.ndarray, said: str) -> None:
-    actor = filled(
-        parts=[("train", ids, rows[ids]) for ids in np.array_split(np.arange(N), 3)] + shards("holdout")
-    )
+    actor = filled(parts=[("train", ids, rows[ids]) for ids in np.array_split(np.arange(N), 3)] + labelled())
     answer = ask(actor)
     assert answer.clusters is None
     assert answer.missing == ""
@@ -161,9 +185,7 @@ def test_features_that_cannot_be_clustered_are_refused_and_not_raised(rows: np.n
 
 
 def test_a_diverged_encoder_during_warm_up_is_no_exception() -> None:
-    broken = [
-        (part, rows, np.full_like(values, np.nan)) for part, rows, values in shards() + shards("holdout")
-    ]
+    broken = [(part, rows, np.full_like(values, np.nan)) for part, rows, values in shards() + labelled()]
     answer = ask(filled(parts=broken), replace(REQUEST, cluster=False))
     assert (answer.refused, answer.missing, answer.clusters) == ("", "", None)
     assert "eval/rankme" not in answer.metrics
@@ -177,6 +199,7 @@ def test_measuring_without_clustering() -> None:
         "eval/areq",
         "eval/uniformity",
         "eval/knn_top1",
+        "eval/head/knn_top1",
         "perf/evaluation_seconds",
     }
 
@@ -188,17 +211,65 @@ def test_clustering_without_measuring() -> None:
     assert "cluster/0/phi_mean" in answer.metrics
 
 
-def test_the_held_out_part_is_what_knn_is_measured_on() -> None:
+@pytest.mark.parametrize(
+    ("name", "bank", "queries"),
+    [("eval/knn_top1", BANK, QUERIES), ("eval/head/knn_top1", BANK_HEAD, QUERIES_HEAD)],
+)
+def test_backbone_and_head_are_each_measured_on_their_held_out_features(
+    name: str, bank: str, queries: str
+) -> None:
     grouped = np.eye(8, dtype=np.float32)
-    parts = [("train", rows, grouped[OF[rows]] + 0.1 * values) for _, rows, values in shards()]
-    right = [("holdout", rows, grouped[OF[rows]]) for _, rows, _ in shards("holdout")]
-    wrong = [("holdout", rows, grouped[(OF[rows] + 1) % 3]) for _, rows, _ in shards("holdout")]
-    assert ask(filled(parts=parts + right)).metrics["eval/knn_top1"] == 1.0
-    assert ask(filled(parts=parts + wrong)).metrics["eval/knn_top1"] == 0.0
+    others = [piece for piece in labelled() if piece[0] not in (bank, queries)]
+    of_bank = [(bank, rows, grouped[OF[rows]] + 0.1 * values) for _, rows, values in shards()]
+    right = [(queries, rows, grouped[OF[rows]]) for _, rows, _ in shards(QUERIES_HEAD)]
+    wrong = [(queries, rows, grouped[(OF[rows] + 1) % 3]) for _, rows, _ in shards(QUERIES_HEAD)]
+    common = shards() + others + of_bank
+    measured = [ask(filled(parts=common + part)).metrics for part in (right, wrong)]
+    assert [figures[name] for figures in measured] == [1.0, 0.0]
+    (other,) = {"eval/knn_top1", "eval/head/knn_top1"} - {name}
+    assert measured[0][other] == measured[1][other]
+
+
+def test_only_labelled_images_of_the_sample_are_sent_and_measured() -> None:
+    """The bank holds every second image with a label, at most 10; their labels are theirs, by number."""
+    of, holdout_of = np.where(np.arange(N) % 2, -1, np.arange(N) % 3), np.arange(Q) % 3
+    config = CONFIG.model_copy(
+        update={"evaluation": CONFIG.evaluation.model_copy(update={"bank_images": 10, "query_images": 5})}
+    )
+    sample = LabelledSample.of(of, holdout_of, config.evaluation)
+    assert (len(sample.bank_B), len(sample.queries_Q)) == (10, 5)
+    grouped = np.eye(8, dtype=np.float32)
+    actor = EStepActor(config)
+    for part, classes in ((BANK, of[sample.bank_B]), (QUERIES, holdout_of[sample.queries_Q])):
+        for name in (part, f"{part}/head"):
+            actor.push("1/2", name, np.arange(len(classes)), grouped[classes], len(classes))
+    actor.push("1/2", TRAIN, np.arange(N), features(N), N)
+    request = replace(REQUEST, shards=1, num_bank=10, num_queries=5)
+    metrics = actor.run("1/2", request, None, of, holdout_of).metrics
+    assert (metrics["eval/knn_top1"], metrics["eval/head/knn_top1"]) == (1.0, 1.0)
+
+
+def test_reference_lines_are_an_answer_of_their_own() -> None:
+    """Here the untrained encoder is always wrong and the pixels are always right."""
+    grouped = np.eye(8, dtype=np.float32)
+    actor = EStepActor(CONFIG)
+    request = EStepRequest(0, False, False, 1, N, N, Q, references=True)
+    parts = {
+        BANK: grouped[OF],
+        QUERIES: grouped[(OF[:Q] + 1) % 3],
+        BANK_PIXELS: (200 * grouped[OF]).astype(np.uint8),
+        QUERIES_PIXELS: (100 * grouped[OF[:Q]]).astype(np.uint8),
+    }
+    for part, rows in parts.items():
+        actor.push("1/references", part, np.arange(len(rows)), rows, len(rows))
+    answer = actor.run("1/references", request, None, OF, OF[:Q])
+    assert answer.metrics == {"eval/pixels/knn_top1": 1.0, "eval/untrained/knn_top1": 0.0}
+    missing = actor.run("1/references", request, None, OF, OF[:Q]).missing
+    assert missing == "1 of 1 shards of bank features"
 
 
 def test_without_held_out_images_or_labels() -> None:
-    request = replace(REQUEST, num_holdout=0)
+    request = replace(REQUEST, num_bank=0, num_queries=0)
     assert "eval/knn_top1" not in ask(filled(parts=shards()), request).metrics
     answer = filled(parts=shards()).run("1/2", request, None, None, None)
     assert "eval/rankme" in answer.metrics
@@ -215,7 +286,7 @@ def test_clusters_are_compared_with_the_previous_ones() -> None:
     assert later.metrics["cluster/1/nmi_previous"] == pytest.approx(1.0)
     assert later.metrics["cluster/1/cold"] == 0
     anew = EStepActor(config_of(warm_start="none"))
-    for part in shards() + shards("holdout"):
+    for part in shards() + labelled():
         anew.push("1/2", *part)
     other = ask(anew, replace(REQUEST, epoch=3), previous=first.clusters)
     assert 0 <= other.metrics["cluster/1/nmi_previous"] < 1

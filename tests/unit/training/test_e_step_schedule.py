@@ -97,8 +97,8 @@ def test_what_is_asked_for() -> None:
     steps = setting.small.plan.steps_per_epoch
     images, holdout = len(setting.small.splits.train), setting.small.splits.num_holdout
     assert key == "run/2"
-    assert request == EStepRequest(2, True, True, 1, images, holdout, 2 * steps - 1, request.show)
-    assert parts == {"train", "holdout"}
+    assert request == EStepRequest(2, True, True, 1, images, images, holdout, 2 * steps - 1, request.show)
+    assert parts == {"train", "bank", "bank/head", "queries", "queries/head"}
     assert previous is before
 
 

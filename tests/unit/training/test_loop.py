@@ -12,7 +12,10 @@ from small_training import CPU, SmallTraining, alone
 
 from pcl_ray.checkpoints import epoch_files, run_state
 from pcl_ray.checkpoints.run_state import RunState
+from pcl_ray.evaluation import LabelledSample, knn_accuracy
+from pcl_ray.features import FeatureShard
 from pcl_ray.training.events import Event
+from pcl_ray.training.feature_pass import FeaturePass
 from pcl_ray.training.local_e_step import LocalEStep
 from pcl_ray.training.loop import epochs, train
 from pcl_ray.training.training_task import TrainingTask
@@ -179,3 +182,91 @@ def test_what_cannot_be_shown_costs_a_warning_alone(tmp_path: Path) -> None:
     assert small.texts("warning") == [
         "something could not be shown (OSError: no place for pictures); training goes on"
     ]
+
+
+LINES = {"eval/pixels/knn_top1", "eval/untrained/knn_top1"}
+
+
+def accuracy(small: SmallTraining, shards: dict[str, FeatureShard], ending: str = "") -> float:
+    """kNN accuracy of the labelled sample by these shards."""
+    train, holdout = small.splits.train.labels, small.splits.holdout
+    assert train is not None
+    assert holdout is not None
+    assert holdout.labels is not None
+    sample = LabelledSample.of(train, holdout.labels, small.config.evaluation)
+    return knn_accuracy(
+        torch.from_numpy(shards[f"bank{ending}"].features),
+        torch.tensor(train[sample.bank_B]),
+        torch.from_numpy(shards[f"queries{ending}"].features),
+        torch.tensor(holdout.labels[sample.queries_Q]),
+        neighbours=small.config.evaluation.knn_neighbours,
+        temperature=small.config.evaluation.knn_temperature,
+    )
+
+
+def lines_of(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name in LINES}
+
+
+def test_reference_lines_stand_beside_every_evaluation_and_are_measured_once(tmp_path: Path) -> None:
+    small = SmallTraining.of("train.epochs=4", "evaluation.every_epochs=2", "evaluation.bank_images=100")
+    task = small.task(tmp_path)
+    trained(small, task)
+    history = [entry["metrics"] for entry in last_state(task).history]
+    assert ["eval/knn_top1" in metrics for metrics in history] == [False, True, False, True]
+    first = lines_of(history[0])  # where a run that goes on finds them
+    assert first.keys() == LINES
+    assert [lines_of(metrics) for metrics in history[1:]] == [first, {}, first]
+    assert ["perf/reference_seconds" in metrics for metrics in history] == [True, False, False, False]
+    # the untrained encoder's, and not that of a later one
+    shards = small.features().labelled(small.learner())
+    assert first["eval/untrained/knn_top1"] == accuracy(small, shards)
+
+
+def test_a_run_that_goes_on_has_the_lines_of_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = SmallTraining.of("train.epochs=3")
+    whole, cut = small.task(tmp_path / "whole"), small.task(tmp_path / "cut")
+    expected = lines_of(trained(small, whole)[-1].metrics)
+    e_step = LocalEStep(small.config, small.splits)
+    course = epochs(cut, small.splits, device=CPU, e_step=e_step, broadcast=alone, post=small.post)
+    assert next(course) == 1
+    course.close()
+    monkeypatch.setattr(FeaturePass, "references", None)  # to measure them again would fail
+    trained(small, cut)
+    assert [lines_of(entry["metrics"]) for entry in last_state(cut).history] == [expected] * 3
+
+
+@pytest.mark.parametrize("words", [("evaluation.reference_lines=false",), ("data.holdout=0",)])
+def test_without_reference_lines_nothing_is_measured(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeaturePass, "references", None)
+    small = SmallTraining.of("train.epochs=2", *words)
+    task = small.task(tmp_path)
+    trained(small, task)
+    assert not any(lines_of(entry["metrics"]) for entry in last_state(task).history)
+
+
+def test_reference_lines_change_nothing_in_training(tmp_path: Path) -> None:
+    weights = []
+    for wanted in ("true", "false"):
+        small = SmallTraining.of("train.epochs=2", f"evaluation.reference_lines={wanted}")
+        task = small.task(tmp_path / wanted)
+        trained(small, task)
+        weights.append(last_state(task).learner["model"])
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_with_the_feature_bank_the_evaluation_looks_at_fresh_features(tmp_path: Path) -> None:
+    """The E-step takes the bank's rows; the accuracy is that of the encoder as it is."""
+    small = SmallTraining.of("train.epochs=3", "e_step.features=bank", "evaluation.bank_images=100")
+    task = small.task(tmp_path)
+    trained(small, task)
+    state = last_state(task)
+    learner = small.learner()
+    learner.load_state_dict(state.learner)
+    shards = small.features().labelled(learner)
+    for name, ending in (("eval/knn_top1", ""), ("eval/head/knn_top1", "/head")):
+        assert state.history[-1]["metrics"][name] == accuracy(small, shards, ending)
