@@ -40,7 +40,7 @@ def figures(features: Features, splits: DataSplits, seed: int, *, secondary: boo
     take longer than the training.
     """
     assert splits.holdout is not None
-    train, test = (torch.from_numpy(_labels(part)) for part in (splits.train, splits.holdout))
+    train, test = (torch.from_numpy(labels_of(part)) for part in (splits.train, splits.holdout))
     many = len(test.unique()) > _MANY_CLASSES
     clusters = class_clusters(features["test"], test, restarts=3 if many else 10, seed=seed)
     values = {"ami": clusters["ami"], "accuracy": clusters["accuracy"]}
@@ -143,6 +143,6 @@ def _views(images: Any, config: RunConfig, device: torch.device) -> EvaluationLo
     return EvaluationLoader(images, config, device=device)
 
 
-def _labels(images: Any) -> np.ndarray:
+def labels_of(images: Any) -> np.ndarray:
     assert images.labels is not None
     return images.labels

@@ -42,14 +42,6 @@ from pcl_ray.training.local_e_step import LocalEStep
 from pcl_ray.training.loop import epochs
 from pcl_ray.training.training_task import TrainingTask
 
-_MACHINERY: Knobs = {
-    "resources.workers": 0,
-    "e_step.threads": 1,
-    "tracking.enabled": False,
-    "evaluation.every_epochs": 0,
-    "train.keep_checkpoints": 1,
-}
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -140,9 +132,8 @@ def _warm_up(run: Run, splits: DataSplits, data_path: str, folder: Path, pause: 
 def config_of(run: Run, data_path: str, num_images: int, num_holdout: int) -> RunConfig:
     """The configuration of a run, but for the further epochs of `Arm.longer`."""
     arm = ARMS[run.arm]
-    knobs: Knobs = base_knobs(run) | arm.knobs | _MACHINERY | {"data.path": data_path, "seed": run.seed}
-    if importlib.util.find_spec("faiss") is None:
-        knobs["e_step.backend"] = "torch"
+    knobs: Knobs = base_knobs(run) | arm.knobs | machinery()
+    knobs |= {"data.path": data_path, "seed": run.seed}
     config = configs.with_overrides(RunConfig(), knobs)
     if not arm.clusters:
         return configs.with_overrides(config, {"e_step.warmup_epochs": config.train.epochs})
@@ -150,6 +141,18 @@ def config_of(run: Run, data_path: str, num_images: int, num_holdout: int) -> Ru
         counts = sorted(plans.make(config, num_images, num_holdout).num_clusters)
         return configs.with_overrides(config, {"e_step.num_clusters": [counts[len(counts) // 2]]})
     return config
+
+
+def machinery() -> Knobs:
+    """Where and how runs of the study are computed: in this process, by one thread, recorded nowhere."""
+    return {
+        "resources.workers": 0,
+        "e_step.threads": 1,
+        "e_step.backend": "auto" if importlib.util.find_spec("faiss") else "torch",
+        "tracking.enabled": False,
+        "evaluation.every_epochs": 0,
+        "train.keep_checkpoints": 1,
+    }
 
 
 def _trained_part(
@@ -179,25 +182,47 @@ def _trained_part(
             done = epoch_files.epochs_done(begin)
     if done >= until:
         return seconds
-    last_training_moment = start = _now(device)
-
-    def on_event(event: Event) -> None:
-        # What comes after the last epoch is no training: the final clustering, the evaluation.
-        nonlocal last_training_moment
-        if event.kind == "phase" and event.epoch == task.plan.epochs and event.text == "features":
-            last_training_moment = _now(device)
-
+    clock = TrainingClock(device, task.plan.epochs)
     arguments: dict[str, Any] = {"device": device, "e_step": e_step, "broadcast": lambda value: value}
-    for done in epochs(task, splits, post=on_event, **arguments):
-        now = _now(device)
-        seconds += (last_training_moment if done == task.plan.epochs else now) - start
+    clock.start()
+    for done in epochs(task, splits, post=clock.see, **arguments):
+        seconds += clock.seconds(done)
         files.write_text(record, json.dumps({"epochs": done, "seconds": seconds}))
         if done >= until:
             break
         if pause():
             raise Paused
-        start = _now(device)
+        clock.start()
     return seconds
+
+
+class TrainingClock:
+    """Seconds of training: of this process's CPU; on a GPU of the clock, after what was asked of it is done.
+
+    What comes after the last epoch, the final clustering and the evaluation, is no training.
+    """
+
+    def __init__(self, device: torch.device, epochs: int):
+        self._device, self._epochs = device, epochs
+        self._begin = self._end = 0.0
+
+    def start(self) -> None:
+        self._begin = self._now()
+
+    def see(self, event: Event) -> None:
+        """Takes the loop's events."""
+        if event.kind == "phase" and event.epoch == self._epochs and event.text == "features":
+            self._end = self._now()
+
+    def seconds(self, done: int) -> float:
+        """Since the start, where so many epochs are done."""
+        return (self._end if done == self._epochs else self._now()) - self._begin
+
+    def _now(self) -> float:
+        if self._device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 def _record_of(path: Path) -> tuple[int, float]:
@@ -206,14 +231,6 @@ def _record_of(path: Path) -> tuple[int, float]:
         return 0, 0.0
     content = json.loads(path.read_text())
     return content["epochs"], content["seconds"]
-
-
-def _now(device: torch.device) -> float:
-    """Seconds of this process's CPU; on a GPU of the clock, after what has been asked of it is done."""
-    if device.type != "cuda":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 # --- E-steps whose clusters are changed
