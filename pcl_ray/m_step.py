@@ -90,6 +90,7 @@ def run_epoch(
         step = first + seen
         for group in learner.optimizer.param_groups:
             group["lr"] = plan.lr_at(step)
+        learner.pair.momentum = plan.momentum_at(step)
         gauge = seen % GAUGE_EVERY == 0
         losses, fresh = _train_step(learner, batch, targets, config, plan, step, gauge=gauge)
         gauged = fresh if fresh is not None else gauged

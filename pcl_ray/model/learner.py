@@ -47,9 +47,18 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state. Momentum and weight decay stay those of the own configuration, which differ
+        from the state's in a fork.
+        """
         self.pair.load_state_dict(state["model"])
         self.queue.load_state_dict(state["queue"])
+        own = [
+            {name: group[name] for name in ("momentum", "weight_decay") if name in group}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
 
 
 def build_learner(

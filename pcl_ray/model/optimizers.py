@@ -24,7 +24,7 @@ class LARS(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
@@ -81,12 +81,20 @@ def build(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     can_fuse = all(parameter.device.type in _FUSED_ON for parameter in parameters)
     # None leaves the choice to torch: several kernels for many weights at once on a GPU, a loop elsewhere.
     fused = True if config.fused and can_fuse else None
+    groups = parameters if config.decay_biases else _groups_by_decay(parameters)
     match config.name:
         case "sgd":
             return SGD(
-                parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+                groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
             )
         case "adamw":
-            return AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=fused)
+            return AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=fused)
         case "lars":
-            return LARS(parameters, config.lr, config.momentum, config.weight_decay)
+            return LARS(groups, config.lr, config.momentum, config.weight_decay)
+
+
+def _groups_by_decay(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """The weights that decay, and beside them the biases and normalisations, which do not."""
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]

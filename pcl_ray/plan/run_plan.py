@@ -47,6 +47,8 @@ class RunPlan:
     optimizer: OptimizerConfig
     prototype_weight: float  # of the prototype term, once the ramp is over
     prototype_ramp_epochs: float
+    momentum: float  # of the momentum encoder in the first step
+    momentum_end: float  # towards which it goes
 
     def prototype_weight_at(self, step: int) -> float:
         """Weight of the prototype term in a step: after the warm-up a line from 0 to the full weight."""
@@ -70,6 +72,11 @@ class RunPlan:
                 return config.lr * config.gamma**passed
             case "constant":
                 return config.lr
+
+    def momentum_at(self, step: int) -> float:
+        """The momentum encoder's momentum in a step: along half a cosine (Grill et al., 2020, of BYOL)."""
+        done = step / self.total_steps
+        return self.momentum + (self.momentum_end - self.momentum) * 0.5 * (1 - math.cos(math.pi * done))
 
     def clusters_before(self, epoch: int) -> bool:
         """Whether epoch `epoch` begins with a new clustering (`epochs`: the final one, after training)."""
@@ -97,7 +104,7 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
     if problems:
         raise ConfigError(problems)
     world_size = max(config.resources.workers, 1)
-    epochs = config.train.epochs
+    epochs, encoder = config.train.epochs, config.encoder
     steps = num_images // config.train.batch_size
     counts = sizes.resolve_num_clusters(config.e_step.num_clusters, num_images)
     everything = num_images + num_holdout
@@ -138,6 +145,8 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         optimizer=config.optimizer,
         prototype_weight=config.loss.prototype_weight,
         prototype_ramp_epochs=config.loss.prototype_ramp_epochs,
+        momentum=encoder.momentum,
+        momentum_end=encoder.momentum if encoder.momentum_end is None else encoder.momentum_end,
     )
 
 

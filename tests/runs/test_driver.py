@@ -122,7 +122,19 @@ def test_a_tracking_server_that_is_down_costs_a_warning(capsys: pytest.CaptureFi
     assert len(MlflowClient(store).get_metric_history(run_id, "train/loss")) == 4
 
 
-def test_a_resumed_run_is_bit_identical_to_one_never_stopped() -> None:
+OTHER_ENCODER = (
+    "encoder.stem_stride=2",
+    "encoder.head=mlp",
+    "encoder.head_width=24",
+    "encoder.head_batch_norm=true",
+    "encoder.batch_norm_parts=4",
+    "encoder.momentum_end=1",
+    "optimizer.decay_biases=false",
+)
+
+
+@pytest.mark.parametrize("words", [(), OTHER_ENCODER], ids=["", "another encoder"])
+def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, ...]) -> None:
     class StopsAfterTwo(Display):
         def handle(self, event: Event) -> None:
             if event.kind == "step" and event.epoch == 2:
@@ -130,9 +142,9 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped() -> None:
 
     from pcl_ray.runs import request
 
-    assert train("--name", "whole") == 0
+    assert train("--name", "whole", *words) == 0
     with pytest.raises(Stopped):
-        driver.start(request.check("digits", TINY), name="cut", display=StopsAfterTwo())
+        driver.start(request.check("digits", [*TINY, *words]), name="cut", display=StopsAfterTwo())
     assert json.loads((home() / "runs/cut/state.json").read_text())["state"] == "stopped"
     assert (
         epoch_files.latest(home() / "runs/cut/checkpoints") == home() / "runs/cut/checkpoints/epoch_00002.pt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -267,6 +268,27 @@ def test_each_step_takes_the_plans_learning_rate() -> None:
     for epoch in range(2):
         run_epoch(learner, batches(epoch), None, config, plan, epoch)
     assert seen == [plan.lr_at(step) for step in range(8)]
+
+
+@pytest.mark.parametrize("end", [None, 0.5])
+def test_the_key_encoder_follows_by_the_plans_momentum_of_each_step(end: float | None) -> None:
+    config, plan, learner = setup(
+        encoder__momentum=0.9, encoder__momentum_end=end, train__epochs=2, loss__queue_size=32
+    )
+    averages = [parameter.detach().double() for parameter in learner.pair.key.parameters()]
+    momenta = iter([0.9] * 8 if end is None else [0.7 + 0.2 * math.cos(math.pi * k / 8) for k in range(8)])
+
+    def follow(optimizer: Any, args: Any, kwargs: Any) -> None:
+        momentum = next(momenta)
+        for average, parameter in zip(averages, learner.pair.query.parameters(), strict=True):
+            average.mul_(momentum).add_((1 - momentum) * parameter.detach().double())
+
+    learner.optimizer.register_step_post_hook(follow)
+    for epoch in range(2):
+        run_epoch(learner, batches(epoch), None, config, plan, epoch)
+    assert next(momenta, None) is None
+    for average, parameter in zip(averages, learner.pair.key.parameters(), strict=True):
+        assert torch.allclose(parameter.double(), average, rtol=1e-4, atol=1e-6)
 
 
 def test_key_encoder_follows_and_the_queue_turns() -> None:

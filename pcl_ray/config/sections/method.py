@@ -70,6 +70,13 @@ class EncoderConfig(Section):
     momentum: float = knob(
         0.999, TRAINING, "Share of its old self that the momentum encoder keeps at each step.", ge=0, lt=1
     )
+    momentum_end: float | None = knob(
+        None,
+        TRAINING,
+        "What encoder.momentum becomes by the end of the run, along half a cosine; null: it stays.",
+        ge=0,
+        le=1,
+    )
     batch_norm: Literal["shuffle", "sync", "plain"] = knob(
         "shuffle",
         TRAINING,

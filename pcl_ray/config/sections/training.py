@@ -25,6 +25,12 @@ class OptimizerConfig(Section):
     )
     momentum: float = knob(0.9, TRAINING, "Momentum of sgd and lars.", ge=0, lt=1)
     weight_decay: float = knob(1e-4, TRAINING, "Weight decay.", ge=0, le=1)
+    decay_biases: bool = knob(
+        True,
+        WEIGHTS,
+        "false: no weight decay of biases and normalisation, that is of tensors of one dimension; lars never"
+        " decays them.",
+    )
     schedule: Literal["cosine", "step", "constant"] = knob(
         "cosine", TRAINING, "cosine (v2), or step at the milestones (v1)."
     )

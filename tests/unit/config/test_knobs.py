@@ -140,7 +140,7 @@ PROPERTIES = {
         data.source data.channels data.holdout data.limit data.unlabelled encoder.backbone
         encoder.stem encoder.width encoder.blocks encoder.stem_stride encoder.head
         encoder.head_width encoder.head_batch_norm encoder.dim loss.queue_size
-        optimizer.name train.batch_size
+        optimizer.name optimizer.decay_biases train.batch_size
     """,
     "acts_before_first_e_step": """
         data.source data.path data.channels data.holdout data.limit data.unlabelled
@@ -150,10 +150,12 @@ PROPERTIES = {
         augment.shift augment.rotate augment.shear augment.erase
         augment.mean augment.std encoder.backbone encoder.stem encoder.width encoder.blocks
         encoder.stem_stride encoder.head encoder.head_width encoder.head_batch_norm
-        encoder.dim encoder.momentum encoder.batch_norm encoder.batch_norm_parts
+        encoder.dim encoder.momentum encoder.momentum_end
+        encoder.batch_norm encoder.batch_norm_parts
         loss.temperature
         loss.queue_size e_step.warmup_epochs e_step.feature_dtype optimizer.name optimizer.lr
-        optimizer.momentum optimizer.weight_decay optimizer.schedule optimizer.milestones
+        optimizer.momentum optimizer.weight_decay
+        optimizer.decay_biases optimizer.schedule optimizer.milestones
         optimizer.gamma optimizer.warmup_epochs optimizer.fused train.epochs train.batch_size
         train.micro_batch train.precision train.memory_format train.compile train.log_every_steps
         resources.workers resources.gpus_per_worker resources.cpus_per_worker resources.e_step_cpus

@@ -115,6 +115,21 @@ def test_a_checkpoint_of_one_memory_format_is_read_in_the_other() -> None:
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
+@pytest.mark.parametrize("decay_biases", [True, False])
+def test_a_state_from_other_momentum_and_decay_is_gone_on_with_by_ones_own(decay_biases: bool) -> None:
+    knobs = {"optimizer.decay_biases": decay_biases}
+    source, _ = built(knobs)
+    trained(source, knobs)
+    target, _ = built(knobs | {"optimizer.momentum": 0.5, "optimizer.weight_decay": 0.25})
+    target.load_state_dict(source.state_dict())
+    decays = [0.25] if decay_biases else [0.25, 0.0]
+    assert [group["weight_decay"] for group in target.optimizer.param_groups] == decays
+    assert {group["momentum"] for group in target.optimizer.param_groups} == {0.5}
+    for one, other in zip(source.pair.query.parameters(), target.pair.query.parameters(), strict=True):
+        states = (made.optimizer.state[weight] for made, weight in ((source, one), (target, other)))
+        assert torch.equal(*(state["momentum_buffer"] for state in states))
+
+
 # Compiling. `aot_eager` traces and takes the graphs apart as the real thing does, but makes no C++ of them:
 # that would take minutes for all of these.
 

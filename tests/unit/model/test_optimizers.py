@@ -101,6 +101,49 @@ def test_built_by_name_with_the_settings(name: str, kind: type) -> None:
     assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("decays", [True, False])
+def test_without_gradients_only_weights_that_decay_shrink(name: str, decays: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    for parameter in model.parameters():
+        parameter.data.fill_(2.0)
+        parameter.grad = torch.zeros_like(parameter)
+    settings = OptimizerConfig(name=name, lr=0.5, momentum=0, weight_decay=0.1, decay_biases=decays)
+    optimizer = build(settings, model)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    optimizer.step()
+    for label, parameter in model.named_parameters():
+        # lars scales its step to a thousandth of the weights' norm
+        shrunk = 2 - 0.5 * 2 * (1e-3 if name == "lars" else 0.1)
+        expected = shrunk if parameter.ndim > 1 or (decays and name != "lars") else 2.0
+        assert torch.allclose(parameter, torch.full_like(parameter, expected)), label
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_a_state_whose_biases_do_not_decay_is_gone_on_with(name: str) -> None:
+    settings = OptimizerConfig(name=name, lr=0.05, weight_decay=0.1, decay_biases=False)
+    whole, part = (convolutions(torch.channels_last) for _ in range(2))
+    stepped(whole, build(settings, whole), 4)
+    first = build(settings, part)
+    stepped(part, first, 2)
+    again = build(settings, part)
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    stepped(part, again, 2, first=2)
+    for one, other in zip(whole.parameters(), part.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [group["weight_decay"] for group in again.param_groups] == [0.1, 0.0]
+
+
+def test_a_model_without_biases_has_no_second_kind_of_weights_to_step() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    optimizer = build(OptimizerConfig(decay_biases=False), model)
+    model(torch.ones(1, 3)).sum().backward()
+    before = model.weight.clone()
+    optimizer.step()
+    assert not torch.equal(model.weight, before)
+
+
 @pytest.mark.parametrize(("name", "lr"), [("sgd", 0.1), ("adamw", 0.05), ("lars", 5.0)])
 def test_each_goes_downhill(name: str, lr: float) -> None:
     torch.manual_seed(0)

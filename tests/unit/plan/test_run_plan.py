@@ -135,6 +135,28 @@ def test_the_weight_of_the_prototypes_rises_after_the_warm_up(
     assert {step: plan.prototype_weight_at(step) for step in expected} == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("momentum", "end", "expected"),
+    [
+        (0.9, None, {0: 0.9, 50: 0.9, 99: 0.9}),
+        (0.9, 0.9, {0: 0.9, 50: 0.9, 99: 0.9}),
+        # as BYOL writes it: 1 − (1 − m)(cos(π k/K) + 1) / 2
+        (0.9, 1, {k: 1 - 0.1 * (math.cos(math.pi * k / 100) + 1) / 2 for k in range(100)}),
+        (0.99, 0.999, {0: 0.99, 25: 0.99 + 0.009 * (0.5 - 0.25 * math.sqrt(2)), 50: 0.9945}),
+        (0.999, 0.5, {0: 0.999, 50: 0.7495}),
+        (0, 0, {0: 0, 99: 0}),
+    ],
+)
+def test_the_momentum_goes_along_half_a_cosine_from_one_value_to_the_other(
+    momentum: float, end: float | None, expected: dict[int, float]
+) -> None:
+    plan = plan_of(encoder__momentum=momentum, encoder__momentum_end=end)
+    assert {step: plan.momentum_at(step) for step in expected} == pytest.approx(expected, abs=1e-12)
+    assert plan.momentum_at(0) == momentum
+    if end in (None, momentum):
+        assert {plan.momentum_at(step) for step in range(100)} == {momentum}
+
+
 FITTING_SIZES = st.fixed_dictionaries(
     {
         "train__batch_size": st.sampled_from([8, 16, 200]),
