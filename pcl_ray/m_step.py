@@ -8,7 +8,7 @@ two views, indices → query encoder (gradients) ──┬─ InfoNCE against ke
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +61,8 @@ def run_epoch(
     on_progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     switch: Callable[[int], ClusterSet | None] = lambda step: None,
 ) -> EpochMetrics:
-    """Trains one epoch. `batches` yields `.query_views`, `.key_views` [b, channels, S, S] and `.indices` [b];
-    `clusters` None: InfoNCE alone.
+    """Trains one epoch. `batches` yields `.query_views`, `.key_views` [b, channels, S, S], `.indices` [b] and
+    `.small_views`, any number of [b, channels, s, s]; `clusters` None: InfoNCE alone.
 
     `on_progress(step, means)` is called on every worker each `train.log_every_steps` steps. `switch(i)` is
     asked before step i of the epoch, on every worker; from then on the clusters that it gives are trained
@@ -133,9 +133,14 @@ def _train_step(
     Where the worker's part of the batch is more than `train.micro_batch`, gradients of several forward passes
     are added up. The loss is that of the whole batch all the same: negatives are the queue's and the
     prototypes', drawn once a step. Only batch norm sees the smaller batches.
+
+    With small views the loss is the mean of those of the query and of each small view in its place, against
+    the same key and prototypes (multi-crop: Caron et al., NeurIPS 2020). Figures are the query's but for the
+    whole loss.
     """
     query_views, key_views = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
     contrasts = StepContrasts.of(targets, learner.queue, batch.indices, config, plan, step)
+    small_views = _image_by_image(learner, batch.small_views)
     learner.optimizer.zero_grad(set_to_none=True)
     figures, features, keys = [], [], []
     count = len(query_views)
@@ -149,8 +154,12 @@ def _train_step(
             with precision(config, learner.device):
                 query_BC = learner.query(queries)
                 key_BC = _keys(learner, key_part, config, step)
+                small_BC = _features_of_small(learner, small_views, rows)
             query_BC, key_BC = query_BC.float(), key_BC.float()
-            loss, values = _losses(query_BC, key_BC, rows, contrasts)
+            terms = [_losses(one_BC, key_BC, rows, contrasts) for one_BC in (query_BC, *small_BC)]
+            loss, values = terms[0]
+            if small_BC:
+                loss = torch.stack([term for term, _ in terms]).mean()
             (loss if share == 1 else loss * share).backward()
         figures.append(torch.stack([value.detach().float() for value in (loss, *values)]) * share)
         keys.append(key_BC)
@@ -173,6 +182,24 @@ def _enqueue(learner: Learner, keys_BC: Tensor, indices: Tensor, groups_B: Tenso
     learner.queue.enqueue(keys, images, *groups)
     if learner.bank is not None:
         learner.bank.update(images, keys)
+
+
+def _image_by_image(learner: Learner, small_views: Sequence[Tensor]) -> Tensor | None:
+    """[b, n, channels, s, s], an image's small views side by side: the part of a batch that batch norm or a
+    worker sees then has the small views of the images whose large ones it has. None without any.
+    """
+    if not small_views:
+        return None
+    return torch.stack([views.to(learner.device, non_blocking=True) for views in small_views], dim=1)
+
+
+def _features_of_small(learner: Learner, small_views: Tensor | None, rows: slice) -> list[Tensor]:
+    """The query encoder's features [b, C] float32 of each small view of the images `rows`, in one pass."""
+    if small_views is None:
+        return []
+    part = small_views[rows]
+    features = learner.query(views_for(learner, part.flatten(0, 1))).float()
+    return list(features.unflatten(0, part.shape[:2]).unbind(dim=1))
 
 
 def _exchange_of_gradients(learner: Learner, *, at_end: bool) -> AbstractContextManager[Any]:

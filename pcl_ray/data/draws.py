@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcl_ray.config import AugmentConfig
+from pcl_ray.plan import SMALL_CROP_MIN
 
 _TRIES = 10  # as torchvision: crops that do not fit are drawn again, so many times
 _RATIO = (3 / 4, 4 / 3)  # of a crop's sides
@@ -78,7 +79,7 @@ def view_draws(
     view: int,
     sizes: np.ndarray,
 ) -> ViewDraws:
-    """The draws of view 0 (query) or 1 (key) of the images `indices` [B].
+    """The draws of view 0 (query), 1 (key) or 2 and on (small ones) of the images `indices` [B].
 
     sizes: [B, 2] height and width of the original images.
     """
@@ -95,7 +96,7 @@ def view_draws(
     hue = (2 * drawn[:, _FACTORS + 3] - 1) * (config.hue if colour else 0.0)
     blurred = (drawn[:, _BLUR] < config.blur) & (config.version == "v2")
     return ViewDraws(
-        boxes=_crops(drawn[:, _CROP:_FLIP], sizes, config.min_crop),
+        boxes=_crops(drawn[:, _CROP:_FLIP], sizes, crop_shares(config, small=view > 1)),
         flipped=drawn[:, _FLIP] < config.flip,
         factors=np.where(jittered[:, None], factors, 1.0),
         hue=np.where(jittered, hue, 0.0),
@@ -105,6 +106,11 @@ def view_draws(
         warps=_warps(drawn[:, _SHIFT:_ERASE], config) if warped else None,
         erased=_erased(drawn[:, _ERASE:], config.erase) if config.erase else None,
     )
+
+
+def crop_shares(config: AugmentConfig, *, small: bool) -> tuple[float, float]:
+    """The least and the largest share of an image's area that a view keeps."""
+    return (SMALL_CROP_MIN, config.small_crop_max) if small else (config.min_crop, 1.0)
 
 
 def _warps(drawn: np.ndarray, config: AugmentConfig) -> np.ndarray:
@@ -123,10 +129,10 @@ def _erased(drawn: np.ndarray, probability: float) -> np.ndarray:
     return np.concatenate([sides, drawn[:, _CORNER - _ERASE :]], axis=1)
 
 
-def _crops(drawn: np.ndarray, sizes: np.ndarray, min_crop: float) -> np.ndarray:
+def _crops(drawn: np.ndarray, sizes: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
     """The first try that fits, else the largest centred crop in proportion (Inception's, as torchvision)."""
     heights, widths = sizes[:, :1].astype(float), sizes[:, 1:].astype(float)
-    areas = heights * widths * (min_crop + drawn[:, :_TRIES] * (1 - min_crop))
+    areas = heights * widths * (shares[0] + drawn[:, :_TRIES] * (shares[1] - shares[0]))
     ratios = np.exp(
         np.log(_RATIO[0]) + drawn[:, _TRIES : 2 * _TRIES] * (np.log(_RATIO[1]) - np.log(_RATIO[0]))
     )

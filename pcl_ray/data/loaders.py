@@ -1,11 +1,11 @@
 """Batches for one worker. What one holds follows from (seed, epoch, position), not from who reads it.
 
 epoch → one permutation of all images → step s takes rows s·B … → this worker's part of them → (epoch, index)
-→ two views by (seed, epoch, index)
+→ two views and small ones by (seed, epoch, index)
 
 in memory:    pixels of the rows, prefetched in a thread for a GPU ─────────────────────→ Views.of_images
-files:        loader processes: decode once, as small as suffices → two crops ─┬→ uint8 → Views.of_crops
-torchvision:  loader processes or none: two whole views, image by image ───────┘→ uint8 → floats
+files:        loader processes: decode once, as small as suffices → its crops ─┬→ uint8 → Views.of_crops
+torchvision:  loader processes or none: whole views, image by image ───────────┘→ uint8 → floats
                                                                 [b, 2, channels, S, S]
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,10 +42,11 @@ class Batch:
     query_views: Tensor  # [b, channels, S, S] float32, normalised, on the training device
     key_views: Tensor  # [b, channels, S, S]
     indices: Tensor  # [b] int64, positions in the data set, on the CPU
+    small_views: tuple[Tensor, ...] = ()  # each [b, channels, s, s]: `augment.small_crops` of them
 
 
 class TrainingLoader:
-    """Two random views of each image, reshuffled each epoch, full batches only. `readers` are for files."""
+    """Random views of each image, reshuffled each epoch, full batches only. `readers` are for files."""
 
     def __init__(
         self,
@@ -73,12 +74,12 @@ class TrainingLoader:
         return self._source.batches(epoch, rows)
 
     def views(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """The two views that the images at these rows [b] have in `epoch`, batch by batch."""
+        """The views that the images at these rows [b] have in `epoch`, batch by batch."""
         return self._source.batches(epoch, steps)
 
 
 class _PairSource(Protocol):
-    """Makes the two views of images, out of what they are held in."""
+    """Makes the views of images, out of what they are held in."""
 
     def batches(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
         """The views that the images at these rows [b] have in `epoch`."""
@@ -96,8 +97,8 @@ class _MemorySource:
 
     def batches(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
         for raw in _ahead(self._read(steps), self._depth):
-            query, key = self._views.of_images(raw.pixels, epoch, raw.indices, raw.sizes)
-            yield Batch(query, key, raw.indices)
+            views = self._views.of_images(raw.pixels, epoch, raw.indices, raw.sizes)
+            yield _batch(views, raw.indices)
 
     def _read(self, steps: Iterable[np.ndarray]) -> Iterator[RawBatch]:
         for rows in steps:
@@ -106,7 +107,7 @@ class _MemorySource:
 
 
 class _FileSource:
-    """Images in files: loader processes cut two crops out of each, the colours change on the device."""
+    """Images in files: loader processes cut the crops out of each, the colours change on the device."""
 
     def __init__(self, images: Images, config: RunConfig, device: torch.device, readers: Readers | None):
         self._views = Views(config, device)
@@ -115,7 +116,7 @@ class _FileSource:
 
     def batches(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
         return (
-            Batch(*self._views.of_crops(raw.pixels, epoch, raw.indices), raw.indices)
+            _batch(self._views.of_crops(raw.pixels, epoch, raw.indices, raw.small), raw.indices)
             for raw in self._readers.batches(self._which, _with_epoch(epoch, steps))
         )
 
@@ -132,8 +133,17 @@ class _ReferenceSource:
         return (self._batch(raw) for raw in self._readers.batches(self._which, _with_epoch(epoch, steps)))
 
     def _batch(self, raw: RawBatch) -> Batch:
-        pairs = to_floats(raw.pixels.to(self._device, non_blocking=True), self._augment)
-        return Batch(pairs[:, 0], pairs[:, 1], raw.indices)
+        views: list[Tensor] = []
+        for part in (raw.pixels, raw.small):
+            if part is not None:
+                floats = to_floats(part.to(self._device, non_blocking=True), self._augment)
+                views += floats.unbind(dim=1)
+        return _batch(views, raw.indices)
+
+
+def _batch(views: Sequence[Tensor], indices: Tensor) -> Batch:
+    """The views of one step: query, key, and then small ones."""
+    return Batch(views[0], views[1], indices, tuple(views[2:]))
 
 
 class EvaluationLoader:

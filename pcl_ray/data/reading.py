@@ -17,7 +17,7 @@ from pcl_ray.data.evaluation_view import as_tensor, evaluation_view, view_of_fil
 from pcl_ray.data.images import FileImages, Images, Scale, cut, decode_reduced
 from pcl_ray.data.reference_views import random_view
 from pcl_ray.errors import DataError
-from pcl_ray.plan import batches_ahead
+from pcl_ray.plan import batches_ahead, small_crop_size
 
 READ_TIMEOUT_S = 600  # a loader process that is silent for so long has died or hangs
 
@@ -29,9 +29,11 @@ class RawBatch:
     pixels: Tensor  # uint8
     indices: Tensor  # [b] int64
     sizes: np.ndarray | None = None  # [b, 2] of the original images, where `pixels` have other ones
+    small: Tensor | None = None  # [b, n, channels, s, s] uint8, crops or views beside those in `pixels`
 
     def pin_memory(self) -> RawBatch:
-        return RawBatch(self.pixels.pin_memory(), self.indices, self.sizes)
+        small = None if self.small is None else self.small.pin_memory()
+        return RawBatch(self.pixels.pin_memory(), self.indices, self.sizes, small)
 
 
 class Readers:
@@ -113,30 +115,41 @@ def _with_plain_errors(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
 
 
 class ReferencePairs:
-    """Both views of each image, by torchvision."""
+    """Both views of each image and its small ones, by torchvision."""
 
     def __init__(self, images: Images, config: RunConfig):
         self.images, self.seed = images, config.seed
         self.view = random_view(config.augment, config.data.channels)
+        self.small_view = random_view(config.augment, config.data.channels, small=True)
+        self.small_crops = config.augment.small_crops
 
     def __call__(self, items: list[tuple[int, int]]) -> RawBatch:
         """The views of items (epoch, index)."""
         # The views draw from torch's global generator; the training's randomness must not depend on that.
         before = torch.default_generator.get_state()
-        views = torch.stack([self._pair(epoch, index) for epoch, index in items])
+        views = [self._views(epoch, index) for epoch, index in items]
         torch.default_generator.set_state(before)
-        return RawBatch(views, torch.tensor([index for _, index in items]))
+        return _raw_batch(views, items)
 
-    def _pair(self, epoch: int, index: int) -> Tensor:
-        """[2, channels, S, S] uint8."""
+    def _views(self, epoch: int, index: int) -> list[Tensor]:
+        """Views [channels, S, S] uint8, the two large ones first."""
         image = as_tensor(self.images.read(index))
         seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0]
         torch.default_generator.manual_seed(int(seed >> 1))
-        return torch.stack([self.view(image), self.view(image)])
+        # in this order: the small ones change nothing about the others
+        kinds = [self.view] * 2 + [self.small_view] * self.small_crops
+        return [view(image) for view in kinds]
+
+
+def _raw_batch(views: list[list[Tensor]], items: list[tuple[int, int]]) -> RawBatch:
+    """Views of each item: the first two as pixels, the others, if there are any, as small ones."""
+    large = torch.stack([torch.stack(own[:2]) for own in views])
+    small = torch.stack([torch.stack(own[2:]) for own in views]) if len(views[0]) > 2 else None
+    return RawBatch(large, torch.tensor([index for _, index in items]), small=small)
 
 
 class CropPairs:
-    """Two crops of each file, which is decoded once, and no larger than the smaller crop needs."""
+    """Two crops of each file, and small ones; it is decoded once, and no larger than these need."""
 
     def __init__(self, images: Images, config: RunConfig):
         self.images, self.augment, self.seed = images, config.augment, config.seed
@@ -144,26 +157,26 @@ class CropPairs:
 
     def __call__(self, items: list[tuple[int, int]]) -> RawBatch:
         """The views of items (epoch, index)."""
-        crops = torch.stack([self._pair(epoch, index) for epoch, index in items])
-        return RawBatch(crops, torch.tensor([index for _, index in items]))
+        return _raw_batch([self._crops(epoch, index) for epoch, index in items], items)
 
-    def _pair(self, epoch: int, index: int) -> Tensor:
-        """[2, channels, S, S] uint8."""
+    def _crops(self, epoch: int, index: int) -> list[Tensor]:
+        """Crops [channels, S, S] uint8, the two large ones first."""
         draws: list[ViewDraws] = []
-        side = self.augment.image_size
+        small = [small_crop_size(self.augment)] * self.augment.small_crops
+        sides = [self.augment.image_size] * 2 + small
 
         def scale(height: int, width: int) -> float:
             size, indices = np.array([[height, width]]), np.array([index])
-            for view in range(2):
+            for view in range(len(sides)):
                 draws.append(view_draws(self.augment, self.channels, self.seed, epoch, indices, view, size))
-            return side / min(view.boxes[0, 2:].min() for view in draws)
+            return max(side / view.boxes[0, 2:].min() for side, view in zip(sides, draws, strict=True))
 
         picture = decode_reduced(_decoder(self.images, index), scale, reduced=self.reduced)
         crops: list[Tensor] = []
-        for view in draws:
+        for side, view in zip(sides, draws, strict=True):
             crop = cut(picture.pixels, view.boxes[0] / picture.reduced_by, side)
             crops.append(as_tensor(crop[:, ::-1] if view.flipped[0] else crop))
-        return torch.stack(crops)
+        return crops
 
 
 class EvaluationViews:

@@ -1,4 +1,4 @@
-"""The two random views of a whole batch, on the device that trains: what `augment.engine: batch` does.
+"""The random views of a whole batch, on the device that trains: what `augment.engine: batch` does.
 
 images in memory   [b, H, W, channels] uint8 ─→ device ─→ crop, resize, flip ─┐
 files: crops of the loader processes   [b, channels, S, S] uint8 ─→ device ───┴→ shift, rotation, shear
@@ -19,16 +19,18 @@ from pcl_ray.config import RunConfig
 from pcl_ray.data import colour
 from pcl_ray.data.draws import ViewDraws, view_draws
 from pcl_ray.data.resample import resample, warp
+from pcl_ray.plan import small_crop_size
 
 
 class Views:
-    """Makes the views of `config.augment`; on a CPU with two threads or more, one view in its own thread.
+    """Makes the views of `config.augment`; on a CPU with two threads or more, every other one in a thread.
 
     piece: how many numbers a large batch's views are made of at a time on a CPU: its memory stays bounded.
     """
 
     def __init__(self, config: RunConfig, device: torch.device, *, piece: int = 2**24):
         self._augment = config.augment
+        self._size, self._small_size = config.augment.image_size, small_crop_size(config.augment)
         self._channels = config.data.channels
         self._seed = config.seed
         self._device = device
@@ -37,14 +39,15 @@ class Views:
         self._second_thread = ThreadPoolExecutor(1, "views") if in_threads else None
 
     def draws(self, epoch: int, indices: np.ndarray, view: int, sizes: np.ndarray) -> ViewDraws:
-        """The random numbers of view 0 (query) or 1 (key) of these images."""
+        """The random numbers of view 0 (query), 1 (key) or 2 and on (small ones) of these images."""
         return view_draws(self._augment, self._channels, self._seed, epoch, indices, view, sizes)
 
     def of_images(
         self, pixels: Tensor, epoch: int, indices: Tensor, sizes: np.ndarray | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Query and key views [b, channels, S, S] float32 of images [b, H, W, channels] uint8. sizes: [b, 2]
-        height and width of the original images, where they differ from these.
+    ) -> tuple[Tensor, ...]:
+        """Query, key and small views [b, channels, S, S] float32 of images [b, H, W, channels] uint8.
+
+        sizes: [b, 2] height and width of the original images, where they differ from these.
         """
         height, width = pixels.shape[1:3]
         if sizes is None:
@@ -53,28 +56,37 @@ class Views:
         def make(view: int) -> Tensor:
             draws = self.draws(epoch, indices.numpy(), view, sizes)
             boxes = draws.boxes * np.tile(np.array((height, width)) / sizes, 2)
-            return self._finished(self._cropped(on_device, boxes, draws.flipped), draws)
+            side = self._size if view < 2 else self._small_size
+            return self._finished(self._cropped(on_device, boxes, draws.flipped, side), draws)
 
         on_device = pixels.to(self._device, non_blocking=True)
-        return self._twice(make)
+        return self._each(make)
 
-    def of_crops(self, crops: Tensor, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Query and key views, as `of_images`, of crops [b, 2, channels, S, S] uint8, one for each view."""
+    def of_crops(
+        self, crops: Tensor, epoch: int, indices: Tensor, small: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Query, key and small views, as `of_images`, of crops [b, 2, channels, S, S] uint8, one for each
+        view, and `small` [b, n, channels, s, s].
+        """
         unused = np.ones((len(crops), 2), dtype=np.int64)
-        on_device = crops.to(self._device, non_blocking=True)
-        return self._twice(
+        on_device = [
+            view
+            for part in (crops, small)
+            if part is not None
+            for view in part.to(self._device, non_blocking=True).unbind(dim=1)
+        ]
+        return self._each(
             lambda view: self._finished(
-                on_device[:, view] / 255, self.draws(epoch, indices.numpy(), view, unused)
+                on_device[view] / 255, self.draws(epoch, indices.numpy(), view, unused)
             )
         )
 
-    def _cropped(self, pixels: Tensor, boxes: np.ndarray, flipped: np.ndarray) -> Tensor:
-        """Cuts, resizes and flips: [b, channels, S, S] in 0..1."""
+    def _cropped(self, pixels: Tensor, boxes: np.ndarray, flipped: np.ndarray, size: int) -> Tensor:
+        """Cuts, resizes and flips: [b, channels, size, size] in 0..1."""
         boxes_B4, flipped_B = (
             torch.from_numpy(part).to(pixels.device, non_blocking=True)
             for part in (boxes.astype(np.float32), flipped)
         )
-        size = self._augment.image_size
         count = len(pixels)
         if not pixels.is_cuda:
             count = max(1, self._piece // max(pixels[0].numel(), self._channels * size * size))
@@ -95,17 +107,19 @@ class Views:
             views = colour.jitter(colour.to_grey(views, draws.grey), draws)
         else:
             views = colour.to_grey(colour.jitter(views, draws), draws.grey)
-            views = colour.blur(views, draws.sigmas, colour.blur_size(self._augment.image_size))
+            views = colour.blur(views, draws.sigmas, colour.blur_size(views.shape[-1]))
         views = colour.normalise(views, self._augment)
         return views if draws.erased is None else colour.erase(views, draws.erased)
 
-    def _twice(self, make: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
+    def _each(self, make: Callable[[int], Tensor]) -> tuple[Tensor, ...]:
+        """What `make` gives for each view."""
+        count = 2 + self._augment.small_crops
         if self._second_thread is None:
-            return make(0), make(1)
+            return tuple(make(view) for view in range(count))
         with _one_thread():
-            key = self._second_thread.submit(make, 1)
-            query = make(0)
-            return query, key.result()
+            others = [self._second_thread.submit(make, view) for view in range(1, count, 2)]
+            made = {view: make(view) for view in range(0, count, 2)}
+            return tuple(made[view] if view in made else others[view // 2].result() for view in range(count))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pcl_ray.clustering.group import Group, TorchGroup
-from pcl_ray.config import RunConfig
+from pcl_ray.config import RunConfig, with_overrides
 from pcl_ray.config.figures import LIDAR, LIDAR_SECONDS
 from pcl_ray.data.images import Images
 from pcl_ray.data.loaders import TrainingLoader
@@ -31,7 +31,8 @@ class AugmentedViews:
 
     def __init__(self, images: Images, config: RunConfig, device: torch.device, readers: Readers):
         self._config, self._device = config, device
-        self._loader = TrainingLoader(images, config, device=device, readers=readers)
+        large = with_overrides(config, {"augment.small_crops": 0})  # query and key views are what is used
+        self._loader = TrainingLoader(images, large, device=device, readers=readers)
         self._passes = -(-config.evaluation.lidar_views // 2)
         sample = sampled(len(images), config.evaluation.lidar_images)
         self._rows = np.array_split(sample, world_size())[rank()]

@@ -22,6 +22,7 @@ from pcl_ray.model.distributed import any_worker, world_size
 from pcl_ray.model.momentum import MomentumPair
 from pcl_ray.model.partwise import PartwiseEncoder
 from pcl_ray.model.queue import KeyQueue
+from pcl_ray.plan import small_crop_size
 
 
 @dataclass
@@ -100,17 +101,23 @@ def _compiled(
     """
     reason = ""
     buffers = [buffer.clone() for buffer in pair.buffers()]
-    size, count = config.augment.image_size, config.train.batch_size // world_size()
+    count = config.train.batch_size // world_size()
     count = math.ceil(min(count, config.train.micro_batch or count) / config.encoder.batch_norm_parts)
-    views = torch.zeros(count, config.data.channels, size, size, device=device)
-    views = views.contiguous(memory_format=layout)
+    small = count * config.augment.small_crops
+    shapes = [(count, config.augment.image_size), (small, small_crop_size(config.augment))]
+    views, *small_views = [
+        torch.zeros(number, config.data.channels, size, size, device=device).contiguous(memory_format=layout)
+        for number, size in shapes
+        if number
+    ]
     query: Any = pair.query
     key: Any = pair.key
     try:
         query, key = torch.compile(pair.query), torch.compile(pair.key)
         pair.train()
         with precision(config, device):
-            query(views).sum().backward()
+            for part in (views, *small_views):
+                query(part).sum().backward()
             with torch.no_grad():
                 key(views)
     # a missing C++ compiler, a model that cannot be traced …: torch raises many kinds

@@ -6,6 +6,7 @@ from pcl_ray.plan.checks import check, check_alone, notes
 from pcl_ray.plan.run_plan import RunPlan, make
 from pcl_ray.plan.sizes import (
     FILE_SOURCES,
+    SMALL_CROP_MIN,
     EStepMode,
     batches_ahead,
     decoded_bytes,
@@ -14,10 +15,12 @@ from pcl_ray.plan.sizes import (
     memory_side,
     negatives,
     resolve_num_clusters,
+    small_crop_size,
 )
 
 __all__ = [
     "FILE_SOURCES",
+    "SMALL_CROP_MIN",
     "EStepMode",
     "RunPlan",
     "batches_ahead",
@@ -31,4 +34,5 @@ __all__ = [
     "negatives",
     "notes",
     "resolve_num_clusters",
+    "small_crop_size",
 ]

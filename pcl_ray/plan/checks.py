@@ -36,6 +36,7 @@ def check_alone(config: RunConfig, *, gpus: int | None = None) -> list[Problem]:
     return [
         *_worker_problems(config),
         *_reading_problems(config),
+        *_view_problems(config),
         *_schedule_problems(config),
         *_model_problems(config),
         *_encoder_problems(config),
@@ -100,6 +101,16 @@ def _reading_problems(config: RunConfig) -> Iterator[Problem]:
             "data.on_bad_image",
             "skip",
             "needs data.check_images = true: only the check before the run can leave images out",
+        )
+
+
+def _view_problems(config: RunConfig) -> Iterator[Problem]:
+    augment = config.augment
+    if augment.small_crops and sizes.small_crop_size(augment) > augment.image_size:
+        yield Problem(
+            "augment.small_crop_size",
+            augment.small_crop_size,
+            f"small views are no larger than the others: at most augment.image_size = {augment.image_size}",
         )
 
 
@@ -302,6 +313,11 @@ def notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]
         yield (
             "resources.e_step_gpus: the workers cluster on their own GPUs (e_step.mode = distributed); the"
             " E-step actor needs none"
+        )
+    if config.augment.small_crops and config.encoder.backbone.startswith("timm:"):
+        yield (
+            "augment.small_crops: views of two sizes, and timm's transformers take one; its convolutional"
+            " networks take any"
         )
     if not num_holdout:
         yield "no held-out images: no kNN accuracy; data.holdout keeps a share of the images for evaluation"

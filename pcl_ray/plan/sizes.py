@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pcl_ray.config import RunConfig
+from pcl_ray.config import AugmentConfig, RunConfig
 from pcl_ray.support import machine
 
 FILE_SOURCES = ("folder", "imagenet")  # of one image a file
 EStepMode = Literal["single", "distributed", "sharded"]
 
+SMALL_CROP_MIN = 0.05  # share of the image's area, of small views (SwAV: Caron et al., NeurIPS 2020)
 # loss.negative_prototypes = auto: above this K so many are drawn (the paper's number), below all are used.
 _DENSE_UP_TO_ON_CPU = 32_768
 _DENSE_UP_TO_ON_GPU = 262_144
@@ -44,9 +45,20 @@ def e_step_shards(config: RunConfig, num_images: int) -> int:
     return config.e_step.shards or max(2, needed)
 
 
+def small_crop_size(augment: AugmentConfig) -> int:
+    """Pixels a side of the small views: as configured, or as many for each of a view as 96 are of 224."""
+    if augment.small_crop_size is not None:
+        return augment.small_crop_size
+    return max(round(augment.image_size * 3 / 7), 4)
+
+
 def memory_side(config: RunConfig) -> int:
-    """Pixels a side where no crop is enlarged: the smallest's side is √(min_crop · 3/4) of the image's."""
-    return math.ceil(config.augment.image_size / math.sqrt(config.augment.min_crop * 3 / 4))
+    """Pixels a side where no crop is enlarged: the smallest's side is √(least share · 3/4) of the image's."""
+    augment = config.augment
+    side = augment.image_size / math.sqrt(augment.min_crop * 3 / 4)
+    if augment.small_crops:
+        side = max(side, small_crop_size(augment) / math.sqrt(SMALL_CROP_MIN * 3 / 4))
+    return math.ceil(side)
 
 
 def in_memory(config: RunConfig, num_images: int) -> bool:

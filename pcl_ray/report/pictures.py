@@ -87,14 +87,14 @@ def enlarged(pixels: np.ndarray, side: int) -> Image.Image:
 
 
 def views_sheet(views: np.ndarray) -> Image.Image:
-    """views: [n, 2, S, S, channels] uint8. A column an image, its two views below each other."""
+    """views: [n, v, S, S, channels] uint8. A column an image, its views below each other."""
     side = min(max(views.shape[2], 64), 160)
-    sheet = Image.new("RGB", (len(views) * (side + _GAP) + _GAP, 2 * (side + _GAP) + 24), "white")
-    ImageDraw.Draw(sheet).text(
-        (_GAP, 3), "the two views of an image, as the network sees them", fill="black", font=_font(13)
-    )
-    for column, pair in enumerate(views):
-        for line, pixels in enumerate(pair):
+    count = views.shape[1]
+    sheet = Image.new("RGB", (len(views) * (side + _GAP) + _GAP, count * (side + _GAP) + 24), "white")
+    what = "the two views of an image" if count == 2 else f"the {count} views of an image"
+    ImageDraw.Draw(sheet).text((_GAP, 3), f"{what}, as the network sees them", fill="black", font=_font(13))
+    for column, own in enumerate(views):
+        for line, pixels in enumerate(own):
             whole = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
             sheet.paste(enlarged(whole, side), (_GAP + column * (side + _GAP), 24 + line * (side + _GAP)))
     return sheet

@@ -42,7 +42,7 @@ class Event:
     metrics: dict[str, float] = field(default_factory=dict)
     text: str = ""
     snapshot: Snapshot | None = None
-    # [n, 2, S, S, channels] uint8, as the network sees them, before normalisation
+    # [n, v, S, S, channels] uint8, the v views of an image as the network sees them, before normalisation
     views: np.ndarray | None = None
 
 

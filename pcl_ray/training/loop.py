@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from pcl_ray.checkpoints.run_state import EStepState
 from pcl_ray.clustering import ClusterSet
@@ -266,12 +267,14 @@ def _show(post: Post, make: Callable[[], Event]) -> None:
 def _views_event(
     batches: TrainingLoader, epoch: int, step: int, splits: DataSplits, config: RunConfig
 ) -> Event:
-    """Both views of a few images in this epoch (−1: in the first, before it), as the network sees them but
-    for the normalisation.
+    """The views of a few images in this epoch (−1: in the first, before it), as the network sees them but for
+    the normalisation; small ones are enlarged.
     """
     (batch,) = batches.views(max(epoch, 0), [rows_of_views(len(splits.train))])
-    both = torch.stack([batch.query_views, batch.key_views], dim=1).cpu()
-    pixels = to_pixels(both, config.augment).permute(0, 1, 3, 4, 2)
+    side = config.augment.image_size
+    small = [F.interpolate(views, (side, side)) for views in batch.small_views]
+    shown = torch.stack([batch.query_views, batch.key_views, *small], dim=1).cpu()
+    pixels = to_pixels(shown, config.augment).permute(0, 1, 3, 4, 2)
     return Event("views", epoch + 1, step, views=pixels.numpy())
 
 

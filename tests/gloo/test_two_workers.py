@@ -78,6 +78,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "accumulated, all": {"loss.negative_prototypes": "all", "train.micro_batch": 2},
     "accumulated, other clusters": {"loss.queue_negatives": "other_clusters", "train.micro_batch": 2},
+    "small views": {"loss.negative_prototypes": 3, "augment.small_crops": 3},
+    "accumulated, small views": {
+        "loss.negative_prototypes": 3,
+        "augment.small_crops": 3,
+        "train.micro_batch": 3,
+    },
 }
 SAME_AS = {
     "accumulated": "sampled",
@@ -85,6 +91,7 @@ SAME_AS = {
     "accumulated, unmasked": "unmasked",
     "accumulated, all": "all",
     "accumulated, other clusters": "other clusters",
+    "accumulated, small views": "small views",
 }
 
 
@@ -97,6 +104,7 @@ class Batch:
     query_views: Tensor
     key_views: Tensor
     indices: Tensor
+    small_views: tuple[Tensor, ...] = ()
 
 
 def without_batch_norm(module: nn.Module) -> nn.Module:
@@ -124,11 +132,16 @@ def part(rows: Tensor) -> Tensor:
     return rows.chunk(world_size())[rank()]
 
 
-def my_batches() -> Iterator[Batch]:
+def my_batches(num_small: int = 0) -> Iterator[Batch]:
     draw = torch.Generator().manual_seed(3)
     for ids in torch.randperm(N, generator=draw).split(BATCH):
         one, two = (torch.randn(BATCH, 1, 8, 8, generator=draw) for _ in range(2))
-        yield Batch(part(one), part(two), part(ids))
+        yield Batch(part(one), part(two), part(ids), small_of(one, num_small))
+
+
+def small_of(views: Tensor, count: int) -> tuple[Tensor, ...]:
+    """This worker's rows of so many small views, each another corner of a view."""
+    return tuple(part(views[:, :, number : number + 4, number : number + 4]) for number in range(count))
 
 
 def clusters() -> ClusterSet:
@@ -158,7 +171,13 @@ def train(knobs: dict[str, Any]) -> dict[str, Any]:
     )
     metrics: list[dict[str, float]] = []
     result = run_epoch(
-        learner, my_batches(), clusters(), config, plan, 0, lambda step, means: metrics.append(means)
+        learner,
+        my_batches(config.augment.small_crops),
+        clusters(),
+        config,
+        plan,
+        0,
+        lambda step, means: metrics.append(means),
     )
     return {
         "metrics": metrics,
@@ -246,7 +265,8 @@ def exchanges_of_gradients(knobs: dict[str, Any]) -> int:
     learner.query.register_comm_hook(
         None, lambda group, bucket: sent.append(bucket.index()) or allreduce_hook(group, bucket)
     )
-    run_epoch(learner, my_batches(), None, config, plans.make(config, N), 0)
+    batches = my_batches(config.augment.small_crops)
+    run_epoch(learner, batches, None, config, plans.make(config, N), 0)
     return len(sent)
 
 
@@ -273,10 +293,10 @@ def train_in_parts(parts: int, batch_norm: str) -> dict[str, Any]:
     config = configs.with_overrides(configs.RunConfig(), KNOBS | knobs)
     learner = m_step.build_learner(config, CPU)
     draw = torch.Generator().manual_seed(3)
-    batches = [
-        Batch(*(part(torch.randn(16, 1, 8, 8, generator=draw)) for _ in range(2)), part(torch.arange(16)))
-        for _ in range(3)
-    ]
+    batches = []
+    for _ in range(3):
+        one, two = (torch.randn(16, 1, 8, 8, generator=draw) for _ in range(2))
+        batches.append(Batch(part(one), part(two), part(torch.arange(16)), small_of(two, 2)))
     metrics: list[dict[str, float]] = []
     run_epoch(
         learner,
@@ -304,7 +324,10 @@ def everything() -> dict[str, Any]:
         "batch norm": buffers_after_batch_norm(),
         "parts": {case: train_in_parts(*case) for case in PARTS},
         "views": [figures_of_views(num_images) for num_images in (15, N)],
-        "exchanges": [exchanges_of_gradients(knobs) for knobs in ({}, {"train.micro_batch": 2})],
+        "exchanges": [
+            exchanges_of_gradients(knobs)
+            for knobs in ({}, {"train.micro_batch": 2}, {"augment.small_crops": 2})
+        ],
     }
 
 
@@ -426,7 +449,7 @@ def test_the_cases_of_parts_differ() -> None:
 
 
 def test_gradients_are_exchanged_once_a_step_however_many_passes_it_takes(two: list[dict[str, Any]]) -> None:
-    assert [results["exchanges"] for results in two] == [[STEPS, STEPS]] * WORLD
+    assert [results["exchanges"] for results in two] == [[STEPS, STEPS, STEPS]] * WORLD
 
 
 def test_rank_and_world(two: list[dict[str, Any]]) -> None:

@@ -61,11 +61,12 @@ def clusters(plan: plans.RunPlan) -> ClusterSet:
 
 
 MOVED = {"augment.shift": 0.2, "augment.rotate": 30, "augment.shear": 10, "augment.erase": 0.5}
+SMALL = {"augment.small_crops": 3}
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("moved", [{}, MOVED])
+@pytest.mark.parametrize("moved", [{}, MOVED, MOVED | SMALL])
 def test_views_are_those_of_the_cpu(version: str, channels: int, moved: dict[str, float]) -> None:
     config = config_of(channels, **{"augment.version": version, "augment.hue": 0.3}, **moved)
     pixels, indices = torch.from_numpy(images(channels).pixels), torch.arange(N)
@@ -113,7 +114,7 @@ def test_no_step_waits_for_the_device(
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("moved", [{}, MOVED])
+@pytest.mark.parametrize("moved", [{}, MOVED, MOVED | SMALL])
 def test_the_views_of_a_step_are_made_without_waiting(moved: dict[str, float]) -> None:
     config = config_of(**moved)
     pixels, indices, views = (

@@ -47,6 +47,7 @@ class Batch:
     query_views: Tensor
     key_views: Tensor
     indices: Tensor
+    small_views: tuple[Tensor, ...] = ()
 
 
 def batches(epoch: int) -> Iterator[Batch]:

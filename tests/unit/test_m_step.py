@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,7 @@ class Batch:
     query_views: Tensor
     key_views: Tensor
     indices: Tensor
+    small_views: tuple[Tensor, ...] = ()
 
 
 def config_of(**changed: Any) -> RunConfig:
@@ -645,3 +646,76 @@ def test_auto_negatives_of_few_prototypes_are_all_others() -> None:
     _, auto = epoch_with(random_clusters(), loss__negative_prototypes="auto")
     _, everything = epoch_with(random_clusters(), loss__negative_prototypes="all")
     assert auto.values == everything.values
+
+
+def with_small(source: Iterator[Batch], count: int = 2) -> Iterator[Batch]:
+    """The same batches with small views: corners of the query view, unlike each other."""
+    for batch in source:
+        places = [(number, 3 - number) for number in range(count)]
+        small = (batch.query_views[:, :, top : top + 5, left : left + 5] for top, left in places)
+        yield replace(batch, small_views=tuple(view.contiguous() for view in small))
+
+
+@pytest.mark.parametrize("negatives", ["all", 3])
+def test_small_views_are_further_queries_of_the_same_keys_and_prototypes(negatives: str | int) -> None:
+    """Against the mean of the losses of the query and of each small view, put together by hand."""
+    config, _, learner = setup(loss__negative_prototypes=negatives, loss__prototype_weight=0.5)
+    twin, queue = build_learner(config, CPU), learner.queue.keys.clone()
+    found, batch = clusters_of(learner, config), next(with_small(batches()))
+    twin.pair.train()
+    key = twin.pair.key(batch.key_views)
+    # one pass over all small views: batch norm takes them together, apart from the large ones
+    together = twin.query(torch.cat(batch.small_views))
+    queries = [twin.query(batch.query_views), *together.split(16)]
+    terms = []
+    for query in queries:
+        prototype_terms = []
+        for c in found.clusterings:
+            positives = c.assignments[batch.indices]
+            left = [j for j in range(c.num_clusters) if j not in positives]
+            assert len(left) <= 3  # so that all are drawn
+            drawn = None if negatives == "all" else torch.tensor(left, dtype=torch.long)
+            prototype_terms.append(proto_nce(query, c.prototypes, c.concentration, positives, drawn))
+        instance = info_nce(query, key, queue, config.loss.temperature)
+        terms.append(instance + 0.5 * sum(prototype_terms) / 2)
+    loss = sum(terms) / 3
+    loss.backward()
+    gradients: list[Tensor] = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *arguments: gradients.extend(
+            parameter.grad.clone() for parameter in learner.pair.query.parameters()
+        )
+    )
+    values = run_epoch(learner, [batch], found, config, plans.make(config, 16), 0).values
+    assert values["train/loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert values["train/loss_instance"] + 0.5 * values["train/loss_prototype"] == pytest.approx(
+        terms[0].item(), rel=1e-4
+    )
+    assert terms[0].item() != pytest.approx(loss.item(), rel=1e-3)
+    for gradient, parameter in zip(gradients, twin.pair.query.parameters(), strict=True):
+        assert torch.allclose(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
+    assert torch.allclose(learner.queue.keys[:16], key, atol=1e-6)  # small views give no keys
+
+
+@pytest.mark.usefixtures("no_batch_norm")
+@pytest.mark.parametrize("size", [3, 8])
+def test_gradients_of_small_views_accumulate_as_those_of_one_pass(size: int) -> None:
+    found, learners, losses = random_clusters(), [], []
+    for micro_batch in (None, size):
+        config, plan, learner = setup(
+            e_step__num_clusters=[5, 40], loss__negative_prototypes=3, train__micro_batch=micro_batch
+        )
+        losses.append(run_epoch(learner, with_small(batches(), 3), found, config, plan, 0).values)
+        learners.append(learner)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=1e-6)
+    assert_same(*learners, tolerance=1e-5)
+
+
+def test_small_views_leave_the_momentum_encoders_statistics_alone() -> None:
+    """What is evaluated and exported has seen views of one size."""
+    config, _, learner = setup()
+    plain, batch, plan = build_learner(config, CPU), next(batches()), plans.make(config, 16)
+    run_epoch(learner, with_small(iter([batch])), None, config, plan, 0)
+    run_epoch(plain, [batch], None, config, plan, 0)
+    for mine, others in zip(learner.pair.key.buffers(), plain.pair.key.buffers(), strict=True):
+        assert torch.equal(mine, others)

@@ -112,6 +112,23 @@ class AugmentConfig(Section):
         ge=0,
         le=1,
     )
+    small_crops: int = knob(
+        0,
+        VIEWS,
+        "Further views of each image, smaller and of smaller parts: queries only (multi-crop).",
+        ge=0,
+        le=16,
+    )
+    small_crop_size: int | None = knob(
+        None, VIEWS, "Side of the small views, in pixels; null: three sevenths of image_size.", ge=4, le=1024
+    )
+    small_crop_max: float = knob(
+        0.3,
+        VIEWS,
+        "Largest share of the image's area that a small view keeps; the smallest is 0.05.",
+        gt=0.05,
+        le=1,
+    )
     mean: tuple[float, ...] = knob((0.485, 0.456, 0.406), VIEWS, "Mean a channel, of pixel values in 0..1.")
     std: tuple[Annotated[float, Field(gt=0)], ...] = knob(
         (0.229, 0.224, 0.225), VIEWS, "Standard deviation a channel."

@@ -148,6 +148,7 @@ PROPERTIES = {
         data.loader_workers data.prefetch augment.engine augment.version augment.image_size
         augment.min_crop augment.flip augment.jitter augment.hue augment.grey augment.blur
         augment.shift augment.rotate augment.shear augment.erase
+        augment.small_crops augment.small_crop_size augment.small_crop_max
         augment.mean augment.std encoder.backbone encoder.stem encoder.width encoder.blocks
         encoder.stem_stride encoder.head encoder.head_width encoder.head_batch_norm
         encoder.dim encoder.momentum encoder.momentum_end
@@ -174,6 +175,7 @@ PROPERTIES = {
         data.loader_workers data.prefetch augment.engine augment.version augment.image_size
         augment.min_crop augment.flip augment.jitter augment.hue augment.grey augment.blur
         augment.shift augment.rotate augment.shear augment.erase
+        augment.small_crops augment.small_crop_size augment.small_crop_max
         augment.mean augment.std loss.temperature loss.queue_size loss.queue_negatives
         loss.negative_prototypes loss.mask_duplicates loss.prototype_weight
         loss.prototype_ramp_epochs e_step.num_clusters e_step.alpha e_step.clip e_step.normalise

@@ -302,6 +302,26 @@ def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], min_crop: 
         assert stats.ks_2samp(a, b).pvalue > 1e-3
 
 
+def test_small_views_keep_a_small_share_evenly() -> None:
+    settings = config(small_crops=2, small_crop_max=0.3, min_crop=0.5)
+    for view, low, high in [(0, 0.5, 1.0), (1, 0.5, 1.0), (2, 0.05, 0.3), (3, 0.05, 0.3)]:
+        boxes = drawn(settings, view=view, size=(2000, 2000)).boxes
+        shares = boxes[:, 2] * boxes[:, 3] / 2000**2
+        assert low - 0.001 < shares.min()
+        assert shares.max() < high + 0.001
+        if high < 1:  # larger ones do not always fit
+            assert stats.kstest(shares, "uniform", (low, high - low)).pvalue > UNLIKELY
+
+
+def test_small_views_change_nothing_about_the_others() -> None:
+    for view in (0, 1):
+        with_small, without = (
+            drawn(config(small_crops=count, **ALL_ON), view=view, count=300) for count in (4, 0)
+        )
+        for name in NAMES:
+            assert np.array_equal(getattr(with_small, name), getattr(without, name))
+
+
 @pytest.mark.parametrize("size", [(10, 200), (200, 10), (1, 300), (300, 1), (31, 1024), (1, 1)])
 def test_where_no_crop_fits_it_is_the_centre_as_torchvision_cuts_it(size: tuple[int, int]) -> None:
     assert np.array_equal(

@@ -47,18 +47,19 @@ def images(n: int = 30, channels: int = 1, side: int = 8) -> ArrayImages:
 def joined(parts: Iterable[Batch]) -> Batch:
     """The workers' parts of one step as one batch."""
     parts = list(parts)
+    small = zip(*(part.small_views for part in parts), strict=True)
     return Batch(
         *(
             torch.cat([getattr(part, name) for part in parts])
             for name in ("query_views", "key_views", "indices")
-        )
+        ),
+        small_views=tuple(torch.cat(views) for views in small),
     )
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(
-        torch.equal(getattr(a, name), getattr(b, name)) for name in ("query_views", "key_views", "indices")
-    )
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ("query_views", "key_views", "indices")]
+    return all(torch.equal(*pair) for pair in [*pairs, *zip(a.small_views, b.small_views, strict=True)])
 
 
 def indices(batches: Iterable[Batch]) -> list[int]:
@@ -264,7 +265,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def test_processes_that_decode_files_change_nothing(tmp_path: Path, engine: str, workers: int) -> None:
     data, settings = (
         photographs(tmp_path / "data", 7, 90, 120),
-        changed(config(3, channels=3), "augment", engine=engine, shift=0.2, rotate=20, erase=0.5),
+        changed(config(3, channels=3), "augment", engine=engine, rotate=20, erase=0.5, small_crops=2),
     )
     here, there = (
         TrainingLoader(data, settings),
@@ -316,13 +317,30 @@ def test_views_do_not_depend_on_the_number_of_workers_of_a_run(
     tmp_path: Path, kind: str, engine: str
 ) -> None:
     data = photographs(tmp_path / "data", 6, 40, 50) if kind == "files" else images(6, 3, side=11)
-    moved = {"shift": 0.2, "rotate": 20, "shear": 10, "erase": 0.5}
+    moved = {"shift": 0.2, "rotate": 20, "shear": 10, "erase": 0.5, "small_crops": 2}
     settings = changed(config(5, channels=3), "augment", engine=engine, **moved)
     (whole,) = TrainingLoader(data, settings).epoch(1)
     parts = [next(TrainingLoader(data, settings, rank=rank, world_size=3).epoch(1)) for rank in range(3)]
     assert whole.indices.tolist() == joined(parts).indices.tolist()
     assert torch.allclose(whole.query_views, joined(parts).query_views, atol=1e-5)
     assert torch.allclose(whole.key_views, joined(parts).key_views, atol=1e-5)
+    for mine, others in zip(whole.small_views, joined(parts).small_views, strict=True):
+        assert torch.allclose(mine, others, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["batch", "torchvision"])
+@pytest.mark.parametrize("kind", ["arrays", "files"])
+def test_small_views_come_with_the_others_from_every_source(tmp_path: Path, kind: str, engine: str) -> None:
+    data = photographs(tmp_path / "data", 6, 40, 50) if kind == "files" else images(6, 3, side=40)
+    settings = changed(config(6, channels=3, size=14), "augment", engine=engine)
+    (plain,) = TrainingLoader(data, settings).epoch(1)
+    (batch,) = TrainingLoader(data, changed(settings, "augment", small_crops=3)).epoch(1)
+    assert plain.small_views == ()
+    assert torch.equal(plain.query_views, batch.query_views)
+    assert torch.equal(plain.key_views, batch.key_views)
+    assert [view.shape for view in batch.small_views] == [(6, 3, 6, 6)] * 3
+    assert len({view.numpy().tobytes() for view in batch.small_views}) == 3
+    assert all(view.dtype == torch.float32 for view in batch.small_views)
 
 
 @pytest.mark.parametrize("kind", ["arrays", "files"])
@@ -362,7 +380,8 @@ def test_the_engines_agree_where_nothing_is_random() -> None:
 
 
 def test_files_and_the_arrays_of_their_pixels_have_about_the_same_views(tmp_path: Path) -> None:
-    data, settings = photographs(tmp_path / "data", 6, 60, 80), config(6, channels=3, size=16)
+    data = photographs(tmp_path / "data", 6, 60, 80)
+    settings = changed(config(6, channels=3, size=16), "augment", small_crops=2)
     arrays = ArrayImages(np.stack([data.read(i) for i in range(6)]))
     (there,), (here,) = (
         list(TrainingLoader(source, changed(settings, "data", reduced_decoding=False)).epoch(2))
@@ -371,6 +390,9 @@ def test_files_and_the_arrays_of_their_pixels_have_about_the_same_views(tmp_path
     assert there.indices.tolist() == here.indices.tolist()
     assert (there.query_views - here.query_views).abs().mean() < 0.02
     assert (there.key_views - here.key_views).abs().mean() < 0.02
+    assert len(there.small_views) == 2
+    for mine, others in zip(there.small_views, here.small_views, strict=True):
+        assert (mine - others).abs().mean() < 0.03
 
 
 @pytest.mark.parametrize("orientation", [None, 3, 6, 8])
@@ -413,6 +435,25 @@ def test_small_crops_are_not_enlarged_out_of_small_pictures(
     settings = changed(config(6, channels=3, size=64), "augment", min_crop=0.9)
     list(TrainingLoader(photographs(tmp_path / "data", 6, 100, 120), settings).epoch(0))
     assert set(decoded) == {(100, 120)}
+
+
+def test_pictures_are_decoded_as_large_as_small_views_need(
+    tmp_path: Path, decoded: list[tuple[int, int]]
+) -> None:
+    settings = changed(config(6, channels=3, size=16), "augment", min_crop=0.9)
+    data = photographs(tmp_path / "data", 6, 640, 640)
+    list(TrainingLoader(data, settings).epoch(0))
+    assert set(decoded) == {(80, 80)}
+    decoded.clear()
+    tiny = {"small_crops": 4, "small_crop_size": 12, "small_crop_max": 0.051}
+    list(TrainingLoader(data, changed(settings, "augment", **tiny)).epoch(0))
+    assert set(decoded) == {
+        (80, 80)
+    }  # parts of 124 to 165 px, from 640 · √(0.05 · 3/4) on: at an eighth 15 to 21
+    decoded.clear()
+    tiny["small_crop_size"] = 20
+    list(TrainingLoader(data, changed(settings, "augment", **tiny)).epoch(0))
+    assert set(decoded) == {(160, 160)}
 
 
 @pytest.mark.parametrize("side", [88, 354])

@@ -53,7 +53,7 @@ def smooth(count: int, height: int, width: int) -> list[np.ndarray]:
     ]
 
 
-def alike(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], slack: float = 0.0) -> bool:
+def alike(a: tuple[Tensor, ...], b: tuple[Tensor, ...], slack: float = 0.0) -> bool:
     return all(
         x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=slack) for x, y in zip(a, b, strict=True)
     )
@@ -86,7 +86,7 @@ def test_views_are_floats_of_the_configured_size_whatever_the_image(
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_images_views_are_the_same_in_any_batch(version: str, channels: int) -> None:
     engine, images, order = (
-        views(config(channels, version=version, **MOVED)),
+        views(config(channels, version=version, small_crops=2, **MOVED)),
         pixels(24, channels),
         torch.randperm(24, generator=torch.Generator().manual_seed(0)),
     )
@@ -128,19 +128,20 @@ def test_what_comes_in_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-@pytest.mark.parametrize("knobs", [{}, MOVED])
+@pytest.mark.parametrize("knobs", [{}, MOVED, {"small_crops": 1}, {"small_crops": 4}])
 def test_two_threads_make_the_same_views_as_one(
     version: str, knobs: dict[str, float], two_threads: None
 ) -> None:
     settings = config(version=version, image_size=32, **knobs)
     images, places = pixels(64, 3, 40, 40), torch.arange(64)
     crops = pixels(128, 3, 32, 32).view(64, 2, 32, 32, 3).permute(0, 1, 4, 2, 3).contiguous()
+    small = torch.zeros(64, settings.augment.small_crops, 3, 14, 14, dtype=torch.uint8)
     several = views(settings)
-    there = several.of_images(images, 1, places), several.of_crops(crops, 1, places)
+    there = several.of_images(images, 1, places), several.of_crops(crops, 1, places, small)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
     alone = views(settings)
-    here = alone.of_images(images, 1, places), alone.of_crops(crops, 1, places)
+    here = alone.of_images(images, 1, places), alone.of_crops(crops, 1, places, small)
     assert all(alike(a, b, 1e-6) for a, b in zip(here, there, strict=True))
 
 
@@ -187,6 +188,47 @@ def test_flips_are_left_to_right(flip: float, lowest: int, highest: int) -> None
         flipped = (made == whole.flip(3)).flatten(1).all(dim=1)
         assert (flipped | (made == whole).flatten(1).all(dim=1)).all()
         assert lowest <= int(flipped.sum()) <= highest
+
+
+@pytest.mark.parametrize(("knobs", "side"), [({}, 12), ({"small_crop_size": 9}, 9), ({"image_size": 7}, 4)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_views_come_beside_the_others_and_change_none(
+    channels: int, knobs: dict[str, int], side: int
+) -> None:
+    """224 px have 96: so 28 have 12, and 7 have 4, the least."""
+    settings = config(channels, **{"image_size": 28, "small_crops": 3} | knobs)
+    without = config(channels, **{"image_size": 28} | knobs)
+    images, places = pixels(20, channels, 30, 30), torch.arange(20)
+    made = views(settings).of_images(images, 5, places)
+    assert len(made) == 5
+    assert alike(made[:2], views(without).of_images(images, 5, places))
+    small = made[2:]
+    assert {view.shape for view in small} == {(20, channels, side, side)}
+    assert (small[0] - small[1]).abs().flatten(1).amax(dim=1).gt(1e-3).sum() > 17
+
+
+def test_small_views_are_torchvisions_crops_of_small_parts() -> None:
+    settings = config(**{**OFF, "flip": 0.5, "image_size": 28, "small_crops": 2, "small_crop_max": 0.4})
+    images, places = pixels(40, 3, 50, 70), torch.arange(40)
+    made, engine = views(settings).of_images(images, 1, places), views(settings)
+    for view in (2, 3):
+        drawn = engine.draws(1, places.numpy(), view, np.tile((50, 70), (40, 1)))
+        for image, box, flipped, seen in zip(images, drawn.boxes, drawn.flipped, made[view], strict=True):
+            whole = image.permute(2, 0, 1) / 255
+            crop = images_of.resized_crop(whole, *(int(value) for value in box), [12, 12], antialias=True)
+            assert torch.allclose(seen, crop.flip(2) if flipped else crop, atol=1e-5)
+            assert box[2] * box[3] < 0.42 * 50 * 70
+
+
+def test_small_views_are_distributed_as_torchvisions() -> None:
+    settings = usual(3, "v2", {"small_crops": 1, "small_crop_size": 12, "image_size": 24, "rotate": 20.0})
+    picture = structured(3)
+    images = picture.permute(1, 2, 0).expand(1000, -1, -1, -1).contiguous()
+    mine = torch.cat([views(settings).of_images(images, epoch, torch.arange(1000))[2] for epoch in range(3)])
+    torch.manual_seed(0)
+    view = random_view(settings.augment, 3, small=True)
+    ours, others = figures(mine), figures(torch.stack([view(picture) for _ in range(1000)]) / 255)
+    assert [name for name in ours if stats.ks_2samp(ours[name], others[name]).pvalue < UNLIKELY] == []
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -43,6 +43,7 @@ class Batch:
     query_views: Tensor
     key_views: Tensor
     indices: Tensor
+    small_views: tuple[Tensor, ...] = ()
 
 
 def config_of(knobs: dict[str, Any]) -> RunConfig:
@@ -59,8 +60,12 @@ def trained(made: Learner, knobs: dict[str, Any] | None = None) -> dict[str, flo
     """Figures of three steps."""
     config, draw = config_of(knobs or {}), torch.Generator().manual_seed(1)
     views = [torch.randn(2, BATCH, 1, SIDE, SIDE, generator=draw) for _ in range(3)]
+    side, count = SIDE // 2, config.augment.small_crops
     batches = [
-        Batch(*pair, torch.arange(step * BATCH, (step + 1) * BATCH)) for step, pair in enumerate(views)
+        Batch(
+            *pair, torch.arange(step * BATCH, (step + 1) * BATCH), tuple(pair[:1, ..., :side, :side]) * count
+        )
+        for step, pair in enumerate(views)
     ]
     return run_epoch(made, batches, None, config, plans.make(config, 3 * BATCH), 0).values
 
@@ -192,9 +197,10 @@ def test_compiled_parts_are_those_that_are_not(traced: list[nn.Module], batch_no
     assert_same(made, plain, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("small", [0, 2])
 @pytest.mark.parametrize("size", [None, 4])
-def test_the_first_pass_leaves_no_trace(traced: list[nn.Module], size: int | None) -> None:
-    knobs = {"train.micro_batch": size}
+def test_the_first_pass_leaves_no_trace(traced: list[nn.Module], size: int | None, small: int) -> None:
+    knobs = {"train.micro_batch": size, "augment.small_crops": small}
     plain, _ = built(knobs)
     before = torch.get_rng_state()
     made, _ = built(knobs | {"train.compile": True})

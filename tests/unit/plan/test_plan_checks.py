@@ -79,6 +79,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
         "augment.std",
         ["data.channels = 1"],
     ),
+    "small views larger than the others": (
+        {"augment__image_size": 8, "augment__small_crops": 2, "augment__small_crop_size": 9},
+        N,
+        "augment.small_crop_size",
+        ["augment.image_size = 8"],
+    ),
     "synchronised batch norm on CPUs": (
         {"encoder__batch_norm": "sync", "resources__workers": 2},
         N,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from planned import FILES, N, config_of, plan_of
 
 from pcl_ray.data.draws import view_draws
-from pcl_ray.plan import make, memory_side, resolve_num_clusters
+from pcl_ray.plan import make, memory_side, resolve_num_clusters, small_crop_size
 from pcl_ray.support import machine
 
 
@@ -232,13 +232,31 @@ def test_side_of_kept_pictures_against_hand_values(size: int, crop: float, side:
     assert plan_of(augment__image_size=size, augment__min_crop=crop).memory_side == side
 
 
+@pytest.mark.parametrize(
+    ("knobs", "side"),
+    [({}, 259), ({"small_crops": 1}, 496), ({"small_crops": 6, "small_crop_size": 28}, 259)],
+)
+def test_side_of_kept_pictures_with_small_views(knobs: dict[str, int], side: int) -> None:
+    """96 px out of √(0.05 · 3/4) of a side: 496."""
+    augment = {f"augment__{name}": value for name, value in knobs.items()}
+    assert plan_of(augment__image_size=224, augment__min_crop=1.0, **augment).memory_side == side
+
+
+@pytest.mark.parametrize(("size", "side"), [(224, 96), (28, 12), (32, 14), (96, 41), (12, 5), (4, 4)])
+def test_small_views_have_three_sevenths_of_the_side(size: int, side: int) -> None:
+    assert small_crop_size(config_of(augment__image_size=size).augment) == side
+    assert small_crop_size(config_of(augment__image_size=size, augment__small_crop_size=7).augment) == 7
+
+
 @given(
     size=st.integers(4, 300), crop=st.floats(0.01, 1), original=st.integers(0, 4000), seed=st.integers(0, 100)
 )
 def test_no_crop_of_a_square_picture_is_enlarged(size: int, crop: float, original: int, seed: int) -> None:
-    config = config_of(augment__image_size=size, augment__min_crop=crop)
+    config = config_of(augment__image_size=size, augment__min_crop=crop, augment__small_crops=1)
     side = memory_side(config)
     sizes = np.full((50, 2), side + original)  # smaller pictures are kept as they are
     boxes = view_draws(config.augment, 1, seed, 0, np.arange(50), 0, sizes).boxes
     kept = boxes[:, 2:] * side / (side + original)
+    small = view_draws(config.augment, 1, seed, 0, np.arange(50), 2, sizes).boxes
+    assert (small[:, 2:] * side / (side + original)).min() >= small_crop_size(config.augment) - 0.5
     assert kept.min() >= size - 0.5  # crops are whole pixels of the original

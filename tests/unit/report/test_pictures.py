@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_the_two_views_of_an_image_are_below_each_other(channels: int) -> None:
         assert not (sheet[rows] == other).all(axis=-1).any()
     assert (sheet[: sheet.shape[0] // 2] == 60).any()
     assert (sheet[sheet.shape[0] // 2 :] == 200).any()
+
+
+def test_small_views_are_below_the_others() -> None:
+    views = np.zeros((3, 4, 64, 64, 1), np.uint8)
+    views[:] = np.array([60, 120, 180, 220])[:, None, None, None]
+    sheet = np.asarray(pictures.views_sheet(views))
+    found = [
+        np.flatnonzero((sheet == value).all(axis=-1).sum(axis=1) == 3 * 64) for value in (60, 120, 180, 220)
+    ]
+    assert [len(rows) for rows in found] == [64] * 4
+    assert all(before.max() < after.min() for before, after in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize("what", ["phi", "sizes"])

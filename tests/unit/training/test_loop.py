@@ -149,8 +149,12 @@ def test_a_fork_with_other_knobs_begins_with_an_e_step(tmp_path: Path) -> None:
     assert "train/accuracy_prototype_1" not in last.history[2]["metrics"]
 
 
-def test_the_first_look_shows_the_untrained_encoder_and_changes_nothing(tmp_path: Path) -> None:
-    small = SmallTraining.of("train.epochs=1", "optimizer.warmup_epochs=0", "tracking.enabled=true")
+@pytest.mark.parametrize("small_crops", [0, 2])
+def test_the_first_look_shows_the_untrained_encoder_and_changes_nothing(
+    tmp_path: Path, small_crops: int
+) -> None:
+    words = ("train.epochs=1", "optimizer.warmup_epochs=0", "tracking.enabled=true")
+    small = SmallTraining.of(*words, f"augment.small_crops={small_crops}")
     looked, plain = small.task(tmp_path / "one", first_look=True), small.task(tmp_path / "two")
     events = trained(small, looked)
     shown = [event for event in events if event.kind == "snapshot" and not event.epoch]
@@ -161,7 +165,7 @@ def test_the_first_look_shows_the_untrained_encoder_and_changes_nothing(tmp_path
     ]
     views = next(event.views for event in events if event.kind == "views")
     assert views is not None
-    assert (views.shape, views.dtype) == ((8, 2, 8, 8, 1), "uint8")
+    assert (views.shape, views.dtype) == ((8, 2 + small_crops, 8, 8, 1), "uint8")
     trained(small, plain)
     weights = [last_state(task).learner["model"] for task in (looked, plain)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
