@@ -49,7 +49,8 @@ def _as_typed(command: str) -> str:
 
 def _table(metrics: dict[str, float]) -> list[tuple[str, str]]:
     """The rows of the closing table; figures that a run without labels does not have are left out."""
-    before = (figures.LOSS, figures.KNN_TOP1)
+    metrics = figures.with_present_names(metrics)
+    before = (figures.LOSS, figures.KNN_TOP1, *figures.REFERENCES, figures.HEAD_KNN_TOP1)
     after = (
         *(figures.RANKME, figures.IMAGES_PER_SECOND),
         *(figures.E_STEP_SECONDS_TOTAL, figures.EPOCH_SECONDS_TOTAL),

@@ -346,7 +346,8 @@ CATALOGUE: tuple[Figure, ...] = (
 )
 OBJECTIVES = (KNN_TOP1, RANKME)  # what runs are compared by: the first that a run has
 WITHOUT_LABELS = (RANKME, LIDAR, AREQ)  # criteria of how good features are that need no labels
-HEADLINES = (*OBJECTIVES, LOSS)  # what a list shows of a run: the first that it has
+REFERENCES = (PIXELS_KNN_TOP1, UNTRAINED_KNN_TOP1)  # lines that the backbone's kNN accuracy is held against
+HEADLINES = (KNN_TOP1, HEAD_KNN_TOP1, RANKME, LOSS)  # what a list shows of a run: the first that it has
 _BY_NAME = {figure.name: figure for figure in CATALOGUE}
 _NUMBERED = re.compile(r"(cluster/|train/accuracy_prototype_)(\d+)(.*)")
 
@@ -363,6 +364,16 @@ def find(name: str) -> tuple[Figure, int | None] | None:
         name = SWEEP_IMPORTANCE.name
     figure = _BY_NAME.get(name)
     return None if figure is None else (figure, number)
+
+
+def with_present_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics by the names that they have now. Earlier versions wrote the kNN accuracy of the head's
+    output as eval/knn_top1, and no eval/head/knn_top1.
+    """
+    values = dict(metrics)
+    if KNN_TOP1.name in values and HEAD_KNN_TOP1.name not in values:
+        values[HEAD_KNN_TOP1.name] = values.pop(KNN_TOP1.name)
+    return values
 
 
 def first_of(figures: tuple[Figure, ...], metrics: Mapping[str, float]) -> Figure | None:

@@ -14,7 +14,6 @@ import numpy as np
 from pcl_ray.config import EvaluationConfig
 
 _SEED = 20210505  # of no run's seed: all runs on the same images are measured with the same sample
-_REFERENCE_QUERIES = 2000  # pixels have many dimensions: all queries could take a minute
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,7 @@ class LabelledSample:
         2,000 of them. The bank is always the whole one, so that the line estimates what all queries would
         give.
         """
-        return fixed_sample(len(self.queries_Q), _REFERENCE_QUERIES)
+        return fixed_sample(len(self.queries_Q), EvaluationConfig.REFERENCE_QUERIES)
 
     def for_references(self) -> LabelledSample:
         """The whole bank, and the queries that reference lines are measured on."""

@@ -15,6 +15,7 @@ from pcl_ray.config.figures import (
     EMPTY,
     FEATURE_STD,
     GRADIENT_NORM,
+    HEAD_KNN_TOP1,
     IMAGES_PER_SECOND,
     KNN_TOP1,
     LARGEST_SHARE,
@@ -29,7 +30,9 @@ from pcl_ray.config.figures import (
     PHI_P10,
     PHI_P50,
     PHI_P90,
+    PIXELS_KNN_TOP1,
     RANKME,
+    UNTRAINED_KNN_TOP1,
     Figure,
 )
 from pcl_ray.report.drawing.html import Html, tag
@@ -41,7 +44,17 @@ _LOSS = (
     " loss within one phase can be compared."
 )
 _HEADS = "How often an image's own other view, or its own prototype, wins against all negatives."
-_KNN = f"{KNN_TOP1.sentence} Labels are used for this figure alone, never for training."
+_KNN = (
+    f"{KNN_TOP1.sentence} Beside it the same by the head's output, and what raw pixels and the untrained"
+    " encoder reach. Labels are used for this figure alone, never for training."
+)
+_KNN_OF_RUNS = f"{KNN_TOP1.sentence} Labels are used for this figure alone, never for training."
+_ACCURACIES = {
+    "backbone": KNN_TOP1,
+    "head": HEAD_KNN_TOP1,
+    "raw pixels": PIXELS_KNN_TOP1,
+    "untrained": UNTRAINED_KNN_TOP1,
+}
 _AGREEMENT = "Clusters against labels (AMI)"
 _PHI = (
     "Median of φ, the area from the 10th to the 90th percentile. Its mean is τ; a widening area: some"
@@ -89,7 +102,7 @@ def _learning(record: RunRecord) -> list[Chart]:
     return [
         _of_record(record, "loss", "Loss", _LOSS, losses),
         _of_record(record, "heads", "Accuracy of the heads", _HEADS, {"instance": ACCURACY_INSTANCE} | heads),
-        _of_record(record, "knn", KNN_TOP1.label, _KNN, {KNN_TOP1.label: KNN_TOP1}),
+        _of_record(record, "knn", KNN_TOP1.label, _KNN, _ACCURACIES),
         _of_record(record, "ami", _AGREEMENT, AMI.sentence, _each(names, AMI)),
         _single(record, "rankme", RANKME, RANKME.label),
         _single(record, "std", FEATURE_STD, "feature std × √C"),
@@ -182,7 +195,8 @@ def _of_several(records: Sequence[RunRecord], letters: Sequence[str]) -> list[Ch
     scales = "Runs with other τ, K, queue or negatives have losses on other scales."
     std, seconds = FEATURE_STD, E_STEP_SECONDS
     return [
-        chart("knn", KNN_TOP1.label, _KNN, KNN_TOP1),
+        chart("knn", KNN_TOP1.label, _KNN_OF_RUNS, KNN_TOP1),
+        chart("knn-head", HEAD_KNN_TOP1.label, HEAD_KNN_TOP1.sentence, HEAD_KNN_TOP1),
         *(
             chart(f"ami-{m}", _AGREEMENT + ending, AMI.sentence, AMI.at(m))
             for m, ending in enumerate(endings)

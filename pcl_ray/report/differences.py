@@ -77,6 +77,8 @@ def measures(records: Sequence[RunRecord], knobs: Sequence[KnobValues]) -> list[
     loss_note = "" if losses_compare else "on other scales: not to be compared"
     every = [
         Measure(figures.KNN_TOP1.label, 1, _value(figures.KNN_TOP1)),
+        Measure(figures.HEAD_KNN_TOP1.label, 1, _value(figures.HEAD_KNN_TOP1)),
+        *(Measure(line.label, 0, _value(line)) for line in figures.REFERENCES),
         *_of_clusterings(records),
         Measure(figures.RANKME.label, int(ranks_compare), _value(figures.RANKME), note=rank_note),
         Measure(figures.LOSS.label, -int(losses_compare), _value(figures.LOSS), note=loss_note),
@@ -243,7 +245,10 @@ def _chief(records: Sequence[RunRecord], compared: Sequence[Measure], epoch: int
     common = [
         measure for measure in quality if all(measure.at(record, epoch) is not None for record in records)
     ]
-    of_labels = [measure for measure in common if measure.title != figures.RANKME.label]
+    beside = {figures.RANKME.label}
+    if any(measure.title == figures.KNN_TOP1.label for measure in common):
+        beside.add(figures.HEAD_KNN_TOP1.label)  # the backbone's says more
+    of_labels = [measure for measure in common if measure.title not in beside]
     return (of_labels or common)[:2]
 
 

@@ -74,12 +74,17 @@ def _tile(name: str, value: Any, meaning: str) -> Html:
 
 
 def _knn(record: RunRecord) -> Tile:
-    points = record.finite(figures.KNN_TOP1)
+    # runs of earlier versions have that of the head alone
+    figure = figures.KNN_TOP1 if record.finite(figures.KNN_TOP1) else figures.HEAD_KNN_TOP1
+    points = record.finite(figure)
     if not points:
         return None
     best_epoch, best = max(points, key=lambda point: point[1])
     more = f" Best: {number(best)} after epoch {best_epoch:.0f}." if best > points[-1][1] + 5e-4 else ""
-    return (figures.KNN_TOP1.label, number(points[-1][1]), f"{figures.KNN_TOP1.sentence}{more}")
+    for line, name in ((figures.PIXELS_KNN_TOP1, "Raw pixels"), (figures.UNTRAINED_KNN_TOP1, "Untrained")):
+        if values := record.finite(line):
+            more += f" {name}: {number(values[-1][1])}."
+    return figure.label, number(points[-1][1]), f"{figure.sentence}{more}"
 
 
 def _ami(record: RunRecord) -> Tile:

@@ -23,19 +23,22 @@ from pcl_ray.config.figures import (
     E_STEP_SECONDS_TOTAL,
     EPOCH_SECONDS,
     EPOCH_SECONDS_TOTAL,
+    HEAD_KNN_TOP1,
     IMAGES_PER_SECOND,
     KNN_TOP1,
     LOSS,
     M_STEP_SECONDS,
     M_STEP_SECONDS_TOTAL,
     RANKME,
+    REFERENCES,
+    with_present_names,
 )
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.folder import FIGURES_FILE, REPORT_FILE, RunFolder, State, StateEntries
 from pcl_ray.support import provenance, redaction
 from pcl_ray.support.files import atomic_file
 
-_SHOWN = (KNN_TOP1, AMI.at(0), RANKME, LOSS, IMAGES_PER_SECOND, DEVICE_MINUTES)
+_SHOWN = (KNN_TOP1, *REFERENCES, HEAD_KNN_TOP1, AMI.at(0), RANKME, LOSS, IMAGES_PER_SECOND, DEVICE_MINUTES)
 _TOTALS = {
     E_STEP_SECONDS: E_STEP_SECONDS_TOTAL,
     M_STEP_SECONDS: M_STEP_SECONDS_TOTAL,
@@ -135,6 +138,7 @@ def dashboard_note(
             f" {plan.global_batch} images, {plan.warmup_epochs} of them warm-up"
         ),
     ]
+    metrics = with_present_names(metrics)
     rows = [figure.row(metrics[figure.name]) for figure in _SHOWN if figure.name in metrics]
     results = [f"| {title} | {value} |" for title, value in rows]
     if results and state != "running":
@@ -146,14 +150,13 @@ def dashboard_note(
 
 def write_figures(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes a table of every figure of every epoch; a cell is empty where there was none."""
-    names = sorted({name for entry in history for name in entry["metrics"]} - {"epoch"})
+    epochs = [with_present_names(entry["metrics"]) for entry in history]
+    names = sorted({name for metrics in epochs for name in metrics} - {"epoch"})
     with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["epoch", "step", *names])
-        for entry in history:
-            rows.writerow(
-                [entry["epoch"], entry["step"], *(entry["metrics"].get(name, "") for name in names)]
-            )
+        for entry, metrics in zip(history, epochs, strict=True):
+            rows.writerow([entry["epoch"], entry["step"], *(metrics.get(name, "") for name in names)])
 
 
 def write_artifacts(

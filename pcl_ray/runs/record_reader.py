@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray import config as configs
-from pcl_ray.config import public_config
+from pcl_ray.config import figures, public_config
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.runs.folder import CONFIG_FILE, SNAPSHOT_FILE, RunFolder, read_history_at, read_state_at
 from pcl_ray.snapshot import load_snapshot
@@ -24,11 +24,12 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
     """
     path = folder_of(name)
     state = read_state_at(path)
+    entries = read_history_at(path) if history is None else history
     snapshot, thumbnails = load_snapshot(path / SNAPSHOT_FILE) or (None, None)
     return RunRecord(
         name=path.name,
         config=public_config(configs.load(path / CONFIG_FILE)),
-        history=read_history_at(path) if history is None else history,
+        history=[{**entry, "metrics": figures.with_present_names(entry["metrics"])} for entry in entries],
         state=state.get("state", "running"),
         error=scrubbed(str(state.get("error") or "")),
         num_images=state.get("num_images", 0),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pcl_ray.config.figures import DEVICE_MINUTES, HEADLINES, first_of
+from pcl_ray.config.figures import DEVICE_MINUTES, HEADLINES, first_of, with_present_names
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.support.redaction import error_line, public_uri
 from pcl_ray.tracking import saved_views
@@ -95,7 +95,8 @@ def _store_errors(uri: str) -> Iterator[None]:
 
 
 def _recorded_run(run: Any, uri: str, experiment_id: str) -> RecordedRun:
-    metrics = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
+    finite = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
+    metrics = with_present_names(finite)
     params, tags = run.data.params, run.data.tags
     epochs_done = int(metrics["epoch"]) + 1 if "epoch" in metrics else 0
     epochs = _count(params.get("train.epochs", ""))

@@ -15,6 +15,7 @@ from pcl_ray.config import figures
 from pcl_ray.config.figures import Figure
 
 RUNS, ALL_RUNS = "pcl", "pcl-all"  # keys of the views of single runs, and of all with the trials of sweeps
+_OF_ACCURACIES = [figure.name.rpartition("/")[0] for figure in (figures.HEAD_KNN_TOP1, *figures.REFERENCES)]
 _AXES = {"e_step.num_clusters": "plan.num_clusters_0"}  # the knob's own value is text, as "250,500"
 
 
@@ -127,7 +128,8 @@ def _training(layout: _Layout, clusterings: int) -> None:
     layout.section("Losses", [_line(figure) for figure in losses])
     heads = [figures.ACCURACY_INSTANCE, *(figures.ACCURACY_PROTOTYPE.at(m) for m in numbers)]
     layout.section("Accuracy of both heads", [_line(figure) for figure in heads])
-    layout.section("Evaluation", [_line(figures.KNN_TOP1), of_all(figures.AMI), _line(figures.RANKME)])
+    accuracies = _line(figures.KNN_TOP1, *figures.REFERENCES, figures.HEAD_KNN_TOP1)
+    layout.section("Evaluation", [accuracies, of_all(figures.AMI), _line(figures.RANKME)])
     percentiles = (figures.PHI_P10, figures.PHI_P50, figures.PHI_P90)
     layout.section(
         "Concentration φ of the prototypes",
@@ -162,7 +164,14 @@ def _sheets(clusterings: int, step: int) -> list[dict[str, Any]]:
 
 def _rest(clusterings: int) -> list[str]:
     """The sections in which the dashboard puts metrics without a card, named by all before the last slash."""
-    return ["train", "eval", *(f"cluster/{m}" for m in range(clusterings)), "cluster", "perf"]
+    return [
+        "train",
+        "eval",
+        *_OF_ACCURACIES,
+        *(f"cluster/{m}" for m in range(clusterings)),
+        "cluster",
+        "perf",
+    ]
 
 
 def _state(layout: _Layout, objective: str, params: list[str], own: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pcl_ray import e_step
 from pcl_ray.config import RunConfig
-from pcl_ray.config.figures import PIXELS_KNN_TOP1, REFERENCE_SECONDS, UNTRAINED_KNN_TOP1
+from pcl_ray.config.figures import REFERENCE_SECONDS, REFERENCES
 from pcl_ray.evaluation.augmented import sampled
 from pcl_ray.m_step import Learner
 from pcl_ray.model.distributed import world_size
@@ -25,7 +25,6 @@ from pcl_ray.training.worker_checkpoints import EpochRecord
 
 _SAMPLE = 2048
 _ROWS_OF_VIEWS = 8
-_REFERENCES = (PIXELS_KNN_TOP1.name, UNTRAINED_KNN_TOP1.name)
 
 
 def reference_lines(attempt: str, features: FeaturePass, learner: Learner, e_step: EStep) -> dict[str, float]:
@@ -48,7 +47,8 @@ def reference_lines(attempt: str, features: FeaturePass, learner: Learner, e_ste
 def references_in(history: Sequence[EpochRecord]) -> dict[str, float]:
     """The reference lines that a run has on record, by their names; {} where it has none."""
     for record in history:
-        if lines := {name: record.metrics[name] for name in _REFERENCES if name in record.metrics}:
+        lines = {line.name: record.metrics[line.name] for line in REFERENCES if line.name in record.metrics}
+        if lines:
             return lines
     return {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pcl_ray.config.sections.base import MACHINERY, RECORDING, Section, knob
 
@@ -104,6 +104,9 @@ class TrackingConfig(Section):
 
 class EvaluationConfig(Section):
     """Measured during training: from the features of the E-step, and LiDAR from views of its own."""
+
+    # pixels have many dimensions: all queries could take a minute
+    REFERENCE_QUERIES: ClassVar[int] = 2000  # held-out images that reference lines are measured on, at most
 
     every_epochs: int = knob(
         1, MACHINERY, "Epochs between two evaluations; 0 evaluates only after the last epoch.", ge=0

@@ -1,4 +1,4 @@
-"""Rules about losses, features and accuracy: each looks at one thing and returns a finding, or None."""
+"""Rules about losses and features: each looks at one thing and returns a finding, or None."""
 
 from __future__ import annotations
 
@@ -38,10 +38,6 @@ _NEAR_RANK = 1.3  # times the limit of the E-step: near enough to speak
 _RANK_LOST = 0.5  # of the peak of RankMe; prototypes alone lower it by a quarter
 _RISE = 0.1  # of ln(R + 1), which the instance term may rise above its lowest
 _GRADIENT = 10.0  # times its median: losses of these kinds change it two- to threefold in a run
-_NOISE = 2.0  # standard errors of a difference of two accuracies, which differ by chance alone
-_FEW_HELD_OUT = 200  # images, where their number is not known
-# instance accuracy of a task that has become too easy; a kNN accuracy that leaves nothing to wish for
-_TOLD_APART, _GOOD_KNN = 0.9, 0.9
 
 
 def instance_stuck(record: RunRecord) -> Finding | None:
@@ -290,79 +286,3 @@ def failed(record: RunRecord) -> Finding | None:
         meaning,
         (f"pcl-ray train --resume {record.name} goes on from the last checkpoint",),
     )
-
-
-def knn_falling(record: RunRecord) -> Finding | None:
-    """Accuracy that falls, or does not rise although images are told apart."""
-    knn = record.finite(figures.KNN_TOP1)
-    if len(knn) < 4:
-        return None
-    best_epoch, best = max(knn, key=lambda point: point[1])
-    last, noise = mean(knn[-min(3, len(knn) // 2) :]), knn_noise(record, best)
-    if best - last > noise:
-        return _knn_fell(record, best_epoch, best, last)
-    accuracy = at_end(record, figures.ACCURACY_INSTANCE) or 0.0
-    if accuracy < _TOLD_APART or last > _GOOD_KNN or last - knn[0][1] > noise:
-        return None
-    meaning = (
-        f"Images are told apart for {accuracy:.0%} of the batch, but eval/knn_top1 is {last:.3f} at the end,"
-        f" hardly other than the {knn[0][1]:.3f} after epoch {knn[0][0]}: the encoder knows images by"
-        " something that has nothing to do with their classes, a border, a mark or a background of each."
-    )
-    return Finding(
-        "knn_falling", "warning", "The encoder has found a shortcut", meaning, _other_views(record)
-    )
-
-
-def _knn_fell(record: RunRecord, best_epoch: int, best: float, last: float) -> Finding:
-    # not from a queue of random keys; and the sum has one term more once there are prototypes
-    loss = record.finite(figures.LOSS_INSTANCE)[1:]
-    then = next((value for epoch, value in loss if epoch >= best_epoch), None)
-    meaning = f"eval/knn_top1 was best after epoch {best_epoch} ({best:.3f}) and is {last:.3f} at the end"
-    if then is not None and mean(late(loss)) < then:
-        meaning += (
-            f", while train/loss_instance fell from {then:.3f} to {mean(late(loss)):.3f}: the encoder tells"
-            " images apart by something that is not what classes differ by, or the views hide what they"
-            " differ by."
-        )
-        advice = (f"stop at the best epoch: train.epochs={best_epoch}",) if best_epoch > 2 else ()
-        return Finding(
-            "knn_falling",
-            "warning",
-            "kNN accuracy falls while the loss goes on falling",
-            meaning,
-            advice + _other_views(record),
-        )
-    meaning += ", and train/loss_instance does not fall any more: training spoils the features."
-    lr = record.config.optimizer.lr
-    advice = (f"a lower optimizer.lr: {lr / 3:.2g} (now {lr:g})", "a longer optimizer.warmup_epochs")
-    return Finding("knn_falling", "warning", "kNN accuracy falls", meaning, advice)
-
-
-def knn_noise(record: RunRecord, accuracy: float) -> float:
-    """The difference that two kNN accuracies must have before it means anything."""
-    images = record.num_holdout or _FEW_HELD_OUT
-    return _NOISE * math.sqrt(2 * max(accuracy * (1 - accuracy), 1e-4) / images)
-
-
-def _other_views(record: RunRecord) -> tuple[str, ...]:
-    augment, decay = record.config.augment, record.config.optimizer.weight_decay
-    stronger, gentler, advice = [], [], []
-    if augment.min_crop > 0.3:
-        stronger.append(f"augment.min_crop=0.3 (now {augment.min_crop:g})")
-    if augment.jitter < 0.4:
-        stronger.append(f"augment.jitter=0.4 (now {augment.jitter:g})")
-    if augment.flip > 0:
-        gentler.append(f"augment.flip=0 (now {augment.flip:g})")
-    if augment.rotate > 0:
-        gentler.append(f"augment.rotate=0 (now {augment.rotate:g})")
-    if augment.jitter >= 0.4:
-        gentler.append(f"augment.jitter={augment.jitter / 2:g} (now {augment.jitter:g})")
-    if stronger:
-        advice.append(f"stronger views, which hide what gives images away: {', '.join(stronger)}")
-    if gentler:
-        knobs = ", ".join(gentler)
-        advice.append(
-            f"if classes differ by side, direction, colour or brightness, views that keep these: {knobs}"
-        )
-    return (*advice, f"more weight decay: optimizer.weight_decay={max(5 * decay, 1e-4):g} (now {decay:g})")

@@ -1,5 +1,5 @@
-"""What the curves of a run mean, in plain words, and what to try. The rules are in curve_rules, cluster_rules
-and time_rules; what they share is in findings.
+"""What the curves of a run mean, in plain words, and what to try. The rules are in curve_rules,
+accuracy_rules, cluster_rules and time_rules; what they share is in findings.
 """
 
 from __future__ import annotations
@@ -8,8 +8,17 @@ import textwrap
 from collections.abc import Callable
 
 from pcl_ray.config import figures
-from pcl_ray.report.doctor import cluster_rules, curve_rules, time_rules
-from pcl_ray.report.doctor.findings import Finding, Severity, each, newest
+from pcl_ray.report.doctor import accuracy_rules, cluster_rules, curve_rules, time_rules
+from pcl_ray.report.doctor.findings import (
+    LINES,
+    Finding,
+    Severity,
+    accuracy_figure,
+    each,
+    knn_noise,
+    newest,
+    reference_lines,
+)
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.support.text import listed
 
@@ -24,7 +33,8 @@ RULES: tuple[Callable[[RunRecord], Finding | None], ...] = (
     curve_rules.rank_lost,
     cluster_rules.prototype_accuracy_zero,
     curve_rules.prototype_stuck,
-    curve_rules.knn_falling,
+    accuracy_rules.knn_falling,
+    accuracy_rules.no_better_than_pixels,
     cluster_rules.never_settles,
     cluster_rules.dominant_cluster,
     cluster_rules.empty_clusters,
@@ -55,7 +65,7 @@ def _without_consequences(every: list[Finding]) -> list[Finding]:
     seen = {finding.rule: finding.severity for finding in every}
     hidden: set[str] = set()
     if seen.get("diverged") == "problem":
-        hidden |= {"prototype_accuracy_zero"}
+        hidden |= {"prototype_accuracy_zero", "no_better_than_pixels"}
     if seen.get("collapse") == "problem":
         hidden |= {
             "instance_stuck",
@@ -64,9 +74,10 @@ def _without_consequences(every: list[Finding]) -> list[Finding]:
             "prototype_accuracy_zero",
             "never_settles",
             "knn_falling",
+            "no_better_than_pixels",
         }
     if "instance_stuck" in seen:
-        hidden |= {"prototype_stuck", "knn_falling"}
+        hidden |= {"prototype_stuck", "knn_falling", "no_better_than_pixels"}
     return [finding for finding in every if finding.rule not in hidden]
 
 
@@ -89,14 +100,16 @@ def _loss(record: RunRecord) -> tuple[str, str] | None:
 
 
 def _knn(record: RunRecord) -> tuple[str, str] | None:
-    knn = record.finite(figures.KNN_TOP1)
-    if len(knn) < 2 or knn[-1][1] - knn[0][1] <= curve_rules.knn_noise(record, knn[-1][1]):
+    figure = accuracy_figure(record)
+    knn = record.finite(figure)
+    if len(knn) < 2 or knn[-1][1] - knn[0][1] <= knn_noise(record, knn[-1][1]):
         return None
     (first, low), (last, high) = knn[0], knn[-1]
-    return (
-        "The features tell classes apart",
-        f"eval/knn_top1 rose from {low:.3f} after epoch {first} to {high:.3f} after epoch {last}.",
-    )
+    meaning = f"{figure.name} rose from {low:.3f} after epoch {first} to {high:.3f} after epoch {last}."
+    if lines := reference_lines(record):
+        values = listed([f"{value:.3f} by {LINES[line]}" for line, value in lines.items()])
+        meaning += f" Without training it is {values}."
+    return "The features tell classes apart", meaning
 
 
 def _spread(record: RunRecord) -> tuple[str, str] | None:

@@ -9,10 +9,24 @@ from typing import Literal
 
 from pcl_ray import plan
 from pcl_ray.clustering import health
-from pcl_ray.config.figures import CONE, LOSS_PROTOTYPE, NUM_CLUSTERS, RANK, SPREAD, Figure
+from pcl_ray.config.figures import (
+    CONE,
+    HEAD_KNN_TOP1,
+    KNN_TOP1,
+    LOSS_PROTOTYPE,
+    NUM_CLUSTERS,
+    PIXELS_KNN_TOP1,
+    RANK,
+    SPREAD,
+    UNTRAINED_KNN_TOP1,
+    Figure,
+)
 from pcl_ray.report.run_record import RunRecord
 
 Severity = Literal["problem", "warning", "note", "good"]
+LINES = {PIXELS_KNN_TOP1: "raw pixels", UNTRAINED_KNN_TOP1: "the untrained encoder"}
+_NOISE = 2.0  # standard errors of a difference of two accuracies, which differ by chance alone
+_FEW_HELD_OUT = 200  # images, where their number is not known
 Points = list[tuple[int, float]]  # (epoch from 1, value)
 
 
@@ -121,3 +135,22 @@ def gauges_collapsed(record: RunRecord, metrics: Mapping[str, float]) -> bool:
     limits = config.e_step
     reason = health.collapse(gauges, config.encoder.dim, cone=limits.collapse_cone, rank=limits.collapse_rank)
     return bool(reason)
+
+
+def accuracy_figure(record: RunRecord) -> Figure:
+    """The kNN accuracy of the backbone; of runs that earlier versions recorded the head's, the only one."""
+    return KNN_TOP1 if record.finite(KNN_TOP1) else HEAD_KNN_TOP1
+
+
+def reference_lines(record: RunRecord) -> dict[Figure, float]:
+    """What raw pixels and the untrained encoder reach, those of them that were measured."""
+    lines = {line: newest(record, line) for line in LINES}
+    return {line: value for line, value in lines.items() if value is not None}
+
+
+def knn_noise(record: RunRecord, accuracy: float, most: int | None = None) -> float:
+    """The difference that two kNN accuracies must have before it means anything. most: images that they were
+    measured on at the most, instead of `evaluation.query_images`.
+    """
+    images = min(record.num_holdout or _FEW_HELD_OUT, most or record.config.evaluation.query_images)
+    return _NOISE * math.sqrt(2 * max(accuracy * (1 - accuracy), 1e-4) / images)

@@ -18,7 +18,7 @@ WORST = -1e6  # score of a trial that is refused: below any metric here
 # Wu et al., CVPR 2018; Garrido et al., ICML 2023; Thilak et al., ICLR 2024; Agrawal et al., NeurIPS 2022
 _DIRECTIONS = {
     figure.name: figure.direction
-    for figure in (figures.KNN_TOP1, figures.RANKME, figures.LIDAR, figures.AREQ)
+    for figure in (figures.KNN_TOP1, figures.HEAD_KNN_TOP1, figures.RANKME, figures.LIDAR, figures.AREQ)
     if figure.direction is not None
 }
 _WITHOUT_LABELS = tuple(figure.name for figure in figures.WITHOUT_LABELS)

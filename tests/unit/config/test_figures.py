@@ -127,3 +127,12 @@ def test_views_and_gauges_name_known_figures_only() -> None:
         assert names == figures.charted(dict.fromkeys(names, 0.0)).keys(), "a chart of what is not charted"
     assert {"pcl_loss", "pcl_images_per_second", "pcl_epoch"} <= GAUGES.keys()
     assert all(sentence.endswith(".") for sentence in GAUGES.values())
+
+
+def test_what_earlier_versions_wrote_has_the_name_of_today() -> None:
+    older = {"eval/knn_top1": 0.5, "eval/rankme": 3.0}
+    assert figures.with_present_names(older) == {"eval/head/knn_top1": 0.5, "eval/rankme": 3.0}
+    assert older == {"eval/knn_top1": 0.5, "eval/rankme": 3.0}
+    newer = {"eval/knn_top1": 0.9, "eval/head/knn_top1": 0.5}
+    assert figures.with_present_names(newer) == newer
+    assert figures.with_present_names({"train/loss": 1.0}) == {"train/loss": 1.0}

@@ -98,3 +98,17 @@ def test_warnings() -> None:
         "learning rates differ" in text
         for text in warnings([one, digits_record("two", {"train.epochs": 50})])
     )
+
+
+def test_a_run_of_an_earlier_version_is_compared_by_the_heads_accuracy() -> None:
+    """It has nothing of the backbone; of a present one both are known."""
+    older, newer = history(6), history(6, better=0.05)
+    for before, now in zip(older, newer, strict=True):
+        before["metrics"]["eval/head/knn_top1"] = before["metrics"].pop("eval/knn_top1")
+        now["metrics"]["eval/head/knn_top1"] = 0.7
+    records = [digits_record("older", history=older), digits_record("newer", {"seed": 1}, history=newer)]
+    (sentence,) = [text for text in said(records) if text.startswith("B has")]
+    assert "kNN top-1 of the head 0.700 instead of 0.778" in sentence
+    both = [digits_record("one", history=newer), digits_record("two", {"seed": 1}, history=newer)]
+    (sentence,) = [text for text in said(both) if text.startswith("B has")]
+    assert "of the head" not in sentence

@@ -56,6 +56,14 @@ def test_the_view_of_runs() -> None:
     ]
 
 
+def test_accuracies_share_a_chart_with_the_lines_they_are_held_against() -> None:
+    state = charts.runs_view(1).state
+    accuracies = ["eval/knn_top1", "eval/pixels/knn_top1", "eval/untrained/knn_top1", "eval/head/knn_top1"]
+    assert accuracies in [card.get("selectedMetricKeys") for card in state["compareRunCharts"]]
+    names = {section["name"] for section in state["compareRunSections"]}
+    assert {"eval/head", "eval/pixels", "eval/untrained"} <= names
+
+
 def test_the_view_of_a_sweep() -> None:
     state = charts.sweep_view(SWEEP, 2).state
     cards = {

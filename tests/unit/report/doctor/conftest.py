@@ -31,6 +31,7 @@ SMALL = (
     "tracking.enabled=false",
     "tracking.report=false",
     "tracking.pictures=0",
+    "evaluation.reference_lines=false",  # so small an encoder does not reach the pixels of digits
     "resources.workers=0",
 )
 DIGITS = load_digits()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from diagnosed import rules_of, with_curve
 
 from pcl_ray.config.figures import KNN_TOP1
-from pcl_ray.report.doctor import cluster_rules, curve_rules, diagnosis, time_rules
+from pcl_ray.report.doctor import accuracy_rules, cluster_rules, curve_rules, diagnosis, time_rules
 from pcl_ray.report.run_record import RunRecord
 
 
@@ -69,10 +69,9 @@ def test_text_has_problems_first_and_keeps_to_the_width(made: Callable[..., RunR
 def test_every_rule_is_known_by_name(good: RunRecord) -> None:
     assert {rule.__name__ for rule in diagnosis.RULES} == {
         name
-        for module in (curve_rules, cluster_rules, time_rules)
+        for module in (curve_rules, accuracy_rules, cluster_rules, time_rules)
         for name, value in vars(module).items()
         if callable(value)
         and getattr(value, "__module__", "") == module.__name__
         and not name.startswith("_")
-        and name != "knn_noise"
     }

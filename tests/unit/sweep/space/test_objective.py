@@ -27,7 +27,16 @@ def test_what_cannot_compare_trials_is_refused_with_the_reason(metric: str, why:
 
 
 @pytest.mark.parametrize(
-    "metric", ["eval/knn_top1", "eval/rankme", "eval/lidar", "eval/areq", "cluster/0/ami", "cluster/2/ari"]
+    "metric",
+    [
+        "eval/knn_top1",
+        "eval/head/knn_top1",
+        "eval/rankme",
+        "eval/lidar",
+        "eval/areq",
+        "cluster/0/ami",
+        "cluster/2/ari",
+    ],
 )
 def test_what_can_compare_trials_is_taken(metric: str) -> None:
     assert not list(objective.problems(metric, None, labelled=True))
