@@ -24,7 +24,7 @@ from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray import tracking
 from pcl_ray.config import RunConfig, stored_secret
-from pcl_ray.config.figures import SWEEP_FINISHED, SWEEP_STOPPED_EARLY
+from pcl_ray.config.figures import KNN_TOP1, SWEEP_FINISHED, SWEEP_STOPPED_EARLY
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, DataError, RunFailed, Stopped
@@ -38,6 +38,7 @@ from pcl_ray.sweep import pickle_safety, tune_run
 from pcl_ray.sweep import request as requests
 from pcl_ray.sweep.interruption import Interruption
 from pcl_ray.sweep.request import SweepRequest
+from pcl_ray.sweep.results import trial_records
 from pcl_ray.sweep.results.conclusion import SweepResult, conclude
 from pcl_ray.sweep.session import SweepSession
 from pcl_ray.sweep.space import domains, spaces
@@ -280,6 +281,14 @@ def _train_and_conclude(
     """Trains what is left and concludes; however that ends, the sweep's state says how."""
     state: Literal["finished", "stopped", "failed"] = "failed"
     begun = time.monotonic()
+    if resumed and trial_records.of_the_head(session.folder.name, session.context.objective.metric):
+        session.console.print(
+            f"warning: {KNN_TOP1.name} of the trials so far is that of the head's output, as an earlier"
+            " version measured it, and of further ones that of the backbone: they cannot be compared. Start a"
+            " new sweep",
+            markup=False,
+            soft_wrap=True,
+        )
     try:
         interruption = tune_run.run(session, data.for_trials, resumed=resumed)
         unfinished = interruption.reason if interruption is not None else ""

@@ -289,11 +289,22 @@ def test_the_registry_has_the_best_and_the_latest(
     tags = trained.client.get_model_version("pcl", "1").tags
     assert tags["pcl_ray.objective_value"] == "0.7"
 
+    # versions until now are as an earlier version of ours registers them: they are compared by the head
+    measured = {"eval/knn_top1": 0.99, "eval/head/knn_top1": 0.75}
+    logged = trained.log(trained.new_run(), 3, measured, register_as="pcl")
+    assert "no better than the best, version 3 (eval/head/knn_top1 0.75 against 0.8)" in logged.summary
+    measured = {"eval/knn_top1": 0.91, "eval/head/knn_top1": 0.85}
+    assert trained.log(trained.new_run(), 3, measured, register_as="pcl").version == "5"
+    assert held("pcl") == ("5", "5")
+    measured = {"eval/knn_top1": 0.9, "eval/head/knn_top1": 0.86}  # and these two by the backbone
+    logged = trained.log(trained.new_run(), 3, measured, register_as="pcl")
+    assert "no better than the best, version 5 (eval/knn_top1 0.9 against 0.91)" in logged.summary
+
     unlike = trained.log(
         trained.new_run(), 3, {"eval/rankme": 900.0}, register_as="pcl", objective="eval/rankme"
     )
     assert "cannot be compared" in unlike.summary
-    assert held("pcl") == ("3", "4")
+    assert held("pcl") == ("5", "7")
     assert list(empty.iterdir()) == []
 
 

@@ -33,6 +33,15 @@ def ended(sweep: str) -> list[str]:
     return [record.run_name for record in read(sweep) if record.state in ("finished", "stopped early")]
 
 
+def of_the_head(sweep: str, objective: str) -> bool:
+    """Whether trials were compared by eval/knn_top1 when that was the head's, in an earlier version."""
+    return objective == figures.KNN_TOP1.name and any(
+        figures.HEAD_KNN_TOP1.name in figures.with_present_names(record.metrics)
+        and figures.HEAD_KNN_TOP1.name not in record.metrics
+        for record in read(sweep)
+    )
+
+
 def exploits(sweep: str) -> list[dict[str, Any]]:
     """Which member of a population went on from which, with its values before and after."""
     return [

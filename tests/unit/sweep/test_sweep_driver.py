@@ -30,13 +30,15 @@ Tuned = Callable[..., list[dict[str, Any]]]
 def tuned(monkeypatch: pytest.MonkeyPatch) -> Tuned:
     """Puts in Tune's place what leaves one trial of this state; gives back what it was called with."""
 
-    def put(state: str = "finished", interruption: Interruption | None = None) -> list[dict[str, Any]]:
+    def put(
+        state: str = "finished", interruption: Interruption | None = None, **beside: float
+    ) -> list[dict[str, Any]]:
         calls: list[dict[str, Any]] = []
 
         def run(session: SweepSession, splits: DataSplits, *, resumed: bool) -> Interruption | None:
             calls.append({"session": session, "splits": splits, "resumed": resumed})
             if not resumed:
-                trial = {"objective": 0.5, "metrics": {"eval/knn_top1": 0.5}}
+                trial = {"objective": 0.5, "metrics": {"eval/knn_top1": 0.5, **beside}}
                 write_trial(session, VALUES, state=state, epochs=4, trial=trial)
             return interruption
 
@@ -109,6 +111,17 @@ def test_an_error_of_tune_s_leaves_a_failed_sweep(tmp_path: Path, monkeypatch: p
     with pytest.raises(RunFailed, match="no disk"):
         driver.start(small_request(tmp_path), name="swept")
     assert state_of("swept") == "failed"
+
+
+@pytest.mark.parametrize(("beside", "warned"), [({}, True), ({"eval/head/knn_top1": 0.4}, False)])
+def test_trials_of_an_earlier_version_are_said_to_be_of_the_head(
+    beside: dict[str, float], warned: bool, tmp_path: Path, tuned: Tuned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned(**beside)
+    driver.start(small_request(tmp_path), name="swept")
+    assert "that of the head's output" not in capsys.readouterr().out
+    driver.resume("swept", [], {"sweep.concurrency": 3})
+    assert ("that of the head's output" in capsys.readouterr().out) is warned
 
 
 def test_what_goes_on_is_the_stored_request_with_another_budget(tmp_path: Path, tuned: Tuned) -> None:
