@@ -11,7 +11,7 @@ Each file has `images`, `labels`, `test_images` and `test_labels`, so that a run
 fashion_mnist            20,000 + 10,000 grey 28 × 28, 10 classes; Debian's dataset-fashion-mnist
 fashion_mnist_long_tail  7,199 of 30,000, class by class fewer, a hundredth at last; the same test images
 animal_mnist             8,000 + 2,000 grey 28 × 28, 10 classes; PyPI's animal-mnist 0.4 (MIT)
-kanji                    600 characters × (25 + 5) drawings, grey 28 × 28; PyPI's kanjivg (CC BY-SA 3.0)
+kanji                    600 characters × (20 + 10) drawings, grey 28 × 28; PyPI's kanjivg (CC BY-SA 3.0)
 emoji                    5,262 + 1,311 in colour, 32 × 32, by four hands, 58 groups of meaning; no emoji is in
                          both parts; npm's emoji-datasource-* 16.0.0
 
@@ -54,7 +54,7 @@ _SEED = 20211017
 _DOWNLOAD_S = 600.0
 _IMBALANCE = 100.0
 _LARGEST_CLASS = 2900
-_CHARACTERS, _TUNING_CHARACTERS, _DRAWINGS, _TEST_DRAWINGS = 600, 300, 25, 5
+_CHARACTERS, _TUNING_CHARACTERS, _DRAWINGS, _TEST_DRAWINGS = 600, 300, 20, 10
 _EMOJI_HANDS = ("apple", "facebook", "google", "twitter")
 _EMOJI_A_CLASS, _EMOJI_SIDE = 10, 32
 

@@ -120,6 +120,7 @@ TASKS: dict[str, Task] = {
         _GREY
         | {
             "augment.flip": 0.0,
+            "augment.min_crop": 0.6,
             "augment.mean": [0.192],
             "augment.std": [0.305],
             "e_step.num_clusters": [0.02, 0.04, 0.08],

@@ -151,6 +151,7 @@ def machinery() -> Knobs:
         "e_step.backend": "auto" if importlib.util.find_spec("faiss") else "torch",
         "tracking.enabled": False,
         "evaluation.every_epochs": 0,
+        "evaluation.reference_lines": False,
         "train.keep_checkpoints": 1,
     }
 
