@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pcl_ray.config import EStepConfig, RunConfig
-from pcl_ray.plan import FILE_SOURCES, RunPlan, decoded_bytes
+from pcl_ray.plan import FILE_SOURCES, RunPlan, decoded_bytes, why_so_many
 from pcl_ray.runs.request import Request
 from pcl_ray.support.text import binary_size
 
@@ -23,7 +23,7 @@ def show(request: Request) -> None:
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {plan.epochs} epochs",
         "warm-up": f"{min(plan.warmup_epochs, plan.epochs)} epochs of InfoNCE alone",
         "E-steps": _when_clustered(plan),
-        "K": ", ".join(map(str, plan.num_clusters)),
+        "K": _how_many_clusters(config, plan),
         "r": f"{negatives} negative prototypes",
         "R": f"{plan.queue_size} keys in the queue",
         "evaluation": f"after epochs {_ranges([epoch + 1 for epoch in plan.evaluation_epochs])}",
@@ -41,6 +41,11 @@ def show(request: Request) -> None:
 def _where_trained(config: RunConfig) -> str:
     workers = config.resources.workers
     return f"{workers} Ray Train workers" if workers else "this process, without Ray"
+
+
+def _how_many_clusters(config: RunConfig, plan: RunPlan) -> str:
+    why = why_so_many(config.e_step.num_clusters, plan.num_images)
+    return ", ".join(map(str, plan.num_clusters)) + (f" ({why})" if why else "")
 
 
 def _when_clustered(plan: RunPlan) -> str:

@@ -21,6 +21,7 @@ from pcl_ray.clustering.nested import coarse_of_fine
 from pcl_ray.clustering.points import Moments, Points
 from pcl_ray.clustering.types import Clustering, ClusterSet
 from pcl_ray.config import EStepConfig
+from pcl_ray.plan import e_step_number
 
 WORSE = 1.3  # a warm start whose first pass is so many times worse than the last E-step's end is given up
 UNSTEADY = 0.5  # or that changes more than this share of the labels
@@ -223,5 +224,4 @@ def starts_warm(settings: EStepConfig, epoch: int) -> bool:
     """Whether the E-step before `epoch` may start warm: not at every `restart_every`-th, nor if it is off."""
     if settings.warm_start == "none":
         return False
-    number = (epoch - settings.warmup_epochs) // settings.every_epochs
-    return not settings.restart_every or number % settings.restart_every != 0
+    return not settings.restart_every or e_step_number(settings, epoch) % settings.restart_every != 0

@@ -3,6 +3,8 @@ together. Imports neither torch nor numpy.
 """
 
 from pcl_ray.plan.checks import check, check_alone, notes
+from pcl_ray.plan.cluster_counts import resolve_num_clusters, why_so_many
+from pcl_ray.plan.e_step_epochs import e_step_epochs, e_step_number
 from pcl_ray.plan.run_plan import RunPlan, make
 from pcl_ray.plan.sizes import (
     FILE_SOURCES,
@@ -14,7 +16,6 @@ from pcl_ray.plan.sizes import (
     loader_workers,
     memory_side,
     negatives,
-    resolve_num_clusters,
     small_crop_size,
 )
 
@@ -27,6 +28,8 @@ __all__ = [
     "check",
     "check_alone",
     "decoded_bytes",
+    "e_step_epochs",
+    "e_step_number",
     "in_memory",
     "loader_workers",
     "make",
@@ -35,4 +38,5 @@ __all__ = [
     "notes",
     "resolve_num_clusters",
     "small_crop_size",
+    "why_so_many",
 ]

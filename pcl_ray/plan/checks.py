@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pcl_ray.config import EStepConfig, RunConfig
 from pcl_ray.errors import Problem
 from pcl_ray.plan import sizes
+from pcl_ray.plan.cluster_counts import resolve_num_clusters
 from pcl_ray.plan.sizes import FILE_SOURCES
 
 
@@ -121,6 +122,13 @@ def _schedule_problems(config: RunConfig) -> Iterator[Problem]:
             config.optimizer.warmup_epochs,
             f"must be below train.epochs = {config.train.epochs}",
         )
+    e_step = config.e_step
+    if e_step.early_every_epochs > 1 and not e_step.early_epochs:
+        yield Problem(
+            "e_step.early_every_epochs",
+            e_step.early_every_epochs,
+            "is for the epochs that e_step.early_epochs counts, and that is 0",
+        )
 
 
 def _batch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
@@ -144,7 +152,27 @@ def _batch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
 
 def _cluster_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
     given = config.e_step.num_clusters
-    counts = sizes.resolve_num_clusters(given, num_images)
+    counts = resolve_num_clusters(given, num_images)
+    if given == "auto":
+        if 2 * max(counts) >= num_images:
+            message = f"{num_images} training images are too few for it; use more, or write counts"
+            yield Problem("e_step.num_clusters", given, message)
+    else:
+        yield from _count_problems(given, counts, num_images)
+    wanted = config.loss.negative_prototypes
+    smallest = min(counts)
+    if isinstance(wanted, int) and smallest >= 2 and wanted > smallest - 1:
+        yield Problem(
+            "loss.negative_prototypes",
+            wanted,
+            f"the smallest clustering has {smallest} prototypes, so at most {smallest - 1} negatives; lower"
+            " it or write all",
+        )
+
+
+def _count_problems(
+    given: tuple[int | float, ...], counts: tuple[int, ...], num_images: int
+) -> Iterator[Problem]:
     for value, k in zip(given, counts, strict=True):
         meaning = f"{k}" if isinstance(value, int) else f"{value} of {num_images} images, that is {k},"
         if k > num_images:
@@ -161,15 +189,6 @@ def _cluster_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
                 list(given),
                 f"{meaning} is fewer than 2 clusters; use at least {smallest_share} or a count",
             )
-    wanted = config.loss.negative_prototypes
-    smallest = min(counts)
-    if isinstance(wanted, int) and smallest >= 2 and wanted > smallest - 1:
-        yield Problem(
-            "loss.negative_prototypes",
-            wanted,
-            f"the smallest clustering has {smallest} prototypes, so at most {smallest - 1} negatives; lower"
-            " it or write all",
-        )
 
 
 def _e_step_problems(config: RunConfig) -> Iterator[Problem]:
@@ -199,12 +218,16 @@ def _e_step_problems(config: RunConfig) -> Iterator[Problem]:
             0,
             "a strict hierarchy cannot be balanced as well; 1 or more with e_step.balance",
         )
-    if e_step.features == "bank" and e_step.every_epochs > 1 and e_step.bank_momentum >= 0.9:
-        yield Problem(
-            "e_step.bank_momentum",
-            e_step.bank_momentum,
-            "the bank would hold features many epochs old; below 0.9 with e_step.every_epochs > 1",
-        )
+    for name, every in (
+        ("every_epochs", e_step.every_epochs),
+        ("early_every_epochs", e_step.early_every_epochs),
+    ):
+        if e_step.features == "bank" and every > 1 and e_step.bank_momentum >= 0.9:
+            yield Problem(
+                "e_step.bank_momentum",
+                e_step.bank_momentum,
+                f"the bank would hold features many epochs old; below 0.9 with e_step.{name} > 1",
+            )
 
 
 def _switch_problems(config: RunConfig, num_images: int) -> Iterator[Problem]:
@@ -270,7 +293,7 @@ def _encoder_problems(config: RunConfig) -> Iterator[Problem]:
 
 def notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]:
     """What is legal but worth saying of a configuration without mistakes."""
-    counts = sizes.resolve_num_clusters(config.e_step.num_clusters, num_images)
+    counts = resolve_num_clusters(config.e_step.num_clusters, num_images)
     warmup, epochs, queue = config.e_step.warmup_epochs, config.train.epochs, config.loss.queue_size
     if warmup >= epochs:
         yield (

@@ -9,6 +9,8 @@ from pcl_ray.config import OptimizerConfig, RunConfig
 from pcl_ray.errors import ConfigError
 from pcl_ray.plan import sizes
 from pcl_ray.plan.checks import check
+from pcl_ray.plan.cluster_counts import resolve_num_clusters
+from pcl_ray.plan.e_step_epochs import e_step_epochs
 from pcl_ray.plan.sizes import EStepMode
 
 
@@ -106,9 +108,9 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
     world_size = max(config.resources.workers, 1)
     epochs, encoder = config.train.epochs, config.encoder
     steps = num_images // config.train.batch_size
-    counts = sizes.resolve_num_clusters(config.e_step.num_clusters, num_images)
+    counts = resolve_num_clusters(config.e_step.num_clusters, num_images)
     everything = num_images + num_holdout
-    e_steps = tuple(range(config.e_step.warmup_epochs, epochs, config.e_step.every_epochs))
+    e_steps = e_step_epochs(config.e_step, epochs)
     every = config.evaluation.every_epochs
     # the report shows the last
     pictures = config.tracking.pictures if config.tracking.enabled else min(config.tracking.pictures, 1)

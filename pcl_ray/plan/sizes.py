@@ -18,11 +18,6 @@ _DENSE_UP_TO_ON_GPU = 262_144
 _DRAWN = 16_384
 
 
-def resolve_num_clusters(num_clusters: tuple[int | float, ...], num_images: int) -> tuple[int, ...]:
-    """K as counts: counts stay, shares of N become counts, rounded."""
-    return tuple(round(k * num_images) if isinstance(k, float) else k for k in num_clusters)
-
-
 def e_step_mode(config: RunConfig, num_images: int) -> EStepMode:
     """Where the features are clustered: as configured, or by size and machines. GPU workers cluster what they
     hold; without GPUs one actor does it, or several where the features outgrow `e_step.memory_gb`.

@@ -84,9 +84,10 @@ def charts(record: RunRecord) -> Html:
 
 def clustering_names(record: RunRecord) -> list[str]:
     """A name for each clustering, as "K = 29"; as configured where run and snapshot lack the counts."""
-    counts: Sequence[float] = record.num_clusters or record.config.e_step.num_clusters
+    counts: Sequence[float] = record.num_clusters or record.configured_clusters
     snapshot = record.snapshot
-    if not record.num_clusters and snapshot is not None and len(snapshot.clusterings) == len(counts):
+    fits = snapshot is not None and len(counts) in (0, len(snapshot.clusterings))
+    if not record.num_clusters and snapshot is not None and fits:
         counts = [clustering.num_clusters for clustering in snapshot.clusterings]
     names = [f"K = {count:,}" if count >= 2 else f"K = {100 * count:g} % of N" for count in counts]
     return [
@@ -190,7 +191,7 @@ def _of_several(records: Sequence[RunRecord], letters: Sequence[str]) -> list[Ch
         points = [(letter, record.finite(figure)) for letter, record in zip(letters, records, strict=True)]
         return _chart(key, title, caption, points, from_zero)
 
-    most = max(len(record.config.e_step.num_clusters) for record in records)
+    most = max(len(record.configured_clusters) for record in records)
     endings = [f", clustering {m + 1}" if most > 1 else "" for m in range(most)]
     scales = "Runs with other τ, K, queue or negatives have losses on other scales."
     std, seconds = FEATURE_STD, E_STEP_SECONDS

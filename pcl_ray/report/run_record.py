@@ -9,6 +9,7 @@ from typing import Any
 
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import Figure
+from pcl_ray.plan import resolve_num_clusters
 from pcl_ray.snapshot import Snapshot, Thumbnails
 
 
@@ -48,6 +49,18 @@ class RunRecord:
     def finite(self, figure: Figure) -> list[tuple[int, float]]:
         """The curve of a figure without values that are not finite."""
         return [point for point in self.series(figure) if math.isfinite(point[1])]
+
+    @property
+    def configured_clusters(self) -> tuple[int | float, ...]:
+        """K of every clustering as configured, counts and shares; those that auto chose, () where that is not
+        known.
+        """
+        configured = self.config.e_step.num_clusters
+        if configured != "auto":
+            return configured
+        if self.num_clusters or not self.num_images:
+            return self.num_clusters
+        return resolve_num_clusters(configured, self.num_images)
 
     @property
     def epochs(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from pcl_ray import config
 from pcl_ray.config import figures
 from pcl_ray.config.figures import Figure
+from pcl_ray.plan import why_so_many
 from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.drawing.html import Html, table, tag
 from pcl_ray.report.run_record import RunRecord
@@ -42,13 +43,20 @@ def recipe(record: RunRecord) -> list[tuple[str, str]]:
         ("Data", knobs.data.source + (f" ({knobs.data.path})" if knobs.data.path else "")),
         ("Images", images),
         ("Epochs", f"{done}; warm-up {knobs.e_step.warmup_epochs:,}"),
-        ("Clusters K", ", ".join(name.removeprefix("K = ") for name in clustering_names(record))),
+        ("Clusters K", _cluster_counts(record)),
         ("Temperature τ", f"{knobs.loss.temperature:g}"),
         ("Smoothing α", f"{knobs.e_step.alpha:g}"),
         ("Encoder", f"{knobs.encoder.backbone}, {knobs.encoder.dim} dimensions"),
         ("Batch", f"{knobs.train.batch_size:,} images"),
         ("Where", f"{workers}, {device}"),
     ]
+
+
+def _cluster_counts(record: RunRecord) -> str:
+    """ "29, 58, 115", and the rule where they follow from the number of images."""
+    counts = ", ".join(name.removeprefix("K = ") for name in clustering_names(record))
+    why = why_so_many(record.config.e_step.num_clusters, record.num_images) if record.num_images else ""
+    return f"{counts} ({why})" if why else counts
 
 
 def tiles(record: RunRecord) -> Html:

@@ -19,7 +19,7 @@ from pcl_ray.config import RunConfig, public_config, stored_secret
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import DataError, RunFailed, Stopped
 from pcl_ray.on_ray import current_job
-from pcl_ray.plan import RunPlan
+from pcl_ray.plan import RunPlan, why_so_many
 from pcl_ray.runs import final_artifacts, preparation, storage_mirror
 from pcl_ray.runs import request as requests
 from pcl_ray.runs.console import Display
@@ -157,13 +157,14 @@ def _show_plan(request: Request, splits: DataSplits, plan: RunPlan, display: Dis
     classes = preparation.num_classes(splits)
     labels = f"{classes} classes" if splits.train.labels is not None else "no labels"
     counts = ", ".join(map(str, plan.num_clusters))
+    why = why_so_many(request.config.e_step.num_clusters, plan.num_images)
     display.say(
         f"data       {request.config.data.source}: {plan.num_images} images to train on, {plan.num_holdout}"
         f" held out, {labels}"
     )
     display.say(
         f"plan       {plan.epochs} epochs × {plan.steps_per_epoch} steps of {plan.global_batch} images; K ="
-        f" {counts}"
+        f" {counts}{f' ({why})' if why else ''}"
     )
     for note in request.notes:
         display.say(f"note       {note}")

@@ -124,6 +124,8 @@ def dashboard_note(
     path = f" (`{config.data.path}`)" if config.data.path else ""
     labels = f"{classes} classes" if classes else "no labels"
     counts = ", ".join(f"{count:,}" for count in plan.num_clusters)
+    if config.e_step.num_clusters == "auto":
+        counts += " (auto)"
     lines = [f"**{name}**: {state}", ""]
     if command:
         lines.append(f"- command: `{command}`")

@@ -99,7 +99,7 @@ def open_tracker(
         run_id=folder.read_state().get("mlflow_run_id"),
         title=details.title,
         dataset=dataset,
-        clusterings=len(config.e_step.num_clusters),
+        clusterings=_clusterings(config, details.plan, folder),
         sweep=details.sweep,
     )
     return tracking.open_run(
@@ -110,6 +110,15 @@ def open_tracker(
         always_charted=details.always_charted,
         warn=warn,
     )
+
+
+def _clusterings(config: RunConfig, plan: RunPlan | None, folder: RunFolder) -> int:
+    """How many clusterings the run has."""
+    configured = config.e_step.num_clusters
+    if plan is not None:
+        return len(plan.num_clusters)
+    # of a run that has ended already, the folder knows what auto chose
+    return len(folder.read_state().get("num_clusters", ()) if configured == "auto" else configured)
 
 
 def _plan_params(plan: RunPlan) -> dict[str, Any]:

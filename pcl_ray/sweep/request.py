@@ -10,7 +10,7 @@ from pcl_ray import config as configs
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import LIDAR
 from pcl_ray.errors import ConfigError, DataError, Problem
-from pcl_ray.plan import FILE_SOURCES, RunPlan
+from pcl_ray.plan import FILE_SOURCES, RunPlan, resolve_num_clusters
 from pcl_ray.runs import request
 from pcl_ray.support.text import value_text
 from pcl_ray.sweep.space import checks, domains, objective, search_checks, settings, spaces
@@ -63,7 +63,7 @@ def check(
     num_images, num_holdout = (plan.num_images, plan.num_holdout) if plan is not None else (0, 0)
     problems += checks.problems(space, base, num_images, num_holdout)
     problems += search_checks.problems(space, sweep_settings, base)
-    problems += _objective_problems(space, sweep_settings, base)
+    problems += _objective_problems(space, sweep_settings, base, num_images)
     if problems:
         different = {(problem.name, str(problem.value), problem.message): problem for problem in problems}
         raise ConfigError(list(different.values()))
@@ -139,25 +139,28 @@ def _objective_name(sweep_settings: SweepConfig) -> str:
     return "sweep.objective" if sweep_settings.objective else "OBJECTIVE"
 
 
-def _objective_problems(space: Space, sweep_settings: SweepConfig, base: RunConfig) -> list[Problem]:
+def _objective_problems(
+    space: Space, sweep_settings: SweepConfig, base: RunConfig, num_images: int
+) -> list[Problem]:
     metric = sweep_settings.objective or space.objective
     if metric is None:
         return []
     name = _objective_name(sweep_settings)
-    clustering, fewest = objective.clustering_of(metric), _fewest_clusterings(space, base)
+    clustering, fewest = objective.clustering_of(metric), _fewest_clusterings(space, base, num_images)
     if clustering is not None and clustering >= fewest:
         return [Problem(name, metric, f"some trials have {fewest} clusterings, numbered from 0")]
     # Whether there are labels shows when the data are read.
     return list(objective.problems(metric, sweep_settings.mode or space.mode, labelled=True, name=name))
 
 
-def _fewest_clusterings(space: Space, base: RunConfig) -> int:
-    """The number of clusterings of the trial that has the fewest."""
+def _fewest_clusterings(space: Space, base: RunConfig, num_images: int) -> int:
+    """The number of clusterings of the trial that has the fewest; without images, auto counts as one."""
     swept = space.domains.get("e_step.num_clusters")
     values = domains.values(swept) if swept is not None else None
     if not values:
-        return len(base.e_step.num_clusters)
-    return min(len(value_text(value).split(",")) for value in values)
+        values = [base.e_step.num_clusters]
+    automatic = len(resolve_num_clusters("auto", num_images))
+    return min(automatic if value == "auto" else len(value_text(value).split(",")) for value in values)
 
 
 def _divided(words: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:

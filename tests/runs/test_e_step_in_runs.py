@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pcl_ray.checkpoints import run_state
 from pcl_ray.errors import Stopped
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.bank import FeatureBank
+from pcl_ray.plan import why_so_many
 from pcl_ray.runs import driver, request
 from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer
 from pcl_ray.training.e_step_shards import EStepRequest
@@ -69,8 +71,20 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
         ("e_step.nested=true", "e_step.balance=1.5"),
         ("loss.prototype_ramp_epochs=4.3",),
         ("loss.queue_negatives=other_clusters",),
+        ("e_step.early_epochs=4", "e_step.early_every_epochs=2", "e_step.restart_every=3"),
+        ("e_step.num_clusters=auto",),
     ],
-    ids=["overlap", "bank", "bank, mixed, half", "both", "nested, balanced", "ramp", "other clusters"],
+    ids=[
+        "overlap",
+        "bank",
+        "bank, mixed, half",
+        "both",
+        "nested, balanced",
+        "ramp",
+        "other clusters",
+        "seldom at first",
+        "auto",
+    ],
 )
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, ...]) -> None:
     words = (*words, "train.epochs=6")
@@ -80,6 +94,46 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, .
     assert cli.main(["train", "--resume", "cut"]) == 0
     for epoch in (4, 5, 6):
         assert_same(numbers("whole", epoch), numbers("cut", epoch))
+
+
+def test_auto_chooses_k_and_says_so(
+    tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+    words = ("e_step.num_clusters=auto", "data.limit=500", "tracking.enabled=true", f"tracking.uri={store}")
+    why = f"K = 22, 45 ({why_so_many('auto', 500)})"
+    assert train(*words, "--dry-run") == 0
+    assert why.removeprefix("K = ") in capsys.readouterr().out
+    assert train("--name", "automatic", *words) == 0
+    assert why in capsys.readouterr().out
+    clusters = state_of("automatic", 4).clusters
+    assert clusters is not None
+    assert [clustering.num_clusters for clustering in clusters.clusterings] == [22, 45]
+    folder = runs() / "automatic"
+    told = json.loads((folder / "state.json").read_text())
+    assert told["num_clusters"] == [22, 45]
+    assert "num_clusters: auto" in (folder / "config.yaml").read_text()
+    assert why.removeprefix("K = ") in (folder / "report.html").read_text()
+    from mlflow import MlflowClient
+
+    recorded = MlflowClient(store).get_run(told["mlflow_run_id"]).data.params
+    assert recorded["e_step.num_clusters"] == "auto"
+    assert (recorded["plan.num_clusters_0"], recorded["plan.num_clusters_1"]) == ("22", "45")
+    # a fork that says its counts has those, and one that does not has the same rule
+    for name, knob, counts in (("said", "e_step.num_clusters=5", [5]), ("again", "seed=1", [22, 45])):
+        more = ("train.epochs=5", "tracking.enabled=false", knob, "--name", name)
+        assert cli.main(["fork", "automatic", *more]) == 0
+        state = state_of(name, 5)
+        assert state.clusters is not None
+        assert [clustering.num_clusters for clustering in state.clusters.clusterings] == counts
+
+
+def test_e_steps_may_be_seldom_at_first() -> None:
+    seldom = ("e_step.early_epochs=3", "e_step.early_every_epochs=2", "train.epochs=6")
+    assert train("--name", "seldom", *seldom) == 0
+    # after one epoch of warm-up: before epochs 1 and 3 (from 0), then before each from 4 on, and at the end
+    held = [state_of("seldom", epoch).clusters for epoch in range(1, 7)]
+    assert [clusters.epoch for clusters in held if clusters is not None] == [1, 1, 3, 4, 5, 6]
 
 
 def test_overlap_trains_on_the_earlier_prototypes_until_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ Imports neither torch nor numpy, so that `--help` and a wrong key are answered a
 
 from pcl_ray.config.sections.base import KnobProperties, Section
 from pcl_ray.config.sections.images import AugmentConfig, DataConfig
-from pcl_ray.config.sections.method import EncoderConfig, EStepConfig, LossConfig
+from pcl_ray.config.sections.method import EncoderConfig, EStepConfig, LossConfig, NumClusters
 from pcl_ray.config.sections.running import EvaluationConfig, ResourcesConfig, TrackingConfig
 from pcl_ray.config.sections.training import OptimizerConfig, TrainConfig
 
@@ -17,6 +17,7 @@ __all__ = [
     "EvaluationConfig",
     "KnobProperties",
     "LossConfig",
+    "NumClusters",
     "OptimizerConfig",
     "ResourcesConfig",
     "Section",

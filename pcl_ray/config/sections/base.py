@@ -23,7 +23,24 @@ class Section(BaseModel):
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and bool not in (annotation, *typing.get_args(annotation)):
             raise ValueError("true/false given")
-        return _numbers(value) if typing.get_origin(annotation) is tuple else value
+        return _numbers(value) if _takes_list(annotation) and value not in _words(annotation) else value
+
+
+def _takes_list(annotation: Any) -> bool:
+    """Whether the values of a field are lists, or may be."""
+    if typing.get_origin(annotation) is tuple:
+        return True
+    return not isinstance(annotation, type) and any(map(_takes_list, typing.get_args(annotation)))
+
+
+def _words(annotation: Any) -> list[Any]:
+    """The words that a field takes beside its lists."""
+    return [
+        word
+        for part in typing.get_args(annotation)
+        if typing.get_origin(part) is typing.Literal
+        for word in typing.get_args(part)
+    ]
 
 
 def _numbers(value: object) -> object:

@@ -94,6 +94,10 @@ class EncoderConfig(Section):
     )
 
 
+# K of every clustering: counts and shares of the images, or a choice by their number
+NumClusters = Literal["auto"] | Annotated[tuple[int | float, ...], Field(min_length=1)]
+
+
 class LossConfig(Section):
     """ProtoNCE = InfoNCE + prototype terms (paper, equations 11 and 12)."""
 
@@ -147,14 +151,13 @@ class LossConfig(Section):
 class EStepConfig(Section):
     """Clustering of the momentum features, once an epoch."""
 
-    num_clusters: tuple[int | float, ...] = knob(
+    num_clusters: NumClusters = knob(
         (25000, 50000, 100000),
         replace(PROTOTYPES, perturbable=True),
         (
             "K: one clustering for each number; 2 or more is a count, a number below 1 a share of the N"
-            " images."
+            " images. auto: counts that follow from N."
         ),
-        min_length=1,
     )
     alpha: float = knob(
         10.0,
@@ -165,6 +168,15 @@ class EStepConfig(Section):
     )
     warmup_epochs: int = knob(20, TRAINING, "Epochs of InfoNCE alone before the first clustering.", ge=0)
     every_epochs: int = knob(1, CLUSTERING, "Cluster anew at every this many epochs after the warm-up.", ge=1)
+    early_epochs: int = knob(
+        0,
+        CLUSTERING,
+        "Epochs after the warm-up in which early_every_epochs counts instead of every_epochs.",
+        ge=0,
+    )
+    early_every_epochs: int = knob(
+        1, CLUSTERING, "In the early epochs, cluster anew at every this many epochs.", ge=1
+    )
     warm_start: Literal["labels", "centroids", "none"] = knob(
         "labels",
         CLUSTERING,
@@ -299,7 +311,9 @@ class EStepConfig(Section):
 
     @field_validator("num_clusters")
     @classmethod
-    def _counts_or_shares(cls, values: tuple[int | float, ...]) -> tuple[int | float, ...]:
+    def _counts_or_shares(cls, values: NumClusters) -> NumClusters:
+        if values == "auto":
+            return values
         wrong = [value for value in values if not _is_count(value) and not 0 < value < 1]
         if wrong:
             raise ValueError(

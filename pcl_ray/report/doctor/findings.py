@@ -72,7 +72,7 @@ def prototype_epochs(record: RunRecord) -> int:
 def clusterings(record: RunRecord) -> list[tuple[int, int]]:
     """(m, K) of every clustering whose K is known: from the run, its E-steps or its configuration."""
     counts = []
-    for m, configured in enumerate(record.config.e_step.num_clusters):
+    for m, configured in enumerate(record.configured_clusters):
         measured = newest(record, NUM_CLUSTERS.at(m))
         if m < len(record.num_clusters) and record.num_clusters[m]:
             k = record.num_clusters[m]
@@ -96,7 +96,7 @@ def each(record: RunRecord, figure: Figure) -> list[tuple[int, int, float]]:
 
 def which(record: RunRecord, m: int, k: int) -> str:
     """A clustering in words; its number only where there are several."""
-    several = len(record.config.e_step.num_clusters) > 1
+    several = len(record.configured_clusters) > 1
     return f"clustering {m} (K = {k})" if several else f"the clustering (K = {k})"
 
 

@@ -22,6 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
 from pcl_ray.config import RunConfig
+from pcl_ray.plan import e_step_epochs
 from pcl_ray.support.text import value_text
 from pcl_ray.sweep.space import spaces
 from pcl_ray.sweep.space.settings import SweepConfig
@@ -161,7 +162,8 @@ class _Repeated(Repeater):
 
 def grace_epochs(config: RunConfig) -> int:
     """No trial is stopped before this epoch: α and K act from the first E-step, which is no verdict yet."""
-    return min(config.e_step.warmup_epochs + 2 * config.e_step.every_epochs, config.train.epochs)
+    third = e_step_epochs(config.e_step, config.train.epochs)[2:3]
+    return third[0] if third else config.train.epochs
 
 
 def scheduler(space: Space, settings: SweepConfig, base: RunConfig) -> TrialScheduler:
@@ -182,7 +184,9 @@ def scheduler(space: Space, settings: SweepConfig, base: RunConfig) -> TrialSche
 
 
 def perturb_epochs(settings: SweepConfig, base: RunConfig) -> int:
-    return settings.perturb_epochs or max(round(base.train.epochs / 10), base.e_step.every_epochs)
+    e_step = base.e_step
+    longest_gap = max(e_step.every_epochs, e_step.early_every_epochs if e_step.early_epochs else 1)
+    return settings.perturb_epochs or max(round(base.train.epochs / 10), longest_gap)
 
 
 class _Population(PopulationBasedTraining):

@@ -12,7 +12,13 @@ from pcl_ray.sweep.space import search, spaces
 from pcl_ray.sweep.space.settings import SweepConfig
 from pcl_ray.sweep.space.spaces import Space
 
-_LENGTHS = ("train.epochs", "e_step.warmup_epochs", "e_step.every_epochs")
+_LENGTHS = (
+    "train.epochs",
+    "e_step.warmup_epochs",
+    "e_step.every_epochs",
+    "e_step.early_epochs",
+    "e_step.early_every_epochs",
+)
 
 
 def problems(space: Space, settings: SweepConfig, base: RunConfig) -> Iterator[Problem]:

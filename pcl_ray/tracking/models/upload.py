@@ -12,6 +12,7 @@ from typing import Any
 
 from pcl_ray.config import RunConfig
 from pcl_ray.embedding.embedder import Embedder
+from pcl_ray.support.text import value_text
 from pcl_ray.tracking.client import clean_name, open_client
 from pcl_ray.tracking.models import folders, registry
 from pcl_ray.tracking.models.folders import NotExported
@@ -141,7 +142,7 @@ def _upload_encoder(
 
 def _params(served: Embedder, config: RunConfig) -> dict[str, str]:
     """The few that tell models apart; all others are the run's."""
-    clusters = [len(c.prototypes) for c in served.clusterings] or list(config.e_step.num_clusters)
+    clusters = [len(c.prototypes) for c in served.clusterings] or config.e_step.num_clusters
     encoder = served.settings["encoder"]
     values = {
         "encoder.backbone": encoder["backbone"],
@@ -149,5 +150,5 @@ def _params(served: Embedder, config: RunConfig) -> dict[str, str]:
         "loss.temperature": config.loss.temperature,
     }
     return {name: str(value) for name, value in values.items()} | {
-        "e_step.num_clusters": ",".join(map(str, clusters))
+        "e_step.num_clusters": value_text(clusters, digits=None)
     }

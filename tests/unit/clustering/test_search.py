@@ -159,6 +159,10 @@ def test_labels_before_are_those_of_the_same_k_and_images() -> None:
         ({"restart_every": 0}, [True] * 6),
         ({"restart_every": 3}, [False, True, True, False, True, True]),
         ({"restart_every": 2, "every_epochs": 2}, [False, False, True, True, False, False]),
+        (  # E-steps before 1, 4, 5, 6
+            {"restart_every": 2, "early_epochs": 3, "early_every_epochs": 3},
+            [False, False, False, True, False, True],
+        ),
     ],
 )
 def test_which_e_steps_may_start_warm(knobs: dict[str, Any], warm: list[bool]) -> None:

@@ -32,8 +32,9 @@ OVERRIDES = st.fixed_dictionaries(
         "train.micro_batch": st.one_of(st.none(), st.integers(2, 10**6)),
         "train.memory_format": st.sampled_from(["channels_last", "contiguous"]),
         "optimizer.fused": st.booleans(),
-        "e_step.num_clusters": st.lists(
-            st.one_of(st.integers(2, 10**6), st.floats(1e-6, 0.999)), min_size=1, max_size=4
+        "e_step.num_clusters": st.one_of(
+            st.just("auto"),
+            st.lists(st.one_of(st.integers(2, 10**6), st.floats(1e-6, 0.999)), min_size=1, max_size=4),
         ),
         "optimizer.lr": st.floats(1e-12, 100),
         "optimizer.milestones": st.lists(st.integers(0, 500), max_size=3),

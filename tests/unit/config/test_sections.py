@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from small import config_error
 
 from pcl_ray import config as configs
 from pcl_ray.config import EStepConfig
@@ -23,6 +24,19 @@ def test_counts_and_shares(text: str, expected: tuple[int | float, ...]) -> None
     assert found == expected
     # a count is an int and a share a float: the plan tells them apart so
     assert [type(k) for k in found] == [type(k) for k in expected]
+
+
+@pytest.mark.parametrize("text", ["auto", "'auto'"])
+def test_auto_is_no_list(text: str) -> None:
+    assert configs.load("digits", [f"e_step.num_clusters={text}"]).e_step.num_clusters == "auto"
+    assert EStepConfig().num_clusters == (25000, 50000, 100000)  # the paper's, where nothing is said
+
+
+@pytest.mark.parametrize("text", ["[auto]", "auto,20", "automatic", "[]", "null"])
+def test_what_is_neither_a_list_nor_auto_is_refused(text: str) -> None:
+    (problem,) = config_error([f"e_step.num_clusters={text}"]).problems
+    assert problem.name == "e_step.num_clusters"
+    assert problem.message == "allowed: auto | list of whole number | number"
 
 
 @pytest.mark.parametrize(

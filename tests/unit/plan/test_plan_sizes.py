@@ -9,12 +9,8 @@ from hypothesis import strategies as st
 from planned import FILES, N, config_of, plan_of
 
 from pcl_ray.data.draws import view_draws
-from pcl_ray.plan import make, memory_side, resolve_num_clusters, small_crop_size
+from pcl_ray.plan import make, memory_side, small_crop_size
 from pcl_ray.support import machine
-
-
-def test_shares_become_counts() -> None:
-    assert resolve_num_clusters((0.02, 250, 0.5), 1000) == (20, 250, 500)
 
 
 @pytest.mark.parametrize(

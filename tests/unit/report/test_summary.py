@@ -32,6 +32,16 @@ def test_what_is_said_of_the_run(tmp_path: Path) -> None:
     assert "E-step 11 %" in found.text
 
 
+def test_the_rule_is_told_where_the_run_chose_k(tmp_path: Path) -> None:
+    assert "auto" not in read_report(digits_record(), tmp_path).text.split("Clusters K")[1][:20]
+    automatic = digits_record(overrides={"e_step.num_clusters": "auto"})
+    found = read_report(automatic, tmp_path)
+    assert "Clusters K 30, 8 (auto: 1, 2 and 4 times √N of N = 1,797 images)" in found.text
+    # a run that has not told its counts has them from its last clusters
+    unknown = digits_record(overrides={"e_step.num_clusters": "auto"}, num_clusters=(), num_images=0)
+    assert "Clusters K 30, 8 Temperature" in read_report(unknown, tmp_path).text
+
+
 def test_every_knob_is_listed_and_the_changed_ones_are_marked(tmp_path: Path) -> None:
     record = digits_record()
     page.write(record, tmp_path / "report.html")

@@ -58,6 +58,9 @@ def test_data_come_with_their_plan() -> None:
     splits, plan = preparation.load_data(load("digits", DIGITS_RUN), Display(io.StringIO()))
     assert (len(splits.train), plan.num_images, plan.num_clusters) == (300, 300, (6, 12))
     assert preparation.num_classes(splits) == 10
+    assert preparation.load_data(
+        load("digits", [*DIGITS_RUN, "e_step.num_clusters=auto"]), Display(io.StringIO())
+    )[1].num_clusters == (17,)
 
 
 @pytest.mark.parametrize(("in_memory", "kind"), [(True, ArrayImages), (False, FileImages)])

@@ -106,6 +106,21 @@ def test_a_dry_run_says_space_size_trials_at_a_time_and_cost(capsys: pytest.Capt
     assert not (home() / "sweeps").exists()
 
 
+@pytest.mark.parametrize(("clustering", "code"), [(1, 0), (2, 2)])
+def test_an_objective_may_be_of_any_clustering_that_auto_makes(
+    clustering: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = written(
+        tmp_path,
+        f"base: digits\nobjective: cluster/{clustering}/ami\n"
+        "space:\n  loss.temperature: {type: choice, values: [0.1, 0.2]}\n",
+    )
+    # of 1,438 images: 38 and 76 clusters
+    assert main(["sweep", space, "e_step.num_clusters=auto", "--dry-run"]) == code
+    told = capsys.readouterr()
+    assert ("some trials have 2 clusterings" in told.err) == (code == 2)
+
+
 def test_a_recipe_whose_own_k_does_not_fit_can_be_swept_over_k(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

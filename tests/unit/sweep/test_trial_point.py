@@ -36,6 +36,7 @@ def test_the_title_has_the_swept_knobs_first_and_k_as_counts() -> None:
     values = {"optimizer.lr": 0.05, "e_step.num_clusters": "10,20", "loss.temperature": 0.1}
     assert title(TrialPoint(values, 4)) == "tau0.1-K10+20-lr0.05-s4"
     assert title(TrialPoint({"e_step.alpha": 10}, 0, member=2)) == "a10-s0-p2"
+    assert title(TrialPoint({"e_step.num_clusters": "auto"}, 4)) == "K38+76-s4"
 
 
 def test_the_same_point_of_a_sweep_is_the_same_run() -> None:

@@ -47,6 +47,14 @@ def test_k_is_that_of_the_run_or_of_its_e_steps_or_of_its_configuration() -> Non
     assert findings.clusterings(asked) == [(0, 18), (1, 40)]  # a hundredth of 1797 images
 
 
+def test_k_that_auto_chose_is_that_of_the_run_or_follows_from_its_images() -> None:
+    record = replace(with_knobs(digits_record(), "e_step.num_clusters=auto"), history=())
+    assert findings.clusterings(record) == [(0, 30), (1, 8)]
+    assert findings.clusterings(replace(record, num_clusters=())) == [(0, 42), (1, 85), (2, 170)]
+    assert findings.clusterings(replace(record, num_clusters=(), num_images=0)) == []
+    assert findings.which(replace(record, num_clusters=(30,)), 0, 30) == "the clustering (K = 30)"
+
+
 def test_a_clustering_of_one_is_left_out() -> None:
     record = replace(
         with_knobs(digits_record(), "e_step.num_clusters=0.01,40"), num_clusters=(1, 40), history=()

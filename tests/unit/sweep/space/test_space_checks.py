@@ -71,6 +71,13 @@ def test_a_k_that_does_not_fit_needs_the_data_to_show() -> None:
     assert problems_of(space, num_images=100_000) == []
 
 
+def test_auto_is_a_value_like_others() -> None:
+    space = space_of({"e_step.num_clusters": tune.choice(["auto", "0.02,0.04"])})
+    assert problems_of(space) == []
+    too_few = [problem for problem in problems_of(space, num_images=4) if problem.value == "auto"]
+    assert [problem.name for problem in too_few] == ["e_step.num_clusters"]
+
+
 def test_of_a_choice_each_value_is_told() -> None:
     found = problems_of(
         space_of(

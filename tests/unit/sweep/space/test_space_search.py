@@ -226,6 +226,7 @@ def population_of(space: Space) -> Any:
     [
         (["e_step.warmup_epochs=2", "e_step.every_epochs=3", "train.epochs=50"], 8),
         (["e_step.warmup_epochs=2", "e_step.every_epochs=3", "train.epochs=5"], 5),
+        (["e_step.warmup_epochs=2", "e_step.early_epochs=7", "e_step.early_every_epochs=5"], 9),
     ],
 )
 def test_no_trial_is_stopped_before_its_second_clustering(words: list[str], expected: int) -> None:
