@@ -187,6 +187,36 @@ def test_all_modes_give_the_same_clusters_and_figures(mode: str, shards: int) ->
         assert answer.metrics[name] == again.metrics[name]
 
 
+@pytest.mark.parametrize("mode", ["single", "distributed", "sharded"])
+def test_reference_lines_come_the_same_way_in_all_modes(mode: str) -> None:
+    """Also where the actor dies on the way; nothing is clustered, and no feature of the head is sent."""
+    knobs = ["e_step.shards=1"] if mode == "sharded" else []
+    setting = Setting(mode, *knobs, shards=len(knobs))
+    setting.actor.errors["run"] = [ActorDiedError()]
+    shards = {part: shard for part, shard in SHARDS.items() if part in ("bank", "queries")}
+    shards |= {
+        f"{part}/pixels": FeatureShard(shard.indices, np.eye(12, dtype=np.uint8)[shard.indices % 12])
+        for part, shard in shards.items()
+    }
+    request = EStepRequest(0, False, False, 1, N, N, Q, references=True)
+    answer = setting.e_step.begin("run/references", request, shards, None).wait()
+    assert answer.metrics.keys() == {"eval/pixels/knn_top1", "eval/untrained/knn_top1"}
+    assert answer.metrics["eval/pixels/knn_top1"] == 1.0
+    assert {part for _, part, *_ in setting.actor.called("push")} == shards.keys()
+    assert [shard.called("push") for shard in setting.shards] == [[]] * len(knobs)
+
+
+def test_long_rows_are_sent_in_pieces_of_few() -> None:
+    """The backbone's features of a ResNet-50: no piece holds more than 64 MiB."""
+    setting = Setting("single")
+    shard = FeatureShard(np.arange(40_000), np.zeros((40_000, 2048), np.float16))
+    request = EStepRequest(2, False, True, 1, N, 40_000, Q)
+    setting.e_step.push("k", request, {"bank": shard})
+    pieces = setting.actor.called("push")
+    assert max(rows.nbytes for *_, rows, _, _ in pieces) <= 2**26
+    assert sum(len(ids) for _, _, ids, *_ in pieces) == 40_000
+
+
 @pytest.mark.parametrize("mode", ["distributed", "sharded"])
 def test_without_an_evaluation_features_stay_where_they_are(mode: str) -> None:
     setting = Setting(
