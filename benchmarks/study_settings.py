@@ -121,6 +121,7 @@ TASKS: dict[str, Task] = {
         | {
             "augment.flip": 0.0,
             "augment.min_crop": 0.6,
+            "loss.temperature": 0.1,
             "augment.mean": [0.192],
             "augment.std": [0.305],
             "e_step.num_clusters": [0.02, 0.04, 0.08],
