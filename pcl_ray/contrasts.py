@@ -14,10 +14,20 @@ from torch import Tensor
 
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import LossConfig, RunConfig
-from pcl_ray.losses import first_is_right, instance_logits, prototype_logits, prototype_loss, sample_negatives
+from pcl_ray.losses import (
+    draw_mates,
+    first_is_right,
+    instance_logits,
+    mate_logits,
+    prototype_logits,
+    prototype_loss,
+    sample_negatives,
+)
 from pcl_ray.model import KeyQueue, image_groups
-from pcl_ray.model.distributed import all_gather, rank
+from pcl_ray.model.distributed import all_gather, rank, world_size
 from pcl_ray.plan import RunPlan
+
+_MATES = 2**20  # what their draws are told from those of a clustering's negatives by
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class ClusterTargets:
         device = queue.keys.device
         prototypes = clusters.clusterings if config.prototype_weight > 0 else ()
         finest_N: Tensor | None = None
-        if config.queue_negatives == "other_clusters":
+        if config.queue_negatives == "other_clusters" or config.cluster_positives > 0:
             finest_N = max(clusters.clusterings, key=lambda clustering: clustering.num_clusters).assignments
             queue.regroup(finest_N)
         if not prototypes and finest_N is None:
@@ -78,6 +88,7 @@ class StepContrasts:
     queue: QueueContrast
     prototypes: list[PrototypeContrast]
     prototype_weight: float
+    mate_weight: float  # of the term whose positives are mates
 
     @classmethod
     def of(
@@ -93,31 +104,68 @@ class StepContrasts:
         parts = targets.prototypes if targets is not None else ()
         finest_N = targets.finest_N if targets is not None else None
         return cls(
-            QueueContrast(queue, indices, finest_N, config.loss),
+            QueueContrast(queue, indices, finest_N, config, step),
             [PrototypeContrast(part, indices, config, plan, step, m) for m, part in enumerate(parts)],
             plan.prototype_weight_at(step),
+            config.loss.cluster_positives,
         )
 
 
+@dataclass(frozen=True)
+class QueueTerms:
+    """The terms of some rows of the batch that contrast with the queue, and figures beside them; scalars."""
+
+    instance: Tensor  # InfoNCE
+    accuracy: Tensor  # how often the key is nearer than all negatives
+    mates: Tensor | None  # InfoNCE with a mate's key as the positive, where that is part of the loss
+    with_mate: Tensor | None  # share of the rows that have a mate
+
+
 class QueueContrast:
-    """The queue in one step: its keys, and which of them are no negatives of an image."""
+    """The queue in one step: its keys, which of them are no negatives of an image, which are positives."""
 
-    def __init__(self, queue: KeyQueue, indices: Tensor, finest_N: Tensor | None, config: LossConfig):
-        self._queue, self._temperature = queue, config.temperature
-        # [b], on the device; None where every key is everybody's negative
+    def __init__(
+        self, queue: KeyQueue, indices: Tensor, finest_N: Tensor | None, config: RunConfig, step: int
+    ):
+        self._queue, self._temperature = queue, config.loss.temperature
+        self._hides = config.loss.queue_negatives == "other_clusters"
+        # [b], on the device; None where nobody asks whose keys the queue holds
         self.groups_B: Tensor | None = None
-        if finest_N is not None:
-            self.groups_B = image_groups(indices, finest_N).to(queue.keys.device, non_blocking=True)
+        self._mates_B: Tensor | None = None  # [b] rows of the queue, −1 for none
+        if finest_N is None:
+            return
+        device = queue.keys.device
+        self.groups_B = image_groups(indices, finest_N).to(device, non_blocking=True)
+        if config.loss.cluster_positives > 0:
+            generator = torch.Generator(device=device).manual_seed(seed_of(config.seed, step, _MATES))
+            # of the whole batch, so that it does not matter how many workers share it
+            uniform = torch.rand(
+                world_size() * len(indices), dtype=torch.float64, generator=generator, device=device
+            )
+            self._mates_B = draw_mates(
+                self.groups_B,
+                indices.to(device, non_blocking=True),
+                queue.groups,
+                queue.indices,
+                uniform.view(world_size(), -1)[rank()],
+                len(finest_N),
+            )
 
-    def loss_and_accuracy(self, query_BC: Tensor, key_BC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """InfoNCE of the images `rows` of the worker's part of the batch, and how often their key is nearest
-        of all.
-        """
-        hidden_BR: Tensor | None = None
+    def terms(self, query_BC: Tensor, key_BC: Tensor, rows: slice) -> QueueTerms:
+        """The terms of the images `rows` of the worker's part of the batch."""
+        keys_RC, same_BR = self._queue.keys, None
         if self.groups_B is not None:
-            hidden_BR = self.groups_B[rows, None] == self._queue.groups
-        logits = instance_logits(query_BC, key_BC, self._queue.keys, self._temperature, hidden_BR)
-        return first_is_right(logits), (logits.argmax(dim=1) == 0).float().mean()
+            same_BR = self.groups_B[rows, None] == self._queue.groups
+        hidden_BR = same_BR if self._hides else None
+        logits = instance_logits(query_BC, key_BC, keys_RC, self._temperature, hidden_BR)
+        instance, accuracy = first_is_right(logits), (logits.argmax(dim=1) == 0).float().mean()
+        if self._mates_B is None:
+            return QueueTerms(instance, accuracy, None, None)
+        mates_B = self._mates_B[rows]
+        has_mate_B = mates_B >= 0
+        to_hide_BR = None if self._hides else same_BR
+        logits = mate_logits(logits, query_BC, keys_RC[mates_B.clamp(min=0)], self._temperature, to_hide_BR)
+        return QueueTerms(instance, accuracy, first_is_right(logits, has_mate_B), has_mate_B.float().mean())
 
 
 class PrototypeContrast:

@@ -108,9 +108,51 @@ def instance_logits(
     return torch.cat([positive_B1, negative_BR], dim=1) / temperature
 
 
-def first_is_right(logits: Tensor) -> Tensor:
-    """Mean cross-entropy where column 0 is the target of every row."""
-    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+def mate_logits(
+    logits: Tensor, query_BC: Tensor, mate_BC: Tensor, temperature: float, hidden_BR: Tensor | None = None
+) -> Tensor:
+    """`instance_logits` [B, 1 + R] with another positive, a mate's key, and more of the negatives hidden."""
+    positive_B1 = (query_BC * mate_BC).sum(dim=1, keepdim=True) / temperature
+    negative_BR = logits[:, 1:]
+    if hidden_BR is not None:
+        negative_BR = negative_BR.masked_fill(hidden_BR, float("-inf"))
+    return torch.cat([positive_B1, negative_BR], dim=1)
+
+
+def draw_mates(
+    groups_B: Tensor,
+    indices_B: Tensor,
+    groups_R: Tensor,
+    indices_R: Tensor,
+    uniform_B: Tensor,
+    num_images: int,
+) -> Tensor:
+    """[B] int64, for each image a row of the queue that holds a key of another image of its group, all such
+    rows alike likely; −1 where there is none, and for an image without a group.
+
+    groups and indices: int64, a group below 0 is none. uniform_B: [B] float64 in [0, 1), which decides.
+    """
+    # Sorted by group and image, what may be drawn is a group's stretch without that of the image itself.
+    sorted_R, order_R = torch.where(groups_R < 0, -1, groups_R * num_images + indices_R).sort(stable=True)
+    first_B, own_B = groups_B * num_images, groups_B * num_images + indices_B
+    start_B, end_B = (torch.searchsorted(sorted_R, edge_B) for edge_B in (first_B, first_B + num_images))
+    own_start_B, own_end_B = (torch.searchsorted(sorted_R, edge_B) for edge_B in (own_B, own_B + 1))
+    skipped_B = own_end_B - own_start_B
+    count_B = end_B - start_B - skipped_B
+    row_B = start_B + torch.minimum((uniform_B * count_B).long(), count_B - 1)
+    row_B = torch.where(row_B >= own_start_B, row_B + skipped_B, row_B)
+    found_B = (groups_B >= 0) & (count_B > 0)
+    return torch.where(found_B, order_R[torch.where(found_B, row_B, 0)], -1)
+
+
+def first_is_right(logits: Tensor, counted_B: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy where column 0 is every row's target. counted_B: [B] bool, where false a row
+    counts as 0.
+    """
+    target_B = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    if counted_B is None:
+        return F.cross_entropy(logits, target_B)
+    return torch.where(counted_B, F.cross_entropy(logits, target_B, reduction="none"), 0.0).mean()
 
 
 def prototype_logits(

@@ -7,10 +7,12 @@ two views, indices → query encoder (gradients) ──┬─ InfoNCE against ke
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,7 +27,9 @@ from pcl_ray.config.figures import (
     ALIGNMENT,
     LOSS,
     LOSS_INSTANCE,
+    LOSS_MATES,
     LOSS_PROTOTYPE,
+    WITH_MATE,
 )
 from pcl_ray.contrasts import ClusterTargets, StepContrasts, seed_of
 from pcl_ray.errors import RunFailed
@@ -73,7 +77,7 @@ def run_epoch(
     if clusters is not None:
         targets = ClusterTargets.of(clusters, learner.queue, config.loss)
     num_clusterings = len(targets.prototypes) if targets is not None else 0
-    meter = Meter((*_loss_names(num_clusterings), *gauge_names(num_clusterings)), learner.device)
+    meter = Meter((*_loss_names(targets, config), *gauge_names(num_clusterings)), learner.device)
     clock = StepClock(learner.device)
     reset_memory(learner.device)
     sums = torch.zeros(len(meter.names))
@@ -101,7 +105,7 @@ def run_epoch(
         if unread == config.train.log_every_steps or seen == plan.steps_per_epoch:
             table, means = meter.read()
             clock.settle()
-            _stop_if_not_finite(table, epoch, step + 1 - unread, plan, config)
+            _stop_if_not_finite(table, meter.names, step + 1 - unread, plan, config)
             sums += table.sum(dim=0)
             unread = 0
             on_progress(step, _named(meter.names, means))
@@ -130,40 +134,37 @@ def _train_step(
 ) -> tuple[Tensor, Tensor | None]:
     """One optimizer step; returns its figures, on the device, with `gauge` those of `meters.gauges` too.
 
-    Where the worker's part of the batch is more than `train.micro_batch`, gradients of several forward passes
-    are added up. The loss is that of the whole batch all the same: negatives are the queue's and the
-    prototypes', drawn once a step. Only batch norm sees the smaller batches.
-
-    With small views the loss is the mean of those of the query and of each small view in its place, against
-    the same key and prototypes (multi-crop: Caron et al., NeurIPS 2020). Figures are the query's but for the
-    whole loss.
+    Loss and figures are means over the query views, of which there are two with `loss.symmetric`; small views
+    are further queries of the first one's key and prototypes, of which only the loss is shown (multi-crop:
+    Caron et al., NeurIPS 2020). Where the worker's part of the batch is more than `train.micro_batch`, it
+    takes several forward passes. Gradients of all passes are added up. The loss is that of the whole batch
+    all the same: negatives are the queue's and the prototypes', drawn once a step. Only batch norm sees each
+    pass alone.
     """
-    query_views, key_views = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
+    pairs = _pairs_of_views(learner, batch, config)
     contrasts = StepContrasts.of(targets, learner.queue, batch.indices, config, plan, step)
     small_views = _image_by_image(learner, batch.small_views)
     learner.optimizer.zero_grad(set_to_none=True)
     figures, features, keys = [], [], []
-    count = len(query_views)
-    end = 0
-    for queries, key_part in zip(
-        query_views.tensor_split(plan.micro_batches), key_views.tensor_split(plan.micro_batches), strict=True
-    ):
-        start, end = end, end + len(queries)
-        rows, share = slice(start, end), len(queries) / count
-        with _exchange_of_gradients(learner, at_end=end == count):
-            with precision(config, learner.device):
-                query_BC = learner.query(queries)
-                key_BC = _keys(learner, key_part, config, step)
-                small_BC = _features_of_small(learner, small_views, rows)
-            query_BC, key_BC = query_BC.float(), key_BC.float()
-            terms = [_losses(one_BC, key_BC, rows, contrasts) for one_BC in (query_BC, *small_BC)]
-            loss, values = terms[0]
-            if small_BC:
-                loss = torch.stack([term for term, _ in terms]).mean()
-            (loss if share == 1 else loss * share).backward()
-        figures.append(torch.stack([value.detach().float() for value in (loss, *values)]) * share)
-        keys.append(key_BC)
-        features.append(query_BC.detach())
+    count, num_queries = len(batch.indices), len(pairs) + len(batch.small_views)
+    for rows in _parts(count, plan.micro_batches):
+        share = (rows.stop - rows.start) / count / len(pairs)
+        for number, (query_views, key_views) in enumerate(pairs, start=1):
+            with _exchange_of_gradients(learner, at_end=rows.stop == count and number == len(pairs)):
+                with precision(config, learner.device):
+                    query_BC = learner.query(query_views[rows])
+                    key_BC = _keys(learner, key_views[rows], config, step)
+                    small_BC = _features_of_small(learner, small_views, rows) if number == 1 else []
+                query_BC, key_BC = query_BC.float(), key_BC.float()
+                terms = [_losses(one_BC, key_BC, rows, contrasts) for one_BC in (query_BC, *small_BC)]
+                loss, values = terms[0]
+                if small_views is not None:  # all queries weigh alike, whichever pass they are in
+                    loss = torch.stack([term for term, _ in terms]).sum() * (len(pairs) / num_queries)
+                (loss if share == 1 else loss * share).backward()
+            figures.append(torch.stack([value.detach().float() for value in (loss, *values)]) * share)
+            if number == 1:
+                keys.append(key_BC)
+                features.append(query_BC.detach())
     gauged: Tensor | None = None
     if gauge:
         positives = (contrast.positives_B for contrast in contrasts.prototypes)
@@ -172,6 +173,20 @@ def _train_step(
     learner.pair.update()
     _enqueue(learner, torch.cat(keys) if len(keys) > 1 else keys[0], batch.indices, contrasts.queue.groups_B)
     return torch.stack(figures).sum(dim=0) if len(figures) > 1 else figures[0], gauged
+
+
+def _pairs_of_views(learner: Learner, batch: Any, config: RunConfig) -> list[tuple[Tensor, Tensor]]:
+    """What the query encoder sees, each with what the momentum encoder sees of the same images. Features of
+    the first pair are those that gauges, queue and bank take.
+    """
+    first, second = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
+    return [(first, second), (second, first)] if config.loss.symmetric else [(first, second)]
+
+
+def _parts(count: int, parts: int) -> list[slice]:
+    """So many rows in parts of sizes as even as can be, the larger ones first."""
+    ends = list(accumulate(count // parts + (part < count % parts) for part in range(parts)))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _enqueue(learner: Learner, keys_BC: Tensor, indices: Tensor, groups_B: Tensor | None) -> None:
@@ -213,21 +228,28 @@ def _losses(
     query_BC: Tensor, key_BC: Tensor, rows: slice, contrasts: StepContrasts
 ) -> tuple[Tensor, list[Tensor]]:
     """ProtoNCE (equation 11) of some rows of the batch, and the figures that are shown beside it."""
-    instance, accuracy = contrasts.queue.loss_and_accuracy(query_BC, key_BC, rows)
-    values = [instance, accuracy, (query_BC - key_BC).square().sum(dim=1).mean()]
-    if not contrasts.prototypes:
-        return instance, values
-    terms = [contrast.loss_and_accuracy(query_BC, rows) for contrast in contrasts.prototypes]
-    prototype = torch.stack([term for term, _ in terms]).mean()
-    loss = instance + contrasts.prototype_weight * prototype
-    return loss, [*values, prototype, *(accuracy for _, accuracy in terms)]
+    terms = contrasts.queue.terms(query_BC, key_BC, rows)
+    loss = terms.instance
+    values = [terms.instance, terms.accuracy, (query_BC - key_BC).square().sum(dim=1).mean()]
+    if contrasts.prototypes:
+        per_clustering = [contrast.loss_and_accuracy(query_BC, rows) for contrast in contrasts.prototypes]
+        prototype = torch.stack([term for term, _ in per_clustering]).mean()
+        loss = loss + contrasts.prototype_weight * prototype
+        values += [prototype, *(accuracy for _, accuracy in per_clustering)]
+    if terms.mates is not None and terms.with_mate is not None:
+        loss = loss + contrasts.mate_weight * terms.mates
+        values += [terms.mates, terms.with_mate]
+    return loss, values
 
 
-def _loss_names(num_clusterings: int) -> list[str]:
+def _loss_names(targets: ClusterTargets | None, config: RunConfig) -> list[str]:
     """The whole loss and what `_losses` gives back beside it, by name and in its order."""
     names = [LOSS.name, LOSS_INSTANCE.name, ACCURACY_INSTANCE.name, ALIGNMENT.name]
-    if num_clusterings:
-        names += [LOSS_PROTOTYPE.name, *(ACCURACY_PROTOTYPE.at(m).name for m in range(num_clusterings))]
+    if targets is not None and targets.prototypes:
+        clusterings = range(len(targets.prototypes))
+        names += [LOSS_PROTOTYPE.name, *(ACCURACY_PROTOTYPE.at(m).name for m in clusterings)]
+    if targets is not None and config.loss.cluster_positives > 0:
+        names += [LOSS_MATES.name, WITH_MATE.name]
     return names
 
 
@@ -247,12 +269,24 @@ def _named(names: tuple[str, ...], means: Tensor) -> dict[str, float]:
     return dict(zip(names, means.tolist(), strict=True))
 
 
-def _stop_if_not_finite(table: Tensor, epoch: int, first_step: int, plan: RunPlan, config: RunConfig) -> None:
+_TERMS = {
+    LOSS_INSTANCE.name: "the instance term",
+    LOSS_PROTOTYPE.name: "the prototype term",
+    LOSS_MATES.name: "the term of cluster-mates",
+}
+
+
+def _stop_if_not_finite(
+    table: Tensor, names: tuple[str, ...], first_step: int, plan: RunPlan, config: RunConfig
+) -> None:
     wrong = (~torch.isfinite(table[:, 0])).nonzero().flatten()
     if len(wrong):
         row = int(wrong[0])
         step = first_step + row
-        guilty = "the instance term" if not torch.isfinite(table[row, 1]) else "the prototype term"
+        epoch = step // plan.steps_per_epoch
+        values = dict(zip(names, table[row].tolist(), strict=True))
+        terms = [text for name, text in _TERMS.items() if not math.isfinite(values.get(name, 0.0))]
+        guilty = terms[0] if terms else "their sum"
         raise RunFailed(
             f"the loss is {float(table[row, 0])} in epoch {epoch + 1}, step {step + 1} ({guilty}; learning"
             f" rate {plan.lr_at(step):.3g}, temperature {config.loss.temperature}). Most likely the learning"

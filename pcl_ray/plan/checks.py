@@ -310,6 +310,11 @@ def notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]
             f"e_step.num_clusters: {max(counts)} clusters get {num_images / max(counts):.1f} images each on"
             " average; 10 or more are steadier"
         )
+    if config.loss.cluster_positives and queue < max(counts) and warmup < epochs:
+        yield (
+            f"loss.cluster_positives: a queue of {queue} keys rarely holds another image of one of"
+            f" {max(counts)} clusters; a larger loss.queue_size or fewer e_step.num_clusters"
+        )
     ramp = config.loss.prototype_ramp_epochs
     if ramp > epochs - warmup > 0:
         yield (

@@ -64,6 +64,13 @@ CASES: dict[str, dict[str, Any]] = {
     "unmasked": {"loss.negative_prototypes": 3, "loss.mask_duplicates": False},
     "shuffled": {"loss.negative_prototypes": 3, "encoder.batch_norm": "shuffle"},
     "other clusters": {"loss.queue_negatives": "other_clusters"},
+    "cluster positives": {"loss.cluster_positives": 0.5},
+    "symmetric": {"loss.symmetric": True},
+    "symmetric, shuffled": {
+        "loss.symmetric": True,
+        "encoder.batch_norm": "shuffle",
+        "encoder.batch_norm_parts": 2,
+    },
     "accumulated": {"loss.negative_prototypes": 3, "train.micro_batch": 2},
     # 8 images as 3 + 3 + 2, 4 as 2 + 2
     "accumulated unevenly": {
@@ -84,7 +91,17 @@ CASES: dict[str, dict[str, Any]] = {
         "augment.small_crops": 3,
         "train.micro_batch": 3,
     },
+    "accumulated, cluster positives": {"loss.cluster_positives": 0.5, "train.micro_batch": 2},
+    "accumulated, symmetric": {"loss.symmetric": True, "train.micro_batch": 2},
+    "symmetric, small views": {"loss.symmetric": True, "augment.small_crops": 2, "train.micro_batch": 3},
 }
+EXCHANGES: list[dict[str, Any]] = [
+    {},
+    {"train.micro_batch": 2},
+    {"loss.symmetric": True},
+    {"loss.symmetric": True, "train.micro_batch": 2, "augment.small_crops": 2},
+    {"augment.small_crops": 2},
+]
 SAME_AS = {
     "accumulated": "sampled",
     "accumulated unevenly": "sampled",
@@ -92,6 +109,8 @@ SAME_AS = {
     "accumulated, all": "all",
     "accumulated, other clusters": "other clusters",
     "accumulated, small views": "small views",
+    "accumulated, cluster positives": "cluster positives",
+    "accumulated, symmetric": "symmetric",
 }
 
 
@@ -324,10 +343,7 @@ def everything() -> dict[str, Any]:
         "batch norm": buffers_after_batch_norm(),
         "parts": {case: train_in_parts(*case) for case in PARTS},
         "views": [figures_of_views(num_images) for num_images in (15, N)],
-        "exchanges": [
-            exchanges_of_gradients(knobs)
-            for knobs in ({}, {"train.micro_batch": 2}, {"augment.small_crops": 2})
-        ],
+        "exchanges": [exchanges_of_gradients(knobs) for knobs in EXCHANGES],
     }
 
 
@@ -410,6 +426,8 @@ def test_the_cases_differ(one: Callable[[str], dict[str, Any]]) -> None:
     assert losses["other clusters"] == losses["all"]
     last = {case: one(case)["metrics"][-1]["train/loss_instance"] for case in ("all", "other clusters")}
     assert last["other clusters"] < last["all"] - 0.01
+    assert one("cluster positives")["metrics"][-1]["train/images_with_mate"] > 0
+    assert abs(losses["symmetric"] - losses["all"]) > 1e-3
     # one process has nobody to shuffle with
     assert losses["shuffled"] == pytest.approx(losses["sampled"], rel=1e-6)
 
@@ -449,7 +467,7 @@ def test_the_cases_of_parts_differ() -> None:
 
 
 def test_gradients_are_exchanged_once_a_step_however_many_passes_it_takes(two: list[dict[str, Any]]) -> None:
-    assert [results["exchanges"] for results in two] == [[STEPS, STEPS, STEPS]] * WORLD
+    assert [results["exchanges"] for results in two] == [[STEPS] * len(EXCHANGES)] * WORLD
 
 
 def test_rank_and_world(two: list[dict[str, Any]]) -> None:

@@ -80,7 +80,11 @@ def test_views_are_those_of_the_cpu(version: str, channels: int, moved: dict[str
 
 @pytest.mark.parametrize("negatives", ["all", 5])
 @pytest.mark.parametrize("micro_batch", [None, 6])
-@pytest.mark.parametrize("loss", [{}, {"loss.queue_negatives": "other_clusters"}], ids=["", "other clusters"])
+@pytest.mark.parametrize(
+    "loss",
+    [{}, {"loss.queue_negatives": "other_clusters"}, {"loss.cluster_positives": 0.5, "loss.symmetric": True}],
+    ids=["", "other clusters", "cluster positives, symmetric"],
+)
 def test_no_step_waits_for_the_device(
     negatives: str | int, micro_batch: int | None, loss: dict[str, object]
 ) -> None:

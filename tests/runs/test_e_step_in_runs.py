@@ -73,6 +73,7 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
         ("loss.queue_negatives=other_clusters",),
         ("e_step.early_epochs=4", "e_step.early_every_epochs=2", "e_step.restart_every=3"),
         ("e_step.num_clusters=auto",),
+        ("loss.cluster_positives=0.3", "loss.symmetric=true"),
     ],
     ids=[
         "overlap",
@@ -84,6 +85,7 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
         "other clusters",
         "seldom at first",
         "auto",
+        "mates, symmetric",
     ],
 )
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, ...]) -> None:

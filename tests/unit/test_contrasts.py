@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
+from pcl_ray.errors import RunFailed
 from pcl_ray.m_step import EpochMetrics, Learner, build_learner, run_epoch
 
 N, SIDE, BATCH, DIM = 48, 6, 8, 6
@@ -40,6 +42,7 @@ KNOBS = GREY_ENCODER | {
     "train.log_every_steps": 1,
 }
 OTHERS = {"loss.queue_negatives": "other_clusters"}
+MATES = {"loss.cluster_positives": 0.5}
 
 
 @dataclass
@@ -188,8 +191,9 @@ def test_without_clusters_the_knob_does_nothing() -> None:
     assert on.losses[-1]["train/loss_instance"] != off.losses[-1]["train/loss_instance"]
 
 
-def test_the_warm_up_of_a_run_without_the_knob_serves_one_with_it() -> None:
-    straight, other = Training(OTHERS).warmed(), Training(OTHERS)
+@pytest.mark.parametrize("knobs", [OTHERS, MATES], ids=["others", "mates"])
+def test_the_warm_up_of_a_run_without_the_knob_serves_one_with_it(knobs: dict[str, Any]) -> None:
+    straight, other = Training(knobs).warmed(), Training(knobs)
     other.learner.load_state_dict(copy.deepcopy(Training({}).warmed().learner.state_dict()))
     for training in (straight, other):
         training.epoch(2, clusters())
@@ -223,11 +227,140 @@ def test_rows_without_any_negative_are_no_trouble(prototypes: float) -> None:
     assert all(bool(torch.isfinite(weight).all()) for weight in training.learner.pair.parameters())
 
 
+@pytest.mark.parametrize("holes", [False, True], ids=["", "holes"])
+@pytest.mark.parametrize("negatives", ["all", "other_clusters"])
+@pytest.mark.parametrize("prototypes", [0.0, 1.0])
+def test_cluster_mates_are_positives_too(prototypes: float, negatives: str, holes: bool) -> None:
+    knobs = MATES | {"loss.queue_negatives": negatives, "loss.prototype_weight": prototypes}
+    training = Training(knobs | {"loss.queue_size": 92}).warmed()
+    found, queue = clusters(holes=holes), training.queue_oldest_first()
+    pointer, size = training.learner.queue.pointer, len(queue)
+    values, query, _, images = one_step(training, found)
+    assignments = found.clusterings[0].assignments.tolist()
+    seed = int(np.random.SeedSequence((training.config.seed, 2, 2**20)).generate_state(1)[0])
+    draws = torch.rand(BATCH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
+    total, with_mate = 0.0, 0
+    for q, image, draw in zip(query, images.tolist(), draws, strict=True):
+        mates, scores = [], []
+        for age, (n, other) in enumerate(queue):
+            if not same_group(image, other, assignments):
+                scores.append(math.exp(float(q @ n) / 0.3))
+            elif other != image:
+                mates.append((other, (pointer + age) % size, n))
+        if mates:  # in the order of images, and of rows of the queue
+            mates.sort(key=lambda mate: mate[:2])
+            positive = math.exp(float(q @ mates[int(draw * len(mates))][2]) / 0.3)
+            total -= math.log(positive / (positive + sum(scores)))
+            with_mate += 1
+    assert with_mate >= 4
+    assert (with_mate < BATCH) is holes
+    assert values["train/loss_cluster_positives"] == pytest.approx(total / BATCH, rel=1e-4)
+    assert values["train/images_with_mate"] == pytest.approx(with_mate / BATCH)
+    prototype = values.get("train/loss_prototype", 0.0)
+    expected = values["train/loss_instance"] + prototypes * prototype + 0.5 * total / BATCH
+    assert values["train/loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_mates_act_from_the_first_clusters_on_and_leave_the_other_terms() -> None:
+    on, off = Training(MATES).warmed(), Training({}).warmed()
+    assert on.losses == off.losses
+    assert_same(on.learner, off.learner)
+    first = [one_step(training, clusters())[0] for training in (on, off)]
+    assert {name: first[0][name] for name in first[1] if "loss_" in name} == {
+        name: value for name, value in first[1].items() if "loss_" in name
+    }
+    assert not torch.equal(*(next(iter(training.learner.pair.query.parameters())) for training in (on, off)))
+
+
+def test_where_no_image_has_a_mate_the_term_adds_nothing() -> None:
+    training, plain = Training(MATES).warmed(), Training({}).warmed()
+    alone = Clustering(F.normalize(torch.randn(N, DIM), dim=1), torch.arange(N), torch.full((N,), 0.2))
+    for which in (training, plain):
+        which.epoch(2, ClusterSet(2, (alone,)))
+    assert {step["train/loss_cluster_positives"] for step in training.losses[-STEPS:]} == {0.0}
+    assert {step["train/images_with_mate"] for step in training.losses[-STEPS:]} == {0.0}
+    assert_same(training.learner, plain.learner)
+
+
+def test_a_bad_term_of_mates_is_named() -> None:
+    training = Training(MATES | {"loss.prototype_weight": 0}).warmed()
+    training.learner.queue.keys[:] = float("inf")
+    with pytest.raises(RunFailed, match="epoch 3, step 13 .the instance term"):
+        training.epoch(2, clusters())
+
+
+@pytest.mark.parametrize("size", [None, 2])
+@pytest.mark.parametrize("knobs", [{}, OTHERS | MATES], ids=["", "others, mates"])
+def test_a_symmetric_step_is_the_mean_of_both_directions(
+    knobs: dict[str, Any], size: int | None, no_batch_norm: None
+) -> None:
+    found, batch = clusters(), next(batches(2))
+    swapped = Batch(batch.key_views, batch.query_views, batch.indices)
+    one_way, other_way, both = (Training(knobs | more).warmed() for more in ({}, {}, {}))
+    both.config = configs.with_overrides(
+        both.config, {"loss.symmetric": True, "train.micro_batch": size or BATCH}
+    )
+    gradients, figures, keys = [], [], []
+    for training, views in ((one_way, batch), (other_way, swapped), (both, batch)):
+        plan = replace(plans.make(training.config, N), steps_per_epoch=1)
+        seen: list[list[Tensor]] = []
+        query = training.learner.pair.query
+        training.learner.optimizer.register_step_pre_hook(
+            lambda *rest, query=query, seen=seen: seen.append([p.grad.clone() for p in query.parameters()])
+        )
+        before = training.learner.queue.pointer
+        figures.append(run_epoch(training.learner, [views], found, training.config, plan, 2).values)
+        assert training.learner.queue.pointer == (before + BATCH) % 52  # a key an image
+        keys.append(training.learner.queue.keys.clone())
+        gradients.append(seen[0])
+    for first, second, mean in zip(*gradients, strict=True):
+        assert torch.allclose((first + second) / 2, mean, atol=1e-5)
+    assert any(not torch.allclose(*pair, atol=1e-3) for pair in zip(*gradients[:2], strict=True))
+    for name, value in figures[2].items():
+        if name not in ("train/gradient_norm", "train/feature_std"):
+            assert value == pytest.approx((figures[0][name] + figures[1][name]) / 2, rel=1e-4, abs=1e-5), name
+    assert torch.allclose(keys[2], keys[0], atol=1e-6)  # those of the key view, as without the knob
+    assert not torch.allclose(keys[2], keys[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_small_views_weigh_as_the_two_directions_do(size: int | None, no_batch_norm: None) -> None:
+    batch = next(batches(2))
+    small = replace(
+        batch, small_views=tuple(batch.query_views[:, :, top : top + 4, :4].clone() for top in (0, 1, 2))
+    )
+    cases = {"one": ({}, small), "other": ({}, Batch(batch.key_views, batch.query_views, batch.indices))}
+    cases["both"] = ({"loss.symmetric": True, "train.micro_batch": size or BATCH}, small)
+    losses, keys = {}, {}
+    for name, (knobs, views) in cases.items():
+        training = Training(OTHERS | MATES).warmed()
+        training.config = configs.with_overrides(training.config, knobs)
+        plan = replace(plans.make(training.config, N), steps_per_epoch=1)
+        values = run_epoch(training.learner, [views], clusters(), training.config, plan, 2).values
+        losses[name], keys[name] = values["train/loss"], training.learner.queue.keys
+    assert losses["both"] == pytest.approx((4 * losses["one"] + losses["other"]) / 5, rel=1e-4)
+    assert torch.allclose(keys["both"], keys["one"], atol=1e-6)
+
+
+def test_batch_norm_sees_each_view_alone() -> None:
+    seen: list[tuple[str, int]] = []
+    training = Training({"loss.symmetric": True, "train.micro_batch": 4})
+    for name in ("query", "key"):
+        getattr(training.learner, name).register_forward_pre_hook(
+            lambda module, views, name=name: seen.append((name, len(views[0])))
+        )
+    training.epoch(0, None)
+    assert seen == [("query", 4), ("key", 4)] * (STEPS * 2 * 2)
+
+
 @pytest.mark.usefixtures("no_batch_norm")
 @pytest.mark.parametrize("holes", [False, True], ids=["", "holes"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_parts_of_a_batch_see_the_negatives_of_the_whole(size: int, holes: bool) -> None:
-    whole, parts = Training(OTHERS).warmed(), Training(OTHERS | {"train.micro_batch": size}).warmed()
+@pytest.mark.parametrize("knobs", [OTHERS, MATES, OTHERS | MATES], ids=["others", "mates", "both"])
+def test_parts_of_a_batch_see_the_negatives_of_the_whole(
+    knobs: dict[str, Any], size: int, holes: bool
+) -> None:
+    whole, parts = Training(knobs).warmed(), Training(knobs | {"train.micro_batch": size}).warmed()
     results = [training.epoch(2, clusters(holes=holes)).values for training in (whole, parts)]
     assert results[0] == pytest.approx(results[1], rel=1e-4, abs=1e-5)
     assert_same(whole.learner, parts.learner, tolerance=1e-4)

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pcl_ray.losses import info_nce, proto_nce, prototype_logits, sample_negatives
+from pcl_ray.losses import (
+    draw_mates,
+    first_is_right,
+    info_nce,
+    instance_logits,
+    mate_logits,
+    proto_nce,
+    prototype_logits,
+    sample_negatives,
+)
 
 
 def dot(a: list[float], b: list[float]) -> float:
@@ -101,6 +110,72 @@ def test_info_nce_leaves_out_what_is_hidden(temperature: float) -> None:
     assert torch.equal(
         info_nce(query, key, queue, temperature, none), info_nce(query, key, queue, temperature)
     )
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["hidden for both", "hidden for mates"])
+def test_a_mates_key_is_the_positive_against_what_is_left(first: bool) -> None:
+    query, key, queue = unit(4, 6, 0).requires_grad_(), unit(4, 6, 1), unit(9, 6, 2)
+    same = torch.rand(4, 9, generator=torch.Generator().manual_seed(3)) < 0.5
+    same[1] = True  # no negative is left
+    mates, counted = [2, 5, 0, 0], torch.tensor([True, True, False, True])
+    expected = [
+        reference_info_nce(query.detach()[[row]], queue[[mate]], queue[~same[row]], 0.2)
+        for row, mate in enumerate(mates)
+    ]
+    logits = instance_logits(query, key, queue, 0.2, same if first else None)
+    with_mates = mate_logits(logits, query, queue[mates], 0.2, None if first else same)
+    loss = first_is_right(with_mates, counted)
+    expected_sum = expected[0] + expected[1] + expected[3]
+    assert float(loss.detach()) == pytest.approx(expected_sum / 4, rel=1e-12)
+    loss.backward()
+    assert query.grad is not None
+    assert bool(torch.isfinite(query.grad).all())
+    assert [bool(row.any()) for row in query.grad] == [True, False, False, True]
+
+
+@given(
+    queue=st.lists(st.integers(-1, 11), min_size=1, max_size=15),
+    batch=st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True),
+    assignments=st.lists(st.integers(-1, 3), min_size=10, max_size=10),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_mates_are_other_images_of_the_group(
+    queue: list[int], batch: list[int], assignments: list[int], uniform: float
+) -> None:
+    def groups_of(images: list[int]) -> list[int]:
+        clusters = [assignments[image] if 0 <= image < 10 else -1 for image in images]
+        return [
+            -2 - image if 0 <= image < 10 and k < 0 else k for image, k in zip(images, clusters, strict=True)
+        ]
+
+    rows = draw_mates(
+        *(torch.tensor(values) for values in (groups_of(batch), batch, groups_of(queue), queue)),
+        torch.full((len(batch),), uniform, dtype=torch.float64),
+        10,
+    )
+    for image, row in zip(batch, rows.tolist(), strict=True):
+        mates = [
+            other
+            for other, there in enumerate(queue)
+            if 0 <= there < 10 and there != image and assignments[there] == assignments[image] >= 0
+        ]
+        mates.sort(key=lambda other: (queue[other], other))
+        assert row == (mates[int(uniform * len(mates))] if mates else -1)
+
+
+def test_mates_are_alike_likely() -> None:
+    groups, images = torch.tensor([0, 0, 1, 0, 0, 0]), torch.tensor([3, 4, 9, 3, 5, 6])
+    count = 4000
+    rows = draw_mates(
+        torch.zeros(count, dtype=torch.long),
+        torch.full((count,), 3),
+        groups,
+        images,
+        torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+        10,
+    )
+    assert set(rows.tolist()) == {1, 4, 5}
+    assert all(abs((rows == row).sum() / count - 1 / 3) < 0.03 for row in (1, 4, 5))
 
 
 def test_a_step_down_the_gradient_lowers_info_nce() -> None:

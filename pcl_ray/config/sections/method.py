@@ -119,6 +119,21 @@ class LossConfig(Section):
             " clusters, by the finest clustering."
         ),
     )
+    cluster_positives: float = knob(
+        0.0,
+        replace(PROTOTYPES, perturbable=True),
+        (
+            "Weight of one more InfoNCE term, from the first E-step on, whose positive is a queue key of"
+            " another image of the same cluster, by the finest clustering."
+        ),
+        ge=0,
+        le=100,
+    )
+    symmetric: bool = knob(
+        False,
+        TRAINING,
+        "Each view is query and key in turn, and the loss the mean of both: twice the compute of a step.",
+    )
     negative_prototypes: Literal["auto", "all"] | Annotated[int, Field(ge=1)] = knob(
         "auto",
         PROTOTYPES,

@@ -154,7 +154,7 @@ PROPERTIES = {
         encoder.dim encoder.momentum encoder.momentum_end
         encoder.batch_norm encoder.batch_norm_parts
         loss.temperature
-        loss.queue_size e_step.warmup_epochs e_step.feature_dtype optimizer.name optimizer.lr
+        loss.queue_size loss.symmetric e_step.warmup_epochs e_step.feature_dtype optimizer.name optimizer.lr
         optimizer.momentum optimizer.weight_decay
         optimizer.decay_biases optimizer.schedule optimizer.milestones
         optimizer.gamma optimizer.warmup_epochs optimizer.fused train.epochs train.batch_size
@@ -167,7 +167,8 @@ PROPERTIES = {
         evaluation.lidar_images evaluation.lidar_views seed
     """,
     "perturbable": """
-        loss.temperature loss.prototype_weight e_step.num_clusters e_step.alpha optimizer.lr
+        loss.temperature loss.cluster_positives loss.prototype_weight e_step.num_clusters e_step.alpha
+        optimizer.lr
     """,
     "scales_the_loss": """
         data.source data.path data.channels data.holdout data.limit data.unlabelled
@@ -177,7 +178,7 @@ PROPERTIES = {
         augment.shift augment.rotate augment.shear augment.erase
         augment.small_crops augment.small_crop_size augment.small_crop_max
         augment.mean augment.std loss.temperature loss.queue_size loss.queue_negatives
-        loss.negative_prototypes loss.mask_duplicates loss.prototype_weight
+        loss.cluster_positives loss.negative_prototypes loss.mask_duplicates loss.prototype_weight
         loss.prototype_ramp_epochs e_step.num_clusters e_step.alpha e_step.clip e_step.normalise
         train.batch_size
     """,

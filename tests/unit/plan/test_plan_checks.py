@@ -225,6 +225,7 @@ def test_gpus_are_only_missed_where_there_are_none(gpus: int | None) -> None:
         ({"loss__queue_size": 1500}, N, 9, "loss.queue_size = 1500 exceeds the 1000 images"),
         ({"e_step__num_clusters": [400]}, N, 9, "400 clusters get 2.5 images each"),
         ({"loss__negative_prototypes": 8}, N, 9, "fewer are left to draw"),
+        ({"loss__cluster_positives": 0.1, "loss__queue_size": 9}, N, 9, "9 keys rarely holds another"),
         ({"loss__prototype_ramp_epochs": 10}, N, 9, "only 8 epochs follow the warm-up"),
         ({}, N, 0, "data.holdout"),
     ],
