@@ -21,6 +21,7 @@ DIGITS_RUN = (
     "train.epochs=4",
     "e_step.num_clusters=6,12",
     "e_step.warmup_epochs=1",
+    "evaluation.final=[]",
     "tracking.enabled=false",
 )
 GREY_ENCODER: dict[str, Any] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pcl_ray import config
 from pcl_ray.config import figures
+from pcl_ray.config.final_figures import final_rows
 from pcl_ray.config.knobs import Knob
 from pcl_ray.support import machine, redaction
 
@@ -61,6 +62,7 @@ def _table(metrics: dict[str, float]) -> list[tuple[str, str]]:
         if agreement.name in metrics:
             title = f"clusters and labels, K = {count.text(metrics[count.name])}"
             rows.append((title, agreement.phrase(metrics[agreement.name])))
+    rows += final_rows(metrics)
     return rows + [figure.row(metrics[figure.name]) for figure in after if figure.name in metrics]
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "TrainConfig",
     "describe",
     "figures",
+    "final_figures",
     "knobs",
     "load",
     "load_leniently",

@@ -2,7 +2,7 @@
 
 A new figure is entered here first. What measures it takes its name from here; progress lines, tables,
 reports, charts of the dashboard and gauges for Prometheus take label, format and direction. What MLflow calls
-system metrics, `system/…`, has MLflow's own names and is not here.
+system metrics, `system/…`, has MLflow's own names and is not here. Those of a run's end: `final_figures`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from pcl_ray.config.figure import Direction as Direction
 from pcl_ray.config.figure import Figure
+from pcl_ray.config.final_figures import FINAL_FIGURES
 
 EPOCH = Figure("epoch", "Epoch", "Epochs before this one.", format="{:.0f}")
 
@@ -332,14 +333,13 @@ CATALOGUE: tuple[Figure, ...] = (
     *(EPOCH, LOSS, LOSS_INSTANCE, LOSS_PROTOTYPE, ACCURACY_INSTANCE, ACCURACY_PROTOTYPE),
     *(LOSS_MATES, WITH_MATE, GRADIENT_NORM, FEATURE_STD, LEARNING_RATE),
     *(KNN_TOP1, HEAD_KNN_TOP1, PIXELS_KNN_TOP1, UNTRAINED_KNN_TOP1, SAMPLED_KNN_TOP1),
-    *(RANKME, LIDAR, AREQ, UNIFORMITY, ALIGNMENT, TEST_KNN_TOP1, TEST_KNN_TOP1_LEAST),
+    *(RANKME, LIDAR, AREQ, UNIFORMITY, ALIGNMENT, TEST_KNN_TOP1, TEST_KNN_TOP1_LEAST, *FINAL_FIGURES),
     *(CONE, SPREAD, RANK, FAILURES, NUM_CLUSTERS, AMI, ARI, NMI, PURITY, LARGEST_SHARE, EMPTY, NMI_PREVIOUS),
     *(DRIFT, COLLISIONS, PHI_P10, PHI_P50, PHI_P90, PHI_MIN, PHI_MEAN, PHI_MAX, PHI_ZEROS, PHI_IMPUTED),
     *(SIZE_P50, COLD, *_OF_A_CLUSTERING),
     *(IMAGES_PER_SECOND, EPOCH_SECONDS, M_STEP_SECONDS, E_STEP_SECONDS, E_STEP_SHARE, FEATURE_SECONDS),
-    *(CLUSTER_SECONDS, EVALUATION_SECONDS, REFERENCE_SECONDS, LIDAR_SECONDS, OWED_SECONDS),
-    *(DATA_SECONDS, DATA_SHARE),
-    *(STEP_SECONDS_MEDIAN, STEP_SECONDS_P95, MEMORY_GB, DEVICE_MINUTES, E_STEP_SECONDS_TOTAL),
+    *(CLUSTER_SECONDS, EVALUATION_SECONDS, REFERENCE_SECONDS, LIDAR_SECONDS, OWED_SECONDS, DATA_SECONDS),
+    *(DATA_SHARE, STEP_SECONDS_MEDIAN, STEP_SECONDS_P95, MEMORY_GB, DEVICE_MINUTES, E_STEP_SECONDS_TOTAL),
     *(M_STEP_SECONDS_TOTAL, EPOCH_SECONDS_TOTAL, SWEEP_ENDED, SWEEP_TRIALS, SWEEP_FINISHED),
     *(SWEEP_STOPPED_EARLY, SWEEP_FAILED, SWEEP_BEST, SWEEP_BEST_SCORE, SWEEP_SECONDS, SWEEP_DEVICE_MINUTES),
     *(SWEEP_SAVED_MINUTES, SWEEP_SHARED_WARMUPS, SWEEP_IMPORTANCE),

@@ -4,6 +4,7 @@ without (RankMe, α-ReQ, LiDAR, uniformity).
 
 from pcl_ray.evaluation.class_clusters import class_clusters, hungarian_accuracy
 from pcl_ray.evaluation.few_labels import few_label_accuracy, few_label_draws
+from pcl_ray.evaluation.final import measure_final
 from pcl_ray.evaluation.knn import knn_accuracy
 from pcl_ray.evaluation.labelled import LabelledFeatures, LabelledSample
 from pcl_ray.evaluation.labels import agreement
@@ -27,6 +28,7 @@ __all__ = [
     "linear_probe_accuracy",
     "measure",
     "measure_clusters",
+    "measure_final",
     "measure_labelled",
     "measure_references",
     "rankme",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from pcl_ray.config.final_figures import CLASSIFIERS
 from pcl_ray.evaluation.linear import labelled, logistic, standardised, usable
 
-METHODS = ("knn", "class_mean", "linear")
 _WEIGHT = 10.0  # of the summed cross-entropy against ½‖W‖², for features of length about 1
 _ITERATIONS = 200
+_CELLS = 2**24  # of cosines at a time
 
 
 def few_label_accuracy(
@@ -40,7 +41,7 @@ def few_label_accuracy(
     query, query_labels = labelled(query_QC, query_labels_Q)
     rows_DM = few_label_draws(bank_labels, labels_per_class, draws=draws, seed=seed)
     if not usable(bank, query):
-        return {method: np.full(draws, np.nan) for method in METHODS}
+        return {method: np.full(draws, np.nan) for method in CLASSIFIERS}
     # Classes are counted from 0 as the bank has them; -1 for a class that only queries have.
     classes, bank_labels = np.unique(bank_labels, return_inverse=True)
     nearest = np.searchsorted(classes, query_labels).clip(max=len(classes) - 1)
@@ -48,14 +49,13 @@ def few_label_accuracy(
     unit_bank, unit_query = _unit(bank), _unit(query)
     root = np.float32(np.sqrt(bank.shape[1]))
     scaled_bank, scaled_query = (part / root for part in standardised(bank, query))
-    accuracies: dict[str, list[float]] = {method: [] for method in METHODS}
+    accuracies: dict[str, list[float]] = {method: [] for method in CLASSIFIERS}
     for rows in rows_DM:
         labels = bank_labels[rows]
-        cosine_QM = unit_query @ unit_bank[rows].T
         member_ML = np.eye(len(classes), dtype=np.float32)[labels]
         model = logistic(scaled_bank[rows], labels, _WEIGHT, _ITERATIONS)
         predicted = {
-            "knn": _vote(cosine_QM, labels, labels_per_class, temperature, len(classes)),
+            "knn": _voted(unit_query, unit_bank[rows], labels, labels_per_class, temperature),
             "class_mean": (unit_query @ _unit(member_ML.T @ unit_bank[rows]).T).argmax(axis=1),
             "linear": model.predict(scaled_query),
         }
@@ -90,18 +90,22 @@ def few_label_draws(
     return np.stack(result)
 
 
-def _vote(
-    cosine_QM: np.ndarray, labels_M: np.ndarray, neighbours: int, temperature: float, classes: int
+def _voted(
+    query_QC: np.ndarray, drawn_MC: np.ndarray, labels_M: np.ndarray, neighbours: int, temperature: float
 ) -> np.ndarray:
-    """The class [Q] with the largest weighted vote of the nearest."""
-    count = min(neighbours, cosine_QM.shape[1])
-    nearest = np.argpartition(-cosine_QM, count - 1, axis=1)[:, :count]
-    cosine = np.take_along_axis(cosine_QM, nearest, axis=1).astype(np.float64)
-    # Weights relative to the nearest neighbour: the same winner, and no overflow at small temperatures.
-    weight = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / temperature)
-    cells = np.arange(len(cosine))[:, None] * classes + labels_M[nearest]
-    votes = np.bincount(cells.ravel(), weight.ravel(), minlength=len(cosine) * classes)
-    return votes.reshape(len(cosine), classes).argmax(axis=1)
+    """The class [Q] with the largest weighted vote of the nearest of the drawn images. All are unit rows."""
+    classes, count = int(labels_M.max()) + 1, min(neighbours, len(drawn_MC))
+    winners = []
+    for block in np.array_split(query_QC, -(-len(query_QC) * len(drawn_MC) // _CELLS)):
+        cosine = block @ drawn_MC.T
+        nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+        cosine = np.take_along_axis(cosine, nearest, axis=1).astype(np.float64)
+        # Weights relative to the nearest neighbour: the same winner, and no overflow at small temperatures.
+        weight = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / temperature)
+        cells = np.arange(len(block))[:, None] * classes + labels_M[nearest]
+        votes = np.bincount(cells.ravel(), weight.ravel(), minlength=len(block) * classes)
+        winners.append(votes.reshape(len(block), classes).argmax(axis=1))
+    return np.concatenate(winners)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

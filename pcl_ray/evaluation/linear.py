@@ -60,11 +60,12 @@ def standardised(bank_NC: np.ndarray, query_QC: np.ndarray) -> tuple[np.ndarray,
     """Both parts less the bank's mean, divided by its standard deviation; what is constant in the bank
     becomes 0.
     """
-    mean = bank_NC.mean(axis=0, dtype=np.float64)
-    spread = bank_NC.std(axis=0, dtype=np.float64)
-    constant = spread <= 1e-6 * np.abs(mean)  # nothing but rounding
-    spread[constant] = np.inf
-    bank, query = (((part - mean) / spread).astype(np.float32) for part in (bank_NC, query_QC))
+    mean = bank_NC.mean(axis=0, dtype=np.float64).astype(np.float32)
+    bank, query = bank_NC - mean, query_QC - mean
+    spread = np.sqrt(np.square(bank).mean(axis=0, dtype=np.float64)).astype(np.float32)
+    spread[spread <= 1e-6 * np.abs(mean)] = np.inf  # nothing but rounding
+    bank /= spread
+    query /= spread
     return bank, query
 
 
@@ -86,6 +87,8 @@ def logistic(
     with warnings.catch_warnings():
         # What a solution that is cut short lacks lies in directions that hardly change its accuracy.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # One image of each class is what few labels are about.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         return model.fit(features_NC, labels_N)
 
 

@@ -9,6 +9,13 @@ from typing import Any
 from pcl_ray import config
 from pcl_ray.config import figures
 from pcl_ray.config.figures import Figure
+from pcl_ray.config.final_figures import (
+    CLUSTERS_ACCURACY,
+    CLUSTERS_AMI,
+    LABELS_PER_CLASS,
+    LINEAR_TOP1,
+    few_labels,
+)
 from pcl_ray.plan import why_so_many
 from pcl_ray.report.curves import clustering_names
 from pcl_ray.report.drawing.html import Html, table, tag
@@ -61,7 +68,7 @@ def _cluster_counts(record: RunRecord) -> str:
 
 def tiles(record: RunRecord) -> Html:
     """The figures that count, each with what it means; a sentence where nothing was measured."""
-    measures = (_knn, _ami, _rankme, _loss, _rate, _e_step, _time)
+    measures = (_knn, _few_labels, _ami, _class_clusters, _rankme, _loss, _rate, _e_step, _time)
     drawn = [tile for measure in measures if (tile := measure(record)) is not None]
     if not drawn:
         return tag("p", "Nothing has been measured yet: figures come with the first epoch.", class_="none")
@@ -95,18 +102,41 @@ def _knn(record: RunRecord) -> Tile:
     return figure.label, number(points[-1][1]), f"{figure.sentence}{more}"
 
 
-def _ami(record: RunRecord) -> Tile:
-    newest = [
-        (name, points[-1][1])
-        for m, name in enumerate(clustering_names(record))
-        if (points := record.finite(figures.AMI.at(m)))
-    ]
-    if not newest:
+def _few_labels(record: RunRecord) -> Tile:
+    named = {f"{count} a class": few_labels(count, "linear") for count in LABELS_PER_CLASS}
+    values = _newest(record, named | {"all labels": LINEAR_TOP1})
+    if not values:
         return None
-    values = [tag("span", tag("small", name), number(value)) for name, value in newest[:6]]
+    meaning = "Accuracy on held-out images by logistic regression on the backbone's features, at the end."
+    return "Linear probe", tag("span", values, class_="several"), meaning
+
+
+def _class_clusters(record: RunRecord) -> Tile:
+    values = _newest(record, {"AMI": CLUSTERS_AMI, "accuracy": CLUSTERS_ACCURACY})
+    if not values:
+        return None
+    meaning = (
+        "How well k-means finds the classes in the backbone's features when it knows how many there are."
+    )
+    return "Clusters as classes", tag("span", values, class_="several"), meaning
+
+
+def _newest(record: RunRecord, named: dict[str, Figure]) -> list[Html]:
+    """The newest value of each of these figures that has one, with its name above it."""
+    series = {name: record.finite(figure) for name, figure in named.items()}
+    return [
+        tag("span", tag("small", name), number(points[-1][1])) for name, points in series.items() if points
+    ]
+
+
+def _ami(record: RunRecord) -> Tile:
+    names = clustering_names(record)
+    values = _newest(record, {name: figures.AMI.at(m) for m, name in enumerate(names)})
+    if not values:
+        return None
     return (
         figures.AMI.label,
-        tag("span", values, class_="several"),
+        tag("span", values[:6], class_="several"),
         "Agreement of the clusters with the labels: 0 is chance, 1 is perfect.",
     )
 

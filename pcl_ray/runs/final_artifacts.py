@@ -33,6 +33,7 @@ from pcl_ray.config.figures import (
     REFERENCES,
     with_present_names,
 )
+from pcl_ray.config.final_figures import final_rows
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.folder import FIGURES_FILE, REPORT_FILE, RunFolder, State, StateEntries
 from pcl_ray.support import provenance, redaction
@@ -142,6 +143,7 @@ def dashboard_note(
     ]
     metrics = with_present_names(metrics)
     rows = [figure.row(metrics[figure.name]) for figure in _SHOWN if figure.name in metrics]
+    rows += final_rows(metrics)
     results = [f"| {title} | {value} |" for title, value in rows]
     if results and state != "running":
         lines += ["", "| result | |", "|---|---|", *results]

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 from pcl_ray.config import figures
 from pcl_ray.config.figures import Figure
+from pcl_ray.config.final_figures import FINAL_FIGURES
 
 RUNS, ALL_RUNS = "pcl", "pcl-all"  # keys of the views of single runs, and of all with the trials of sweeps
 _OF_ACCURACIES = [figure.name.rpartition("/")[0] for figure in (figures.HEAD_KNN_TOP1, *figures.REFERENCES)]
+_AT_THE_END = tuple(figure for figure in FINAL_FIGURES if figure.charted)
 _AXES = {"e_step.num_clusters": "plan.num_clusters_0"}  # the knob's own value is text, as "250,500"
 
 
@@ -130,6 +132,7 @@ def _training(layout: _Layout, clusterings: int) -> None:
     layout.section("Accuracy of both heads", [_line(figure) for figure in heads])
     accuracies = _line(figures.KNN_TOP1, *figures.REFERENCES, figures.HEAD_KNN_TOP1)
     layout.section("Evaluation", [accuracies, of_all(figures.AMI), _line(figures.RANKME)])
+    layout.section("Few labels and clusters, at the end", [_bar(figure) for figure in _AT_THE_END])
     percentiles = (figures.PHI_P10, figures.PHI_P50, figures.PHI_P90)
     layout.section(
         "Concentration φ of the prototypes",
@@ -164,10 +167,10 @@ def _sheets(clusterings: int, step: int) -> list[dict[str, Any]]:
 
 def _rest(clusterings: int) -> list[str]:
     """The sections in which the dashboard puts metrics without a card, named by all before the last slash."""
+    at_the_end = [figure.name.rpartition("/")[0] for figure in _AT_THE_END]
     return [
         "train",
-        "eval",
-        *_OF_ACCURACIES,
+        *dict.fromkeys(["eval", *_OF_ACCURACIES, *at_the_end]),
         *(f"cluster/{m}" for m in range(clusterings)),
         "cluster",
         "perf",
@@ -256,6 +259,11 @@ class _Layout:
 
 def _card(kind: str, **fields: Any) -> dict[str, Any]:
     return {"type": kind, "runsCountToCompare": 100, "deleted": False, "isGenerated": False, **fields}
+
+
+def _bar(figure: Figure) -> dict[str, Any]:
+    """A chart of the last value of each run."""
+    return _card("BAR", metricKey=figure.name)
 
 
 def _line(*shown: Figure) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from pcl_ray.evaluation import (
     LabelledSample,
     measure,
     measure_clusters,
+    measure_final,
     measure_labelled,
     measure_references,
 )
@@ -178,7 +179,7 @@ class EStepActor:
             assert features is not None
             answer.metrics.update(measure(features))
             if request.labelled_parts:
-                answer.metrics.update(self._measure_labelled(parts, labels, holdout_labels))
+                answer = self._with_labelled(answer, parts, request, labels, holdout_labels)
             answer.metrics.update(measure_clusters(answer.clusters, labels))
             if request.show:
                 clusters = answer.clusters or previous
@@ -186,14 +187,30 @@ class EStepActor:
             answer.metrics[EVALUATION_SECONDS.name] = time.perf_counter() - start
         return answer
 
-    def _measure_labelled(
-        self, parts: dict[str, _Part], labels: np.ndarray | None, holdout_labels: np.ndarray | None
-    ) -> dict[str, float]:
-        """The figures of the backbone's and the head's features on labelled images."""
+    def _with_labelled(
+        self,
+        answer: EStepAnswer,
+        parts: dict[str, _Part],
+        request: EStepRequest,
+        labels: np.ndarray | None,
+        holdout_labels: np.ndarray | None,
+    ) -> EStepAnswer:
+        """Adds the figures of the backbone's and the head's features on labelled images; after the last epoch
+        those of `evaluation.final`, without which a trained encoder is still one.
+        """
+        settings = self._config.evaluation
         sample = self._sample(labels, holdout_labels)
         backbone = _labelled(parts, (BANK, QUERIES), sample, labels, holdout_labels)
         head = _labelled(parts, (BANK_HEAD, QUERIES_HEAD), sample, labels, holdout_labels)
-        return measure_labelled(backbone, head, sample.reference_queries, self._config.evaluation)
+        answer.metrics.update(measure_labelled(backbone, head, sample.reference_queries, settings))
+        if not request.final:
+            return answer
+        try:
+            answer.metrics.update(measure_final(backbone, settings))
+        except Exception as error:
+            text = f"lacks the figures of evaluation.final ({type(error).__name__}: {error})"
+            return replace(answer, warnings=(*answer.warnings, text))
+        return answer
 
     def _sample(self, labels: np.ndarray | None, holdout_labels: np.ndarray | None) -> LabelledSample:
         return LabelledSample.of(labels, holdout_labels, self._config.evaluation)

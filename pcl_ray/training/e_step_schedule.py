@@ -117,6 +117,7 @@ class EStepSchedule:
             *self._features.sample_sizes,
             step=epoch * plan.steps_per_epoch - 1 if epoch else None,
             show=evaluate and plan.shows_after(epoch - 1),
+            final=evaluate and epoch == plan.epochs,
         )
         before = progress.clusters
         self._pending = self._e_step.begin(f"{self._attempt}/{epoch}", request, shards, before)

@@ -59,6 +59,7 @@ class EStepRequest:
     step: int | None = None  # global step of the encoder
     show: bool = False  # with `evaluate`: a snapshot comes with the answer
     references: bool = False
+    final: bool = False  # with `evaluate`: the figures of `evaluation.final` too
 
     @property
     def labelled_parts(self) -> tuple[str, ...]:

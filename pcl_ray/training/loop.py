@@ -43,6 +43,7 @@ from pcl_ray.config.figures import (
     STEP_SECONDS_MEDIAN,
     STEP_SECONDS_P95,
 )
+from pcl_ray.config.final_figures import FINAL_SECONDS
 from pcl_ray.data.colour import to_pixels
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
@@ -225,10 +226,12 @@ def _epoch_times(progress: Progress, seconds: float, plan: RunPlan) -> dict[str,
     """How long the newest epoch has taken with its E-step, and what the run has used up by now."""
     *earlier, newest = progress.history
     before = sum(record.metrics.get(EPOCH_SECONDS.name, 0.0) for record in earlier)
+    # The evaluation at the end comes once: what it takes says nothing of how an epoch's time is divided.
+    usual = seconds - newest.metrics.get(FINAL_SECONDS.name, 0.0)
     return {
         EPOCH_SECONDS.name: seconds,
         DEVICE_MINUTES.name: plan.devices * (before + seconds) / 60,
-        E_STEP_SHARE.name: newest.metrics.get(E_STEP_SECONDS.name, 0.0) / seconds,
+        E_STEP_SHARE.name: newest.metrics.get(E_STEP_SECONDS.name, 0.0) / usual,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pcl_ray.config.sections.base import MACHINERY, RECORDING, Section, knob
+from pcl_ray.config.sections.base import LATE_MACHINERY, MACHINERY, RECORDING, Section, knob
 
 
 class ResourcesConfig(Section):
@@ -132,6 +132,14 @@ class EvaluationConfig(Section):
         True,
         MACHINERY,
         "Measure once, before the first step, what raw pixels and the untrained encoder reach.",
+    )
+    final: tuple[Literal["linear", "few_labels", "clusters"], ...] = knob(
+        ("linear", "few_labels", "clusters"),
+        LATE_MACHINERY,
+        (
+            "Measured once, after the last epoch, where there are labels: a linear probe, classifiers from 1,"
+            " 5 and 10 labels a class, k-means with as many clusters as classes; []: none of them."
+        ),
     )
     lidar_images: int = knob(
         1000,

@@ -134,7 +134,7 @@ PROPERTIES = {
         tracking.pictures tracking.system_metrics_s tracking.report tracking.model
         tracking.register_as evaluation.every_epochs evaluation.knn_neighbours
         evaluation.knn_temperature evaluation.bank_images evaluation.query_images
-        evaluation.reference_lines evaluation.lidar_images evaluation.lidar_views
+        evaluation.reference_lines evaluation.final evaluation.lidar_images evaluation.lidar_views
     """,
     "fixed_in_fork": """
         data.source data.channels data.holdout data.limit data.unlabelled encoder.backbone

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.e_step import cluster
-from pcl_ray.evaluation import LabelledSample
+from pcl_ray.evaluation import LabelledFeatures, LabelledSample, measure_final
 from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer
 from pcl_ray.training.e_step_shards import (
     BANK,
@@ -266,6 +266,35 @@ def test_reference_lines_are_an_answer_of_their_own() -> None:
     assert answer.metrics == {"eval/pixels/knn_top1": 1.0, "eval/untrained/knn_top1": 0.0}
     missing = actor.run("1/references", request, None, OF, OF[:Q]).missing
     assert missing == "1 of 1 shards of bank features"
+
+
+def test_the_final_evaluation_comes_with_the_last_answer() -> None:
+    usual = ask(filled())
+    answer = ask(filled(), replace(REQUEST, final=True))
+    assert same(answer.clusters, usual.clusters)
+    more = set(figures(answer)) - set(figures(usual))
+    assert {"eval/linear_top1", "eval/few_5/linear_top1", "eval/clusters/ami"} <= more
+    assert {name: figures(answer)[name] for name in figures(usual)} == figures(usual)
+    backbone = LabelledFeatures(
+        np.repeat(features(N), 3, axis=1).astype(np.float16),
+        OF,
+        np.repeat(features(Q, seed=1), 3, axis=1).astype(np.float16),
+        OF[:Q],
+    )
+    expected = measure_final(backbone, CONFIG.evaluation)
+    assert {name: answer.metrics[name] for name in more} == {name: expected[name] for name in more}
+
+
+def test_a_final_evaluation_that_fails_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit_predict(*arguments: object) -> None:
+        raise MemoryError("too little of it")
+
+    usual = ask(filled())
+    monkeypatch.setattr("sklearn.cluster.KMeans.fit_predict", fit_predict)
+    answer = ask(filled(), replace(REQUEST, final=True))
+    assert same(answer.clusters, usual.clusters)
+    assert figures(answer) == figures(usual)
+    assert answer.warnings == ("lacks the figures of evaluation.final (MemoryError: too little of it)",)
 
 
 def test_without_held_out_images_or_labels() -> None:

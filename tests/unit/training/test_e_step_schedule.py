@@ -102,6 +102,18 @@ def test_what_is_asked_for() -> None:
     assert previous is before
 
 
+def test_the_final_evaluation_is_asked_for_after_the_last_epoch_alone() -> None:
+    setting = Setting(GOOD, GOOD, GOOD)
+    last = setting.small.plan.epochs
+    for epoch, evaluate in ((last - 1, True), (last, False), (last, True)):
+        setting.schedule.begin(epoch, evaluate=evaluate)
+    assert [(request.epoch, request.final) for _, request, _, _ in setting.e_step.begun] == [
+        (last - 1, False),
+        (last, False),
+        (last, True),
+    ]
+
+
 def test_where_nothing_is_planned_nothing_is_asked() -> None:
     setting = Setting(words=("e_step.warmup_epochs=3",))
     output = setting.schedule.begin(2, evaluate=False)

@@ -29,6 +29,7 @@ SMALL = (
     "e_step.num_clusters=12,24",
     "e_step.warmup_epochs=3",
     "tracking.enabled=false",
+    "evaluation.final=[]",
     "tracking.report=false",
     "tracking.pictures=0",
     "evaluation.reference_lines=false",  # so small an encoder does not reach the pixels of digits
