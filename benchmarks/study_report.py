@@ -6,7 +6,6 @@ Student's t over the seeds. Lines of other settings than those of study_settings
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import study_runs
 from study_settings import ABLATION_TASK, ABLATIONS, ARMS, FIRST_TUNING_SEED, MAIN, REFERENCES, TASKS, Run
 
 Row = dict[str, Any]
@@ -106,7 +106,7 @@ class Results:
 
 def main(file: Path, json_file: Path | None, device: str) -> int:
     """Writes tables into docs/study.md and figures beside it. Exit code 2 where there are no results."""
-    results = Results(_read(file), device)
+    results = Results(study_runs.lines(file), device)
     if not results.tasks:
         print(f"{file} has no results of these settings on {device}; `study.py run` makes them")
         return 2
@@ -114,7 +114,7 @@ def main(file: Path, json_file: Path | None, device: str) -> int:
     pictures = _draw(results, DOCS, suffix)
     text = "\n".join([*_tables(results), *(f"![{title}]({name})\n" for name, title in pictures)])
     document = DOCS / f"study{suffix}.md"
-    _insert(document, text)
+    insert(document, text)
     print(text)
     print(f"written: {document}, {', '.join(name for name, _ in pictures)}")
     _claims(results, file, quick=False).write(json_file)
@@ -123,7 +123,7 @@ def main(file: Path, json_file: Path | None, device: str) -> int:
 
 def quick(file: Path, json_file: Path | None) -> int:
     """The report of --quick: everything is computed and drawn, nothing is left of it but the JSON file."""
-    results = Results(_read(file), "cpu")
+    results = Results(study_runs.lines(file), "cpu")
     print("\n".join(_tables(results)))
     _draw(results, file.parent, "")
     failed = list(results.failures())
@@ -131,18 +131,12 @@ def quick(file: Path, json_file: Path | None) -> int:
     return 1 if failed else 0
 
 
-def _read(file: Path) -> list[Row]:
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-
-
-def _insert(document: Path, text: str) -> None:
+def insert(document: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Puts the results between their marks, at the end where there are none."""
     whole = document.read_text(encoding="utf-8") if document.is_file() else "# The study on a GPU\n\n"
-    before, _, rest = whole.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after or chr(10)}", encoding="utf-8")
+    before, _, rest = whole.partition(begin)
+    _, _, after = rest.partition(end)
+    document.write_text(f"{before}{begin}\n\n{text}\n{end}{after or chr(10)}", encoding="utf-8")
 
 
 # --- tables
@@ -164,25 +158,26 @@ def _means(results: Results, task: str) -> Iterator[str]:
     """Mean ± standard deviation over the seeds, in per cent."""
     figures = [name for name in FIGURES if any(results.of(task, arm, name) for arm in ARMS)]
     yield f"### {task}\n"
-    yield _line(
+    yield table_line(
         "", "seeds", *(FIGURES[name] for name in figures), "head: AMI", "head: kNN 20", "epochs", "CPU s"
     )
-    yield _line("---", *["---:"] * (len(figures) + 5))
+    yield table_line("---", *["---:"] * (len(figures) + 5))
     for arm in (*MAIN, *REFERENCES):
         rows = results.rows(task, arm)
         if not rows:
             continue
-        cells = [_mean(results.of(task, arm, name)) for name in figures]
-        cells += [_mean(results.of(task, arm, name, "head")) for name in ("ami", "knn_20")]
+        cells = [mean_and_spread(results.of(task, arm, name)) for name in figures]
+        cells += [mean_and_spread(results.of(task, arm, name, "head")) for name in ("ami", "knn_20")]
         lengths = sorted({row["epochs"] for row in rows if "epochs" in row})
         cells.append("–".join(map(str, (lengths[0], lengths[-1]) if len(lengths) > 1 else lengths)))
         seconds = [row["seconds"] + row["warm_up_seconds"] for row in rows if "seconds" in row]
         cells.append(f"{statistics.mean(seconds):.0f}" if seconds else "")
-        yield _line(ARMS[arm].title, len(rows), *cells)
+        yield table_line(ARMS[arm].title, len(rows), *cells)
     yield ""
 
 
-def _mean(values: dict[int, float]) -> str:
+def mean_and_spread(values: dict[int, float]) -> str:
+    """The mean ± the standard deviation over the seeds, in per cent."""
     if not values:
         return ""
     numbers = [100 * value for value in values.values()]
@@ -198,10 +193,10 @@ def _differences(results: Results, task: str) -> Iterator[str]:
         found = [results.difference(task, "pcl", other, name) for name in figures]
         if any(found):
             pairs = max(one.pairs for one in found if one)
-            lines.append(_line(f"PCL − {title}", pairs, *(one or "" for one in found)))
+            lines.append(table_line(f"PCL − {title}", pairs, *(one or "" for one in found)))
     if lines:
-        yield _line("points [95 % interval]", "pairs", *(FIGURES[name] for name in figures))
-        yield _line("---", *["---:"] * (len(figures) + 1))
+        yield table_line("points [95 % interval]", "pairs", *(FIGURES[name] for name in figures))
+        yield table_line("---", *["---:"] * (len(figures) + 1))
         yield from lines
         yield ""
 
@@ -216,26 +211,32 @@ def _ablations(results: Results) -> Iterator[str]:
             if any(found):
                 pairs = max(one.pairs for one in found if one)
                 ratio = _ratio(results, task, arm)
-                lines.append(_line(settings.title, pairs, *(one or "" for one in found), ratio))
+                lines.append(table_line(settings.title, pairs, *(one or "" for one in found), ratio))
     if lines:
         yield f"### Ablations ({ABLATION_TASK}): the variant less PCL, points [95 % interval]\n"
-        yield _line("", "pairs", *(FIGURES[name] for name in figures or PRIMARY), "CPU time, of PCL's")
-        yield _line("---", *["---:"] * (len(figures or PRIMARY) + 2))
+        yield table_line("", "pairs", *(FIGURES[name] for name in figures or PRIMARY), "CPU time, of PCL's")
+        yield table_line("---", *["---:"] * (len(figures or PRIMARY) + 2))
         yield from lines
         yield ""
 
 
 def _ratio(results: Results, task: str, arm: str) -> str:
-    """The median over the seeds of an arm's training time after the warm-up by PCL's."""
+    """That of an arm's training time after the warm-up to PCL's."""
     ours, theirs = (
         {row["seed"]: row["seconds"] for row in results.rows(task, name) if "seconds" in row}
         for name in (arm, "pcl")
     )
+    return median_ratio(ours, theirs)
+
+
+def median_ratio(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """The median over the seeds that both have of one by the other."""
     each = [ours[seed] / theirs[seed] for seed in ours.keys() & theirs.keys()]
     return f"{statistics.median(each):.2f}" if each else ""
 
 
-def _line(*cells: Any) -> str:
+def table_line(*cells: Any) -> str:
+    """A line of a table in Markdown."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -331,7 +332,7 @@ def _finish(axis: Any, title: str) -> None:
 def _claims(results: Results, file: Path, *, quick: bool) -> common.Report:
     """What the hypotheses of docs/study.md come to, as other benchmarks write it. Nothing fails by them."""
     report = common.Report("study", quick)
-    report.rows = [row for row in _read(file) if row["task"] in results.tasks]
+    report.rows = [row for row in study_runs.lines(file) if row["task"] in results.tasks]
     for task in results.tasks:
         for figure in PRIMARY:
             for other, bar in _bars(results, task, figure):

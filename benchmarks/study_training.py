@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from study_runs import ListedRun
 from study_settings import ARMS, Knobs, Run, base_knobs
 from torch import Tensor
 
@@ -85,8 +86,8 @@ def trained(
         total = base.train.epochs + further
         config = configs.with_overrides(base, {"train.epochs": total, "e_step.warmup_epochs": total})
     plan = plans.make(config, len(splits.train), splits.num_holdout)
-    run_dir = folder / "runs" / f"{run.name}.{run.digest}"
-    seconds = _trained_part(
+    run_dir = run_folder(run, folder)
+    seconds = trained_part(
         TrainingTask(config, plan, str(run_dir)),
         splits,
         device,
@@ -119,7 +120,7 @@ def _warm_up(run: Run, splits: DataSplits, data_path: str, folder: Path, pause: 
     plan = plans.make(config, len(splits.train), splits.num_holdout)
     run_dir.mkdir(parents=True, exist_ok=True)
     with files.file_lock(run_dir / "lock", timeout_s=files.WAIT_FOREVER):
-        return _trained_part(
+        return trained_part(
             TrainingTask(config, plan, str(run_dir)),
             splits,
             torch.device(run.device),
@@ -152,11 +153,12 @@ def machinery() -> Knobs:
         "tracking.enabled": False,
         "evaluation.every_epochs": 0,
         "evaluation.reference_lines": False,
+        "evaluation.final": [],
         "train.keep_checkpoints": 1,
     }
 
 
-def _trained_part(
+def trained_part(
     task: TrainingTask,
     splits: DataSplits,
     device: torch.device,
@@ -318,17 +320,19 @@ def _each(clusters: ClusterSet, change: Callable[[Clustering], Clustering]) -> C
 # --- what a line of the results says of a run
 
 
-def described(run: Run, result: Trained) -> dict[str, Any]:
-    """Lengths, counts, seconds and the last epoch's losses of a trained run."""
+def described(result: Trained, warmup_epochs: int) -> dict[str, Any]:
+    """Lengths, counts, seconds and the last epoch's losses of a trained run. Seconds of the steps are those
+    after the warm-up.
+    """
     history = run_state.load(result.checkpoint).history
-    last, warm_up = history[-1]["metrics"], base_knobs(run)["e_step.warmup_epochs"]
+    last = history[-1]["metrics"]
 
     def total(figure: str) -> float:
-        return round(sum(entry["metrics"].get(figure, 0.0) for entry in history[warm_up:]), 2)
+        return round(sum(entry["metrics"].get(figure, 0.0) for entry in history[warmup_epochs:]), 2)
 
     return {
         "epochs": result.plan.epochs,
-        "warmup_epochs": warm_up,
+        "warmup_epochs": warmup_epochs,
         "further_epochs": result.further_epochs,
         "num_clusters": list(result.plan.num_clusters) if result.plan.e_step_epochs else [],
         "seconds": round(result.seconds, 2),
@@ -339,6 +343,11 @@ def described(run: Run, result: Trained) -> dict[str, Any]:
     }
 
 
-def tidy(run: Run, folder: Path) -> None:
+def run_folder(run: ListedRun, folder: Path) -> Path:
+    """Where the checkpoints of a run lie while it is trained."""
+    return folder / "runs" / f"{run.name}.{run.digest}"
+
+
+def tidy(run_dir: Path) -> None:
     """Removes the checkpoints of a run that is done. Its warm-up stays, for the other arms."""
-    shutil.rmtree(folder / "runs" / f"{run.name}.{run.digest}", ignore_errors=True)
+    shutil.rmtree(run_dir, ignore_errors=True)

@@ -254,7 +254,7 @@ def test_results_replace_those_between_the_marks(study: SimpleNamespace, tmp_pat
     document = tmp_path / "study.md"
     begin, end = study.report.BEGIN, study.report.END
     document.write_text(f"plan\n\n{begin}\n\nold\n\n{end}\n\nafter\n")
-    study.report._insert(document, "new")
+    study.report.insert(document, "new")
     assert document.read_text() == f"plan\n\n{begin}\n\nnew\n{end}\n\nafter\n"
     assert begin in (BENCHMARKS.parent / "docs" / "study.md").read_text()
 
