@@ -34,7 +34,9 @@ def _takes_list(annotation: Any) -> bool:
 
 
 def _words(annotation: Any) -> list[Any]:
-    """The words that a field takes beside its lists."""
+    """The words that a field takes beside its lists; those within lists are none."""
+    if typing.get_origin(annotation) is tuple:
+        return []
     return [
         word
         for part in typing.get_args(annotation)
