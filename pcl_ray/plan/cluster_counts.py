@@ -6,7 +6,8 @@ import math
 
 from pcl_ray.config import NumClusters
 
-# The rule of e_step.num_clusters = auto; benchmarks/RESULTS.md has what it was chosen by.
+# The rule of e_step.num_clusters = auto. It follows what others published for their data; what of it was
+# measured here, and what was not, is in benchmarks/RESULTS.md.
 _COARSEST = 1.0  # times √N
 _FINER = (1, 2, 4)  # the paper's doubling
 _IMAGES_A_CLUSTER = 10  # on average, at least: φ of a few images is noise
