@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planned import FILES, N, config_of
 
+from pcl_ray import config as configs
 from pcl_ray.errors import ConfigError, Problem
 from pcl_ray.plan import check, make, resolve_num_clusters
 
@@ -236,6 +237,22 @@ def test_what_is_legal_but_worth_saying(
     problems, notes = check(config_of(**changed), images, holdout)
     assert problems == []
     assert [said in note for note in notes] == [True]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("images", [321, 500, 1800, 20_000])
+def test_the_recipe_for_own_pictures_fits_their_number_as_it_is(images: int, workers: int) -> None:
+    config = configs.load("folder", ["data.path=/pictures", f"resources.workers={workers}"])
+    held_out = round(images * config.data.holdout)
+    assert check(config, images - held_out, held_out, gpus=0) == ([], [])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fewer_pictures_only_get_notes(workers: int) -> None:
+    config = configs.load("folder", ["data.path=/pictures", f"resources.workers={workers}"])
+    problems, notes = check(config, 80, 20, gpus=0)
+    assert problems == []
+    assert ["loss.queue_size" in note for note in notes] == [True]
 
 
 ANY_SIZES = st.fixed_dictionaries(
