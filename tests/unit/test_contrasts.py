@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from equal_learners import assert_same
 from small import GREY_ENCODER
+from small_encoder import really_compiling, smallest
 from torch import Tensor, nn
 
 from pcl_ray import config as configs
@@ -24,6 +27,7 @@ from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import RunFailed
 from pcl_ray.m_step import EpochMetrics, Learner, build_learner, run_epoch
+from pcl_ray.model import encoder
 
 N, SIDE, BATCH, DIM = 48, 6, 8, 6
 STEPS = N // BATCH
@@ -43,6 +47,7 @@ KNOBS = GREY_ENCODER | {
 }
 OTHERS = {"loss.queue_negatives": "other_clusters"}
 MATES = {"loss.cluster_positives": 0.5}
+SYMMETRIC = {"loss.symmetric": True}
 
 
 @dataclass
@@ -364,3 +369,55 @@ def test_parts_of_a_batch_see_the_negatives_of_the_whole(
     results = [training.epoch(2, clusters(holes=holes)).values for training in (whole, parts)]
     assert results[0] == pytest.approx(results[1], rel=1e-4, abs=1e-5)
     assert_same(whole.learner, parts.learner, tolerance=1e-4)
+
+
+# Compiling. Encoders alone are compiled, so it is their second pass a step and what reads their features that
+# could go wrong.
+
+
+def graphs_compiled() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def trains_alike(knobs: dict[str, Any]) -> None:
+    """Compiled and plain training through warm-up and clusters, and nothing compiled after the first pass."""
+    compiled, plain = (
+        Training(KNOBS | {"augment.image_size": SIDE, "train.compile": on} | knobs) for on in (True, False)
+    )
+    assert compiled.learner.query is not compiled.learner.pair.query
+    first = graphs_compiled()
+    assert first > 0
+    for training in (compiled, plain):
+        training.warmed().epoch(2, clusters(holes=True))
+    assert graphs_compiled() == first
+    for one, other in zip(compiled.losses, plain.losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    assert_same(compiled.learner, plain.learner, tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        SYMMETRIC,
+        MATES,
+        SYMMETRIC | OTHERS | MATES | {"train.micro_batch": 4},
+        SYMMETRIC | {"encoder.batch_norm_parts": 2},
+    ],
+    ids=["symmetric", "mates", "parts of a batch", "parts of batch norm"],
+)
+def test_compiled_encoders_train_alike(knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_really = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_really(module, backend="aot_eager"))
+    monkeypatch.setattr(encoder, "build", lambda *_: smallest(SIDE, DIM))
+    torch._dynamo.reset()
+    trains_alike(knobs)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_encoders_of_machine_code_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "build", lambda *_: smallest(SIDE, DIM))
+    with really_compiling(tmp_path):
+        trains_alike(SYMMETRIC | OTHERS | MATES)
+        assert list(tmp_path.rglob("*.so"))

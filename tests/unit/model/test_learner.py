@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from equal_learners import assert_same
 from small import DIGITS_RUN, GREY_ENCODER
+from small_encoder import really_compiling, smallest
 from torch import Tensor, nn
 
 from pcl_ray import cli
@@ -299,25 +299,11 @@ def test_all_go_on_without_where_another_worker_cannot_compile(monkeypatch: pyte
     assert fallen.query is fallen.pair.query
 
 
-class Smallest(nn.Sequential):
-    """A backbone with all that matters here, and little for a C++ compiler to do."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_what_is_really_compiled_trains_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config as inductor
-
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(
-        encoder, "build", lambda *_: encoder.Encoder(Smallest(), nn.Linear(4 * (SIDE - 2) ** 2, 4))
-    )
+    monkeypatch.setattr(encoder, "build", lambda *_: smallest(SIDE, dim=4))
     before = torch.get_rng_state()
-    # In this process, and without the compilations that find out which instructions the CPU has.
-    with warnings.catch_warnings(), inductor.patch({"compile_threads": 1, "cpp.vec_isa_ok": True}):
-        warnings.simplefilter("ignore")
+    with really_compiling(tmp_path):
         made, said = built({"train.compile": True})
         assert said == []
         assert torch.equal(torch.get_rng_state(), before)
@@ -328,7 +314,6 @@ def test_what_is_really_compiled_trains_alike(tmp_path: Path, monkeypatch: pytes
         assert trained(made) == pytest.approx(trained(plain), rel=1e-4, abs=1e-5)
     assert_same(made, plain, tolerance=1e-4)
     assert list(made.state_dict()["model"]) == list(plain.state_dict()["model"])
-    torch._dynamo.reset()
 
 
 def test_a_machine_without_a_compiler_trains_and_says_so(
