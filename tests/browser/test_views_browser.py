@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from pcl_ray.tracking import saved_views
 from pcl_ray.tracking.saved_views import link
 
-PATIENCE_MS = 30_000
+PATIENCE_MS = 120_000  # a loaded machine draws its first chart after more than half a minute
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def page(browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) -> It
     yield found
     folder = Path(os.environ.get("PCL_RAY_TEST_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
-    found.screenshot(path=folder / f"{request.node.name}.png")
+    found.screenshot(path=folder / f"{request.node.name}.png", timeout=PATIENCE_MS)
     context.close()
 
 
