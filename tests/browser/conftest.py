@@ -66,6 +66,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterat
                 "train",
                 "digits",
                 *SMALL,
+                "evaluation.final=[linear,few_labels,clusters]",
                 f"loss.temperature={temperature}",
                 "--name",
                 f"digits-{number}",

@@ -126,14 +126,26 @@ def test_the_charts_of_runs(page: Page, dashboard: Any) -> None:
         "Losses (3)",
         "Accuracy of both heads (3)",
         "Evaluation (3)",
+        "Few labels and clusters, at the end (5)",
         "Concentration φ of the prototypes (2)",
         "Cluster health (6)",
         "Training health (3)",
     ]
-    assert sections(page)[:8] == [*ours, "Throughput (3)", "Pictures through training (6)"]
+    assert sections(page)[:9] == [*ours, "Throughput (3)", "Pictures through training (6)"]
     lines(page, "train/loss_prototype")
     lines(page, "train/accuracy_prototype_1")
+    lines(page, "eval/knn_top1", "eval/pixels/knn_top1", "eval/untrained/knn_top1", "eval/head/knn_top1")
     lines(page, "cluster/0/ami", "cluster/1/ami")
+    section(page, "Few labels")
+    at_the_end = (
+        "linear_top1",
+        "few_1/linear_top1",
+        "few_5/linear_top1",
+        "clusters/ami",
+        "clusters/accuracy",
+    )
+    for name in at_the_end:
+        expect(card(page, f"eval/{name}").locator(".barlayer .point")).to_have_count(2)
     section(page, "Concentration")
     lines(page, "cluster/0/phi_p10", "cluster/0/phi_p50", "cluster/0/phi_p90")
     for name in ("largest_share", "empty", "nmi_previous", "drift", "collisions"):
