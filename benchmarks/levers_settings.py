@@ -66,7 +66,7 @@ GENERAL: dict[str, Knobs] = {
     "shift": {"augment.shift": 0.1},
     "rotate_and_shear": {"augment.rotate": 15.0, "augment.shear": 10.0},
     "erase": {"augment.erase": 0.5},
-    "multi_crop": {"augment.small_crops": 2, "augment.small_crop_size": 14, "train.epochs": 6},
+    "multi_crop": {"augment.small_crops": 2, "augment.small_crop_size": 14, "train.epochs": 5},
     "symmetric": {"loss.symmetric": True, "train.epochs": 4},
     "temperature_0.1": {"loss.temperature": 0.1},
     "queue_256": {"loss.queue_size": 256},
