@@ -13,7 +13,7 @@ _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def value_text(value: Any, *, digits: int | None = 6, separator: str = ",") -> str:
-    """The value of a knob as the command line takes it: `0.01,0.02`, `true`, `null`.
+    """The value of a knob as the command line takes it: `0.01,0.02`, `[]`, `true`, `null`.
 
     digits: how many significant digits a number with a fraction has; None: all.
     """
@@ -24,7 +24,8 @@ def value_text(value: Any, *, digits: int | None = 6, separator: str = ",") -> s
     if isinstance(value, float) and digits is not None:
         return f"{value:.{digits}g}"
     if isinstance(value, list | tuple):
-        return separator.join(value_text(part, digits=digits, separator=separator) for part in value)
+        parts = [value_text(part, digits=digits, separator=separator) for part in value]
+        return separator.join(parts) or "[]"
     return str(value)
 
 

@@ -186,7 +186,10 @@ def _make_up(schedule: EStepSchedule, progress: Progress, plan: RunPlan, post: P
     """The E-step and evaluation that another run's warm-up still owes; their figures are its last epoch's."""
     last = progress.history[-1]
     start = time.perf_counter()
-    output = schedule.begin(progress.epoch, evaluate=plan.evaluates_after(progress.epoch - 1))
+    evaluates = plan.evaluates_after(last.epoch)
+    if evaluates:
+        last.add(references_in(progress.history))
+    output = schedule.begin(progress.epoch, evaluate=evaluates)
     last.add(output.encoder_figures | output.epoch_figures)
     last.metrics[OWED_SECONDS.name] = time.perf_counter() - start
     progress.e_step = replace(progress.e_step, owed=False)
