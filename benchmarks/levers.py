@@ -8,7 +8,7 @@
 
 20,000 images of Fashion-MNIST, 8 epochs, seeds from 100 on: images and seeds to choose settings on, of which
 nothing is reported elsewhere. Each run appends a line to benchmarks/levers_results.jsonl; one that is stopped
-goes on from its last epoch. A run takes about two minutes of a core, all of them some seven hours.
+goes on from its last epoch. A run takes about a minute of a core, all of them some three hours.
 Settings are in levers_settings.py.
 """
 

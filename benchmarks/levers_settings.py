@@ -11,41 +11,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from study_settings import EVALUATION, FIRST_TUNING_SEED, Knobs
+from study_settings import EVALUATION, FIRST_TUNING_SEED, TASKS, Knobs
 
 SEEDS = tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + 5))
 BASE = "base"  # the name of the runs without a change
 
-# What every lever is a change of, on top of the defaults. InfoNCE is what PCL is before its first clustering.
-SETTING: Knobs = {
-    "data.source": "arrays",
-    "data.channels": 1,
-    "augment.image_size": 28,
-    "augment.mean": [0.286],
-    "augment.std": [0.353],
-    "augment.min_crop": 0.2,
-    "augment.jitter": 1.0,
-    "augment.flip": 0.5,
-    "augment.blur": 0.0,
-    "encoder.backbone": "small_resnet",
-    "encoder.width": 32,
-    "encoder.blocks": [1, 1, 1],
-    "encoder.stem_stride": 2,
-    "encoder.head_width": 512,
-    "encoder.head_batch_norm": True,
-    "encoder.batch_norm_parts": 4,
-    "encoder.dim": 128,
-    "encoder.momentum": 0.99,
-    "loss.temperature": 0.2,
-    "loss.queue_size": 1024,
-    "optimizer.lr": 0.06,
-    "optimizer.weight_decay": 5e-4,
-    "train.batch_size": 128,
-    "loss.prototype_weight": 0.3,
-    "e_step.num_clusters": [0.0025, 0.005, 0.01],
-    "e_step.restarts": 1,
-    "train.epochs": 8,
-}
+# What every lever is a change of: the study's setting, shorter. InfoNCE is what PCL is before its first
+# clustering.
+SETTING: Knobs = TASKS["fashion_mnist"].knobs | {"train.epochs": 8}
 BASES = {"infonce": "InfoNCE", "pcl": "PCL"}  # with their titles
 
 # What may help with and without prototypes. Where a step costs more, there are fewer epochs: the CPU time is
@@ -78,8 +51,7 @@ GENERAL: dict[str, Knobs] = {
     "decay_1e-4": {"optimizer.weight_decay": 1e-4},
     "decay_weights_alone": {"optimizer.decay_biases": False},
     "stem_stride_1": {"encoder.stem_stride": 1},
-    "width_16": {"encoder.width": 16},
-    "width_64": {"encoder.width": 64},
+    "width_32": {"encoder.width": 32},
 }
 # What does nothing without clusters.
 PROTOTYPES: dict[str, Knobs] = {
@@ -89,6 +61,8 @@ PROTOTYPES: dict[str, Knobs] = {
     "other_clusters": {"loss.queue_negatives": "other_clusters"},
     "other_clusters_alone": {"loss.queue_negatives": "other_clusters", "loss.prototype_weight": 0.0},
     "cluster_positives": {"loss.cluster_positives": 0.3},
+    "num_clusters_few": {"e_step.num_clusters": [0.0005, 0.001, 0.002]},
+    "num_clusters_half": {"e_step.num_clusters": [0.0025, 0.005, 0.01]},
     "num_clusters_auto": {"e_step.num_clusters": "auto"},
     "every_2_epochs": {"e_step.every_epochs": 2},
     "every_2_epochs_early": {"e_step.early_epochs": 4, "e_step.early_every_epochs": 2},
