@@ -8,8 +8,8 @@ from typing import Any
 
 from small import DIGITS_RUN
 
-from pcl_ray.checkpoints import storage
 from pcl_ray.runs import lease, request
+from pcl_ray.support import storage
 
 TINY = ("resources.workers=0", *DIGITS_RUN, "tracking.report=true")
 STORAGE = "resources.storage={}"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.checkpoints.epoch_files import FOLDER, epochs_done
-from pcl_ray.checkpoints.storage import Storage
 from pcl_ray.errors import RunFailed
 from pcl_ray.support.files import LockHeld, file_lock
+from pcl_ray.support.storage import Storage
 
 
 def upload(run_storage: Storage, path: Path, keep: int, previous: str | None = None) -> None:

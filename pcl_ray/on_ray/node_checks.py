@@ -17,10 +17,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pcl_ray.checkpoints import storage, storage_address
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import FileImages, Images
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
+from pcl_ray.support import storage, storage_address
 
 _FILES = 16  # images of a part that are looked at
 _TIMEOUT_S = 120.0  # a node that has run nothing yet starts a process and imports numpy first

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pcl_ray import config as configs
-from pcl_ray.checkpoints import epoch_files, remote, storage
+from pcl_ray.checkpoints import epoch_files, remote
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.runs import driver, preparation, request, storage_mirror
 from pcl_ray.runs.final_artifacts import RunResult
 from pcl_ray.runs.folder import CONFIG_FILE, STATE_FILE, RunFolder, parse_entries, read_state_at
+from pcl_ray.support import storage
 
 _ALL = 10**9
 

@@ -13,12 +13,11 @@ import threading
 import uuid
 from typing import Any
 
-from pcl_ray.checkpoints import storage
-from pcl_ray.checkpoints.storage import Storage
-from pcl_ray.checkpoints.storage_address import without_secrets
 from pcl_ray.errors import RunFailed
 from pcl_ray.runs.folder import Busy, parse_entries
-from pcl_ray.support import machine
+from pcl_ray.support import machine, storage
+from pcl_ray.support.storage import Storage
+from pcl_ray.support.storage_address import without_secrets
 
 FILE = "owner.json"
 FRESH_S = 150.0  # a lease that is older counts no more: its driver is gone

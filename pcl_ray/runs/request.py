@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray import tracking
-from pcl_ray.checkpoints import storage
 from pcl_ray.config import KnobProperties, RunConfig, secret_knobs
 from pcl_ray.data import datasets
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs import folder, storage_mirror
-from pcl_ray.support import paths
+from pcl_ray.support import paths, storage
 
 _CONNECT_S = 5
 

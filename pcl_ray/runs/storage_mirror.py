@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from pcl_ray.checkpoints import epoch_files, remote, storage, storage_address
-from pcl_ray.checkpoints.storage_address import without_secrets
+from pcl_ray.checkpoints import epoch_files, remote
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.runs import lease
@@ -29,6 +28,8 @@ from pcl_ray.runs.folder import (
     write_state_at,
 )
 from pcl_ray.runs.lease import Lease
+from pcl_ray.support import storage, storage_address
+from pcl_ray.support.storage_address import without_secrets
 
 # The small files of a run that are mirrored. The last one makes a folder a run's.
 FILES = (STATE_FILE, REPORT_FILE, FIGURES_FILE, SNAPSHOT_FILE, CONFIG_FILE)

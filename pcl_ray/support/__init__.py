@@ -1,4 +1,5 @@
-"""What every room may use and what knows none of them: machine, processes, signals, files, texts, secrets."""
+"""What every room may use and what knows none of them: machine, processes, signals, files,
+texts, secrets, storages."""
 
 __all__ = [
     "files",
@@ -8,6 +9,8 @@ __all__ = [
     "provenance",
     "redaction",
     "signals",
+    "storage",
+    "storage_address",
     "telemetry",
     "text",
 ]

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcl_ray.checkpoints import epoch_files, remote, run_state, storage
+from pcl_ray.checkpoints import epoch_files, remote, run_state
 from pcl_ray.checkpoints.run_state import EStepState, RunState
-from pcl_ray.checkpoints.storage import Storage
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.config.figures import E_STEP_SECONDS, FEATURE_SECONDS
@@ -23,6 +22,8 @@ from pcl_ray.errors import RunFailed
 from pcl_ray.m_step import Learner
 from pcl_ray.model.bank import FeatureBank
 from pcl_ray.model.distributed import all_gather, any_worker, rank, world_size
+from pcl_ray.support import storage
+from pcl_ray.support.storage import Storage
 from pcl_ray.training.events import Event, Post
 from pcl_ray.training.training_task import TrainingTask
 

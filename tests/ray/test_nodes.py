@@ -17,10 +17,9 @@ from PIL import Image
 from processes import free_port
 from small import DIGITS_RUN
 
-from pcl_ray.checkpoints import storage
 from pcl_ray.cluster.ray_api import Cluster
 from pcl_ray.on_ray import node_checks as check
-from pcl_ray.support import processes
+from pcl_ray.support import processes, storage
 from pcl_ray.support.processes import StartedProcess
 
 LIMIT_S = 300

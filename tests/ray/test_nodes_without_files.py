@@ -14,7 +14,8 @@ from processes import free_port
 from small import DIGITS_RUN
 from storages import STORAGE
 
-from pcl_ray.checkpoints import remote, storage
+from pcl_ray.checkpoints import remote
+from pcl_ray.support import storage
 from pcl_ray.support.paths import home
 
 _NODE = """

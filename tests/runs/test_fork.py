@@ -11,9 +11,10 @@ from small import DIGITS_RUN
 
 from pcl_ray import cli
 from pcl_ray import config as configs
-from pcl_ray.checkpoints import epoch_files, remote, run_state, storage
+from pcl_ray.checkpoints import epoch_files, remote, run_state
 from pcl_ray.errors import RunFailed
 from pcl_ray.runs.folder import RunFolder, read_state_at
+from pcl_ray.support import storage
 
 SMALL = ("resources.workers=0", *DIGITS_RUN, "train.keep_checkpoints=10")
 

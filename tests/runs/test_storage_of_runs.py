@@ -20,10 +20,11 @@ from processes import free_port
 from storages import STORAGE, TINY, leased_run
 
 from pcl_ray import cli
-from pcl_ray.checkpoints import remote, run_state, storage
+from pcl_ray.checkpoints import remote, run_state
 from pcl_ray.errors import RunFailed, Stopped
 from pcl_ray.runs import driver, lease, request
 from pcl_ray.runs.console import Display
+from pcl_ray.support import storage
 from pcl_ray.training.events import Event
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pcl_ray import config as configs
-from pcl_ray.checkpoints import storage_address
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import Problem
+from pcl_ray.support import storage_address
 from pcl_ray.sweep.space import search, spaces
 from pcl_ray.sweep.space.settings import SweepConfig
 from pcl_ray.sweep.space.spaces import Space

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pcl_ray.checkpoints import epoch_files, remote, storage
+from pcl_ray.checkpoints import epoch_files, remote
 from pcl_ray.errors import RunFailed
+from pcl_ray.support import storage
 
 
 def test_a_checkpoint_is_fetched_again_only_where_it_is_another(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pcl_ray.checkpoints import storage
 from pcl_ray.on_ray.node_checks import NodeReport, Requirements, examine_node
+from pcl_ray.support import storage
 
 
 @pytest.mark.parametrize(

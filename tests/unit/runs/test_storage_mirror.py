@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from storages import STORAGE, TINY, leased_run
 
-from pcl_ray.checkpoints import storage
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.runs import driver, lease, request, storage_mirror
 from pcl_ray.runs.folder import Busy, RunFolder
+from pcl_ray.support import storage
 
 
 def test_a_driver_of_this_machine_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:

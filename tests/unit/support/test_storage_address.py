@@ -4,7 +4,7 @@ import pytest
 from storages import STORAGE, TINY
 
 from pcl_ray import cli
-from pcl_ray.checkpoints import storage_address
+from pcl_ray.support import storage_address
 from pcl_ray.support.paths import home
 
 

@@ -1,5 +1,5 @@
-"""Where runs keep checkpoints and results beside PCL_RAY_HOME: a folder that all nodes see, or an object
-store, through pyarrow's file systems.
+"""Folders that all nodes see and object stores, through pyarrow's file systems: where runs keep checkpoints
+and results beside PCL_RAY_HOME, and where images may lie.
 
     URI/runs/NAME/   config.yaml  state.json  owner.json  checkpoints/epoch_00012.pt
                      report.html  figures.csv  exhibit.npz
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pcl_ray.checkpoints.storage_address import without_secrets
 from pcl_ray.errors import RunFailed
 from pcl_ray.support.files import atomic_file, sync_to_disk
+from pcl_ray.support.storage_address import without_secrets
 
 VARIABLE = "PCL_RAY_STORAGE"  # the environment variable that names a storage
 TRIES = 3
@@ -176,6 +176,32 @@ class Storage:
             return {info.base_name: _version(info) for info in fs.get_file_info(selector) if _is_file(info)}
 
         return self._call(f"{folder or 'the folder'} could not be listed", work)
+
+    def list_tree(self) -> dict[str, ObjectVersion]:
+        """The objects in the folder and below by their keys; none where there is no such folder."""
+
+        def work(fs: Any, root: str) -> dict[str, ObjectVersion]:
+            from pyarrow.fs import FileSelector
+
+            selector = FileSelector(root, allow_not_found=True, recursive=True)
+            start = len(root.rstrip("/")) + 1
+            return {
+                info.path[start:]: _version(info) for info in fs.get_file_info(selector) if _is_file(info)
+            }
+
+        return self._call("the folder could not be listed", work)
+
+    def examine(self, key: str, examine: Callable[[Any], T], size: int = 0) -> T:
+        """What `examine` gives back of an object opened for reading at any position, pyarrow's NativeFile.
+
+        size: bytes that it reads at the most, which give it time. It may be called again after an error.
+        """
+
+        def work(fs: Any, root: str) -> T:
+            with fs.open_input_file(f"{root}/{key}") as file:
+                return examine(file)
+
+        return self._call(f"{key} could not be read", work, size)
 
     def remove(self, key: str) -> None:
         """Removes an object. One that is not there is removed already."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pcl_ray.checkpoints import storage
 from pcl_ray.errors import RunFailed
+from pcl_ray.support import storage
 
 
 def test_what_is_put_comes_back_whole(storage_uri: str, tmp_path: Path) -> None:
@@ -27,6 +27,16 @@ def test_what_is_put_comes_back_whole(storage_uri: str, tmp_path: Path) -> None:
     assert run_storage.download("checkpoints/a file", copy).matches(copy)
     assert copy.read_bytes() == file.read_bytes()
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+    assert storage.Storage(storage_uri, "runs").list_tree() == {"one/checkpoints/a file": entry}
+    assert storage.Storage(storage_uri, "nowhere").list_tree() == {}
+
+    def last_bytes(opened: Any) -> bytes:
+        opened.seek(opened.size() - 10)
+        return opened.read()
+
+    assert run_storage.examine("checkpoints/a file", last_bytes) == file.read_bytes()[-10:]
+    with pytest.raises(RunFailed, match="gone could not be read"):
+        run_storage.examine("gone", last_bytes)
     run_storage.write("note", b"one")
     run_storage.write("note", b"another")
     assert run_storage.read("note") == b"another"
