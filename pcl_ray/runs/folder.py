@@ -20,11 +20,11 @@ from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.support.files import LockHeld, acquire_lock, write_text
-from pcl_ray.support.paths import home
+from pcl_ray.support.paths import CONFIG_FILE, RUNS, home
 from pcl_ray.support.redaction import scrubbed
 from pcl_ray.support.text import suggestion
 
-CONFIG_FILE, STATE_FILE, LOCK_FILE = "config.yaml", "state.json", "lock"
+STATE_FILE, LOCK_FILE = "state.json", "lock"
 REPORT_FILE, FIGURES_FILE, SNAPSHOT_FILE = "report.html", "figures.csv", "exhibit.npz"
 # stopped early: by the scheduler of its sweep
 EndState = Literal["finished", "failed", "stopped", "stopped early"]
@@ -80,7 +80,7 @@ class Busy(ConfigError):
 class RunFolder:
     """Held by one process at a time. Use as a context manager."""
 
-    ROOT: ClassVar[str] = "runs"
+    ROOT: ClassVar[str] = RUNS
     KIND: ClassVar[str] = "run"
 
     name: str

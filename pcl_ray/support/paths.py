@@ -7,6 +7,9 @@ from pathlib import Path
 
 from pcl_ray.errors import ConfigError
 
+RUNS = "runs"  # the folder of all runs below it
+CONFIG_FILE = "config.yaml"  # what makes a folder a run's
+
 
 def home() -> Path:
     """PCL_RAY_HOME, or ~/.pcl_ray. Absolute: a submitted job's working directory is thrown away."""

@@ -14,13 +14,13 @@ from pcl_ray import config as configs
 from pcl_ray.checkpoints import run_state
 from pcl_ray.errors import DataError
 from pcl_ray.m_step import Learner, build_learner
-from pcl_ray.model.weights import load_encoder
+from pcl_ray.model.weights import load_encoder, read_weights
 
 
 def trained_learner(head: str, **more: Any) -> tuple[configs.RunConfig, Learner]:
     """Not trained, but with weights and statistics that differ between query and momentum encoder."""
     knobs = {"data.channels": 1, "loss.queue_size": 8, "encoder.dim": 6, "encoder.head": head, **more}
-    knobs |= {"encoder.backbone": "small_resnet", "encoder.width": 4, "encoder.blocks": [1, 1]}
+    knobs |= {"encoder.backbone": "small_resnet", "encoder.width": 8, "encoder.blocks": [1, 1]}
     config = configs.with_overrides(configs.RunConfig(), knobs)
     learner = build_learner(config, torch.device("cpu"))
     torch.manual_seed(1)
@@ -54,7 +54,7 @@ def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str, more: dict[str, 
     assert torch.equal(query(images), learner.pair.query(images))
     assert torch.equal(momentum(images), learner.pair.key(images))
     assert not torch.allclose(query(images), momentum(images))
-    assert query.backbone(images).shape == (5, 8)
+    assert query.backbone(images).shape == (5, 16)
     assert query.head(query.backbone(images)).shape == (5, 6)
 
 
@@ -218,3 +218,69 @@ def test_our_checkpoint_with_a_hole(tmp_path: Path) -> None:
 def test_only_two_encoders_to_choose_from(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'query' or 'momentum', not 'key'"):
         load_encoder(tmp_path / "any.pt", encoder="key")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PCL_RAY_HOME", str(tmp_path))
+    return tmp_path
+
+
+def write_run(home: Path, name: str) -> Path:
+    """A run of which two checkpoints are left; the path of the newest."""
+    config, learner = trained_learner("mlp", **{"augment.mean": [0.3], "augment.std": [0.4]})
+    run_dir = home / "runs" / name
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(config.to_yaml())
+    for epoch in (2, 3):
+        learner.pair.query.head[0].weight.data.fill_(epoch)
+        state = run_state.RunState(epoch, learner.state_dict(), None, [], [], config.encoder, 1)
+        path = run_state.save(state, run_dir / "checkpoints", keep=2)
+    return path
+
+
+def test_a_run_by_name_folder_and_checkpoint(home: Path) -> None:
+    newest = write_run(home, "mine")
+    for source in ("mine", home / "runs/mine", f"{home}/runs/mine/", newest, newest.parent):
+        weights = read_weights(source)
+        assert weights.path == newest
+        assert (weights.encoder.head[0].weight == 3).all()
+        assert (weights.config.dim, weights.channels, weights.has_head) == (6, 1, True)
+        assert (weights.view.mean, weights.view.std) == ((0.3,), (0.4,))
+        assert weights.run is not None
+        assert weights.note == "query encoder of a pcl_ray checkpoint after 3 epochs"
+    earlier = read_weights(newest.with_name("epoch_00002.pt"), encoder="momentum")
+    assert earlier.note.startswith("momentum encoder of")
+    assert not (earlier.encoder.head[0].weight == 2).any()
+
+
+def test_a_checkpoint_that_was_copied_away_has_the_usual_view(home: Path) -> None:
+    copy = home / "copy.pt"
+    copy.write_bytes(write_run(home, "mine").read_bytes())
+    weights = read_weights(copy)
+    assert weights.run is None
+    assert weights.view.mean == pytest.approx((0.449,))
+    assert "ImageNet's" in weights.note
+
+
+def test_names_that_are_none(home: Path) -> None:
+    write_run(home, "mine")
+    (home / "runs/new").mkdir()
+    (home / "runs/new/config.yaml").write_text("")
+    (home / "empty").mkdir()
+    for source, said in (
+        ("mina", "neither a run under .*runs nor a file; did you mean 'mine'"),
+        ("new", "run 'new' has no checkpoint yet"),
+        (home / "empty", "holds no weights"),
+        ("", "no weights are named"),
+        ("./mine", "does not exist"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read_weights(source)
+
+
+def test_reading_draws_no_random_numbers(home: Path) -> None:
+    write_run(home, "mine")
+    before = torch.get_rng_state()
+    read_weights("mine")
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,8 @@
+"""Weights in: encoders out of our runs and checkpoints, and out of the files of others.
+
+source (run name, folder, file) ─→ source: which file ─→ content: what is in it ─→ loading: the encoder
+"""
+
+from pcl_ray.model.weights.loading import LoadedWeights, load_encoder, read_weights
+
+__all__ = ["LoadedWeights", "load_encoder", "read_weights"]
