@@ -92,7 +92,8 @@ def history(epochs: int, warmup: int = 3, clusterings: int = 2, better: float = 
 def digits_record(name: str = "seven", overrides: dict[str, Any] | None = None, **changes: Any) -> RunRecord:
     """6 epochs, 3 of them warm-up, K = 30 and 8; `changes` are fields of the record."""
     shown, thumbnails = digits_snapshot()
-    knobs = {"e_step.num_clusters": (30, 8), "e_step.warmup_epochs": 3, "train.epochs": 6} | (overrides or {})
+    knobs = {"e_step.num_clusters": (30, 8), "e_step.warmup_epochs": 3, "train.epochs": 6}
+    knobs |= {"loss.temperature": 0.2, "loss.prototype_weight": 1.0} | (overrides or {})
     record = RunRecord(
         name=name,
         config=config.with_overrides(config.load("digits"), knobs),

@@ -44,7 +44,7 @@ def problem_names(*words: str) -> list[str]:
         (["digits", "e_step.num_clusters=5000"], "more than the 1438 training images"),
         (["digits", "e_step.num_clusters=0.0001"], "fewer than 2 clusters"),
         (["digits", "train.batch_size=4000"], "only 1438 images"),
-        (["digits", "loss.negative_prototypes=500"], "at most 28 negatives"),
+        (["digits", "loss.negative_prototypes=500"], "at most 9 negatives"),
         (["digits", "loss.queue_size=999999"], "fills only"),
         (["digits", "resources.gpus_per_worker=1"], "no GPU"),
         (["digits", "data.source=folder"], "needs data.path"),
@@ -167,6 +167,6 @@ def test_going_on_changes_where_a_run_is_computed_and_not_what() -> None:
     with pytest.raises(ConfigError) as caught:
         request.changed(config, ["loss.temperature=0.3", "e_step.alpha=3", "train.epochs=77"])
     assert [str(problem) for problem in caught.value.problems] == [
-        "loss.temperature = 0.3: cannot change when a run goes on; it is 0.2 there. Start a new run",
+        "loss.temperature = 0.3: cannot change when a run goes on; it is 0.1 there. Start a new run",
         "e_step.alpha = 3.0: cannot change when a run goes on; it is 10.0 there. Start a new run",
     ]

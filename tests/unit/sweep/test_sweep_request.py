@@ -69,7 +69,7 @@ def test_a_space_full_of_mistakes_is_told_all_of_them_at_once(
         ),
         (("temperature", "--scheduler", "pbt", "--seeds", "2"), "there is no configuration to repeat"),
         (
-            ("temperature", "--scheduler", "pbt", "e_step.warmup_epochs=49"),
+            ("temperature", "--scheduler", "pbt", "e_step.warmup_epochs=99"),
             "nothing is left to compare members after",
         ),
         (("alpha", "sweep.temperature_levels=4"), "does not sweep loss.temperature"),
@@ -101,7 +101,7 @@ def test_a_dry_run_says_space_size_trials_at_a_time_and_cost(capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "24: 12 configurations, 2 seeds each" in said
     assert f"{os.cpu_count()} on this machine" in said
-    assert "10 of 50 epochs, trained 6 times for 24 trials" in said  # 3 temperatures, 2 seeds
+    assert "20 of 100 epochs, trained 6 times for 24 trials" in said  # 3 temperatures, 2 seeds
     assert "device hours" in said
     assert not (home() / "sweeps").exists()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from small import PLAIN_DIGITS
 
 from pcl_ray.errors import RunFailed
 from pcl_ray.report.run_record import RunRecord
@@ -17,6 +18,8 @@ from pcl_ray.runs import driver, record_reader, request
 from pcl_ray.runs.console import Display
 
 SMALL = (
+    *PLAIN_DIGITS,
+    "loss.temperature=0.2",
     "augment.image_size=8",
     "encoder.width=8",
     "encoder.blocks=1,1",
