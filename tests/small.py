@@ -26,7 +26,7 @@ PLAIN_DIGITS = (
 DIGITS_RUN = (
     *PLAIN_DIGITS,
     "augment.image_size=8",
-    "encoder.width=4",
+    "encoder.width=8",
     "encoder.blocks=1,1",
     "encoder.dim=16",
     "loss.queue_size=100",
@@ -43,7 +43,7 @@ GREY_ENCODER: dict[str, Any] = {
     "augment.mean": [0.5],
     "augment.std": [0.5],
     "encoder.backbone": "small_resnet",
-    "encoder.width": 4,
+    "encoder.width": 8,
     "encoder.blocks": [1, 1],
 }
 

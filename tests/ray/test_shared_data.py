@@ -54,7 +54,7 @@ def test_one_copy_serves_the_workers_of_several_runs(
 ) -> None:
     words = (
         "augment.image_size=8",
-        "encoder.width=4",
+        "encoder.width=8",
         "encoder.blocks=1",
         "encoder.dim=8",
         "loss.queue_size=512",

@@ -168,7 +168,7 @@ def test_the_document_has_the_marks(levers: SimpleNamespace) -> None:
 
 TINY = {
     "augment.image_size": 8,
-    "encoder.width": 4,
+    "encoder.width": 8,
     "encoder.blocks": [1, 1],
     "encoder.dim": 16,
     "encoder.head_width": 16,

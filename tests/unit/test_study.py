@@ -30,7 +30,7 @@ TINY = {
     "augment.mean": [0.4],
     "augment.std": [0.3],
     "encoder.backbone": "small_resnet",
-    "encoder.width": 4,
+    "encoder.width": 8,
     "encoder.blocks": [1, 1],
     "encoder.dim": 16,
     "encoder.momentum": 0.9,

@@ -344,7 +344,7 @@ def test_a_machine_without_a_compiler_trains_and_says_so(
 
 def learner_of(seed: int) -> Learner:
     knobs = {"seed": seed, "data.channels": 1, "loss.queue_size": 8, "encoder.dim": 6}
-    knobs |= {"encoder.backbone": "small_resnet", "encoder.width": 4, "encoder.blocks": [1, 1]}
+    knobs |= {"encoder.backbone": "small_resnet", "encoder.width": 8, "encoder.blocks": [1, 1]}
     return build_learner(configs.with_overrides(configs.RunConfig(), knobs), torch.device("cpu"))
 
 
