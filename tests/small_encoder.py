@@ -16,7 +16,7 @@ from pcl_ray.config import EncoderConfig
 from pcl_ray.model import Encoder
 from pcl_ray.model.encoder import build
 
-SMALL = EncoderConfig(backbone="small_resnet", width=8, blocks=(1, 1), dim=6)
+SMALL = EncoderConfig(backbone="small_resnet", width=4, blocks=(1, 1), dim=6)
 WIDE_HEAD = SMALL.model_copy(update={"stem_stride": 2, "head_width": 20, "head_batch_norm": True})
 
 

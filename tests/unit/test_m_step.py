@@ -121,7 +121,7 @@ def test_training_pulls_images_to_their_prototypes(negatives: str | int) -> None
             )
 
     before = agreement()
-    results = [run_epoch(learner, batches(epoch), found, config, plan, epoch).values for epoch in range(8)]
+    results = [run_epoch(learner, batches(epoch), found, config, plan, epoch).values for epoch in range(16)]
     assert results[-1]["train/loss_prototype"] < 0.5 * results[0]["train/loss_prototype"]
     assert results[-1]["train/accuracy_prototype_0"] > results[0]["train/accuracy_prototype_0"]
     assert agreement() > before + 0.2

@@ -77,7 +77,8 @@ def test_bad_pictures_are_told(pictures: Path, capsys: pytest.CaptureFixture[str
     (pictures / "empty.png").touch()
     words = ["data.source=folder", f"data.path={pictures}", "data.on_bad_image=skip"]
     splits, _ = preparation.load_data(
-        load("digits", [*words, "train.batch_size=32", "loss.queue_size=64", "e_step.num_clusters=3,6"]), Display(io.StringIO())
+        load("digits", [*words, "train.batch_size=32", "loss.queue_size=64", "e_step.num_clusters=3,6"]),
+        Display(io.StringIO()),
     )
     assert len(splits.train) + splits.num_holdout == 150
     warning = f"1 images cannot be read and are left out:\n  {pictures}/empty.png: empty file"

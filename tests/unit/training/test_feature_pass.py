@@ -47,9 +47,9 @@ def test_one_pass_gives_the_heads_and_the_backbones_features() -> None:
     assert sum(calls) == n + q  # each image once, and never the whole encoder beside it
     assert {part: shard.features.shape for part, shard in shards.items()} == {
         "train": (n, 16),
-        "bank": (n, 8),
+        "bank": (n, 16),
         "bank/head": (n, 16),
-        "queries": (q, 8),
+        "queries": (q, 16),
         "queries/head": (q, 16),
     }
     assert np.array_equal(shards["train"].features, features.train(learner)["train"].features)
