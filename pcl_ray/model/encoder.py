@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch.nn.functional as F
 import torchvision
@@ -124,7 +125,7 @@ def _timm_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
         raise ConfigError([problem])
     import timm  # pyrefly: ignore[missing-import]
 
-    model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    model: Any = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
     # Some of timm's models end in a layer of their own, wider or narrower than the last features.
     return model, getattr(model, "head_hidden_size", None) or model.num_features
 
