@@ -1,3 +1,5 @@
-"""The embedder: pictures in, embeddings and nearest prototypes out, as MLflow serves it."""
+"""An encoder in use: pictures in, embeddings and nearest prototypes out; collections of embeddings, and what
+they are good for: searching, near-duplicates, outliers, samples to label, spreading labels.
+"""
 
-__all__ = ["embedder", "served_model"]
+__all__ = ["collection", "embedder", "inputs", "job", "parts", "served_model"]

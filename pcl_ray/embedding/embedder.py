@@ -1,13 +1,14 @@
 """The embedder that is served: pictures in, embeddings and nearest prototypes out. Without MLflow and Ray.
 
-arrays, files, bytes, Pillow images ─→ evaluation view, as in training ─→ momentum encoder ─→ embedding
-                                                        nearest prototype of each clustering ←───┘
+arrays, files, bytes, Pillow images ─→ evaluation view, as in training ─→ momentum encoder: backbone ─→ head
+                                                              nearest prototype of each clustering ←───┘
 
 The momentum encoder, because the prototypes are means of its features.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,22 +24,25 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pcl_ray.config import AugmentConfig, EncoderConfig
 from pcl_ray.data import images as pictures
 from pcl_ray.data.colour import to_floats
 from pcl_ray.data.evaluation_view import as_tensor, evaluation_view, view_of_file
+from pcl_ray.embedding.given_images import Picture, as_batch, of_array
 from pcl_ray.errors import DataError
 from pcl_ray.model import encoder as encoders
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from pcl_ray.clustering import ClusterSet
+
+FORMAT, _HEADLESS = 1, 2  # an encoder without a head is none that earlier versions could read
 SETTINGS_FILE, WEIGHTS_FILE = "embedder.json", "embedder.safetensors"
 _BATCH = 256  # images
 _PIECE = 2**24  # numbers in a batch of views, or of distances: memory stays bounded
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, SafetensorError)
-
-Picture: TypeAlias = np.ndarray | str | Path | bytes | Image.Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +57,25 @@ class Prototypes:
 @dataclass(frozen=True, eq=False)
 class Embedded:
     """The embeddings of n images, and their nearest prototypes: one array a clustering, in the order of
-    e_step.num_clusters, none for a run without clusters yet.
+    e_step.num_clusters, none for a run without clusters yet and for weights of others.
     """
 
-    embeddings: np.ndarray  # [n, C] float32, unit vectors
+    embeddings: np.ndarray  # [n, C] float32, unit vectors: the head's, or without a head the backbone's
     prototypes: tuple[np.ndarray, ...]  # [n] int64, the nearest prototype that has images
     distances: tuple[np.ndarray, ...]  # [n] float32, Euclidean: 0 … 2
+    backbone: np.ndarray  # [n, D] float32, the features before the head, as they come
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the encoder makes of b images in one pass, on its device."""
+
+    backbone: Tensor  # [b, D] float32
+    head: Tensor  # [b, C] float32, unit vectors; of an encoder without a head the backbone's, normalised
 
 
 class Embedder:
-    """Made by `of_checkpoint` or `load`. `embed` may be called from several threads."""
+    """Made by `open`, `of_checkpoint` or `load`. `embed` may be called from several threads."""
 
     def __init__(
         self,
@@ -77,6 +90,40 @@ class Embedder:
         self.encoder = encoder.to(device).eval().requires_grad_(False)
         self._view = evaluation_view(self.augment)
         self._reading = threading.Lock()
+
+    @classmethod
+    def open(cls, source: str | Path, *, device: torch.device | str = "cpu") -> Embedder:
+        """The embedder of any weights: a run's name or folder, a checkpoint, a file of others; a folder that
+        `save` wrote. Without a head the embeddings are the backbone's, without clusters there are no
+        prototypes.
+
+        Raises DataError, as `model.weights.read_weights` does.
+        """
+        if (folder := Path(source).expanduser()).is_dir() and (folder / SETTINGS_FILE).is_file():
+            return cls.load(folder, device)
+        from pcl_ray.model.weights import read_weights
+
+        weights = read_weights(source, encoder="momentum")
+        settings = {
+            "format": "pcl_ray.embedding.embedder",
+            "version": FORMAT if weights.has_head else _HEADLESS,
+            "encoder": weights.config.model_dump(mode="json"),
+            "has_head": weights.has_head,
+            "channels": weights.channels,
+            "view": weights.view.model_dump(mode="json", include={"image_size", "mean", "std"}),
+            "reduced_decoding": weights.run is None or weights.run.data.reduced_decoding,
+            "note": weights.note,
+        }
+        return cls(weights.encoder, settings, _prototypes_at(weights.path), torch.device(device))
+
+    @property
+    def has_head(self) -> bool:
+        return self.settings.get("has_head", True)
+
+    @property
+    def note(self) -> str:
+        """What the weights were recognised as, in one line."""
+        return self.settings.get("note") or f"momentum encoder after {self.settings['epoch']} epochs"
 
     @classmethod
     def of_checkpoint(cls, path: Path, augment: AugmentConfig, *, reduced_decoding: bool = True) -> Embedder:
@@ -101,8 +148,7 @@ class Embedder:
             "view": augment.model_dump(mode="json", include={"image_size", "mean", "std"}),
             "reduced_decoding": reduced_decoding,
         }
-        clusterings = [] if state.clusters is None else state.clusters.clusterings
-        prototypes = [_prototypes(c.prototypes, c.concentration, c.valid) for c in clusterings]
+        prototypes = _prototypes_of(state.clusters)
         encoder = _encoder(state.encoder, state.channels, weights)
         return cls(encoder, settings, prototypes, torch.device("cpu"))
 
@@ -121,15 +167,35 @@ class Embedder:
             json.dumps(self.settings | {"clusterings": len(self.clusterings)}, indent=2) + "\n"
         )
 
+    def to(self, device: torch.device | str) -> None:
+        """Moves the encoder and the prototypes."""
+        self.device = torch.device(device)
+        self.encoder.to(self.device)
+        self.clusterings = tuple(
+            Prototypes(*(part.to(self.device) for part in (c.prototypes, c.concentration, c.valid)))
+            for c in self.clusterings
+        )
+
+    def digest(self) -> str:
+        """32 hexadecimal digits that are the same for the same weights, views and prototypes."""
+        digest = hashlib.blake2b(digest_size=16)
+        tensors = [*self.encoder.state_dict().items()]
+        tensors += [(f"prototypes {m}", c.prototypes) for m, c in enumerate(self.clusterings)]
+        for name, value in tensors:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(json.dumps([self.settings["view"], self.settings["reduced_decoding"]]).encode())
+        return digest.hexdigest()
+
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Embedder:
         """What `save` wrote. Raises DataError where it is damaged or of a later version."""
         try:
             settings = json.loads((folder / SETTINGS_FILE).read_text())
-            if settings["version"] > FORMAT:
+            if settings["version"] > _HEADLESS:
                 raise DataError(
                     f"the embedder in {folder} has format {settings['version']}, this version reads up to"
-                    f" {FORMAT}: upgrade pcl_ray"
+                    f" {_HEADLESS}: upgrade pcl_ray"
                 )
             tensors = load_file(folder / WEIGHTS_FILE)
             weights = {
@@ -137,7 +203,8 @@ class Embedder:
                 for name, value in tensors.items()
                 if name.startswith("encoder.")
             }
-            encoder = _encoder(EncoderConfig(**settings["encoder"]), settings["channels"], weights)
+            headless = not settings.get("has_head", True)
+            encoder = _encoder(EncoderConfig(**settings["encoder"]), settings["channels"], weights, headless)
             parts = ("prototypes", "concentration", "valid")
             clusterings = [
                 Prototypes(*(tensors[f"{m}.{part}"].to(device) for part in parts))
@@ -161,41 +228,60 @@ class Embedder:
         Raises ValueError for arrays of another shape or type, DataError for pictures that cannot be read;
         both say which image it is.
         """
-        batch = as_batch(images)
-        size = self.augment.image_size
-        count = max(1, min(_BATCH, _PIECE // (self.channels * size * size)))
-        rows = [self._features(batch, start, start + count) for start in range(0, len(batch), count)]
-        if rows:
-            features = torch.cat(rows)
-        else:
-            features = torch.empty(0, self.settings["encoder"]["dim"], device=self.device)
+        batch, count = as_batch(images), self.batch_size
+        parts = [
+            self.features(self._views(batch, start, start + count)) for start in range(0, len(batch), count)
+        ]
+        return self.embedded(parts)
+
+    def embedded(self, parts: Sequence[Features]) -> Embedded:
+        """The features of all parts one after the other, with their nearest prototypes."""
+        if not parts:
+            size = self.augment.image_size
+            view = torch.zeros(1, self.channels, size, size, dtype=torch.uint8)
+            parts = [Features(each.backbone[:0], each.head[:0]) for each in [self.features(view)]]
+        features = torch.cat([part.head for part in parts])
         nearest = [_nearest(features, clustering) for clustering in self.clusterings]
         return Embedded(
             features.cpu().numpy(),
             tuple(ids.cpu().numpy() for ids, _ in nearest),
             tuple(far.cpu().numpy() for _, far in nearest),
+            torch.cat([part.backbone for part in parts]).cpu().numpy(),
         )
 
-    def _features(self, batch: np.ndarray | Sequence[Picture], start: int, end: int) -> Tensor:
-        """The embeddings [b, C] of the images start … end − 1."""
-        # of one size: resized as one batch
-        if isinstance(batch, np.ndarray) and batch.ndim == 4 and batch.shape[3] in (1, 3):
-            pixels = torch.from_numpy(pictures.to_channels(batch[start:end], self.channels).copy())
-            views = self._view(pixels.permute(0, 3, 1, 2))
-        else:
-            views = torch.stack(
-                [self._view_of(image, number) for number, image in enumerate(batch[start:end], start)]
-            )
-        return self.encoder(to_floats(views.to(self.device), self.augment)).float()
+    @property
+    def batch_size(self) -> int:
+        """How many images go through the encoder at a time."""
+        return max(1, min(_BATCH, _PIECE // (self.channels * self.augment.image_size**2)))
 
-    def _view_of(self, image: Picture, number: int) -> Tensor:
-        """The evaluation view of one image, [channels, S, S] uint8."""
+    @torch.no_grad()
+    def features(self, views: Tensor) -> Features:
+        """Both features of evaluation views [b, channels, S, S] uint8, from one pass."""
+        backbone = self.encoder.get_submodule("backbone")(to_floats(views.to(self.device), self.augment))
+        head = F.normalize(self.encoder.get_submodule("head")(backbone), dim=1)
+        return Features(backbone.float(), head.float())
+
+    def view(self, image: Picture, number: int = 0) -> Tensor:
+        """The evaluation view [channels, S, S] uint8 of one image, read from any thread within
+        `data.images.quiet`. number: what it is called in errors, which are those of `embed`.
+        """
         if isinstance(image, np.ndarray):
-            return self._view(as_tensor(_of_array(image, self.channels, f"image {number}")))
-        with self._named(image, number), self._reading, pictures.quiet():
+            return self._view(as_tensor(of_array(image, self.channels, f"image {number}")))
+        with self._named(image, number):
             if isinstance(image, Image.Image):
                 return self._view(as_tensor(pictures.as_array(pictures.upright(image), self.channels)))
             return self._of_file(BytesIO(image) if isinstance(image, bytes) else Path(image).expanduser())
+
+    def _views(self, batch: np.ndarray | Sequence[Picture], start: int, end: int) -> Tensor:
+        """The evaluation views [b, channels, S, S] uint8 of the images start … end − 1."""
+        # of one size: resized as one batch
+        if isinstance(batch, np.ndarray) and batch.ndim == 4 and batch.shape[3] in (1, 3):
+            pixels = torch.from_numpy(pictures.to_channels(batch[start:end], self.channels).copy())
+            return self._view(pixels.permute(0, 3, 1, 2))
+        with self._reading, pictures.quiet():
+            return torch.stack(
+                [self.view(image, number) for number, image in enumerate(batch[start:end], start)]
+            )
 
     def _of_file(self, file: Path | BytesIO) -> Tensor:
         """The evaluation view as the E-step reads it: a JPEG is decoded no larger than the view needs."""
@@ -223,41 +309,6 @@ class Embedder:
             raise DataError(f"image {number}{path} cannot be read: {reason}") from error
 
 
-def as_batch(images: np.ndarray | Sequence[Picture] | Picture) -> np.ndarray | list[Picture]:
-    """The images as single ones or as an array [n, H, W, channels]. Raises ValueError for other arrays."""
-    if isinstance(images, str | Path | bytes | Image.Image):
-        return [images]
-    if not isinstance(images, np.ndarray):
-        return list(images)
-    if images.dtype == object or images.dtype.kind in "US":
-        return images.reshape(-1).tolist()
-    if images.ndim == 2 or (images.ndim == 3 and 1 <= images.shape[2] <= 4):
-        return [images]
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4:
-        raise ValueError(
-            f"an array of images must be [n, H, W, channels] or [n, H, W], not {list(images.shape)}"
-        )
-    if images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 (0 … 255), not {images.dtype}")
-    if 0 in images.shape[1:] and len(images):
-        raise ValueError(f"images of shape {list(images.shape)} have no pixels")
-    return images
-
-
-def _of_array(image: np.ndarray, channels: int, called: str) -> np.ndarray:
-    """The pixels [H, W, channels] uint8 of one image; `called`: what error messages call it."""
-    if image.dtype != np.uint8:
-        raise ValueError(f"{called} must be uint8 (0 … 255), not {image.dtype}")
-    flat = image[..., None] if image.ndim == 2 else image
-    if flat.ndim != 3 or not 1 <= flat.shape[2] <= 4 or 0 in flat.shape:
-        raise ValueError(f"{called} must be [H, W] or [H, W, 1 … 4], not {list(image.shape)}")
-    if flat.shape[2] in (1, 3):
-        return pictures.to_channels(flat[None], channels)[0]
-    return pictures.as_array(Image.fromarray(np.ascontiguousarray(flat)), channels)  # with transparency
-
-
 def _nearest(features_nC: Tensor, clustering: Prototypes) -> tuple[Tensor, Tensor]:
     """The nearest valid prototype [n] int64 of each feature, and how far it is [n] float32."""
     prototypes_KC = clustering.prototypes
@@ -272,23 +323,47 @@ def _nearest(features_nC: Tensor, clustering: Prototypes) -> tuple[Tensor, Tenso
     return ids_n, (features_nC.double() - prototypes_KC[ids_n].double()).norm(dim=1).float()
 
 
-def _prototypes(prototypes: Tensor, concentration: Tensor, valid: Tensor | None) -> Prototypes:
-    if valid is None:
-        valid = torch.ones(len(prototypes), dtype=torch.bool)
-    return Prototypes(prototypes.float(), concentration.float(), valid)
+def _prototypes_at(path: Path) -> list[Prototypes]:
+    """The clusterings in a checkpoint of ours; none in a file of others."""
+    from pcl_ray.checkpoints import run_state  # not at the top: whoever serves needs no k-means
+    from pcl_ray.errors import RunFailed
+
+    try:
+        return _prototypes_of(run_state.load(path).clusters)
+    except RunFailed:
+        return []
 
 
-def _encoder(config: EncoderConfig, channels: int, weights: dict[str, Tensor]) -> nn.Module:
+def _prototypes_of(clusters: ClusterSet | None) -> list[Prototypes]:
+    made = []
+    for clustering in [] if clusters is None else clusters.clusterings:
+        valid = clustering.valid
+        if valid is None:
+            valid = torch.ones(len(clustering.prototypes), dtype=torch.bool)
+        made.append(Prototypes(clustering.prototypes.float(), clustering.concentration.float(), valid))
+    return made
+
+
+def _encoder(
+    config: EncoderConfig, channels: int, weights: dict[str, Tensor], headless: bool = False
+) -> nn.Module:
     """An encoder with these weights, without a draw from torch's generator: a training may be using it."""
+
+    def built() -> nn.Module:
+        model = encoders.build(config, channels)
+        if headless:
+            model.head = nn.Identity()
+        return model
+
     try:
         with torch.device("meta"):
-            model = encoders.build(config, channels)
+            model = built()
         model.load_state_dict(weights, assign=True)
         if not any(part.is_meta for part in [*model.parameters(), *model.buffers()]):
             return model
     except (NotImplementedError, RuntimeError):  # some of timm's models compute while they are built
         pass
     with torch.random.fork_rng(devices=[]):
-        model = encoders.build(config, channels)
+        model = built()
     model.load_state_dict(weights)
     return model

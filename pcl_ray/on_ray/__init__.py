@@ -8,6 +8,7 @@ __all__ = [
     "bundles",
     "connection",
     "current_job",
+    "embedding",
     "environment",
     "launch",
     "local_head_record",

@@ -12,7 +12,7 @@ from pcl_ray.errors import ConfigError
 
 VERBS = (
     *("train", "sweep", "resume", "fork", "runs", "up", "status"),
-    *("submit", "down", "ui", "report", "compare", "doctor"),
+    *("submit", "down", "ui", "report", "compare", "doctor", "embed"),
 )
 
 

@@ -1,0 +1,55 @@
+"""Workers for embedding: what each reserves, and how long their parts are waited for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pcl_ray.errors import RunFailed
+from pcl_ray.on_ray.embedding import WorkerShape, _queued, worker_shape
+
+
+@pytest.mark.parametrize(
+    ("resources", "parts", "workers", "expected"),
+    [
+        ({"CPU": 8, "memory": 1e11}, 100, None, WorkerShape(8, 1, 0.0)),
+        ({"CPU": 64, "memory": 6e9}, 100, None, WorkerShape(4, 16, 0.0)),  # as many as fit into memory
+        ({"CPU": 8, "memory": 1e11}, 2, None, WorkerShape(2, 4, 0.0)),
+        ({"CPU": 2, "memory": 1e11}, 100, 4, WorkerShape(4, 0.5, 0.0)),
+        ({"CPU": 16, "GPU": 4, "memory": 1e9}, 100, None, WorkerShape(4, 4, 1.0)),
+        ({"CPU": 16, "GPU": 1}, 100, 2, WorkerShape(2, 8, 0.5)),
+        ({"CPU": 1, "GPU": 2}, 1, None, WorkerShape(1, 1, 1.0)),
+    ],
+)
+def test_every_worker_has_its_share(
+    resources: dict[str, float], parts: int, workers: int | None, expected: WorkerShape
+) -> None:
+    assert worker_shape(resources, parts, workers) == expected
+
+
+def test_parts_are_not_waited_for_for_ever() -> None:
+    end, lines = threading.Event(), []
+
+    def hanging() -> Iterator[dict[str, Any]]:
+        yield {"number": 1}
+        end.wait(30)
+
+    rows = _queued(hanging, lines.append, stall_s=0.2)
+    assert next(rows) == {"number": 1}
+    with pytest.raises(RunFailed, match="no part has come"):
+        next(rows)
+    end.set()
+
+
+def test_errors_of_the_thread_reach_the_caller() -> None:
+    def failing() -> Iterator[dict[str, Any]]:
+        yield {"number": 1}
+        raise ConnectionError("the node has gone\nfor good")
+
+    rows = _queued(failing, print)
+    next(rows)
+    with pytest.raises(RunFailed, match="the workers failed: for good"):
+        next(rows)
