@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 import torchvision
+import yaml
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import ConfigError, Problem
 from pcl_ray.support.text import alike
+
+# What may be said of a timm model beside its name: shapes, and nothing that reads or fetches a file.
+_TIMM_OPTIONS = {
+    *("class_token", "depth", "drop_path_rate", "drop_rate", "embed_dim", "global_pool", "img_size"),
+    *("init_values", "mlp_ratio", "num_heads", "patch_size", "reg_tokens", "window_size"),
+}
 
 
 class Encoder(nn.Module):
@@ -66,7 +74,7 @@ class SmallResNet(nn.Module):
 
 def build(config: EncoderConfig, channels: int) -> Encoder:
     """A fresh encoder, from torch's global random state. Raises ConfigError if timm is needed and missing."""
-    backbone, width = _backbone(config, channels)
+    backbone, width = build_backbone(config, channels)
     return Encoder(backbone, _head(config, width))
 
 
@@ -85,12 +93,13 @@ def _head(config: EncoderConfig, width: int) -> nn.Module:
     )
 
 
-def _backbone(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]:
+def build_backbone(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]:
+    """A fresh backbone, and the width of its features. Raises as `build` does."""
     if config.backbone == "small_resnet":
         small = SmallResNet(config.width, config.blocks, channels, config.stem_stride)
         return small, small.width
     if config.backbone.startswith("timm:"):
-        return _timm_backbone(config.backbone.removeprefix("timm:"), channels)
+        return _timm_backbone(config.backbone, channels)
     resnet = getattr(torchvision.models, config.backbone)(weights=None)
     width = resnet.fc.in_features
     resnet.fc = nn.Identity()
@@ -104,36 +113,57 @@ def _backbone(config: EncoderConfig, channels: int) -> tuple[nn.Module, int]:
 
 
 def timm_problem(backbone: str) -> Problem | None:
-    """What is wrong with a `timm:NAME` backbone, if anything."""
-    name = backbone.removeprefix("timm:")
+    """What is wrong with a `timm:NAME` or `timm:NAME,option=value,…` backbone, if anything."""
     if importlib.util.find_spec("timm") is None:
         return Problem(
             "encoder.backbone",
             backbone,
             "timm is not installed; `pip install timm`, or choose a torchvision ResNet",
         )
-    import timm  # pyrefly: ignore[missing-import]  # an optional extra
+    import timm
 
-    if timm.is_model(name):
-        return None
-    near = alike(name, timm.list_models(), 5)
-    return Problem("encoder.backbone", backbone, f"timm has no such model; near: {', '.join(near) or 'none'}")
+    name, *words = backbone.removeprefix("timm:").split(",")
+    if not timm.is_model(name):
+        near = alike(name, timm.list_models(), 5)
+        message = f"timm has no such model; near: {', '.join(near) or 'none'}"
+        return Problem("encoder.backbone", backbone, message)
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if not equals or option.strip() not in _TIMM_OPTIONS:
+            allowed = ", ".join(sorted(_TIMM_OPTIONS))
+            return Problem("encoder.backbone", backbone, f"{word!r}: NAME,option=value with one of {allowed}")
+    return None
 
 
-def _timm_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
-    if problem := timm_problem(f"timm:{name}"):
+def _timm_backbone(backbone: str, channels: int) -> tuple[nn.Module, int]:
+    """The model of a `timm:…` backbone, and the width of its features."""
+    if problem := timm_problem(backbone):
         raise ConfigError([problem])
-    import timm  # pyrefly: ignore[missing-import]
+    import timm
 
-    model: Any = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    name, *words = backbone.removeprefix("timm:").split(",")
+    pairs = (word.split("=", 1) for word in words)
+    options = {option.strip(): yaml.safe_load(value) for option, value in pairs}
+    create = partial(timm.create_model, name, pretrained=False, num_classes=0, in_chans=channels, **options)
+    try:
+        try:
+            # Transformers take views of any size then: their position embeddings are resized on the way.
+            model = create(dynamic_img_size=True)
+        except TypeError:  # a model without position embeddings
+            model = create()
+    except Exception as error:  # timm raises many kinds, for options that a model does not take
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = Problem("encoder.backbone", backbone, f"timm cannot build it: {reason}")
+        raise ConfigError([problem]) from None
     # Some of timm's models end in a layer of their own, wider or narrower than the last features.
-    return model, getattr(model, "head_hidden_size", None) or model.num_features
+    width: Any = getattr(model, "head_hidden_size", None) or model.num_features
+    return model, width
 
 
 def with_sync_batch_norm(model: nn.Module, config: EncoderConfig) -> nn.Module:
     """The model with batch statistics over all workers. timm's conversion keeps its layers' activations."""
     if config.backbone.startswith("timm:"):
-        from timm.layers import convert_sync_batchnorm  # pyrefly: ignore[missing-import]
+        from timm.layers import convert_sync_batchnorm
 
         return convert_sync_batchnorm(model)
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -28,7 +28,7 @@ class EncoderConfig(Section):
         WEIGHTS,
         (
             "resnet18 … resnet152, wide_resnet50_2, wide_resnet101_2, resnext50_32x4d, small_resnet (for"
-            " CPUs), or timm:NAME with timm installed."
+            " CPUs), timm:NAME, or timm:NAME,patch_size=4,… with other values than that model's."
         ),
         pattern=r"^(resnet(18|34|50|101|152)|wide_resnet(50|101)_2|resnext50_32x4d|small_resnet|timm:.+)$",
     )

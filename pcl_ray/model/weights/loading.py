@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,19 @@ from torch import Tensor, nn
 from pcl_ray.config import AugmentConfig, EncoderConfig, RunConfig
 from pcl_ray.errors import DataError
 from pcl_ray.model import encoder as encoders
+from pcl_ray.model.encoder import Encoder
 from pcl_ray.model.weights import content as contents
-from pcl_ray.model.weights.source import WeightsFile, locate
+from pcl_ray.model.weights.architecture import architecture_of, renamed
+from pcl_ray.model.weights.heads import config_of, head_of
+from pcl_ray.model.weights.layouts import State, Which, layout_of
+from pcl_ray.model.weights.settings import imagenet_view, read_settings, view_of
+from pcl_ray.model.weights.source import SETTINGS_FILE, WeightsFile, locate
 
-Which = Literal["query", "momentum"]
+# What the layers of classifiers are called, and of decoders that reconstruct images.
+_CLASSIFIERS = (
+    *("fc.", "fc_norm.", "head.", "head_dist.", "heads.", "classifier.", "linear.", "last_linear."),
+    *("mask_token", "decoder", "momentum_classifier.", "num_batches_tracked"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +36,10 @@ class LoadedWeights:
     channels: int
     has_head: bool
     view: AugmentConfig  # image_size, mean and std are those that the weights know
-    note: str  # one line: what it was recognised as; what was left out, adapted, not found
+    note: str  # one line: what it was recognised as; what was left out, adapted, not architecture
     path: Path
     run: RunConfig | None = None  # of the run whose checkpoint it is, where that lies beside
+    queue: Tensor | None = None  # [R, C], the features of the momentum encoder that a foreign file holds
 
 
 def load_encoder(source: str | Path, *, encoder: Which = "query") -> nn.Module:
@@ -43,11 +53,12 @@ def load_encoder(source: str | Path, *, encoder: Which = "query") -> nn.Module:
 
 def read_weights(source: str | Path, *, encoder: Which = "query") -> LoadedWeights:
     """The weights of a run (its newest checkpoint), of the folder of a run, of one of its checkpoints, or of
-    a `.pth.tar` with `state_dict` keys `module.encoder_q.…` / `module.encoder_k.…`.
+    a file of weights: what `pcl-ray export` wrote, PCL's and MoCo's (v1, v2, v3), SwAV, DINO, solo-learn,
+    lightly, and state dicts of torchvision's ResNets and of timm (see `layouts`), by torch or safetensors.
 
-    encoder: the query encoder, or the momentum encoder, in whose space prototypes are. Nothing in the file is
-    executed (`weights_only`). Raises DataError where there is no such run or file, where the file is neither,
-    or does not fit.
+    encoder: the query encoder, or the momentum encoder (the teacher), in whose space prototypes are. A file
+    with one encoder gives that. Nothing in the file is executed (`weights_only`). Raises DataError where
+    there is no such run or file, where the file is none of these, is cut, or does not fit.
     """
     if encoder not in ("query", "momentum"):
         raise ValueError(f"encoder must be 'query' or 'momentum', not {encoder!r}")
@@ -56,20 +67,10 @@ def read_weights(source: str | Path, *, encoder: Which = "query") -> LoadedWeigh
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before they are replaced
         if isinstance(content, dict) and content.get("format") == "pcl_ray":
             return _ours(content, encoder, file)
-        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            return _published(content, encoder, file.path)
-    raise DataError(f"{str(file.path)!r} is neither a pcl_ray checkpoint nor a .pth.tar with a state_dict")
-
-
-def imagenet_view(channels: int, image_size: int = 224) -> AugmentConfig:
-    """The view of weights whose file says nothing of images: ImageNet's statistics, of grey images the mean
-    over the colours.
-    """
-    usual = AugmentConfig(image_size=image_size)
-    if channels == len(usual.mean):
-        return usual
-    mean, std = (sum(values) / len(values) for values in (usual.mean, usual.std))
-    return AugmentConfig(image_size=image_size, mean=(mean,) * channels, std=(std,) * channels)
+        settings = read_settings(file.settings)
+        if settings.get("format") == "pcl_ray":
+            return _exported(content, settings, file.path)
+        return _foreign(content, encoder, file)
 
 
 def _ours(content: dict[str, Any], which: Which, file: WeightsFile) -> LoadedWeights:
@@ -93,32 +94,83 @@ def _ours(content: dict[str, Any], which: Which, file: WeightsFile) -> LoadedWei
     return LoadedWeights(_filled(model, state, misfit), settings, channels, True, view, note, path, file.run)
 
 
-def _published(content: dict[str, Any], which: Which, path: Path) -> LoadedWeights:
-    """The weights of a file that the authors' code or MoCo wrote."""
-    prefix = f"encoder_{'q' if which == 'query' else 'k'}."
-    state: dict[str, Tensor] = {}
-    for name, value in content["state_dict"].items():
-        name = name.removeprefix("module.")
-        if name.startswith(prefix):
-            name = name.removeprefix(prefix)
-            name = f"head.{name.removeprefix('fc.')}" if name.startswith("fc.") else f"backbone.{name}"
-            state[name] = value
-    head = "linear" if "head.weight" in state else "mlp"
-    final = state.get("head.weight", state.get("head.2.weight"))
-    if final is None:
-        raise DataError(f"{str(path)!r} has no weights under '{prefix}' with a projection head 'fc'")
-    name = content.get("arch") or "resnet50"
-    try:
-        settings = EncoderConfig(backbone=name, head=head, dim=final.shape[0])
-    except ValueError:
-        raise DataError(f"{str(path)!r} holds a {name!r}, which is no backbone of ours") from None
-    first = state.get("backbone.conv1.weight")
-    channels = 3 if first is None else first.shape[1]
-    model = _filled(
-        encoders.build(settings, channels), state, f"{str(path)!r} does not fit a {name} with a {head} head"
+def _exported(state: State, settings: dict[str, Any], path: Path) -> LoadedWeights:
+    """The weights that `pcl-ray export --to safetensors` wrote."""
+    config, channels = EncoderConfig(**settings["encoder"]), settings["channels"]
+    model = encoders.build(config, channels)
+    if not settings["head"]:
+        model.head = nn.Identity()
+    misfit = f"{str(path)!r} does not fit the {config.backbone} of its {SETTINGS_FILE}"
+    note = f"{settings['which']} encoder, exported by pcl_ray"
+    view = AugmentConfig(**settings["view"])
+    return LoadedWeights(_filled(model, state, misfit), config, channels, settings["head"], view, note, path)
+
+
+def _foreign(content: Any, which: Which, file: WeightsFile) -> LoadedWeights:
+    """The weights of a file that another project's code wrote."""
+    shown = repr(str(file.path))
+    layout = layout_of(content, which)
+    if layout is None:
+        raise DataError(f"{shown} is neither a pcl_ray checkpoint nor does it hold weights")
+    if not layout.backbone:
+        raise DataError(f"{shown} has no {layout.encoder}: {'; '.join(layout.notes)}")
+    state = renamed(layout.backbone)
+    architecture = architecture_of(
+        state, layout.family, layout.architecture, read_settings(file.settings), shown
     )
-    note = f"{which} encoder of a MoCo or PCL file, {name} with a {head} head"
-    return LoadedWeights(model, settings, channels, True, imagenet_view(channels), note, path)
+    config = EncoderConfig(backbone=architecture.backbone, stem=architecture.stem)
+    backbone, width = encoders.build_backbone(config, architecture.channels)
+    head = head_of(layout.head, layout.activation)
+    if head is not None and head.inputs != width:
+        head = None
+    config = config_of(config, head, width)
+    kind = "no head" if head is None else f"a {config.head} head"
+    misfit = f"{shown} does not fit a {architecture.backbone} with {kind}"
+    left_out = [*layout.left_out, *_fill(backbone, state, misfit)]
+    if head is None and layout.head:
+        left_out.append("a projection head of another form")
+    model = Encoder(backbone, nn.Identity() if head is None else head.module)
+    note = "; ".join(
+        [
+            f"{layout.encoder} of {layout.family}: {architecture.backbone}, {kind}",
+            *([f"left out: {', '.join(dict.fromkeys(left_out))}"] if left_out else []),
+            *(
+                [f"not architecture: {layout.missing_head}"]
+                if layout.missing_head and not layout.head
+                else []
+            ),
+        ]
+    )
+    view = view_of(file.settings, architecture.channels, architecture.image_size)
+    return LoadedWeights(
+        model.eval(),
+        config,
+        architecture.channels,
+        head is not None,
+        view,
+        note,
+        file.path,
+        queue=layout.queue,
+    )
+
+
+def _fill(backbone: nn.Module, state: State, misfit: str) -> list[str]:
+    """Loads a backbone's weights, and gives back the names of classifiers that are left out. Raises DataError
+    with `misfit` where other weights are missing or left over.
+    """
+    own = backbone.state_dict()
+    left_out = [name for name in state if name not in own and name.startswith(_CLASSIFIERS)]
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in state if name not in own and name not in left_out]
+    for problem, names in (("it lacks", missing), ("it has also", unknown)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise DataError(f"{misfit}: {problem} {names[0]}{more}")
+    try:
+        backbone.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+    except RuntimeError as error:
+        raise DataError(f"{misfit}: {str(error).splitlines()[1].strip()}") from None
+    return list(dict.fromkeys(name.partition(".")[0] for name in left_out))
 
 
 def _filled(model: nn.Module, state: dict[str, Tensor], misfit: str) -> nn.Module:

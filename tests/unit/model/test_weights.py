@@ -175,14 +175,10 @@ def test_neither_layout(tmp_path: Path, content: object) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (
-            {"state_dict": {"module.encoder_q.conv1.weight": torch.ones(2)}},
-            "no weights under 'encoder_q.' with a projection head",
-        ),
-        ({"arch": "resnet34"}, "does not fit a resnet34"),
-        ({"arch": "vgg16"}, "vgg16"),
+        ({"state_dict": {"module.encoder_q.conv1.weight": torch.ones(2)}}, "does not fit a resnet18"),
+        ({"state_dict": {"module.queue": torch.ones(2, 2)}}, "does not fit a resnet18"),
     ],
-    ids=["no head", "another resnet", "no resnet"],
+    ids=["no shapes", "no encoder"],
 )
 def test_published_checkpoint_that_does_not_fit(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
     path = write_published(tmp_path / "PCL.pth.tar", Published("linear"), **changed)
@@ -190,7 +186,12 @@ def test_published_checkpoint_that_does_not_fit(tmp_path: Path, changed: dict[st
         load_encoder(path)
 
 
-@pytest.mark.parametrize("part", ["encoder_q.conv1", "encoder_q.layer3.0.conv1"])
+def test_a_wrong_word_for_the_architecture_does_not_count(tmp_path: Path) -> None:
+    path = write_published(tmp_path / "PCL.pth.tar", Published("linear"), arch="resnet34")
+    assert read_weights(path).config.backbone == "resnet18"
+
+
+@pytest.mark.parametrize("part", ["encoder_q.bn1.weight", "encoder_q.layer3.0.conv1"])
 def test_published_checkpoint_with_a_hole(tmp_path: Path, part: str) -> None:
     model = Published("mlp")
     path = write_published(tmp_path / "PCL.pth.tar", model, state_dict=without(model, part))

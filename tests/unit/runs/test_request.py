@@ -57,7 +57,8 @@ def problem_names(*words: str) -> list[str]:
         (["digits", "--result", "/nowhere/at/all/r.json"], "cannot be written: No such file"),
         (["digits", "--result", "/"], "cannot be written: Is a directory"),
         (["digits", "data.on_bad_image=skip", "data.check_images=false"], "needs data.check_images"),
-        (["digits", "encoder.backbone=timm:convnext_nano"], "timm is not installed"),
+        (["digits", "encoder.backbone=timm:convnext_nona"], "timm has no such model; near: convnext_nano"),
+        (["digits", "encoder.backbone=timm:vit_tiny_patch16_224,pretrained=1"], "one of class_token, depth"),
         (
             [
                 "digits",
