@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from pcl_ray import __version__
 from pcl_ray.cli.cluster import DOWN, STATUS, UP
 from pcl_ray.cli.embed import EMBED
+from pcl_ray.cli.evaluate import EVALUATE
 from pcl_ray.cli.look import COMPARE, DOCTOR, REPORT, RUNS, UI
 from pcl_ray.cli.submit import SUBMIT
 from pcl_ray.cli.sweep import SWEEP
@@ -20,7 +21,11 @@ from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed, Stopped
 from pcl_ray.support import redaction, telemetry
 
 # In the order of --help.
-_VERBS = (TRAIN, SWEEP, RESUME, FORK, RUNS, UP, STATUS, SUBMIT, DOWN, UI, REPORT, COMPARE, DOCTOR, EMBED)
+_VERBS = (
+    *(TRAIN, SWEEP, RESUME, FORK),
+    *(EVALUATE, EMBED),
+    *(RUNS, UP, STATUS, SUBMIT, DOWN, UI, REPORT, COMPARE, DOCTOR),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

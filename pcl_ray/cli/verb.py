@@ -53,15 +53,17 @@ def add_result_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--result", type=Path, metavar="FILE", help="write the outcome as JSON")
 
 
-def check_result_file(path: Path | None) -> None:
-    """Opens the file of --result early: hours of training must not end in one that cannot be written."""
+def check_result_file(path: Path | None, option: str = "--result") -> None:
+    """Opens the file of --result, or of `option`, early: hours of work must not end in one that cannot be
+    written.
+    """
     if path is None:
         return
     existed = path.exists()
     try:
         path.open("a").close()
     except OSError as error:
-        raise ConfigError(f"--result {str(path)!r} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{option} {str(path)!r} cannot be written: {error.strerror}") from None
     if not existed:
         path.unlink()
 

@@ -46,6 +46,7 @@ __all__ = [
     "load_leniently",
     "parse",
     "properties",
+    "protocol_figures",
     "public_config",
     "recipe_names",
     "secret_knobs",

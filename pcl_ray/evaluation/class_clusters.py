@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from pcl_ray.evaluation.labels import agreement
 from pcl_ray.evaluation.linear import labelled
+from pcl_ray.evaluation.partitions import partition, unit_rows
 
 
 def class_clusters(
@@ -23,19 +23,11 @@ def class_clusters(
     `hungarian_accuracy`. Negative labels take no part. NaN where fewer than two classes are left, or a
     feature is not finite.
     """
-    # takes a second, which runs without labels need not wait for
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.preprocessing import normalize
-
     features, labels = labelled(features_NC, labels_N)
     classes = len(np.unique(labels))
     if classes < 2 or not np.isfinite(features).all():
         return dict.fromkeys(("ami", "nmi", "ari", "purity", "accuracy"), float("nan"))
-    kmeans = KMeans(classes, n_init=restarts, max_iter=iterations, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than classes
-        assignments = kmeans.fit_predict(normalize(features))
+    assignments = partition(unit_rows(features), classes, seed=seed, restarts=restarts, iterations=iterations)
     return {**agreement(assignments, labels), "accuracy": hungarian_accuracy(assignments, labels)}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_FLOATS = 2**24  # of the bank, and of similarities, at a time: 64 MiB each
+from pcl_ray.evaluation.neighbours import nearest_neighbours
+
+_FLOATS = 2**24  # of votes at a time: 64 MiB
 
 
 def knn_accuracy(
@@ -52,45 +53,36 @@ def knn_hits(
     """
     if not len(bank_NC) or not len(query_QC):
         return torch.empty(0, dtype=torch.bool)
-    classes, count = int(bank_labels_N.max()) + 1, min(neighbours, len(bank_NC))
-    cosine_QK, nearest_QK = _nearest(bank_NC, query_QC, count)
+    cosine_QK, nearest_QK = nearest_neighbours(bank_NC, query_QC, neighbours)
+    ranked = ranked_classes(cosine_QK, bank_labels_N[nearest_QK], temperature=temperature)
+    return ranked[:, 0] == query_labels_Q
+
+
+def ranked_classes(
+    cosine_QK: Tensor, classes_QK: Tensor, *, temperature: float, classes: int = 1, num_classes: int = 0
+) -> Tensor:
+    """The classes [Q, min(`classes`, all)] that most of the neighbours' votes are for, the winner first.
+
+    cosine_QK: of the neighbours, falling. classes_QK: theirs, int64, 0 or more. num_classes: how many there
+    are, 0 to count them. A vote weighs exp(cosine / temperature); of equal ones the first class wins.
+    """
+    if not len(cosine_QK):
+        return torch.empty((0, min(classes, max(num_classes, 1))), dtype=torch.int64)
+    total = max(num_classes, int(classes_QK.max()) + 1)
     # weights relative to the nearest neighbour: the same winner, and no overflow at small temperatures
     weight_QK = ((cosine_QK - cosine_QK[:, :1]) / temperature).exp()
-    hits = []
-    for nearest, weight, labels in zip(
-        *(each.split(max(1, _FLOATS // classes)) for each in (nearest_QK, weight_QK, query_labels_Q)),
-        strict=True,
-    ):
-        votes = torch.zeros(len(labels), classes).scatter_add_(1, bank_labels_N[nearest], weight)
-        hits.append(votes.argmax(dim=1) == labels)
-    return torch.cat(hits)
+    rows = max(1, _FLOATS // total)
+    ranked = []
+    for of_classes, weight in zip(classes_QK.split(rows), weight_QK.split(rows), strict=True):
+        votes = torch.zeros(len(weight), total).scatter_add_(1, of_classes, weight)
+        if classes == 1:
+            ranked.append(votes.argmax(dim=1, keepdim=True))
+        else:
+            order = votes.argsort(dim=1, descending=True, stable=True)
+            ranked.append(order[:, : min(classes, total)])
+    return torch.cat(ranked)
 
 
 def _labelled(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     has_label = labels >= 0
     return (features, labels) if bool(has_label.all()) else (features[has_label], labels[has_label])
-
-
-def _nearest(bank_NC: Tensor, query_QC: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """[Q, count] the largest cosines of each query, falling, and [Q, count] the rows of the bank.
-
-    The bank is taken in blocks of rows and the nearest of each block are merged, so that memory does not
-    grow with the bank.
-    """
-    rows = max(1, _FLOATS // bank_NC.shape[1])
-    best: tuple[Tensor, Tensor] | None = None
-    for start in range(0, len(bank_NC), rows):
-        block = F.normalize(bank_NC[start : start + rows].float(), dim=1)
-        of_block = [
-            (F.normalize(queries.float(), dim=1) @ block.T).topk(min(count, len(block)), dim=1)
-            for queries in query_QC.split(max(1, _FLOATS // len(block)))
-        ]
-        cosine, nearest = (torch.cat(parts) for parts in zip(*of_block, strict=True))
-        nearest += start
-        if best is not None:
-            cosine, nearest = torch.cat([best[0], cosine], dim=1), torch.cat([best[1], nearest], dim=1)
-            cosine, order = cosine.topk(min(count, cosine.shape[1]), dim=1)
-            nearest = nearest.gather(1, order)
-        best = cosine, nearest
-    assert best is not None, "the bank is not empty"
-    return best

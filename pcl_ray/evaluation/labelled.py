@@ -8,10 +8,14 @@ all of ImageNet would be 5 GB.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from pcl_ray.config import EvaluationConfig
+from pcl_ray.errors import DataError
+from pcl_ray.evaluation.labels import class_numbers
 
 _SEED = 20210505  # of no run's seed: all runs on the same images are measured with the same sample
 
@@ -60,6 +64,42 @@ class LabelledFeatures:
     queries_QD: np.ndarray
     query_labels_Q: np.ndarray  # [Q] int64, none negative
 
+    @classmethod
+    def of(cls, bank: Any, bank_labels: Any, queries: Any, query_labels: Any) -> LabelledFeatures:
+        """The images that have a label, of features [N, D] and labels [N] as people have them: arrays,
+        tensors or lists; numbers or texts (`labels.class_numbers`).
+
+        Raises DataError, in one sentence, where nothing can be measured: no label in one of the parts, one
+        class only, features that are not finite, lengths that do not fit.
+        """
+        arrays = [_features(bank, bank_labels, "bank"), _features(queries, query_labels, "query")]
+        if arrays[0].shape[1] != arrays[1].shape[1]:
+            raise DataError(
+                f"bank features have {arrays[0].shape[1]} numbers an image and query features"
+                f" {arrays[1].shape[1]}: both have to come from one encoder"
+            )
+        names, numbers = class_numbers(bank_labels, query_labels)
+        has_label = [part >= 0 for part in numbers]
+        for part, which in zip(("bank", "query"), has_label, strict=True):
+            if not which.any():
+                raise DataError(f"none of the {len(which)} {part} images has a label")
+        if len(np.unique(numbers[0][has_label[0]])) < 2:
+            only = names[numbers[0][has_label[0]][0]]
+            raise DataError(
+                f"all labelled images of the bank are of one class ({only!r}): there is nothing to tell apart"
+            )
+        return cls(
+            arrays[0][has_label[0]],
+            numbers[0][has_label[0]],
+            arrays[1][has_label[1]],
+            numbers[1][has_label[1]],
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of bank and queries together, counted by the largest number."""
+        return int(max(self.bank_labels_B.max(initial=-1), self.query_labels_Q.max(initial=-1))) + 1
+
 
 def fixed_sample(total: int, count: int) -> np.ndarray:
     """[min(total, count)] int64, rising: all of 0 … total − 1, or one out of each of `count` equal ranges,
@@ -77,3 +117,19 @@ def fixed_sample(total: int, count: int) -> np.ndarray:
 def _with_label(labels: np.ndarray | None) -> np.ndarray:
     """The positions of the images that have a label."""
     return np.empty(0, np.int64) if labels is None else np.flatnonzero(np.asarray(labels) >= 0)
+
+
+def _features(features: Any, labels: Any, part: str) -> np.ndarray:
+    """Features as an array [N, D]. Raises DataError."""
+    array = np.asarray(features.detach().float().cpu() if isinstance(features, Tensor) else features)
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise DataError(
+            f"{part} features are {array.dtype} of shape {list(array.shape)}: numbers [N, D] are needed"
+        )
+    count = len(labels) if labels is not None else 0
+    if count != len(array):
+        reason = f"{count} labels" if labels is not None else "no labels"
+        raise DataError(f"there are {len(array)} {part} features and {reason}: one label each is needed")
+    if not np.isfinite(array).all():
+        raise DataError(f"some {part} features are not finite: the encoder has diverged")
+    return array

@@ -37,11 +37,26 @@ def linear_probe_accuracy(
     query, query_labels = labelled(query_QC, query_labels_Q)
     if not usable(bank, query):
         return float("nan")
-    bank, query = standardised(bank, query)
-    rows = np.random.default_rng(seed).permutation(len(bank))[:selection]
-    penalty = _best_penalty(bank[rows], bank_labels[rows], iterations)
-    model = logistic(bank, bank_labels, 1 / (penalty * len(bank)), iterations)
+    model, query, _ = linear_probe(
+        bank, bank_labels, query, iterations=iterations, selection=selection, seed=seed
+    )
     return float((model.predict(query) == query_labels).mean())
+
+
+def linear_probe(
+    bank_NC: np.ndarray,
+    labels_N: np.ndarray,
+    query_QC: np.ndarray,
+    *,
+    iterations: int,
+    selection: int,
+    seed: int,
+) -> tuple[Any, np.ndarray, float]:
+    """The classifier of `linear_probe_accuracy`, the queries as it takes them, and the λ that was chosen."""
+    bank, query = standardised(bank_NC, query_QC)
+    rows = np.random.default_rng(seed).permutation(len(bank))[:selection]
+    penalty = _best_penalty(bank[rows], labels_N[rows], iterations)
+    return logistic(bank, labels_N, 1 / (penalty * len(bank)), iterations), query, penalty
 
 
 def labelled(features_NC: Tensor, labels_N: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@
 __all__ = [
     "console",
     "driver",
+    "evaluation",
     "final_artifacts",
     "folder",
     "fork",

@@ -31,6 +31,18 @@ def prepare_process() -> None:
     check_writable()
 
 
+def prepare_evaluation() -> None:
+    """The same for a process that uses an encoder and trains none.
+
+    Ray lets the driver of a job see every GPU, unless it was submitted with --entrypoint-num-gpus: then those
+    that are not its own are hidden.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if current_job.current() is not None:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    check_writable()
+
+
 def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
     """The images, decoded into memory where the plan says so, and the plan. Raises DataError."""
 

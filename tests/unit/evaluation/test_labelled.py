@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcl_ray.config import EvaluationConfig
-from pcl_ray.evaluation import LabelledSample
+from pcl_ray.errors import DataError
+from pcl_ray.evaluation import LabelledFeatures, LabelledSample
 from pcl_ray.evaluation.labelled import fixed_sample
 
 
@@ -75,3 +76,33 @@ def test_memory_is_bounded_by_the_knobs_and_not_by_the_data() -> None:
     sample = LabelledSample.of(np.zeros(1_281_167, int), np.zeros(50_000, int), settings)
     rows = len(sample.bank_B) + len(sample.queries_Q)
     assert rows * 2048 * np.dtype(np.float16).itemsize < 300e6
+
+
+def test_images_without_a_label_take_no_part() -> None:
+    rows = np.arange(12.0).reshape(6, 2)
+    made = LabelledFeatures.of(rows, ["a", None, "b", "a", "", "b"], rows[:2], ["b", ""])
+    assert made.bank_BD.tolist() == rows[[0, 2, 3, 5]].tolist()
+    assert made.bank_labels_B.tolist() == [0, 1, 0, 1]
+    assert made.query_labels_Q.tolist() == [1]
+    assert made.num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("bank", "bank_labels", "queries", "query_labels", "message"),
+    [
+        (np.ones((2, 3)), [0, 0], np.ones((1, 3)), [0], r"all labelled images of the bank are of one class"),
+        (np.ones((2, 3)), [-1, -1], np.ones((1, 3)), [0], "none of the 2 bank images has a label"),
+        (np.ones((2, 3)), [0, 1], np.ones((1, 3)), [-1], "none of the 1 query images has a label"),
+        (np.ones((2, 3)), [0, 1, 1], np.ones((1, 3)), [1], "there are 2 bank features and 3 labels"),
+        (np.ones((2, 3)), None, np.ones((1, 3)), [1], "there are 2 bank features and no labels"),
+        (np.ones((2, 3)), [0, 1], np.ones((1, 4)), [1], "have 3 numbers an image and query features 4"),
+        (np.full((2, 3), np.nan), [0, 1], np.ones((1, 3)), [1], "some bank features are not finite"),
+        (np.ones(3), [0, 1, 1], np.ones((1, 3)), [1], r"float64 of shape \[3\]: numbers \[N, D\] are needed"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_sentence(
+    bank: np.ndarray, bank_labels: object, queries: np.ndarray, query_labels: object, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as refused:
+        LabelledFeatures.of(bank, bank_labels, queries, query_labels)
+    assert "\n" not in str(refused.value)

@@ -5,7 +5,9 @@ import pytest
 import torch
 from random_features import labels
 
+from pcl_ray.errors import DataError
 from pcl_ray.evaluation import agreement
+from pcl_ray.evaluation.labels import class_numbers
 
 
 def test_the_labels_themselves_under_other_numbers_agree_perfectly() -> None:
@@ -46,3 +48,28 @@ def test_a_large_clustering_is_judged_by_a_fixed_sample() -> None:
     figures = agreement(noisy, of)
     assert figures == agreement(noisy, of)
     assert figures["purity"] == pytest.approx(float((noisy == of).float().mean()), abs=0.003)
+
+
+def test_numbers_and_texts_become_class_numbers() -> None:
+    names, (bank, queries) = class_numbers([7, -1, 3, 7], np.array([3.0, np.nan, 9.0]))
+    assert names == ("3", "7", "9")
+    assert bank.tolist() == [1, -1, 0, 1]
+    assert queries.tolist() == [0, -1, 2]
+    names, (texts,) = class_numbers(["dog", "", None, "cat", "dog"])
+    assert names == ("cat", "dog")
+    assert texts.tolist() == [1, -1, -1, 0, 1]
+    assert class_numbers(np.array(["b", "a"]), torch.tensor([], dtype=torch.int64))[0] == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (([0, 1], ["cat"]), "some labels are numbers and some are texts"),
+        (([[0, 1]],), r"labels of shape \[1, 2\] cannot be used"),
+        (([0.5, 1.0],), "the label 0.5 is neither a whole number nor a text"),
+        (([{}],), "is neither a whole number nor a text"),
+    ],
+)
+def test_other_labels_are_refused(parts: tuple, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        class_numbers(*parts)

@@ -1,0 +1,177 @@
+"""`pcl-ray evaluate`: an encoder measured as papers measure it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from pcl_ray.cli.output import print_table
+from pcl_ray.cli.verb import Verb, add_experiment_argument, check_result_file, knob_words
+from pcl_ray.config.protocol_figures import OWN_FEATURES, PROTOCOLS, Features, protocols_named
+from pcl_ray.errors import ConfigError, DataError
+from pcl_ray.support.text import count
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    listed = "\n".join(
+        f"  {each.name:12s} {each.sentence}{' (takes long: only by name)' if each.costly else ''}"
+        for each in PROTOCOLS
+    )
+    parser.description = (
+        "Measures an encoder as papers do, beside what raw pixels and an untrained encoder reach. Of a run,"
+        " the figures\ngo to its entry in MLflow, too.\n\nprotocols:\n" + listed
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN_OR_WEIGHTS [DATA] [KEY=VALUE …]",
+        help=(
+            "a run's name, its folder, a checkpoint or a file of weights; the images: left out those of the"
+            " run, else a folder, an .npy or .npz file or a recipe; knobs of data, augment and evaluation"
+        ),
+    )
+    parser.add_argument(
+        "--protocols",
+        default="fast",
+        metavar="LIST",
+        help="by comma; fast (the default) and all stand for several",
+    )
+    parser.add_argument(
+        "--features",
+        default="backbone",
+        metavar="LIST",
+        help="backbone (the default, which is what one transfers), head, or both by comma",
+    )
+    parser.add_argument(
+        "--encoder",
+        choices=("query", "momentum", "auto"),
+        default="auto",
+        help="auto: a run's momentum encoder, as in training; of other files the query encoder, as published",
+    )
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="of what is random; default: 5")
+    parser.add_argument("--seed", type=int, default=0, help="of draws and starts; default: 0")
+    parser.add_argument(
+        "--neighbours", metavar="LIST", help="k of kNN, several by comma; default: evaluation.knn_neighbours"
+    )
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="τ of kNN; default: evaluation.knn_temperature"
+    )
+    parser.add_argument(
+        "--leave-one-out",
+        action="store_true",
+        help="kNN: the bank's images are the queries, each without itself",
+    )
+    parser.add_argument(
+        "--clusters",
+        metavar="LIST",
+        help="K beside the number of classes; default: the run's, or the paper's",
+    )
+    parser.add_argument("--bank", type=int, default=0, metavar="N", help="at most so many training images")
+    parser.add_argument("--queries", type=int, default=0, metavar="N", help="at most so many held-out images")
+    parser.add_argument(
+        "--no-references", action="store_true", help="without pixels and untrained encoder beside"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    add_experiment_argument(parser, "of MLflow, for weights that no run of ours has trained")
+    parser.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    words, overrides = knob_words(arguments.words)
+    if not 1 <= len(words) <= 2:
+        raise ConfigError(
+            "which encoder? A run's name or a file of weights, and after it at most one data set"
+            + (f"; {words[2]!r} is a third word" if len(words) > 2 else "")
+        )
+    protocols = protocols_named(_words(arguments.protocols))
+    features = _features(arguments.features)
+    neighbours = _numbers(arguments.neighbours, "--neighbours", int)
+    clusters = _numbers(arguments.clusters, "--clusters", int)
+    if min(arguments.bank, arguments.queries) < 0:
+        raise ConfigError("--bank and --queries are 1 or more, or left out for all images")
+    check_result_file(arguments.json, "--json")
+
+    from pcl_ray.runs.evaluation import subject as subjects
+    from pcl_ray.runs.preparation import prepare_evaluation
+
+    prepare_evaluation()
+    from pcl_ray.evaluation.protocols.evaluate import Wanted, evaluate
+    from pcl_ray.evaluation.protocols.settings import ProtocolSettings
+    from pcl_ray.runs.evaluation import outcome as outcomes
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    subject = subjects.read_subject(words[0], arguments.encoder)
+    config = subjects.config_for(subject, words[1] if len(words) > 1 else None, overrides)
+    settings = ProtocolSettings(
+        neighbours=neighbours or (config.evaluation.knn_neighbours,),
+        temperature=arguments.temperature or config.evaluation.knn_temperature,
+        leave_one_out=arguments.leave_one_out,
+        runs=arguments.runs,
+        seed=arguments.seed,
+    )
+    say(f"encoder    {subject.name}: {subject.weights.note}")
+    images, config = subjects.load_images(config, say, bank=arguments.bank, queries=arguments.queries)
+    settings = settings.with_clusters(clusters or subjects.cluster_counts(subject, len(images.bank)))
+    held_out = 0 if images.queries is None else len(images.queries)
+    say(
+        f"data       {images.name}: {count(len(images.bank), 'image')} to learn from, {held_out:,} held out,"
+        f" {count(images.num_classes, 'class', 'classes') if images.num_classes else 'no labels'}"
+    )
+    wanted = Wanted(protocols, features, not arguments.no_references)
+    evaluation = evaluate(subjects.tested_encoder(subject, config), images, wanted, settings, say)
+    for refusal in evaluation.refusals:
+        print(f"not run: {refusal}", file=sys.stderr)
+    if not evaluation.measurements:
+        raise DataError("nothing could be measured")
+    outcome = outcomes.EvaluationOutcome(subject, images, config, evaluation)
+    print_table(lambda show: show(outcomes.table_of(evaluation)))
+    file = outcomes.write_json(outcome, arguments.json)
+    say(f"written    {file}")
+    if not arguments.no_tracking:
+        address = outcomes.record(outcome, file, arguments.experiment, lambda text: _warn(text))
+        if address:
+            say(f"recorded   {address}")
+    return 0
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _features(text: str) -> tuple[Features, ...]:
+    """Backbone and head as they are wanted. Raises ConfigError."""
+    wanted = _words(text)
+    for word in wanted:
+        if word not in OWN_FEATURES:
+            raise ConfigError(f"--features {word!r}: {' or '.join(OWN_FEATURES)}, or both by comma")
+    if not wanted:
+        raise ConfigError(f"--features names none of {' and '.join(OWN_FEATURES)}")
+    return tuple(kind for kind in get_args(Features) if kind in wanted)
+
+
+def _numbers(text: str | None, option: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:
+    """The numbers of a list by comma; () where the option was left out. Raises ConfigError."""
+    if text is None:
+        return ()
+    try:
+        numbers = tuple(kind(part) for part in _words(text))
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: numbers, several by comma") from None
+    if not numbers:
+        raise ConfigError(f"{option} {text!r}: at least one number is needed")
+    return numbers
+
+
+EVALUATE = Verb("evaluate", "measure an encoder as papers do", _add_arguments, _evaluate)

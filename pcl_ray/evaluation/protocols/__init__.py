@@ -1,0 +1,1 @@
+"""The protocols of `pcl-ray evaluate`, as functions of features or of images."""
