@@ -54,24 +54,29 @@ def _run(arguments: argparse.Namespace) -> int:
     environment.set_defaults()  # before spaces, which import Ray
     space, words = _space_and_words(arguments)
     options = _options(arguments)
-    from pcl_ray.sweep import driver, request, tune_run
-
-    tune_run.quiet_tune()
     if arguments.dry_run:
         _dry_run(space, words, options, arguments)
-    elif arguments.resume:
-        driver.resume(arguments.resume, words, options, result_file=arguments.result)
-    else:
-        sweep_request = request.check(space, words, options, arguments.recipe)
-        driver.start(sweep_request, name=arguments.name, result_file=arguments.result)
+        return 0
+    from pcl_ray import sweep
+
+    sweep.run(
+        space,
+        words,
+        recipe=arguments.recipe,
+        name=arguments.name,
+        resume=arguments.resume,
+        result_file=arguments.result,
+        **{name.removeprefix("sweep."): value for name, value in options.items()},
+    )
     return 0
 
 
 def _dry_run(space: str, words: list[str], options: dict[str, Any], arguments: argparse.Namespace) -> None:
     from pcl_ray.runs.folder import SweepFolder
-    from pcl_ray.sweep import driver, request
+    from pcl_ray.sweep import driver, request, tune_run
     from pcl_ray.sweep.dry_run import show
 
+    tune_run.quiet_tune()
     if not arguments.resume:
         show(request.check(space, words, options, arguments.recipe))
         return

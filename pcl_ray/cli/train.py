@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 
-from pcl_ray import config
+from pcl_ray import api, config
 from pcl_ray.cli.output import print_knobs, print_result
 from pcl_ray.cli.sweep import SWEEP
 from pcl_ray.cli.verb import Verb, add_result_argument, add_run_arguments, check_result_file, knob_words
@@ -38,22 +37,20 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     recipe, overrides = recipe_and_overrides(arguments)
     check_result_file(arguments.result)
-    from pcl_ray.runs import driver, request
-
     if arguments.dry_run:
         _dry_run(recipe, overrides, arguments)
         return 0
     if recipe:
-        result = driver.start(
-            request.check(recipe, overrides),
+        run = api.train(
+            recipe,
+            overrides,
             name=arguments.name,
-            stem=Path(recipe).stem,
             command=_typed(["train", recipe, *overrides], arguments.name),
             result_file=arguments.result,
         )
     else:
-        result = driver.resume(arguments.resume, overrides, result_file=arguments.result)
-    print_result(result)
+        run = api.resume(arguments.resume, overrides, result_file=arguments.result)
+    print_result(run.result)
     return 0
 
 
@@ -129,9 +126,7 @@ def _add_fork_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _fork(arguments: argparse.Namespace) -> int:
     check_result_file(arguments.result)
-    from pcl_ray.runs import fork
-
-    result = fork.fork(
+    run = api.fork(
         arguments.run,
         arguments.changes,
         name=arguments.name,
@@ -139,7 +134,7 @@ def _fork(arguments: argparse.Namespace) -> int:
         command=_typed(["fork", arguments.run, *arguments.changes], arguments.name),
         result_file=arguments.result,
     )
-    print_result(result)
+    print_result(run.result)
     return 0
 
 

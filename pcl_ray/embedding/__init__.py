@@ -2,4 +2,4 @@
 they are good for: searching, near-duplicates, outliers, samples to label, spreading labels.
 """
 
-__all__ = ["collection", "embedder", "inputs", "job", "parts", "served_model"]
+__all__ = ["collection", "embedder", "given_images", "inputs", "job", "parts", "served_model"]

@@ -30,7 +30,7 @@ from pcl_ray.config import AugmentConfig, EncoderConfig
 from pcl_ray.data import images as pictures
 from pcl_ray.data.colour import to_floats
 from pcl_ray.data.evaluation_view import as_tensor, evaluation_view, view_of_file
-from pcl_ray.embedding.given_images import Picture, as_batch, of_array
+from pcl_ray.embedding.given_images import Picture, as_batch, of_array, of_tensor
 from pcl_ray.errors import DataError
 from pcl_ray.model import encoder as encoders
 
@@ -64,6 +64,7 @@ class Embedded:
     prototypes: tuple[np.ndarray, ...]  # [n] int64, the nearest prototype that has images
     distances: tuple[np.ndarray, ...]  # [n] float32, Euclidean: 0 … 2
     backbone: np.ndarray  # [n, D] float32, the features before the head, as they come
+    names: tuple[str, ...] = ()  # where the images are, if they came by name: paths, rows of tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +266,8 @@ class Embedder:
         """The evaluation view [channels, S, S] uint8 of one image, read from any thread within
         `data.images.quiet`. number: what it is called in errors, which are those of `embed`.
         """
+        if isinstance(image, torch.Tensor):
+            image = of_tensor(image, f"image {number}")
         if isinstance(image, np.ndarray):
             return self._view(as_tensor(of_array(image, self.channels, f"image {number}")))
         with self._named(image, number):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray import tracking
+from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import (
     AMI,
@@ -35,7 +36,15 @@ from pcl_ray.config.figures import (
 )
 from pcl_ray.config.final_figures import final_rows
 from pcl_ray.plan import RunPlan
-from pcl_ray.runs.folder import FIGURES_FILE, REPORT_FILE, RunFolder, State, StateEntries
+from pcl_ray.runs.folder import (
+    FIGURES_FILE,
+    REPORT_FILE,
+    RunFolder,
+    State,
+    StateEntries,
+    read_history_at,
+    read_state_at,
+)
 from pcl_ray.support import provenance, redaction
 from pcl_ray.support.files import atomic_file
 
@@ -75,15 +84,27 @@ def result_of(
     folder: RunFolder, state: State, mlflow_run_id: str | None, history: Sequence[Mapping[str, Any]]
 ) -> RunResult:
     """The result of the run in this folder, from the epochs that it has trained."""
-    checkpoint = folder.newest_checkpoint()
+    return _result(folder.path, state, mlflow_run_id, history)
+
+
+def stored_result(path: Path) -> RunResult:
+    """The result of the run in the folder `path`, from what is written there: of one under way, so far."""
+    entries = read_state_at(path)
+    return _result(path, entries.get("state", "running"), entries.get("mlflow_run_id"), read_history_at(path))
+
+
+def _result(
+    path: Path, state: State, mlflow_run_id: str | None, history: Sequence[Mapping[str, Any]]
+) -> RunResult:
+    checkpoint = epoch_files.latest(epoch_files.folder_of(path))
     metrics = dict(history[-1]["metrics"]) if history else {}
     for seconds, total in _TOTALS.items():
         metrics[total.name] = sum(entry["metrics"].get(seconds.name, 0.0) for entry in history)
     return RunResult(
-        run_name=folder.name,
+        run_name=path.name,
         mlflow_run_id=mlflow_run_id,
         state=state,
-        run_dir=str(folder.path),
+        run_dir=str(path),
         checkpoint=str(checkpoint) if checkpoint else None,
         metrics=metrics,
     )

@@ -10,6 +10,7 @@ from pcl_ray import config as configs
 from pcl_ray.checkpoints import epoch_files, remote
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.runs import driver, preparation, request, storage_mirror
+from pcl_ray.runs.console import Display
 from pcl_ray.runs.final_artifacts import RunResult
 from pcl_ray.runs.folder import CONFIG_FILE, STATE_FILE, RunFolder, parse_entries, read_state_at
 from pcl_ray.support import storage
@@ -24,6 +25,7 @@ def fork(
     name: str | None = None,
     epoch: int | None = None,
     command: str = "",
+    display: Display | None = None,
     result_file: Path | None = None,
 ) -> RunResult:
     """The result of a new run, trained from the checkpoint of run `source` after `epoch` epochs (None: the
@@ -54,7 +56,13 @@ def fork(
         raise ConfigError([Problem("train.epochs", config.train.epochs, message)])
     origin = driver.Origin(file, source, read_state_at(folder).get("fingerprint"))
     return driver.start(
-        run_request, name=name, stem=source, command=command, origin=origin, result_file=result_file
+        run_request,
+        name=name,
+        stem=source,
+        command=command,
+        origin=origin,
+        display=display,
+        result_file=result_file,
     )
 
 

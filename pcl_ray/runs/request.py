@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
@@ -30,7 +31,7 @@ class Request:
     notes: tuple[str, ...]  # legal, but worth saying
 
 
-def check(recipe_or_path: str, overrides: Iterable[str] = ()) -> Request:
+def check(recipe_or_path: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Request:
     """The request, or ConfigError / DataError with all mistakes: of the configuration, data and machine."""
     config, problems = configs.load_leniently(recipe_or_path, overrides)
     return _checked(_Case.of(with_storage(config)), problems)

@@ -8,7 +8,7 @@ import importlib
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -38,6 +38,9 @@ from pcl_ray.sweep.results import files, trial_records
 from pcl_ray.sweep.results.ranking import Ranking, ranking_of
 from pcl_ray.sweep.session import SweepSession
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _ROWS_SHOWN = 12
 
 
@@ -56,6 +59,13 @@ class SweepResult:
     best_recipe: str | None
     trials: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def leaderboard(self) -> pd.DataFrame:
+        """Its configurations, the best first, as its folder has them."""
+        import pandas as pd
+
+        return pd.read_csv(Path(self.sweep_dir, "leaderboard.csv"))
 
 
 def preload() -> None:

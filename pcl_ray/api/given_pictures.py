@@ -1,0 +1,23 @@
+"""Pictures that are handed over by the name of a folder, a list or a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def with_names(images: Any) -> tuple[Any, tuple[str, ...]]:
+    """The pictures as an embedder takes them, and their names where they came by a folder, a list of paths or
+    a table; else as they are, and ().
+
+    Raises ConfigError for what does not exist, DataError for a folder without images.
+    """
+    from pcl_ray.data.folders import SUFFIXES
+    from pcl_ray.embedding import inputs
+
+    if not isinstance(images, str | Path) or Path(images).suffix.lower() in SUFFIXES:
+        return images, ()
+    names = tuple(inputs.names_of([str(images)]))
+    reader = inputs.ImageReader()
+    # a row of a table has no file of its own
+    return [name if Path(name).is_file() else reader.read(name) for name in names], names
