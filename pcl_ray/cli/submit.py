@@ -90,8 +90,10 @@ def _settings(recipe: str, overrides: list[str]) -> dict[str, Any]:
 
 def _check_paths(settings: Mapping[str, Any]) -> None:
     """Raises ConfigError for a path that would lie in the job's working directory, which is thrown away."""
-    for name in ("data.path", "resources.storage"):
+    for name in ("data.path", "data.list", "data.labels", "resources.storage"):
         value = settings.get(name)
+        if name == "data.path" and value:
+            value = str(value).removeprefix("@")
         if value and "://" not in str(value) and not Path(str(value)).is_absolute():
             message = (
                 "has to be an absolute path: a job runs in a copy of this folder, on another machine perhaps"

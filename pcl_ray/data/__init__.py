@@ -6,8 +6,10 @@ __all__ = [
     "evaluation_view",
     "folders",
     "images",
+    "label_sets",
     "loaders",
     "reading",
     "reference_views",
+    "sources",
     "views",
 ]

@@ -15,14 +15,27 @@ from pathlib import Path
 import numpy as np
 
 from pcl_ray.config import DataConfig
-from pcl_ray.data import array_sources, folders
+from pcl_ray.data import folders
 from pcl_ray.data.folders import BadImage
-from pcl_ray.data.images import NO_LABEL, ArrayImages, FileImages, Images, cut, decode_reduced, quiet
+from pcl_ray.data.images import (
+    NO_LABEL,
+    ArrayImages,
+    EncodedImages,
+    FileImages,
+    Images,
+    cut,
+    decode_reduced,
+    quiet,
+)
+from pcl_ray.data.sources import arrays, files, shard_parts
+from pcl_ray.data.sources.parts import EncodedParts
 from pcl_ray.errors import DataError
+from pcl_ray.plan import FILE_SOURCES, SHARD_SOURCES
 from pcl_ray.support.machine import cores
 
 _SPLIT_SEED, _TEST_SEED = 20210503, 20210504
-_FILE_SOURCES = ("imagenet", "folder")
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class DataSplits:
     train: Images
     holdout: Images | None
     bad: tuple[BadImage, ...] = ()  # skipped files
+    notes: tuple[str, ...] = ()  # what is worth saying of the data, one sentence each
 
     @property
     def num_holdout(self) -> int:
@@ -38,11 +52,12 @@ class DataSplits:
 
 def sizes(config: DataConfig) -> tuple[int, int]:
     """Numbers of training and held-out images, without decoding. Raises DataError where data are missing."""
-    if config.source in _FILE_SOURCES:
-        train_files, holdout_files = _file_parts(config)
-        train, holdout = len(train_files), len(holdout_files or ())
+    if config.source in SHARD_SOURCES:
+        train, holdout = shard_parts.counts(config)
+    elif config.source in FILE_SOURCES:
+        train, holdout = files.parts(config).counts
     else:
-        train, holdout = array_sources.sizes(config)
+        train, holdout = arrays.sizes(config)
     if not holdout:
         holdout = _holdout_count(train, config.holdout)
         train -= holdout
@@ -50,24 +65,39 @@ def sizes(config: DataConfig) -> tuple[int, int]:
 
 
 def load(
-    config: DataConfig, *, cache_dir: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    config: DataConfig,
+    *,
+    cache_dir: Path,
+    progress: Progress = lambda done, total: None,
+    shards: Progress = lambda done, total: None,
 ) -> DataSplits:
     """Reads the data set. Raises DataError with a full list of what is wrong.
 
     cache_dir: where checked files are remembered. progress: called with the numbers checked and of all.
+    shards: the same for shards that are fetched, packed and indexed.
     """
     bad: list[BadImage] = []
     train: Images
     holdout: Images | None
-    if config.source in _FILE_SOURCES:
-        train, holdout, bad = _files(config, cache_dir, progress)
+    notes: tuple[str, ...] = ()
+    if config.source in FILE_SOURCES:
+        parts = _encoded_parts(config, shards)
+        train, holdout, bad = _readable(parts, config, cache_dir, progress)
+        notes = parts.notes
     else:
-        train, holdout = array_sources.load(config)
+        train, holdout = arrays.load(config)
     if holdout is None:
         train, holdout = _split(train, config.holdout)
     if config.limit and config.limit < len(train):
         train = train.take(np.sort(_fixed_order(len(train))[: config.limit]))
-    return DataSplits(train, holdout, tuple(bad))
+    return DataSplits(train, holdout, tuple(bad), notes)
+
+
+def fetch(splits: DataSplits, progress: Progress = lambda done, total: None) -> None:
+    """Copies to this node what images are read from and what it lacks. Raises DataError."""
+    for images in (splits.train, splits.holdout):
+        if isinstance(images, EncodedImages):
+            images.fetch(progress)
 
 
 def without_test_labels(splits: DataSplits, share: float) -> DataSplits:
@@ -111,30 +141,23 @@ def _fixed_order(count: int) -> np.ndarray:
     return np.random.default_rng(_SPLIT_SEED).permutation(count)
 
 
-# --- folders and ImageNet
+# --- images that are decoded
 
 
-def _file_parts(config: DataConfig) -> tuple[FileImages, FileImages | None]:
-    root = array_sources.folder(config)
-    train_folder, holdout_folder = folders.find_parts(root)
-    if config.source == "imagenet" and holdout_folder is None:
-        raise DataError(
-            f"data.source = imagenet needs the folders train and val in {root}, each with one folder a class"
-        )
-    train = folders.find_images(train_folder, config.channels)
-    if holdout_folder is None:
-        return train, None
-    return train, folders.find_images(holdout_folder, config.channels, train.class_names)
+def _encoded_parts(config: DataConfig, shards: Progress = lambda done, total: None) -> EncodedParts:
+    if config.source in SHARD_SOURCES:
+        return shard_parts.parts(config, shards)
+    return files.parts(config)
 
 
-def _files(
-    config: DataConfig, cache_dir: Path, progress: Callable[[int, int], None]
-) -> tuple[FileImages, FileImages | None, list[BadImage]]:
-    """Both parts without the files that do not decode, and those. Raises DataError."""
-    train, holdout = _file_parts(config)
+def _readable(
+    parts: EncodedParts, config: DataConfig, cache_dir: Path, progress: Progress
+) -> tuple[EncodedImages, EncodedImages | None, list[BadImage]]:
+    """Both parts without the images that do not decode, and those. Raises DataError."""
+    train, holdout, bad = parts.train, parts.holdout, list(parts.damaged)
     if not config.check_images:
-        return train, holdout, []
-    bad = folders.find_bad(train, cache_dir, progress)
+        return train, holdout, bad
+    bad += folders.find_bad(train, cache_dir, progress)
     if holdout is not None:
         bad += folders.find_bad(holdout, cache_dir, progress)
     if bad and config.on_bad_image == "fail":
@@ -146,8 +169,9 @@ def _files(
         )
     good = folders.without(train, bad)
     if not len(good):
+        where = train.root if isinstance(train, FileImages) else config.path
         raise DataError(
-            f"none of the {len(train)} images in {train.root!r} can be read; the first: {bad[0].file}:"
+            f"none of the {len(train)} images in {where!r} can be read; the first: {bad[0].file}:"
             f" {bad[0].reason}"
         )
     return good, None if holdout is None else folders.without(holdout, bad), bad
@@ -156,9 +180,7 @@ def _files(
 # --- files, decoded into memory
 
 
-def in_memory(
-    splits: DataSplits, side: int, progress: Callable[[int, int], None] = lambda done, total: None
-) -> DataSplits:
+def in_memory(splits: DataSplits, side: int, progress: Progress = lambda done, total: None) -> DataSplits:
     """The same images, of which those in files are decoded now, into one array: what `data.in_memory` does.
 
     A picture larger than needed becomes a square of `side` px, whatever its shape; crops and evaluation views
@@ -169,8 +191,8 @@ def in_memory(
     return replace(splits, train=_decoded(splits.train, side, progress), holdout=holdout)
 
 
-def _decoded(images: Images, side: int, progress: Callable[[int, int], None]) -> Images:
-    if not isinstance(images, FileImages) or not len(images):
+def _decoded(images: Images, side: int, progress: Progress) -> Images:
+    if not isinstance(images, EncodedImages) or not len(images):
         return images
     with quiet(), ThreadPoolExecutor(max_workers=cores()) as pool:  # decoding leaves Python's lock alone
         sizes = np.array(list(pool.map(images.size, range(len(images)))))
@@ -200,4 +222,5 @@ def _decoded(images: Images, side: int, progress: Callable[[int, int], None]) ->
         images.class_names,
         sizes=None if unchanged else sizes,
         source_fingerprint=images.fingerprint,
+        label_sets=images.label_sets,
     )

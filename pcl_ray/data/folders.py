@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from pcl_ray.data.images import NO_LABEL, FileImages, decode, quiet
+from pcl_ray.data.images import NO_LABEL, EncodedImages, FileImages, decode, quiet
 from pcl_ray.errors import DataError
 
 SUFFIXES = frozenset(
@@ -20,7 +22,10 @@ SUFFIXES = frozenset(
     + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2"]
 )
 _LEGIBLE = 64  # px: at such a scale it shows whether a picture decodes
-_TRAIN, _HOLDOUT = ("train", "training"), ("val", "valid", "validation", "holdout", "test")
+TRAIN_NAMES, HOLDOUT_NAMES = ("train", "training"), ("val", "valid", "validation", "holdout", "test")
+
+
+T = TypeVar("T", bound=EncodedImages)
 
 
 @dataclass(frozen=True)
@@ -34,24 +39,39 @@ class BadImage:
 def find_parts(root: Path) -> tuple[Path, Path | None]:
     """The training and held-out folders: `train/` and `val/`, `test/` … if both exist, or the whole tree."""
     folders = {entry.name.lower(): entry for entry in root.iterdir() if entry.is_dir()}
-    train = next((folders[name] for name in _TRAIN if name in folders), None)
-    holdout = next((folders[name] for name in _HOLDOUT if name in folders), None)
+    train = next((folders[name] for name in TRAIN_NAMES if name in folders), None)
+    holdout = next((folders[name] for name in HOLDOUT_NAMES if name in folders), None)
     return (train, holdout) if train and holdout else (root, None)
 
 
-def find_images(root: Path, channels: int, class_names: tuple[str, ...] | None = None) -> FileImages:
+def find_images(
+    root: Path,
+    channels: int,
+    class_names: tuple[str, ...] | None = None,
+    excluded: Callable[[str], bool] = lambda file: False,
+) -> FileImages:
     """All image files under `root`, in the order of their names; labels where every image lies in one of two
     or more folders of the first level.
 
     class_names: the training part's, for a held-out part; its labels are their numbers, and a class that is
-    not among them has none.
+    not among them has none. excluded: of a path relative to `root`, whether it does not count.
     Raises DataError where there are no images.
     """
-    files = sorted(_walk(root))
-    if not files:
+    every_file = sorted(_walk(root))
+    if not every_file:
         raise DataError(
             f"no images in {str(root)!r} (looked for {' '.join(sorted(SUFFIXES))} in it and below)"
         )
+    files = [file for file in every_file if not excluded(file)]
+    if not files:
+        raise DataError(f"data.exclude leaves none of the {len(every_file)} images in {str(root)!r}")
+    return images_of(root, files, channels, class_names)
+
+
+def images_of(
+    root: Path, files: Sequence[str], channels: int, class_names: tuple[str, ...] | None = None
+) -> FileImages:
+    """These files, relative to `root` or absolute, in this order, with labels as `find_images` gives them."""
     encoded = np.array([file.encode("utf-8", "surrogateescape") for file in files])
     tops = [file.partition("/")[0] if "/" in file else None for file in files]
     if class_names is None:
@@ -63,14 +83,12 @@ def find_images(root: Path, channels: int, class_names: tuple[str, ...] | None =
     return FileImages(str(root), encoded, channels, labels, class_names)
 
 
-def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int], None]) -> list[BadImage]:
+def find_bad(images: EncodedImages, cache_dir: Path, progress: Callable[[int, int], None]) -> list[BadImage]:
     """The files that do not decode, with reasons. The result is stored under `cache_dir`, and holds until a
     file's name, size or time changes.
     """
-    paths = [images.path(i) for i in range(len(images))]
-    key = hashlib.blake2b(
-        repr([(path, *_state(path)) for path in paths]).encode(errors="surrogateescape"), digest_size=16
-    ).hexdigest()
+    state = repr(images.content_state).encode(errors="surrogateescape")
+    key = hashlib.blake2b(state, digest_size=16).hexdigest()
     cached = cache_dir / f"{key}.json"
     try:
         return [BadImage(**entry) for entry in json.loads(cached.read_text())]
@@ -78,11 +96,11 @@ def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int],
         pass  # not checked yet, or a damaged note of it
     bad: list[BadImage] = []
     with quiet(), ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        for done, problem in enumerate(pool.map(_check, paths), start=1):
+        for done, problem in enumerate(pool.map(partial(_check, images), range(len(images))), start=1):
             if problem:
                 bad.append(problem)
             if done % 1000 == 0:
-                progress(done, len(paths))
+                progress(done, len(images))
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         cached.write_text(json.dumps([vars(entry) for entry in bad]))
@@ -91,10 +109,12 @@ def find_bad(images: FileImages, cache_dir: Path, progress: Callable[[int, int],
     return bad
 
 
-def without(images: FileImages, bad: list[BadImage]) -> FileImages:
+def without(images: T, bad: list[BadImage]) -> T:
     """The images but these."""
+    if not bad:
+        return images
     broken = {entry.file for entry in bad}
-    good = [i for i in range(len(images)) if str(images.path(i)) not in broken]
+    good = [i for i in range(len(images)) if images.name(i) not in broken]
     return images.take(np.array(good, dtype=np.int64))
 
 
@@ -120,20 +140,16 @@ def _walk(root: Path) -> Iterator[str]:
                     yield (relative / name).as_posix()
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _check(images: EncodedImages, index: int) -> BadImage | None:
+    name = images.name(index)
     try:
-        status = path.stat()
-        return status.st_size, status.st_mtime_ns
-    except OSError:
-        return -1, -1
-
-
-def _check(path: Path) -> BadImage | None:
-    try:
-        if path.stat().st_size == 0:
-            return BadImage(str(path), "empty file")
-        decode(path, 3, scale=lambda height, width: _LEGIBLE / max(min(height, width), 1))
+        encoded = images.encoded(index)
+        if (encoded.stat().st_size if isinstance(encoded, Path) else encoded.seek(0, os.SEEK_END)) == 0:
+            return BadImage(name, "empty file")
+        if not isinstance(encoded, Path):
+            encoded.seek(0)
+        decode(encoded, 3, scale=lambda height, width: _LEGIBLE / max(min(height, width), 1))
         return None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        reason = str(error).replace(str(path), "").replace("''", "").strip() or type(error).__name__
-        return BadImage(str(path), reason.splitlines()[0])
+        reason = str(error).replace(name, "").replace("''", "").strip() or type(error).__name__
+        return BadImage(name, reason.splitlines()[0])

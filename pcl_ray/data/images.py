@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import IO, TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from PIL import Image
 
+from pcl_ray.data.label_sets import LabelSets, label_bytes
 from pcl_ray.errors import DataError
+from pcl_ray.support.files import size_and_time
 
 NO_LABEL = -1
 _ORIENTATION = 0x0112  # EXIF
@@ -52,6 +54,11 @@ class Images(Protocol):
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
+    def label_sets(self) -> LabelSets | None:
+        """All labels of each image, where images have several; `labels` has the first of them."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """The same for the same images in the same order, on any machine."""
         ...
@@ -65,7 +72,7 @@ class Images(Protocol):
         ...
 
     def with_labels(self, labels: np.ndarray) -> Images:
-        """The same images with other labels, [N] int64."""
+        """The same images with other labels, [N] int64. Where these are NO_LABEL, other ones go, too."""
         ...
 
 
@@ -79,6 +86,7 @@ class ArrayImages:
     # For pictures squeezed into squares (`datasets.in_memory`): their sizes, and their files' fingerprint.
     sizes: np.ndarray | None = None  # [N, 2] int64, height and width
     source_fingerprint: str | None = None
+    label_sets: LabelSets | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -92,40 +100,75 @@ class ArrayImages:
 
     def take(self, indices: np.ndarray) -> ArrayImages:
         labels, sizes = (None if part is None else part[indices] for part in (self.labels, self.sizes))
-        return replace(self, pixels=self.pixels[indices], labels=labels, sizes=sizes, source_fingerprint=None)
+        sets = None if self.label_sets is None else self.label_sets.take(indices)
+        pixels = self.pixels[indices]
+        return replace(
+            self, pixels=pixels, labels=labels, sizes=sizes, source_fingerprint=None, label_sets=sets
+        )
 
     def with_labels(self, labels: np.ndarray) -> ArrayImages:
-        return replace(self, labels=labels)
+        label_sets = None if self.label_sets is None else self.label_sets.only(labels != NO_LABEL)
+        return replace(self, labels=labels, label_sets=label_sets)
 
     @property
     def fingerprint(self) -> str:
         if self.source_fingerprint:
             return self.source_fingerprint
         sample = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int) if len(self) else []
-        return _digest(
+        return digest(
             str(self.pixels.shape).encode(),
             np.ascontiguousarray(self.pixels[sample]).tobytes(),
-            _label_bytes(self.labels),
+            *label_bytes(self.labels, self.label_sets),
         )
 
 
-@dataclass(frozen=True, eq=False)
-class FileImages:
-    """Images in files, decoded when they are read."""
+class EncodedImages:
+    """Images that are decoded when they are read. Subclasses say where the bytes of each are."""
 
-    root: str
-    # [N] utf-8 bytes, relative to root: one numpy array serves all Ray workers of a node, a list does not.
-    files: np.ndarray
-    channels: int
-    labels: np.ndarray | None = None
-    class_names: tuple[str, ...] = ()
+    if TYPE_CHECKING:  # fields of the subclasses, as `Images` says
+
+        @property
+        def channels(self) -> int: ...
+        @property
+        def labels(self) -> np.ndarray | None: ...
+        @property
+        def class_names(self) -> tuple[str, ...]: ...
+        @property
+        def label_sets(self) -> LabelSets | None: ...
 
     def __len__(self) -> int:
-        return len(self.files)
+        raise NotImplementedError
 
-    def path(self, index: int) -> Path:
-        """The file of one image."""
-        return Path(self.root, self.files[index].decode("utf-8", "surrogateescape"))
+    @property
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+    def take(self, indices: np.ndarray) -> Self:
+        raise NotImplementedError
+
+    def with_labels(self, labels: np.ndarray) -> Self:
+        """See `Images.with_labels`."""
+        label_sets = None if self.label_sets is None else self.label_sets.only(labels != NO_LABEL)
+        return replace(self, labels=labels, label_sets=label_sets)  # type: ignore[type-var]
+
+    def name(self, index: int) -> str:
+        """What a message calls this image: its file, or the member of a shard."""
+        raise NotImplementedError
+
+    def encoded(self, index: int) -> Path | IO[bytes]:
+        """The file of one image, or its bytes as a file. Raises OSError or DataError."""
+        raise NotImplementedError
+
+    @property
+    def content_state(self) -> list[object]:
+        """Changes where a file does: whether all decode has to be found out anew then."""
+        raise NotImplementedError
+
+    def fetch(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Copies to this node what images are read from and what it lacks. Raises DataError.
+
+        progress: called with the numbers done and of all.
+        """
 
     def read(self, index: int, scale: Scale | None = None) -> np.ndarray:
         """Decodes one image, from one thread at a time; scale: see the function `decode`."""
@@ -139,11 +182,11 @@ class FileImages:
         `data.check_images` is off.
         """
         with self._named(index):
-            return decode(self.path(index), self.channels, scale=scale)
+            return decode(self.encoded(index), self.channels, scale=scale)
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the upright picture, without decoding it. Raises as `decode` does."""
-        with self._named(index), Image.open(self.path(index), formats=formats()) as picture:
+        with self._named(index), Image.open(self.encoded(index), formats=formats()) as picture:
             return upright_size(picture)
 
     @contextmanager
@@ -153,21 +196,48 @@ class FileImages:
         except Exception as error:  # Pillow raises many kinds, most of them without the file's name
             reason = str(error) or type(error).__name__
             raise DataError(
-                f"{self.path(index)} cannot be read: {reason}; data.check_images=true finds all such files"
+                f"{self.name(index)} cannot be read: {reason}; data.check_images=true finds all such files"
                 " before a run"
             ) from error
 
-    def with_labels(self, labels: np.ndarray) -> FileImages:
-        return replace(self, labels=labels)
+
+@dataclass(frozen=True, eq=False)
+class FileImages(EncodedImages):
+    """Images in files, decoded when they are read."""
+
+    root: str
+    # [N] utf-8 bytes, relative to root: one numpy array serves all Ray workers of a node, a list does not.
+    files: np.ndarray
+    channels: int
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+    label_sets: LabelSets | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, index: int) -> Path:
+        """The file of one image."""
+        return Path(self.root, self.files[index].decode("utf-8", "surrogateescape"))
+
+    def name(self, index: int) -> str:
+        return str(self.path(index))
+
+    def encoded(self, index: int) -> Path:
+        return self.path(index)
+
+    @property
+    def content_state(self) -> list[object]:
+        return [(path, *size_and_time(path)) for path in map(self.path, range(len(self)))]
 
     def take(self, indices: np.ndarray) -> FileImages:
-        return replace(
-            self, files=self.files[indices], labels=None if self.labels is None else self.labels[indices]
-        )
+        labels = None if self.labels is None else self.labels[indices]
+        sets = None if self.label_sets is None else self.label_sets.take(indices)
+        return replace(self, files=self.files[indices], labels=labels, label_sets=sets)
 
     @property
     def fingerprint(self) -> str:
-        return _digest(b"\n".join(self.files.tolist()), _label_bytes(self.labels))
+        return digest(b"\n".join(self.files.tolist()), *label_bytes(self.labels, self.label_sets))
 
 
 @functools.cache
@@ -177,7 +247,7 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarray:
+def decode(file: Path | IO[bytes], channels: int, *, scale: Scale | None = None) -> np.ndarray:
     """The picture upright as [H, W, channels] uint8, from any mode: transparency on white, 16 bits as 8.
 
     scale: gives the share of its size at which a picture of this height and width (upright) suffices: a JPEG
@@ -186,7 +256,7 @@ def decode(path: Path, channels: int, *, scale: Scale | None = None) -> np.ndarr
     Raises OSError, ValueError and other kinds that Pillow raises for damaged files. Its warnings are the
     caller's to silence: see `quiet`.
     """
-    with Image.open(path, formats=formats()) as image:
+    with Image.open(file, formats=formats()) as image:
         if scale is not None:
             share = scale(*upright_size(image))
             image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
@@ -321,13 +391,10 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(scaled, 0, 255).round().astype(np.uint8))
 
 
-def _label_bytes(labels: np.ndarray | None) -> bytes:
-    return b"" if labels is None else labels.astype("<i8").tobytes()
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def digest(*parts: bytes) -> str:
+    """A hash of parts of which none runs into the next."""
+    result = hashlib.blake2b(digest_size=16)
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
+        result.update(len(part).to_bytes(8, "little"))
+        result.update(part)
+    return result.hexdigest()

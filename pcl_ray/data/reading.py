@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from pcl_ray.config import RunConfig
 from pcl_ray.data.draws import ViewDraws, view_draws
 from pcl_ray.data.evaluation_view import as_tensor, evaluation_view, view_of_file
-from pcl_ray.data.images import FileImages, Images, Scale, cut, decode_reduced
+from pcl_ray.data.images import EncodedImages, Images, Scale, cut, decode_reduced
 from pcl_ray.data.reference_views import random_view
 from pcl_ray.errors import DataError
 from pcl_ray.plan import batches_ahead, small_crop_size
@@ -199,7 +199,7 @@ def _decoder(images: Images, index: int) -> Callable[[Scale], np.ndarray]:
     """Reads one image at a scale that suffices; whole where it is not in a file."""
 
     def decode(scale: Scale) -> np.ndarray:
-        if isinstance(images, FileImages):
+        if isinstance(images, EncodedImages):
             return images.read(index, scale)
         pixels = images.read(index)
         scale(*pixels.shape[:2])

@@ -19,6 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import FileImages, Images
+from pcl_ray.data.sources.packed import PackedImages
+from pcl_ray.data.sources.shards import Shard
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed
 from pcl_ray.support import storage, storage_address
 
@@ -29,12 +31,13 @@ _TIMEOUT_S = 120.0  # a node that has run nothing yet starts a process and impor
 @dataclass(frozen=True)
 class Requirements:
     """What a node has to see: what the driver has just written, in the run's folder or in its storage, and
-    some of the images with their sizes in bytes.
+    some of the images with their sizes in bytes, alone or in shards.
     """
 
     probe: str  # a file, or an object below the run's folder in the storage
     content: str
     files: tuple[tuple[str, int], ...] = ()
+    shards: tuple[Shard, ...] = ()
     storage_uri: str | None = None
     run: str = ""
 
@@ -60,10 +63,12 @@ def check(run_dir: Path, splits: DataSplits, data_path: str | None, storage_uri:
     ]
     if not nodes or [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]:
         return
-    files = _sample(splits.train) + (_sample(splits.holdout) if splits.holdout is not None else ())
+    parts = [part for part in (splits.train, splits.holdout) if part is not None]
+    files = tuple(file for part in parts for file in _sample(part))
+    shards = tuple(shard for part in parts for shard in _sampled_shards(part))
     name, content = f".seen-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
     probe = name if storage_uri else str(run_dir / name)
-    requirements = Requirements(probe, content, files, storage_uri, run_dir.name)
+    requirements = Requirements(probe, content, files, shards, storage_uri, run_dir.name)
     with _probe_written(requirements):
         reports = _ask(nodes, requirements)
     _raise_problems(reports, requirements, run_dir, data_path)
@@ -108,6 +113,15 @@ def _image_problem(requirements: Requirements) -> str:
                 return f"{file} has another size there"
         except OSError as error:
             return f"{file}: {error.strerror}"
+    for shard in requirements.shards:
+        try:
+            version = shard.current()
+        except (OSError, RunFailed) as error:
+            return f"{shard}: {error}"
+        if version is None:
+            return f"{shard}: No such file"
+        if version.size != shard.size:
+            return f"{shard} has another size there"
     return ""
 
 
@@ -139,9 +153,20 @@ def _sample(images: Images) -> tuple[tuple[str, int], ...]:
     """Paths and sizes of some images, evenly over all; none for images in memory, which Ray carries."""
     if not isinstance(images, FileImages) or not len(images):
         return ()
-    numbers = np.unique(np.linspace(0, len(images) - 1, min(len(images), _FILES)).astype(int))
-    paths = [images.path(int(number)) for number in numbers]
+    paths = [images.path(number) for number in _evenly(len(images))]
     return tuple((str(path), path.stat().st_size) for path in paths)
+
+
+def _sampled_shards(images: Images) -> list[Shard]:
+    """Some of the shards that images lie in, evenly over all."""
+    if not isinstance(images, PackedImages) or not len(images):
+        return []
+    numbers = dict.fromkeys(int(images.shard_N[number]) for number in _evenly(len(images)))
+    return [images.shards[number].shard for number in numbers]
+
+
+def _evenly(count: int) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, min(count, _FILES)).astype(int)).tolist()
 
 
 def _ask(nodes: Sequence[dict[str, Any]], requirements: Requirements) -> list[tuple[str, NodeReport | None]]:
@@ -186,7 +211,10 @@ def _raise_problems(
     if without_images := [(name, report) for name, report in answers if report.image_problem]:
         reason = without_images[0][1].image_problem
         nodes = _nodes_text([name for name, _ in without_images])
-        message = f"{nodes} does not have these images ({reason}); put them at the same path on every node"
+        way_out = "put them at the same path on every node"
+        if "://" in (data_path or ""):
+            way_out = "every node needs a way to their storage, with its credentials in the environment"
+        message = f"{nodes} does not have these images ({reason}); {way_out}"
         raise DataError(str(Problem("data.path", data_path, message)))
 
 

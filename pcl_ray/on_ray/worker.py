@@ -23,6 +23,7 @@ from ray.train.torch import get_device
 
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
+from pcl_ray.data import datasets
 from pcl_ray.e_step import ShardInput, ShardResult
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.features import FeatureShard
@@ -67,6 +68,7 @@ def run_worker(config: dict[str, WorkerInput]) -> str:
     post = worker_input.board.post.remote
     watch = SystemWatch(interval_s, post)
     try:
+        datasets.fetch(splits)  # DataError: this node cannot have the images that others have
         device = get_device()
         e_step = ActorEStep(worker_input, device)
         loop.train(task, splits, device=device, e_step=e_step, broadcast=broadcast_from_rank_zero, post=post)

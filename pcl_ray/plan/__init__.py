@@ -8,6 +8,7 @@ from pcl_ray.plan.e_step_epochs import e_step_epochs, e_step_number
 from pcl_ray.plan.run_plan import RunPlan, make
 from pcl_ray.plan.sizes import (
     FILE_SOURCES,
+    SHARD_SOURCES,
     SMALL_CROP_MIN,
     EStepMode,
     batches_ahead,
@@ -21,6 +22,7 @@ from pcl_ray.plan.sizes import (
 
 __all__ = [
     "FILE_SOURCES",
+    "SHARD_SOURCES",
     "SMALL_CROP_MIN",
     "EStepMode",
     "RunPlan",

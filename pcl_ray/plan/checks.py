@@ -13,7 +13,7 @@ from pcl_ray.config import EStepConfig, RunConfig
 from pcl_ray.errors import Problem
 from pcl_ray.plan import sizes
 from pcl_ray.plan.cluster_counts import resolve_num_clusters
-from pcl_ray.plan.sizes import FILE_SOURCES
+from pcl_ray.plan.sizes import FILE_SOURCES, SHARD_SOURCES
 
 
 def check(
@@ -35,6 +35,7 @@ def check(
 def check_alone(config: RunConfig, *, gpus: int | None = None) -> list[Problem]:
     """The mistakes that show without knowing the number of images."""
     return [
+        *_source_problems(config),
         *_worker_problems(config),
         *_reading_problems(config),
         *_view_problems(config),
@@ -62,6 +63,22 @@ def _gpu_problems(config: RunConfig, gpus: int) -> Iterator[Problem]:
         )
     name = "resources.gpus_per_worker" if resources.gpus_per_worker else "resources.e_step_gpus"
     yield Problem(name, resources.gpus_per_worker or resources.e_step_gpus, message)
+
+
+def _source_problems(config: RunConfig) -> Iterator[Problem]:
+    data = config.data
+    takers = {
+        "list": ("folder",),
+        "labels": ("folder",),
+        "exclude": FILE_SOURCES,
+        "image_column": SHARD_SOURCES,
+        "label_column": SHARD_SOURCES,
+    }
+    for name, sources in takers.items():
+        value = getattr(data, name)
+        if value not in (None, ()) and data.source not in sources:
+            shown = list(value) if isinstance(value, tuple) else value
+            yield Problem(f"data.{name}", shown, f"is for data.source = {' or '.join(sources)}")
 
 
 def _worker_problems(config: RunConfig) -> Iterator[Problem]:

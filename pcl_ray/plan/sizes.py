@@ -8,7 +8,8 @@ from typing import Literal
 from pcl_ray.config import AugmentConfig, RunConfig
 from pcl_ray.support import machine
 
-FILE_SOURCES = ("folder", "imagenet")  # of one image a file
+SHARD_SOURCES = ("parquet", "webdataset")  # of files with many images each
+FILE_SOURCES = ("folder", "imagenet", *SHARD_SOURCES)  # of images that are decoded when read
 EStepMode = Literal["single", "distributed", "sharded"]
 
 SMALL_CROP_MIN = 0.05  # share of the image's area, of small views (SwAV: Caron et al., NeurIPS 2020)

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from pcl_ray.data.images import ArrayImages, FileImages, Images
+from pcl_ray.data.images import ArrayImages, EncodedImages, Images
 from pcl_ray.errors import DataError
 from pcl_ray.runs.folder import SNAPSHOT_FILE
 from pcl_ray.snapshot import Snapshot, Thumbnails, save_snapshot
@@ -174,7 +174,7 @@ def _read(images: Images, index: int) -> Image.Image | None:
 
     try:
         # `decode`: `read` silences Pillow's warnings, which only one thread at a time may do
-        pixels = images.decode(index, enough) if isinstance(images, FileImages) else images.read(index)
+        pixels = images.decode(index, enough) if isinstance(images, EncodedImages) else images.read(index)
     except DataError:
         return None
     picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")

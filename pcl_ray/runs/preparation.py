@@ -49,18 +49,28 @@ def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]
     def show_checked(done: int, total: int) -> None:
         display.say(f"checking images: {done} of {total}")
 
+    def show_shards(done: int, total: int) -> None:
+        if done % max(total // 20, 1) == 0:
+            display.say(f"reading shards: {done} of {total}")
+
     def show_decoded(done: int, total: int) -> None:
         display.say(f"decoding images: {done} of {total}")
 
     try:
-        splits = datasets.load(config.data, cache_dir=home() / "checked_images", progress=show_checked)
+        splits = datasets.load(
+            config.data, cache_dir=home() / "checked_images", progress=show_checked, shards=show_shards
+        )
     except OSError as error:  # a folder that may be listed but not read, a disk that fails
         file = error.filename or config.data.path
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     if splits.bad:
         lines = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
         display.warn(f"{len(splits.bad)} images cannot be read and are left out:\n{lines}")
+    for note in splits.notes:
+        display.say(f"note       {note}")
     plan = plans.make(config, len(splits.train), splits.num_holdout)
+    if not plan.in_memory and not config.resources.workers:
+        datasets.fetch(splits, show_shards)
     if plan.in_memory and config.data.source in plans.FILE_SOURCES:
         splits = in_memory(splits, plan.memory_side, show_decoded)
     return splits, plan
@@ -144,8 +154,8 @@ def _plan_params(plan: RunPlan) -> dict[str, Any]:
 
 
 def _dataset(config: RunConfig, fingerprint: str, plan: RunPlan, classes: int) -> tracking.DataSet:
-    source, path = config.data.source, config.data.path or ""
+    source, path = config.data.source, config.data.list or config.data.path or ""
     name = source
-    if source in ("folder", "arrays", "imagenet"):
-        name = Path(path).name or source
+    if source in (*plans.FILE_SOURCES, "arrays"):
+        name = Path(path.partition("?")[0]).name or source
     return tracking.DataSet(name, fingerprint, path or source, plan.num_images, plan.num_holdout, classes)

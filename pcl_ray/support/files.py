@@ -45,6 +45,15 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
         partial.write_text(text, encoding="utf-8", errors=errors)
 
 
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of the last change (ns) of a file; −1 both where it is not there."""
+    try:
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    except OSError:
+        return -1, -1
+
+
 def sync_to_disk(path: Path) -> None:
     """Waits until the content of a file, or the names in a folder, would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)

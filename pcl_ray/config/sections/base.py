@@ -23,6 +23,8 @@ class Section(BaseModel):
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and bool not in (annotation, *typing.get_args(annotation)):
             raise ValueError("true/false given")
+        if annotation == tuple[str, ...]:
+            return _texts(value)
         return _numbers(value) if _takes_list(annotation) and value not in _words(annotation) else value
 
 
@@ -53,6 +55,13 @@ def _numbers(value: object) -> object:
         except yaml.YAMLError:
             return value  # it is no list of numbers, and pydantic says so
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _texts(value: object) -> object:
+    """The list in a text, which command lines write as `a,b`."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+    return [value] if isinstance(value, int | float) else value
 
 
 @dataclass(frozen=True, kw_only=True)

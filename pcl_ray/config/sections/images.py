@@ -8,7 +8,9 @@ from pydantic import Field
 
 from pcl_ray.config.sections.base import IMAGES, READING, VIEWS, Section, knob
 
-DataSource = Literal["digits", "idx", "cifar10", "cifar100", "stl10", "imagenet", "folder", "arrays"]
+DataSource = Literal[
+    "digits", "idx", "cifar10", "cifar100", "stl10", "imagenet", "folder", "arrays", "parquet", "webdataset"
+]
 
 
 class DataConfig(Section):
@@ -21,8 +23,8 @@ class DataConfig(Section):
         None,
         READING,
         (
-            "Folder (idx, cifar10, cifar100, stl10, imagenet, folder) or .npy/.npz file (arrays). Not used by"
-            " digits."
+            "Folder (idx, cifar10, cifar100, stl10, imagenet, folder), .npy/.npz file (arrays), or shards"
+            " (parquet, webdataset): file, folder, pattern, {000..127}, @list of them, s3:// and the like."
         ),
     )
     channels: Literal[1, 3] = knob(3, IMAGES, "Images are converted to grey (1) or RGB (3).")
@@ -36,14 +38,44 @@ class DataConfig(Section):
     limit: int | None = knob(
         None, IMAGES, "Train on a fixed random choice of this many images; null takes all.", ge=2
     )
+    image_column: str | None = knob(
+        None,
+        IMAGES,
+        "Column (parquet) or extension (webdataset) of the images; null: the one that holds images.",
+    )
+    label_column: str | None = knob(
+        None,
+        IMAGES,
+        (
+            "Column (parquet), extension or field of the .json (webdataset) of the labels; null: the usual"
+            " ones; none: no labels."
+        ),
+    )
+    list: str | None = knob(
+        None,
+        READING,
+        "File of paths, one a line, with a label after a tab or comma or without: only these (folder).",
+    )
+    labels: str | None = knob(
+        None,
+        READING,
+        "CSV file of path and label, several as a;b or in several rows, instead of class folders (folder).",
+    )
+    exclude: tuple[str, ...] = knob(
+        (), IMAGES, "Patterns of files that are left out: *_mask.png, thumbs, cats/2019/**."
+    )
+    cache_gb: float = knob(
+        100.0,
+        READING,
+        "GB of shards that PCL_RAY_HOME/cache keeps on each node, least recently used first out.",
+        gt=0,
+    )
     unlabelled: bool = knob(True, IMAGES, "STL-10: add the 100,000 unlabelled images to the training part.")
     on_bad_image: Literal["fail", "skip"] = knob(
         "fail", VIEWS, "Broken or empty image files: stop, or go on without them. Either way all are listed."
     )
     check_images: bool = knob(
-        True,
-        VIEWS,
-        "Decode every file once before the first run on a folder; the outcome is kept for later runs.",
+        True, VIEWS, "Decode every file once before the first run on it; the outcome is kept for later runs."
     )
     in_memory: bool | Literal["auto"] = knob(
         "auto",

@@ -18,6 +18,7 @@ import numpy as np
 from pcl_ray.config import DataConfig
 from pcl_ray.data.images import NO_LABEL, ArrayImages, to_channels
 from pcl_ray.errors import DataError
+from pcl_ray.support.storage_address import without_secrets
 
 _TORCHVISION_SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "stl10": (5_000, 8_000)}
 _STL10_UNLABELLED = 100_000
@@ -61,6 +62,11 @@ def folder(config: DataConfig) -> Path:
     """The folder of `data.path`. Raises DataError where there is none."""
     if not config.path:
         raise DataError(f"data.source = {config.source} needs data.path: the folder with the images")
+    if "://" in config.path:
+        raise DataError(
+            f"data.path = {without_secrets(config.path)!r}: data.source = {config.source} reads a folder of"
+            " this machine; from object storage parquet and webdataset are read"
+        )
     path = Path(config.path).expanduser()
     if not path.is_dir():
         reason = "" if path.exists() else " (it does not exist)"

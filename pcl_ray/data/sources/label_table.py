@@ -1,0 +1,136 @@
+"""Files that name images, with or without their labels: CSV files (`data.labels`) and lists (`data.list`)."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pcl_ray.errors import DataError
+
+_PATH_WORDS = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "image",
+    "image_path",
+    "image_id",
+    "id",
+    "name",
+)
+_LABEL_WORDS = ("label", "labels", "class", "classes", "class_name", "category", "target", "tags")
+_SEVERAL = ";"  # stands between the labels of one image
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A line of a table: an image as it is written there, and its labels, none or several."""
+
+    path: str
+    labels: tuple[str, ...]
+
+
+def read_labels(knob: str, file: Path, is_image: Callable[[str], bool]) -> list[TableRow]:
+    """The rows of a CSV file, of which the first may name the columns. Columns are set apart by commas, tabs
+    or semicolons.
+
+    is_image: whether a text in the first row names an image, and no column. Raises DataError.
+    """
+    lines = _lines(knob, file)
+    mark = next((mark for mark in "\t,;" if lines and mark in lines[0]), ",")
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+    except csv.Error as error:
+        raise DataError(f"{knob} = {str(file)!r} cannot be read as CSV: {error}") from None
+    rows = [row for row in rows if any(row)]
+    if not rows:
+        raise DataError(f"{knob} = {str(file)!r} has no row")
+    path, label, has_header = _columns(knob, file, rows[0], is_image)
+    return [
+        TableRow(row[path], _labels(row[label] if label < len(row) else ""))
+        for row in rows[has_header:]
+        if path < len(row) and row[path]
+    ]
+
+
+def read_list(knob: str, file: Path, is_image: Callable[[str], bool]) -> list[TableRow]:
+    """The lines of a list: a path, with a label after a tab or a comma or without. Lines that begin with #
+    are left out.
+
+    is_image: whether a text names an image: then a comma in it is part of its name. Raises DataError.
+    """
+    rows: list[TableRow] = []
+    for line in _lines(knob, file):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        mark = "\t" if "\t" in line else ","
+        path, _, label = line.rpartition(mark) if mark in line else (line, "", "")
+        if mark == "," and label and is_image(line):
+            path, label = line, ""
+        rows.append(TableRow(path.strip(), _labels(label)))
+    if not rows:
+        raise DataError(f"{knob} = {str(file)!r} has no line")
+    return rows
+
+
+def full_path(path: str, folders: Sequence[Path | str]) -> str:
+    """The absolute path that is meant: relative to the first of these folders that has such a file, else to
+    the first.
+    """
+    expanded = os.path.expanduser(path)
+    options = [os.path.normpath(os.path.join(folder, expanded)) for folder in folders]
+    return next((option for option in options if os.path.exists(option)), options[0])
+
+
+def _lines(knob: str, file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{knob} = {str(file)!r} is no text in UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{knob} = {str(file)!r} cannot be read: {error.strerror or error}") from None
+    return text.splitlines()
+
+
+def _columns(
+    knob: str, file: Path, first: list[str], is_image: Callable[[str], bool]
+) -> tuple[int, int, bool]:
+    """Which column has the paths, which the labels, and whether the first row is their names."""
+    words = [cell.lower() for cell in first]
+    paths = [words.index(word) for word in _PATH_WORDS if word in words]
+    labels = [words.index(word) for word in _LABEL_WORDS if word in words]
+    has_header = bool(paths or labels) and not is_image(first[0])
+    if not has_header and len(first) > 2:
+        raise DataError(
+            f"{knob} = {str(file)!r} has {len(first)} columns, and a first row that names none of them; it"
+            " needs the columns path and label"
+        )
+    if not has_header:
+        return 0, 1, False
+    path = paths[0] if paths else next(i for i in range(len(words) + 1) if i not in labels)
+    if not labels and len(words) == 2:
+        labels = [1 - path]
+    if not labels or path >= len(words):
+        raise DataError(
+            f"{knob} = {str(file)!r} has the columns {', '.join(first)}, of which none is called"
+            f" {'label' if not labels else 'path'}"
+        )
+    return path, labels[0], True
+
+
+def _labels(cell: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(label.strip() for label in cell.split(_SEVERAL) if label.strip()))
+
+
+def merged(rows: Sequence[TableRow], resolve: Callable[[str], str]) -> dict[str, list[str]]:
+    """The labels of each image by the path that `resolve` gives, those of several rows together."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        own = labels.setdefault(resolve(row.path), [])
+        own += [label for label in row.labels if label not in own]
+    return labels
