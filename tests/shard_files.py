@@ -1,4 +1,4 @@
-"""Pictures, and the same pictures as a folder, as tar shards and as Parquet files, for tests of several rooms."""
+"""The same pictures as a folder, as tar shards and as Parquet files, for tests of several rooms."""
 
 from __future__ import annotations
 

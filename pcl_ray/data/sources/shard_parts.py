@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from pcl_ray.data.sources.packed import PackedImages, PackedShard, fetch_all
 from pcl_ray.data.sources.parts import EncodedParts, class_order, numbered
 from pcl_ray.data.sources.shard_index import ShardIndex
 from pcl_ray.data.sources.shards import DamagedShard, Shard, find_shards, split_parts
-from pcl_ray.errors import DataError
+from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.support.text import count
 
 _CLASS_FILE = "classnames.txt"  # beside tar shards whose labels are numbers: a name a line
@@ -68,10 +69,10 @@ def parts(config: DataConfig, progress: Progress = lambda done, total: None) -> 
     copies = [packed for side in sides for packed, _ in side if packed.in_cache and not _names_files(packed)]
     _check_room(config, sum(packed.size for packed in copies))
     labels = _class_names([index for _, index in sides[0]])
-    first, *held = [_images(side, config, labels) for side in sides if any(len(index) for _, index in side)]
-    if config.source == "webdataset" and labels:
-        names = _with_names(labels, train)
-        first, *held = [replace(side, class_names=names) for side in (first, *held)]
+    names = _with_names(labels, train) if config.source == "webdataset" else labels
+    first, *held = [
+        _images(side, config, labels, names) for side in sides if any(len(index) for _, index in side)
+    ]
     notes = []
     if others:
         shown = ", ".join(shard.name for shard in others[:_NAMES_SHOWN])
@@ -131,14 +132,17 @@ def _indexed(config: DataConfig, shard: Shard) -> tuple[Shard, PackedShard | Non
 
 
 def _images(
-    side: Sequence[tuple[PackedShard, ShardIndex]], config: DataConfig, class_names: tuple[str, ...]
+    side: Sequence[tuple[PackedShard, ShardIndex]],
+    config: DataConfig,
+    classes: tuple[str, ...],
+    class_names: tuple[str, ...],
 ) -> EncodedImages:
-    """The images of shards one after the other."""
+    """The images of shards one after the other. classes: as labels are written there, with their names."""
     lists = [labels for _, index in side for labels in _label_lists(index)]
-    labels, label_sets = numbered(lists, class_names) if class_names else (None, None)
+    labels, label_sets = numbered(lists, classes) if classes else (None, None)
     if _names_files(side[0][0]):
         images = _files(side, config)
-        if class_names:
+        if classes:
             images = replace(images, labels=labels, class_names=class_names, label_sets=label_sets)
         excluded = matcher(config.exclude)
         names = [file.decode("utf-8", "surrogateescape") for file in images.files.tolist()]
@@ -209,7 +213,7 @@ def _class_names(indices: Sequence[ShardIndex]) -> tuple[str, ...]:
 
 
 def _with_names(labels: Sequence[str], shards: Sequence[Shard]) -> tuple[str, ...]:
-    """The names of classes that are numbers, from a file beside tar shards; the numbers where there is none."""
+    """The names of classes that are numbers, from a file beside tar shards; else the numbers."""
     if not labels or not all(label.isdecimal() for label in labels):
         return tuple(labels)
     first = shards[0]

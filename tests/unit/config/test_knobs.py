@@ -124,7 +124,7 @@ def test_describe_has_a_sentence_for_every_knob() -> None:
 # `acts_before_first_e_step` makes trials of a sweep go on from a warm-up that they would not have had.
 PROPERTIES = {
     "changeable_on_resume": """
-        data.path data.loader_workers data.prefetch e_step.backend e_step.mode e_step.shards
+        data.path data.list data.labels data.cache_gb data.loader_workers data.prefetch e_step.backend e_step.mode e_step.shards
         e_step.memory_gb e_step.patience e_step.threads e_step.timeout_s train.epochs
         train.log_every_steps train.checkpoint_every_epochs train.keep_checkpoints resources.workers
         resources.gpus_per_worker resources.cpus_per_worker resources.e_step_cpus
@@ -137,13 +137,15 @@ PROPERTIES = {
         evaluation.reference_lines evaluation.final evaluation.lidar_images evaluation.lidar_views
     """,
     "fixed_in_fork": """
-        data.source data.channels data.holdout data.limit data.unlabelled encoder.backbone
+        data.source data.channels data.holdout data.limit data.image_column data.label_column
+        data.exclude data.unlabelled encoder.backbone
         encoder.stem encoder.width encoder.blocks encoder.stem_stride encoder.head
         encoder.head_width encoder.head_batch_norm encoder.dim loss.queue_size
         optimizer.name optimizer.decay_biases train.batch_size
     """,
     "acts_before_first_e_step": """
-        data.source data.path data.channels data.holdout data.limit data.unlabelled
+        data.source data.path data.channels data.holdout data.limit data.image_column data.label_column
+        data.list data.labels data.exclude data.cache_gb data.unlabelled
         data.on_bad_image data.check_images data.in_memory data.memory_gb data.reduced_decoding
         data.loader_workers data.prefetch augment.engine augment.version augment.image_size
         augment.min_crop augment.flip augment.jitter augment.hue augment.grey augment.blur
@@ -171,7 +173,8 @@ PROPERTIES = {
         optimizer.lr
     """,
     "scales_the_loss": """
-        data.source data.path data.channels data.holdout data.limit data.unlabelled
+        data.source data.path data.channels data.holdout data.limit data.image_column data.label_column
+        data.list data.labels data.exclude data.cache_gb data.unlabelled
         data.on_bad_image data.check_images data.in_memory data.memory_gb data.reduced_decoding
         data.loader_workers data.prefetch augment.engine augment.version augment.image_size
         augment.min_crop augment.flip augment.jitter augment.hue augment.grey augment.blur
