@@ -124,7 +124,8 @@ def test_describe_has_a_sentence_for_every_knob() -> None:
 # `acts_before_first_e_step` makes trials of a sweep go on from a warm-up that they would not have had.
 PROPERTIES = {
     "changeable_on_resume": """
-        data.path data.list data.labels data.cache_gb data.loader_workers data.prefetch e_step.backend e_step.mode e_step.shards
+        data.path data.list data.labels data.cache_gb data.loader_workers
+        data.prefetch e_step.backend e_step.mode e_step.shards
         e_step.memory_gb e_step.patience e_step.threads e_step.timeout_s train.epochs
         train.log_every_steps train.checkpoint_every_epochs train.keep_checkpoints resources.workers
         resources.gpus_per_worker resources.cpus_per_worker resources.e_step_cpus
