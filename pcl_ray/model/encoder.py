@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 import torchvision
 import yaml
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 
-from pcl_ray.config import EncoderConfig
+from pcl_ray.config import EncoderConfig, RunConfig
 from pcl_ray.errors import ConfigError, Problem
+from pcl_ray.plan import small_crop_size
 from pcl_ray.support.text import alike
 
 # What may be said of a timm model beside its name: shapes, and nothing that reads or fetches a file.
@@ -24,11 +26,21 @@ _TIMM_OPTIONS = {
 
 
 class Encoder(nn.Module):
-    """Images [B, channels, S, S] to unit vectors [B, C]. `backbone` gives [B, width] for transfer."""
+    """Images [B, channels, S, S] to unit vectors [B, C]. `backbone` gives [B, width] for transfer.
+
+    frozen: the names of layers that stay in evaluation mode while the others train.
+    """
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.frozen: tuple[str, ...] = ()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         return self.project(self.backbone(images))
@@ -135,6 +147,32 @@ def timm_problem(backbone: str) -> Problem | None:
     return None
 
 
+def view_problem(config: RunConfig) -> Problem | None:
+    """Why a timm backbone does not take the views of this configuration, if it does not. Computes nothing:
+    only the shapes go through the model.
+    """
+    augment, channels = config.augment, config.data.channels
+    sizes = {"augment.image_size": augment.image_size}
+    if augment.small_crops:
+        sizes["augment.small_crop_size"] = small_crop_size(augment)
+    try:
+        with torch.device("meta"):
+            model, _ = build_backbone(config.encoder, channels)
+    except ConfigError as error:
+        return error.problems[0]
+    except (NotImplementedError, RuntimeError):  # some of timm's models compute while they are built
+        return None
+    for name, size in sizes.items():
+        try:
+            model.eval()(torch.empty(1, channels, size, size, device="meta"))
+        except (NotImplementedError, TypeError):
+            return None
+        except Exception as error:  # an assertion of timm's, or shapes that do not fit
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return Problem(name, size, f"{config.encoder.backbone} does not take it: {reason}")
+    return None
+
+
 def _timm_backbone(backbone: str, channels: int) -> tuple[nn.Module, int]:
     """The model of a `timm:…` backbone, and the width of its features."""
     if problem := timm_problem(backbone):
@@ -151,6 +189,8 @@ def _timm_backbone(backbone: str, channels: int) -> tuple[nn.Module, int]:
             model = create(dynamic_img_size=True)
         except TypeError:  # a model without position embeddings
             model = create()
+    except NotImplementedError:  # on the meta device
+        raise
     except Exception as error:  # timm raises many kinds, for options that a model does not take
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         problem = Problem("encoder.backbone", backbone, f"timm cannot build it: {reason}")

@@ -22,6 +22,7 @@ from pcl_ray.model.distributed import any_worker, world_size
 from pcl_ray.model.momentum import MomentumPair
 from pcl_ray.model.partwise import PartwiseEncoder
 from pcl_ray.model.queue import KeyQueue
+from pcl_ray.model.stages import freeze
 from pcl_ray.plan import small_crop_size
 
 
@@ -71,7 +72,10 @@ def build_learner(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        pair = MomentumPair.of(encoder.build(config.encoder, config.data.channels), config.encoder.momentum)
+        query = encoder.build(config.encoder, config.data.channels)
+        if config.encoder.freeze_stages:
+            freeze(query, config.encoder)
+        pair = MomentumPair.of(query, config.encoder.momentum)
         queue = KeyQueue(config.loss.queue_size, config.encoder.dim)
     if config.encoder.batch_norm == "sync" and world_size() > 1:
         pair.query = encoder.with_sync_batch_norm(pair.query, config.encoder)

@@ -15,6 +15,9 @@ from pcl_ray.plan import sizes
 from pcl_ray.plan.cluster_counts import resolve_num_clusters
 from pcl_ray.plan.sizes import FILE_SOURCES, SHARD_SOURCES
 
+# The largest rates at batch 256 that pretrained weights go on with, a third of those for random ones.
+_PRETRAINED_LR = {"sgd": 0.01, "adamw": 3e-4, "lars": 1.0}
+
 
 def check(
     config: RunConfig, num_images: int, num_holdout: int = 0, *, gpus: int | None = None
@@ -308,6 +311,24 @@ def _encoder_problems(config: RunConfig) -> Iterator[Problem]:
                 )
 
 
+def _pretrained_notes(config: RunConfig) -> Iterator[str]:
+    """What helps a run that begins with trained weights not to lose what they know."""
+    if config.encoder.init_from is None:
+        return
+    optimizer, batch = config.optimizer, config.train.batch_size
+    usual = _PRETRAINED_LR[optimizer.name] * batch / 256
+    if optimizer.lr > usual:
+        yield (
+            f"optimizer.lr = {optimizer.lr:g}: trained weights want smaller steps, at a batch of {batch} at"
+            f" most {usual:.2g}; encoder.freeze_stages keeps the first stages as they are"
+        )
+    if not optimizer.warmup_epochs:
+        yield (
+            "optimizer.warmup_epochs = 0: the head or the queue is new, and its first gradients are large; 1"
+            " or 2 epochs spare the trained weights them"
+        )
+
+
 def notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]:
     """What is legal but worth saying of a configuration without mistakes."""
     counts = resolve_num_clusters(config.e_step.num_clusters, num_images)
@@ -359,10 +380,6 @@ def notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]
             "resources.e_step_gpus: the workers cluster on their own GPUs (e_step.mode = distributed); the"
             " E-step actor needs none"
         )
-    if config.augment.small_crops and config.encoder.backbone.startswith("timm:"):
-        yield (
-            "augment.small_crops: views of two sizes, and timm's transformers take one; its convolutional"
-            " networks take any"
-        )
+    yield from _pretrained_notes(config)
     if not num_holdout:
         yield "no held-out images: no kNN accuracy; data.holdout keeps a share of the images for evaluation"

@@ -87,6 +87,7 @@ def start(
         folder.write_state(fingerprint=splits.train.fingerprint, began_at=time.time(), command=command)
         if origin:
             _begin_with(origin, folder, mirror, display)
+        preparation.begin_with_weights(folder, request.config, display.say, mirror)
         return _Run(folder, request.config, plan, splits, mirror, display, result_file).to_its_end()
 
 
@@ -133,6 +134,7 @@ def resume(
                     " start a new run"
                 )
             folder.write_config(config)
+            preparation.begin_with_weights(folder, config, display.say, mirror)
             _show_plan(request, splits, plan, display)
             return _Run(folder, config, plan, splits, mirror, display, result_file).to_its_end()
 

@@ -40,6 +40,7 @@ class StateEntries(TypedDict, total=False):
     began_at: float  # seconds since 1970
     fingerprint: str  # of the images
     forked_from: str  # RUN@EPOCHS
+    weights: str  # what it began with, where that is not random
     looked: bool  # whether the clusters of the first look have been shown
     # what `pcl-ray status` shows of it under way
     machine: str  # `support.machine.identity` of its driver

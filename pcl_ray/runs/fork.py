@@ -42,6 +42,8 @@ def fork(
     stored = configs.load(folder / CONFIG_FILE)
     new = configs.with_overrides(stored, overrides)
     request.refuse_changes(stored, new, lambda knob: knob.fixed_in_fork, "in a fork")
+    if new.encoder.init_from is not None:  # it begins with the source's checkpoint
+        new = configs.with_overrides(new, {"encoder.init_from": None})
     run_request = request.check_config(request.with_storage(new))
     config = run_request.config
     uri = stored.resources.storage or os.environ.get(storage.VARIABLE) or config.resources.storage

@@ -13,11 +13,12 @@ from pcl_ray import tracking
 from pcl_ray.config import RunConfig, public_config
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits, in_memory
-from pcl_ray.errors import DataError
+from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import RunFolder
+from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
 from pcl_ray.support import provenance
 from pcl_ray.support.paths import check_writable, home
 
@@ -74,6 +75,30 @@ def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]
     if plan.in_memory and config.data.source in plans.FILE_SOURCES:
         splits = in_memory(splits, plan.memory_side, show_decoded)
     return splits, plan
+
+
+def begin_with_weights(
+    folder: RunFolder,
+    config: RunConfig,
+    say: Callable[[str], None],
+    mirror: StorageMirror | NullMirror | None = None,
+) -> None:
+    """Writes the checkpoint with the weights of `encoder.init_from`, and puts it where workers look for it.
+    Does nothing where none are wanted, or the run has a checkpoint. Raises DataError or RunFailed.
+    """
+    if config.encoder.init_from is None or folder.newest_checkpoint() is not None:
+        return
+    from pcl_ray.model import weights  # torch
+
+    try:
+        path, note = weights.initial_checkpoint(config, folder.checkpoints)
+        if mirror is not None:
+            mirror.upload_first_checkpoint(path)
+    except (DataError, RunFailed) as failure:
+        folder.write_state(state="failed", error=str(failure))
+        raise
+    folder.write_state(weights=note)
+    say(f"weights    {note}")
 
 
 def num_classes(splits: DataSplits) -> int:

@@ -20,6 +20,8 @@ from pcl_ray.runs import folder, storage_mirror
 from pcl_ray.support import paths, storage
 
 _CONNECT_S = 5
+# Knobs without which no encoder can be built.
+_SHAPES = {"encoder.backbone", "encoder.init_from", "encoder.freeze_stages", "data.channels"}
 
 
 @dataclass(frozen=True)
@@ -184,9 +186,20 @@ def _timm_model(case: _Case, wrong: Set[str]) -> Iterator[Problem]:
     if not backbone.startswith("timm:") or "encoder.backbone" in wrong:
         return
     # torch and timm take seconds to import, and only they know timm's models
-    from pcl_ray.model.encoder import timm_problem
+    from pcl_ray.model.encoder import timm_problem, view_problem
 
-    if problem := timm_problem(backbone):
+    if problem := timm_problem(backbone) or view_problem(case.config):
+        yield problem
+
+
+def _initial_weights(case: _Case, wrong: Set[str]) -> Iterator[Problem]:
+    """Whether the run can begin with the weights that it names; one that goes on has them."""
+    encoder = case.config.encoder
+    if case.stored or not (encoder.init_from or encoder.freeze_stages) or wrong & _SHAPES:
+        return
+    from pcl_ray.model import weights  # torch
+
+    if problem := weights.problem_with(case.config):
         yield problem
 
 
@@ -197,4 +210,5 @@ _CHECKS: tuple[Callable[[_Case, Set[str]], Iterable[Problem]], ...] = (
     _storage,
     _together,
     _timm_model,
+    _initial_weights,
 )

@@ -67,6 +67,24 @@ class EncoderConfig(Section):
     dim: int = knob(
         128, WEIGHTS, "C: dimensions of the feature that is contrasted and clustered.", ge=2, le=4096
     )
+    init_from: str | None = knob(
+        None,
+        WEIGHTS,
+        (
+            "Weights that the run begins with: a run's name, or a file that `load_encoder` takes; with its"
+            " momentum encoder and queue, where it has them. null: random weights."
+        ),
+    )
+    freeze_stages: int = knob(
+        0,
+        TRAINING,
+        (
+            "Stages of the backbone, from its input on, that keep their weights; 1 is the stem. 0: all are"
+            " trained."
+        ),
+        ge=0,
+        le=100,
+    )
     momentum: float = knob(
         0.999, TRAINING, "Share of its old self that the momentum encoder keeps at each step.", ge=0, lt=1
     )

@@ -235,9 +235,13 @@ def _common_prefix(state: State) -> str:
 
 
 def _queue(state: State) -> Tensor | None:
-    """The features [R, C] of MoCo's queue [C, R]. That of solo-learn, two views in one, is none of ours."""
-    queue = state.get("queue")
-    return queue.T.contiguous() if queue is not None and queue.ndim == 2 else None
+    """The features [R, C] of MoCo's queue [C, R], the oldest first. That of solo-learn, of two views, is
+    none of ours.
+    """
+    queue, pointer = state.get("queue"), state.get("queue_ptr")
+    if queue is None or queue.ndim != 2:
+        return None
+    return queue.T.roll(0 if pointer is None else -int(pointer.flatten()[0]), 0).contiguous()
 
 
 def _under(prefix: str, state: State) -> State:

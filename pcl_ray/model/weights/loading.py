@@ -39,7 +39,7 @@ class LoadedWeights:
     note: str  # one line: what it was recognised as; what was left out, adapted, not architecture
     path: Path
     run: RunConfig | None = None  # of the run whose checkpoint it is, where that lies beside
-    queue: Tensor | None = None  # [R, C], the features of the momentum encoder that a foreign file holds
+    queue: Tensor | None = None  # [R, C], the features of the momentum encoder in the file, the oldest first
 
 
 def load_encoder(source: str | Path, *, encoder: Which = "query") -> nn.Module:
@@ -91,7 +91,11 @@ def _ours(content: dict[str, Any], which: Which, file: WeightsFile) -> LoadedWei
         view = file.run.augment
     else:
         note += f"; the run's views are not beside it: ImageNet's, {view.image_size} px"
-    return LoadedWeights(_filled(model, state, misfit), settings, channels, True, view, note, path, file.run)
+    encoder = _filled(model, state, misfit)
+    keys = content["queue"]["keys"]
+    pointer = content["queue"].get("_extra_state", {}).get("pointer", 0)
+    queue = keys.roll(-pointer, 0)  # the oldest first, which are the first to go
+    return LoadedWeights(encoder, settings, channels, True, view, note, path, file.run, queue)
 
 
 def _exported(state: State, settings: dict[str, Any], path: Path) -> LoadedWeights:

@@ -20,8 +20,8 @@ from typing import Any, Literal, Protocol
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig, properties
 from pcl_ray.data.images import Images
-from pcl_ray.errors import ConfigError, RunFailed
-from pcl_ray.runs import final_artifacts
+from pcl_ray.errors import ConfigError, DataError, RunFailed
+from pcl_ray.runs import final_artifacts, preparation
 from pcl_ray.runs.folder import CONFIG_FILE, Busy, RunFolder, SweepFolder, read_state_at
 from pcl_ray.support.files import atomic_file
 from pcl_ray.support.redaction import scrubbed
@@ -96,7 +96,7 @@ class Trial:
             if self.phase == "opening" and (other_result := self._begin()) is not None:
                 return other_result
             epochs_done = next(self._epochs, None)
-        except (RunFailed, ConfigError) as error:
+        except (RunFailed, ConfigError, DataError) as error:
             return self._fail(str(error))
         except Exception as error:  # out of memory, a bug: it costs this trial
             if self._folder is not None:
@@ -154,6 +154,7 @@ class Trial:
             self._give_back()
             self.phase = "ended"
             return result
+        preparation.begin_with_weights(self._folder, self.config, lambda text: None)
         self._recording = TrialRecording(self._folder, self._context, self.config, self.plan, self.title)
         self._recording.begin(self._images)
         leave_warmup = None
