@@ -2,4 +2,17 @@
 they are good for: searching, near-duplicates, outliers, samples to label, spreading labels.
 """
 
-__all__ = ["collection", "embedder", "given_images", "inputs", "job", "parts", "served_model"]
+__all__ = [
+    "collection",
+    "duplicates",
+    "embedder",
+    "given_images",
+    "index",
+    "inputs",
+    "job",
+    "labelling",
+    "memberships",
+    "outliers",
+    "parts",
+    "served_model",
+]

@@ -1,7 +1,7 @@
 """A collection: a folder with the embeddings of many images as Parquet, which never are all in memory.
 
 manifest.json      what the embeddings are of: weights, features, prototypes, image settings
-parts/*.parquet    path, digest, embedding, prototype_0, distance_0, …; each is whole or not there
+parts/*.parquet    path, digest, bytes, embedding, prototype_0, distance_0, …; each is whole or not there
 broken.csv         the images that could not be read, and why
 embedder/          the encoder with its prototypes, so that other images can be compared
 index/             what searching needs; made when it is first needed, and again when parts change
@@ -77,6 +77,7 @@ def schema_of(manifest: Manifest) -> pa.Schema:
     fields = [
         pa.field("path", pa.string()),
         pa.field("digest", pa.string()),  # of the file's bytes
+        pa.field("bytes", pa.int64()),  # how many they are
         pa.field("embedding", pa.list_(pa.float32(), manifest.dim)),
     ]
     for m in range(len(manifest.num_clusters)):
@@ -149,6 +150,10 @@ class Collection:
     def digests(self) -> pa.ChunkedArray:
         """[n] the digest of every image's file: the same for the same bytes."""
         return self._column("digest", pa.string())
+
+    def bytes(self) -> np.ndarray:
+        """[n] int64, the size of every image's file."""
+        return self._column("bytes", pa.int64()).to_numpy()
 
     def prototypes(self, m: int) -> np.ndarray:
         """[n] int64, the nearest prototype of clustering m."""

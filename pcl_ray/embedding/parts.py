@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NoAnswer
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ class _Read:
 
     view: Tensor | None  # [channels, S, S] uint8
     digest: str = ""
+    size: int = 0  # bytes
     reason: str = ""
     missing: bool = False
 
@@ -67,9 +68,8 @@ class PartMaker:
             )
         broken = [(name, read.reason) for name, read in zip(names, reads, strict=True) if read.reason]
         embedded = self._embedder.embedded(parts)
-        paths = [names[row] for row in good]
         try:
-            table = self._table(paths, [reads[row].digest for row in good], embedded)
+            table = self._table([(names[row], reads[row]) for row in good], embedded)
             write_part(part_path(self._folder, number), table, broken)
         except OSError as error:
             raise RunFailed(
@@ -86,7 +86,7 @@ class PartMaker:
             views = [read.view for read in batch if read.view is not None]
             if views:
                 parts.append(self._embedder.features(torch.stack(views)))
-            reads += [_Read(None, read.digest, read.reason, read.missing) for read in batch]
+            reads += [replace(read, view=None) for read in batch]
         return reads, parts
 
     def _batches(self, names: Sequence[str]) -> Iterator[list[_Read]]:
@@ -130,14 +130,15 @@ class PartMaker:
             view = self._embedder.view(content)
         except (DataError, ValueError) as error:
             return _Read(None, reason=str(error).partition("cannot be read: ")[2] or str(error))
-        return _Read(view, hashlib.blake2b(content, digest_size=16).hexdigest())
+        return _Read(view, hashlib.blake2b(content, digest_size=16).hexdigest(), len(content))
 
-    def _table(self, paths: list[str], digests: list[str], embedded: Embedded) -> pa.Table:
+    def _table(self, images: list[tuple[str, _Read]], embedded: Embedded) -> pa.Table:
         head = self._manifest.features == "head"
         rows = np.ascontiguousarray(embedded.embeddings if head else embedded.backbone)
         columns: list[pa.Array] = [
-            pa.array(paths, pa.string()),
-            pa.array(digests, pa.string()),
+            pa.array([name for name, _ in images], pa.string()),
+            pa.array([read.digest for _, read in images], pa.string()),
+            pa.array([read.size for _, read in images], pa.int64()),
             pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1), pa.float32()), self._manifest.dim),
         ]
         for ids, far in zip(embedded.prototypes, embedded.distances, strict=True):

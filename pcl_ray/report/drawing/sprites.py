@@ -60,10 +60,12 @@ class Sheet:
         )
         return tag("style", Html(rule))
 
-    def picture(self, image: int, words: str = "") -> Html:
-        """One picture, grey where there is none; hidden from screen readers unless there are words for it."""
+    def picture(self, image: int, words: str = "", title: str = "") -> Html:
+        """One picture, grey where there is none; hidden from screen readers unless there are words for it.
+        title: what is said of it under the pointer, if not its number.
+        """
         label = {"role": "img", "aria_label": words} if words else {}
-        title = f"image {image}"
+        title = title or f"image {image}"
         slot = self.slot(image)
         if slot < 0:
             return tag("i", class_="im none", title=title, **label)

@@ -11,8 +11,9 @@ from pcl_ray.cli import submit, train
 from pcl_ray.errors import ConfigError
 
 VERBS = (
-    *("train", "sweep", "resume", "fork", "runs", "up", "status"),
-    *("submit", "down", "ui", "report", "compare", "doctor", "embed"),
+    *("train", "sweep", "resume", "fork"),
+    *("evaluate", "embed", "search", "duplicates", "outliers", "sample", "label"),
+    *("runs", "up", "status", "submit", "down", "ui", "report", "compare", "doctor"),
 )
 
 

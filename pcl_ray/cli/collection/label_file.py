@@ -1,0 +1,95 @@
+"""The labels that a user gives: a table of paths and labels, and which images of a collection they mean."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pcl_ray.errors import ConfigError, DataError
+from pcl_ray.support.text import count
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PATHS, _LABELS = ("path", "file", "filename", "file_name", "image"), ("label", "class", "category")
+
+
+def read(file: Path, paths: pa.ChunkedArray) -> dict[int, str]:
+    """The label of each image that has one, by its number. A path is meant whole, from the file's folder,
+    from the working directory, or by its end (`cats/7.jpg`), where only one image ends so.
+
+    Raises ConfigError where there is no such file or it has other columns, DataError where no label fits, or
+    one image has two.
+    """
+    given = _rows(file)
+    wanted = {candidate for path, _ in given for candidate in _candidates(path, file)}
+    names = {_name(path) for path, _ in given}
+    numbers: dict[str, int] = {}
+    alike: dict[str, list[tuple[int, str]]] = {}
+    for number, path in enumerate(_texts(paths)):
+        if path in wanted:
+            numbers[path] = number
+        if _name(path) in names:
+            alike.setdefault(_name(path), []).append((number, path))
+    labels: dict[int, str] = {}
+    missing = []
+    for path, label in given:
+        number = next((numbers[one] for one in _candidates(path, file) if one in numbers), None)
+        if number is None:
+            ending = "/" + path.lstrip("./")
+            fitting = [i for i, whole in alike.get(_name(path), []) if whole.endswith(ending)]
+            number = fitting[0] if len(fitting) == 1 else None
+        if number is None:
+            missing.append(path)
+        elif labels.setdefault(number, label) != label:
+            raise DataError(f"{file}: {path!r} has two labels, {labels[number]!r} and {label!r}")
+    if not labels:
+        raise DataError(f"no path in {file} is an image of the collection, the first is {missing[0]!r}")
+    if missing:
+        print(
+            f"{count(len(missing), 'path')} of {file} {'is' if len(missing) == 1 else 'are'} no image of the"
+            f" collection, the first is {missing[0]!r}",
+            file=sys.stderr,
+        )
+    return labels
+
+
+def _rows(file: Path) -> list[tuple[str, str]]:
+    """Paths and labels, without the rows that have no label."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = csv.DictReader(lines)
+            columns = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+            path = next((columns[name] for name in _PATHS if name in columns), None)
+            label = next((columns[name] for name in _LABELS if name in columns), None)
+            if path is None or label is None:
+                raise ConfigError(
+                    f"{file} needs the columns path and label; it has: {', '.join(columns) or 'none'}"
+                )
+            given = [((row[path] or "").strip(), (row[label] or "").strip()) for row in rows]
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {str(file)!r}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    given = [(path, label) for path, label in given if path and label]
+    if not given:
+        raise DataError(f"{file} has no row with a path and a label")
+    return given
+
+
+def _candidates(path: str, file: Path) -> tuple[str, str]:
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(os.path.join(os.path.abspath(file.parent), expanded)), os.path.abspath(expanded)
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _texts(paths: pa.ChunkedArray) -> Iterable[str]:
+    for chunk in paths.chunks:
+        yield from chunk.to_pylist()
