@@ -54,7 +54,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: a run's momentum encoder, as in training; of other files the query encoder, as published",
     )
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help="of what is random; default: 5")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        metavar="N",
+        help="of what is random; default: 5, and 1 of what trains on images (linear-sgd, fine-tuning)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of draws and starts; default: 0")
     parser.add_argument(
         "--neighbours", metavar="LIST", help="k of kNN, several by comma; default: evaluation.knn_neighbours"
@@ -71,6 +76,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clusters",
         metavar="LIST",
         help="K beside the number of classes; default: the run's, or the paper's",
+    )
+    parser.add_argument(
+        "--probe-epochs", type=int, default=100, metavar="N", help="of linear-sgd; default: 100"
+    )
+    parser.add_argument(
+        "--probe-lr",
+        type=float,
+        default=5.0,
+        metavar="LR",
+        help="of linear-sgd, for batches of 256; default: 5",
+    )
+    parser.add_argument(
+        "--tuning-epochs", type=int, default=20, metavar="N", help="of fine-tuning; default: 20"
     )
     parser.add_argument("--bank", type=int, default=0, metavar="N", help="at most so many training images")
     parser.add_argument("--queries", type=int, default=0, metavar="N", help="at most so many held-out images")
@@ -114,7 +132,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         neighbours=neighbours or (config.evaluation.knn_neighbours,),
         temperature=arguments.temperature or config.evaluation.knn_temperature,
         leave_one_out=arguments.leave_one_out,
-        runs=arguments.runs,
+        runs=5 if arguments.runs is None else arguments.runs,
+        costly_runs=1 if arguments.runs is None else arguments.runs,
+        probe_epochs=arguments.probe_epochs,
+        probe_lr=arguments.probe_lr,
+        tuning_epochs=arguments.tuning_epochs,
         seed=arguments.seed,
     )
     say(f"encoder    {subject.name}: {subject.weights.note}")

@@ -266,3 +266,47 @@ def test_a_job_takes_the_same_words(
         runpy.run_path(str(job), run_name="__main__")
     assert end.value.code == 0
     assert "knn k10, top-1" in capsys.readouterr().out
+
+
+def voc_folder(root: Path) -> Path:
+    """Images with a bright half for one class, a bright lower half for another, or both; some difficult."""
+    folder, draw = root / "VOC2007", np.random.default_rng(0)
+    for name in ("JPEGImages", "ImageSets/Main", "Annotations"):
+        (folder / name).mkdir(parents=True)
+    names = [f"{number:06d}" for number in range(90)]
+    for name in names:
+        pixels, objects = draw.integers(0, 60, (40, 40, 3)), []
+        for label, part in (("cat", np.s_[:20]), ("dog", np.s_[20:])):
+            if draw.random() < 0.5:
+                pixels[part] += 150
+                objects.append((label, draw.random() < 0.1))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "JPEGImages" / f"{name}.jpg")
+        entries = "".join(
+            f"<object><name>{label}</name><difficult>{int(hard)}</difficult></object>"
+            for label, hard in objects
+        )
+        (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{entries}</annotation>")
+    lists = {"trainval": names[:60], "train": names[:30], "val": names[30:60], "test": names[60:]}
+    for part, of_part in lists.items():
+        (folder / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(of_part))
+    return root
+
+
+def test_voc_has_its_own_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, folder = published(tmp_path / "w.pth.tar"), voc_folder(tmp_path / "voc")
+    words = (str(weights), str(folder), "augment.image_size=32", "--protocols", "low-shot,knn", "--runs", "2")
+    result = evaluated(*words, "--no-tracking")
+    assert result["data"] | {"fingerprint": "", "path": ""} == {
+        "name": "VOC2007",
+        "source": "folder",
+        "path": "",
+        "fingerprint": "",
+        "bank": 60,
+        "queries": 30,
+        "classes": 20,
+    }
+    measured = figures(result, "low-shot", "backbone")
+    assert {name.partition("/")[0] for name in measured} == {"k1", "k2", "k4", "k8", "k16", "full"}
+    assert measured["full/map"]["mean"] > 0.9
+    assert measured["k16/map"]["runs"] == 2
+    assert "knn needs one label an image; the images of VOC2007 have several" in capsys.readouterr().err

@@ -14,8 +14,10 @@ import numpy as np
 from pcl_ray.config import EvaluationConfig
 from pcl_ray.config.protocol_figures import (
     CLUSTERS,
+    FINE_TUNING,
     KNN,
     LINEAR,
+    LINEAR_SGD,
     LOW_SHOT,
     REFERENCE_FEATURES,
     UNLABELLED,
@@ -33,7 +35,9 @@ from pcl_ray.evaluation.protocols.extraction import (
     features_of_views,
     pixels_of,
 )
+from pcl_ray.evaluation.protocols.fine_tuning import fine_tuning
 from pcl_ray.evaluation.protocols.images import EvaluationImages
+from pcl_ray.evaluation.protocols.linear_sgd import linear_sgd
 from pcl_ray.evaluation.protocols.low_shot import SvmFeatures, low_shot
 from pcl_ray.evaluation.protocols.results import Measurement, Refusal
 from pcl_ray.evaluation.protocols.settings import ProtocolSettings
@@ -94,11 +98,14 @@ def evaluate(
     source = _FeatureSource(tested, images, "head" in wanted_features, say)
     for kind in kinds:
         for protocol in protocols:
-            if kind in ("pixels", "untrained") and kind not in protocol.references:
+            if kind in REFERENCE_FEATURES and kind not in protocol.references:
+                continue
+            if kind == "head" and protocol in (LINEAR_SGD, FINE_TUNING):
+                result.refusals.append(Refusal(protocol.name, f"{protocol.name} is of the backbone", kind))
                 continue
             start = time.perf_counter()
             try:
-                values, notes = _measured(protocol, kind, source, settings)
+                values, notes = _measured(protocol, kind, source, settings, say)
             except DataError as error:
                 result.refusals.append(Refusal(protocol.name, str(error), kind))
                 continue
@@ -124,7 +131,7 @@ def _is_possible(
 
 
 def _measured(
-    protocol: Protocol, kind: Features, source: _FeatureSource, settings: ProtocolSettings
+    protocol: Protocol, kind: Features, source: _FeatureSource, settings: ProtocolSettings, say: Say
 ) -> Values:
     if protocol == UNLABELLED:
         return structure.unlabelled(source.unlabelled(kind), source.natural_clusters(), settings)
@@ -133,6 +140,9 @@ def _measured(
         return structure.clusters(bank, labels, settings)
     if protocol == LOW_SHOT:
         return low_shot(source.svm_features(kind), settings)
+    if protocol in (LINEAR_SGD, FINE_TUNING):
+        train_with_labels = linear_sgd if protocol == LINEAR_SGD else fine_tuning
+        return train_with_labels(source.encoder_of(kind), source.images_for(kind), settings, say)
     of_features: dict[str, Callable[[LabelledFeatures, ProtocolSettings], Values]] = {
         KNN.name: classifiers.knn,
         LINEAR.name: classifiers.linear,
@@ -151,7 +161,7 @@ class _FeatureSource:
 
     def images_for(self, kind: Features) -> EvaluationImages:
         """The images that this kind of features is measured on: reference lines have fewer queries."""
-        return self._few_queries if kind in ("pixels", "untrained") else self._images
+        return self._few_queries if kind in REFERENCE_FEATURES else self._images
 
     def labelled(self, kind: Features) -> LabelledFeatures:
         """Bank and queries. The queries are the bank itself where there are none (leave-one-out)."""
@@ -178,7 +188,7 @@ class _FeatureSource:
         """The bank's features and those of random views."""
         self._say(f"random views of {min(len(self._images.bank), _VIEW_IMAGES):,} images")
         views = features_of_views(
-            self._encoder_of(kind), self._images.bank, count=_VIEW_IMAGES, views=_VIEWS, head=kind == "head"
+            self.encoder_of(kind), self._images.bank, count=_VIEW_IMAGES, views=_VIEWS, head=kind == "head"
         )
         return structure.UnlabelledFeatures(
             self._both(kind)[0], views["head" if kind == "head" else "backbone"]
@@ -189,7 +199,7 @@ class _FeatureSource:
         classes = self._images.num_classes
         return classes if classes >= 2 else max(2, round(len(self._images.bank) ** 0.5))
 
-    def _encoder_of(self, kind: Features) -> TestedEncoder:
+    def encoder_of(self, kind: Features) -> TestedEncoder:
         if kind != "untrained":
             return self._tested
         self._untrained = self._untrained or self._tested.untrained()
@@ -205,7 +215,7 @@ class _FeatureSource:
             if kind == "pixels":
                 made = [{"pixels": pixels_of(part, self._tested.config)} for part in parts]
             else:
-                encoder = self._encoder_of(kind)
+                encoder = self.encoder_of(kind)
                 made = [features_of(encoder, part, head=self._head and encoder.has_head) for part in parts]
             for name in made[0]:
                 own: str = "untrained" if kind == "untrained" else name

@@ -16,14 +16,16 @@ NeighbourSearch = Callable[[Tensor, Tensor, int, Tensor | None], tuple[Tensor, T
 
 @dataclass(frozen=True)
 class ProtocolSettings:
-    """runs: of every protocol in which something is random. search: the neighbours of kNN; None finds them in
-    this process. cluster_counts: K beside the number of classes.
+    """runs: of every protocol in which something is random; costly_runs: of those that train on images.
+    search: the neighbours of kNN; None finds them in this process. cluster_counts: K beside the number of
+    classes.
     """
 
     neighbours: tuple[int, ...] = (200,)
     temperature: float = 0.07
     leave_one_out: bool = False
     runs: int = 5
+    costly_runs: int = 1
     seed: int = 0
     cluster_counts: tuple[int, ...] = ()
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -37,7 +39,7 @@ class ProtocolSettings:
     def __post_init__(self) -> None:
         limits = {
             "--neighbours": min(self.neighbours, default=0),
-            "--runs": self.runs,
+            "--runs": min(self.runs, self.costly_runs),
             "--clusters": min(self.cluster_counts, default=2) - 1,
             "--shots": min(self.shots, default=1),
             "--probe-epochs": self.probe_epochs,

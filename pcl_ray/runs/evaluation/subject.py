@@ -16,6 +16,7 @@ from pcl_ray.data.images import FileImages
 from pcl_ray.errors import DataError
 from pcl_ray.evaluation.protocols.extraction import Say, TestedEncoder
 from pcl_ray.evaluation.protocols.images import EvaluationImages
+from pcl_ray.evaluation.protocols.voc import find_voc, read_voc
 from pcl_ray.model.weights import LoadedWeights, read_weights
 from pcl_ray.model.weights.source import locate
 from pcl_ray.plan import resolve_num_clusters
@@ -103,8 +104,12 @@ def load_images(
 ) -> tuple[EvaluationImages, RunConfig]:
     """The images, and the configuration with as many reading processes as they are worth.
 
-    bank, queries: a sample of so many at most; 0: all. Raises DataError.
+    bank, queries: a sample of so many at most; 0: all. A folder in the layout of Pascal VOC is taken as such,
+    whole. Raises DataError.
     """
+    if config.data.source == "folder" and config.data.path and find_voc(Path(config.data.path)):
+        voc = read_voc(Path(config.data.path), config.data.channels)
+        return voc, with_readers(voc, config)
     try:
         splits = datasets.load(
             config.data,
