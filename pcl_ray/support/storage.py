@@ -128,7 +128,10 @@ class Storage:
         def work(fs: Any, root: str) -> ObjectVersion:
             file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(file) as partial:
-                with fs.open_input_stream(f"{root}/{key}") as source, partial.open("wb") as target:
+                with (
+                    fs.open_input_stream(f"{root}/{key}", compression=None) as source,
+                    partial.open("wb") as target,
+                ):
                     while piece := source.read(PIECE_BYTES):
                         target.write(piece)
                 if partial.stat().st_size != version.size:
@@ -152,7 +155,7 @@ class Storage:
         def work(fs: Any, root: str) -> bytes | None:
             if not _is_file(fs.get_file_info(f"{root}/{key}")):
                 return None
-            with fs.open_input_stream(f"{root}/{key}") as source:
+            with fs.open_input_stream(f"{root}/{key}", compression=None) as source:
                 return source.read()
 
         return self._call(f"{key} could not be read", work)
@@ -283,7 +286,7 @@ def _write(fs: Any, path: str, source: IO[bytes]) -> ObjectVersion:
     target = path if writes_whole else f"{path}.partial"
     if not writes_whole:
         fs.create_dir(path.rpartition("/")[0], recursive=True)
-    stream = fs.open_output_stream(target)
+    stream = fs.open_output_stream(target, compression=None)
     try:
         while piece := source.read(PIECE_BYTES):
             stream.write(piece)

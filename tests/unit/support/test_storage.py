@@ -40,6 +40,9 @@ def test_what_is_put_comes_back_whole(storage_uri: str, tmp_path: Path) -> None:
     run_storage.write("note", b"one")
     run_storage.write("note", b"another")
     assert run_storage.read("note") == b"another"
+    run_storage.write("note.gz", b"as it is")  # pyarrow would compress it, by its name
+    assert run_storage.read("note.gz") == b"as it is"
+    assert run_storage.examine("note.gz", lambda opened: opened.read()) == b"as it is"
     for _ in range(2):
         run_storage.remove("note")
     assert run_storage.read("note") is None
