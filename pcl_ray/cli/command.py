@@ -12,6 +12,7 @@ from pcl_ray import __version__
 from pcl_ray.cli.cluster import DOWN, STATUS, UP
 from pcl_ray.cli.collection import DUPLICATES, EMBED, LABEL, OUTLIERS, SAMPLE, SEARCH
 from pcl_ray.cli.evaluate import EVALUATE
+from pcl_ray.cli.export import EXPORT
 from pcl_ray.cli.look import COMPARE, DOCTOR, REPORT, RUNS, UI
 from pcl_ray.cli.submit import SUBMIT
 from pcl_ray.cli.sweep import SWEEP
@@ -23,7 +24,7 @@ from pcl_ray.support import redaction, telemetry
 # In the order of --help.
 _VERBS = (
     *(TRAIN, SWEEP, RESUME, FORK),
-    *(EVALUATE, EMBED, SEARCH, DUPLICATES, OUTLIERS, SAMPLE, LABEL),
+    *(EVALUATE, EXPORT, EMBED, SEARCH, DUPLICATES, OUTLIERS, SAMPLE, LABEL),
     *(RUNS, UP, STATUS, SUBMIT, DOWN, UI, REPORT, COMPARE, DOCTOR),
 )
 

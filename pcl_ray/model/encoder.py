@@ -19,7 +19,7 @@ from pcl_ray.plan import small_crop_size
 from pcl_ray.support.text import alike
 
 # What may be said of a timm model beside its name: shapes, and nothing that reads or fetches a file.
-_TIMM_OPTIONS = {
+TIMM_OPTIONS = {
     *("class_token", "depth", "drop_path_rate", "drop_rate", "embed_dim", "global_pool", "img_size"),
     *("init_values", "mlp_ratio", "num_heads", "patch_size", "reg_tokens", "window_size"),
 }
@@ -141,8 +141,8 @@ def timm_problem(backbone: str) -> Problem | None:
         return Problem("encoder.backbone", backbone, message)
     for word in words:
         option, equals, _ = word.partition("=")
-        if not equals or option.strip() not in _TIMM_OPTIONS:
-            allowed = ", ".join(sorted(_TIMM_OPTIONS))
+        if not equals or option.strip() not in TIMM_OPTIONS:
+            allowed = ", ".join(sorted(TIMM_OPTIONS))
             return Problem("encoder.backbone", backbone, f"{word!r}: NAME,option=value with one of {allowed}")
     return None
 

@@ -1,14 +1,19 @@
-"""Weights in: encoders out of our runs and checkpoints, and out of the files of others.
+"""Weights in and out: encoders of our runs and checkpoints, in the files of others and out of them.
 
 source (run name, folder, file) ─→ source: which file ─→ content: what is in it ─→ loading: the encoder
+  ─→ initial: a run that begins with it; exporting: a folder that others read
 """
 
+from pcl_ray.model.weights.exporting import check_folder, describe_export, export
 from pcl_ray.model.weights.initial import begin_with, initial_checkpoint, problem_with
 from pcl_ray.model.weights.loading import LoadedWeights, load_encoder, read_weights
 
 __all__ = [
     "LoadedWeights",
     "begin_with",
+    "check_folder",
+    "describe_export",
+    "export",
     "initial_checkpoint",
     "load_encoder",
     "problem_with",

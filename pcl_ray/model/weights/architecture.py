@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pcl_ray.errors import DataError
+from pcl_ray.model.encoder import TIMM_OPTIONS
 from pcl_ray.model.weights.layouts import State
 
 # Blocks of each stage and whether they are bottlenecks; what else tells a torchvision ResNet: `_resnet`.
@@ -88,7 +89,7 @@ def architecture_of(
     """
     described = settings.get("architecture")
     if isinstance(described, str) and (name := _timm_name(described)):
-        return _timm(name, state)
+        return _timm(name, state, settings.get("model_args"))
     first = state.get("conv1.weight")
     if first is not None and "layer1.0.conv1.weight" in state and (name := _resnet(state)):
         if first.ndim != 4 or first.shape[0] != 64:
@@ -186,8 +187,10 @@ def _timm_name(word: str) -> str | None:
     return stem if timm.is_model(stem) else None
 
 
-def _timm(name: str, state: State) -> Architecture:
-    """A timm model; one of the ResNets that torchvision has, too, is that."""
+def _timm(name: str, state: State, arguments: Any = None) -> Architecture:
+    """A timm model; one of the ResNets that torchvision has, too, is that. arguments: what a model hub's
+    config.json says of it beside its name.
+    """
     import timm
 
     settings = timm.get_pretrained_cfg(name)
@@ -197,4 +200,7 @@ def _timm(name: str, state: State) -> Architecture:
     channels = 3 if weight is None or weight.ndim != 4 else weight.shape[1]
     if name in (*_RESNETS.values(), *_WIDE.values(), "resnext50_32x4d"):
         return Architecture(name, channels)
-    return Architecture(f"timm:{name}", channels, image_size=settings.input_size[-1] if settings else 224)
+    pairs = arguments.items() if isinstance(arguments, Mapping) else ()
+    options = [f"{option}={value}" for option, value in pairs if option in TIMM_OPTIONS]
+    size = settings.input_size[-1] if settings else 224
+    return Architecture(f"timm:{','.join([name, *options])}", channels, image_size=size)

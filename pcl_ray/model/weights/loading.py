@@ -39,6 +39,7 @@ class LoadedWeights:
     note: str  # one line: what it was recognised as; what was left out, adapted, not architecture
     path: Path
     run: RunConfig | None = None  # of the run whose checkpoint it is, where that lies beside
+    epochs: int | None = None  # that it was trained, where it is ours
     queue: Tensor | None = None  # [R, C], the features of the momentum encoder in the file, the oldest first
 
 
@@ -68,8 +69,9 @@ def read_weights(source: str | Path, *, encoder: Which = "query") -> LoadedWeigh
         if isinstance(content, dict) and content.get("format") == "pcl_ray":
             return _ours(content, encoder, file)
         settings = read_settings(file.settings)
-        if settings.get("format") == "pcl_ray":
-            return _exported(content, settings, file.path)
+        ours = settings.get("pcl_ray")
+        if isinstance(ours, dict) and ours.get("target") == "safetensors":
+            return _exported(content, ours, file.path)
         return _foreign(content, encoder, file)
 
 
@@ -95,7 +97,8 @@ def _ours(content: dict[str, Any], which: Which, file: WeightsFile) -> LoadedWei
     keys = content["queue"]["keys"]
     pointer = content["queue"].get("_extra_state", {}).get("pointer", 0)
     queue = keys.roll(-pointer, 0)  # the oldest first, which are the first to go
-    return LoadedWeights(encoder, settings, channels, True, view, note, path, file.run, queue)
+    epochs = content["epoch"]
+    return LoadedWeights(encoder, settings, channels, True, view, note, path, file.run, epochs, queue)
 
 
 def _exported(state: State, settings: dict[str, Any], path: Path) -> LoadedWeights:

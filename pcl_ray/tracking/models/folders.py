@@ -150,7 +150,7 @@ def _description(served: Embedder) -> dict[str, Any]:
     return {
         "pcl_ray": {
             "version": pcl_ray.__version__,
-            "epochs": served.settings["epoch"],
+            "epochs": served.settings.get("epoch"),  # none of weights of others
             **served.settings["view"],
             "clusterings": clusterings,
         }
