@@ -80,6 +80,11 @@ def normalise(views: Tensor, config: AugmentConfig) -> Tensor:
         torch.tensor(values).view(-1, 1, 1).to(views.device, non_blocking=True)
         for values in (config.mean, config.std)
     )
+    if views.is_cpu and views.stride(1) == 1 and views.shape[1] > 1:
+        # channels last: with three numbers at a time torch would take five times as long
+        mean, std = (
+            part.expand_as(views[:1]).contiguous(memory_format=torch.channels_last) for part in (mean, std)
+        )
     return views.sub_(mean).div_(std)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,24 @@ def _is_current(folder: Path, collection: Collection) -> bool:
 
 
 def _build(folder: Path, collection: Collection) -> None:
-    import faiss
-
     (folder / _STATE).unlink(missing_ok=True)
     for stale in [*folder.glob("*.faiss"), *folder.glob("*.npz"), *folder.glob("*.partial")]:
         stale.unlink()
-    size, dim = len(collection), collection.manifest.dim
+    blocks = ((start, _unit(block, start, collection)) for start, block in collection.embeddings())
+    written(folder, blocks, len(collection), collection.manifest.dim)
+    write_text(folder / _STATE, collection.state)
+
+
+def written(folder: Path, blocks: Iterable[tuple[int, np.ndarray]], size: int, dim: int) -> Path:
+    """Writes the index of [size, dim] unit vectors, which come in blocks with the number of their first row;
+    gives back `folder`. Raises OSError.
+    """
+    import faiss
+
     with atomic_file(folder / _VECTORS, only_writer=True) as partial:
         vectors = open_memmap(partial, mode="w+", dtype=np.float32, shape=(size, dim))
-        for start, block in collection.embeddings():
-            vectors[start : start + len(block)] = _unit(block, start, collection)
+        for start, block in blocks:
+            vectors[start : start + len(block)] = block
         vectors.flush()
     rows = max(1, _SHARD // dim)
     for number, start in enumerate(range(0, size, rows)):
@@ -82,7 +90,7 @@ def _build(folder: Path, collection: Collection) -> None:
         shard.add(vectors[start : start + rows])
         with atomic_file(folder / f"shard-{number:04d}.faiss", only_writer=True) as partial:
             faiss.write_index(shard, str(partial))
-    write_text(folder / _STATE, collection.state)
+    return folder
 
 
 def _unit(block: np.ndarray, start: int, collection: Collection) -> np.ndarray:

@@ -262,6 +262,15 @@ def test_a_blurred_point_is_symmetric_and_keeps_its_mass() -> None:
     assert (seen > 0).sum() == 49
 
 
+@pytest.mark.parametrize(("channels", "side"), [(3, 8), (3, 1), (1, 8)])
+def test_floats_do_not_depend_on_how_pixels_lie_in_memory(channels: int, side: int) -> None:
+    config = AugmentConfig(mean=(0.3, 0.5, 0.7)[:channels], std=(0.1, 0.2, 0.3)[:channels])
+    pixels = torch.randint(0, 256, (5, channels, side, side), dtype=torch.uint8)
+    last = pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(to_floats(last, config), to_floats(pixels, config))
+    assert torch.equal(to_floats(last[:0], config), to_floats(pixels[:0], config))
+
+
 def test_floats_are_normalised_a_channel() -> None:
     settings = AugmentConfig(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
     batch = torch.tensor([0, 51, 255, 0], dtype=torch.uint8).view(1, 1, 2, 2).repeat(2, 3, 1, 1)
