@@ -14,7 +14,7 @@ from pcl_ray import cli, config
 from pcl_ray.checkpoints import run_state
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
-from pcl_ray.model import MomentumPair
+from pcl_ray.model import KeyQueue, MomentumPair
 from pcl_ray.model.encoder import build
 
 SIZES = (3, 5)
@@ -37,7 +37,8 @@ def checkpoint(folder: Path, *, clusters: bool = True, **more: Any) -> Path:
     torch.manual_seed(3)
     query, key = (build(settings.encoder, 3) for _ in range(2))
     key.train()(torch.randn(16, 3, 8, 8))
-    learner = {"model": MomentumPair(query, key, 0.9).state_dict(), "queue": {}, "optimizer": {}}
+    queue = KeyQueue(16, settings.encoder.dim).state_dict()
+    learner = {"model": MomentumPair(query, key, 0.9).state_dict(), "queue": queue, "optimizer": {}}
     made = []
     for k in SIZES if clusters else ():
         prototypes = torch.nn.functional.normalize(torch.randn(k, settings.encoder.dim), dim=1)

@@ -22,7 +22,7 @@ from pcl_ray.data.loaders import EvaluationLoader
 from pcl_ray.e_step import extract_features
 from pcl_ray.embedding.embedder import Embedded, Embedder
 from pcl_ray.errors import DataError, RunFailed
-from pcl_ray.model import MomentumPair
+from pcl_ray.model import KeyQueue, MomentumPair
 from pcl_ray.model.encoder import build
 from pcl_ray.model.weights import load_encoder
 
@@ -48,7 +48,8 @@ def written(settings: RunConfig, folder: Path, clusters: ClusterSet | None = Non
         torch.randn(16, settings.data.channels, settings.augment.image_size, settings.augment.image_size)
     )
     pair = MomentumPair(query, key, 0.9)
-    learner = {"model": pair.state_dict(), "queue": {}, "optimizer": {}}
+    queue = KeyQueue(16, settings.encoder.dim).state_dict()
+    learner = {"model": pair.state_dict(), "queue": queue, "optimizer": {}}
     return run_state.save(
         run_state.RunState(2, learner, clusters, [], [], settings.encoder, settings.data.channels), folder, 1
     )

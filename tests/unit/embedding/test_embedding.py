@@ -352,3 +352,44 @@ def test_errors_of_reading_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         maker.make(0, [str(tmp_path / "pipe.png")])
     with (tmp_path / "pipe.png").open("wb"):  # lets the thread go
         pass
+
+
+def test_weights_of_others_are_embedded_by(tmp_path: Path) -> None:
+    """A torchvision state dict, and a transformer of timm's: saved, loaded, and the features of their own
+    models.
+    """
+    import timm
+    import torchvision
+
+    torch.manual_seed(0)
+    files = pictures(tmp_path / "pictures", 4)
+    resnet = torchvision.models.resnet18(weights=None)
+    torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+    torch.save(vit.state_dict(), tmp_path / "vit_tiny_patch16_224.pth")
+    for name, dim in (("resnet18", 512), ("vit_tiny_patch16_224", 192)):
+        source = str(tmp_path / f"{name}.pth")
+        out = tmp_path / name
+        command = ["embed", source, str(tmp_path / "pictures"), "--out", str(out), "--workers", "0"]
+        assert cli.main(command) == 0
+        collection = Collection(out)
+        assert (collection.manifest.dim, collection.num_clusterings) == (dim, 0)
+        first, again = Embedder.open(source), Embedder.load(out / "embedder")
+        assert not first.has_head
+        assert first.augment.image_size == 224
+        np.testing.assert_allclose(again.embed(files).backbone, first.embed(files).backbone, atol=1e-5)
+        ((_, rows),) = collection.embeddings()
+        np.testing.assert_allclose(rows, first.embed(files).backbone, atol=1e-4)
+        model = resnet if name == "resnet18" else vit
+        if name == "resnet18":
+            model.fc = torch.nn.Identity()
+        views = torch.stack([first.view(str(file)) for file in files])
+        mean, std = (torch.tensor(part).view(-1, 1, 1) for part in (first.augment.mean, first.augment.std))
+        with torch.no_grad():
+            floats = (views / 255 - mean) / std
+            given = (
+                model.eval()(floats)
+                if name == "resnet18"
+                else vit.eval().forward_head(vit.forward_features(floats), pre_logits=True)
+            )
+        np.testing.assert_allclose(first.embed(files).backbone, given.numpy(), atol=1e-3)
