@@ -15,8 +15,8 @@ from pcl_ray.plan import sizes
 from pcl_ray.plan.cluster_counts import resolve_num_clusters
 from pcl_ray.plan.sizes import FILE_SOURCES, SHARD_SOURCES
 
-# The largest rates at batch 256 that pretrained weights go on with, a third of those for random ones.
-_PRETRAINED_LR = {"sgd": 0.01, "adamw": 3e-4, "lars": 1.0}
+# Rates from which on trained weights rather forget: those that random weights are usually trained with.
+_PRETRAINED_LR = {"sgd": 0.03, "adamw": 1e-3, "lars": 0.3}
 
 
 def check(
@@ -315,12 +315,11 @@ def _pretrained_notes(config: RunConfig) -> Iterator[str]:
     """What helps a run that begins with trained weights not to lose what they know."""
     if config.encoder.init_from is None:
         return
-    optimizer, batch = config.optimizer, config.train.batch_size
-    usual = _PRETRAINED_LR[optimizer.name] * batch / 256
-    if optimizer.lr > usual:
+    optimizer = config.optimizer
+    if optimizer.lr >= _PRETRAINED_LR[optimizer.name]:
         yield (
-            f"optimizer.lr = {optimizer.lr:g}: trained weights want smaller steps, at a batch of {batch} at"
-            f" most {usual:.2g}; encoder.freeze_stages keeps the first stages as they are"
+            f"optimizer.lr = {optimizer.lr:g}: trained weights want smaller steps, about a third of what"
+            " random ones are trained with; encoder.freeze_stages keeps the first stages as they are"
         )
     if not optimizer.warmup_epochs:
         yield (

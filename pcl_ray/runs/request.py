@@ -36,7 +36,8 @@ class Request:
 def check(recipe_or_path: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Request:
     """The request, or ConfigError / DataError with all mistakes: of the configuration, data and machine."""
     config, problems = configs.load_leniently(recipe_or_path, overrides)
-    return _checked(_Case.of(with_storage(config)), problems)
+    config, more_problems = with_backbone_of_weights(with_storage(config))
+    return _checked(_Case.of(config), problems + more_problems)
 
 
 def check_config(config: RunConfig, *, on_ray: bool = False, stored: bool = False) -> Request:
@@ -45,7 +46,8 @@ def check_config(config: RunConfig, *, on_ray: bool = False, stored: bool = Fals
     on_ray: it is trained there, also where it has no workers of its own. stored: it is that of a run that
     goes on, and may hold what is refused today.
     """
-    return _checked(_Case.of(config, on_ray=on_ray, stored=stored), [])
+    config, problems = with_backbone_of_weights(config)
+    return _checked(_Case.of(config, on_ray=on_ray, stored=stored), problems)
 
 
 def check_stored(name: str, overrides: Iterable[str]) -> Request:
@@ -89,6 +91,29 @@ def with_storage(config: RunConfig) -> RunConfig:
     if not uri or config.resources.storage:
         return config
     return configs.with_overrides(config, {"resources.storage": uri})
+
+
+def with_backbone_of_weights(config: RunConfig) -> tuple[RunConfig, list[Problem]]:
+    """The configuration with the encoder written out, where it is that of the weights that the run begins
+    with; and why that cannot be. Reads the weights then, and takes seconds.
+    """
+    encoder = config.encoder
+    if encoder.backbone != "init_from":
+        return config, []
+    problem = None
+    if encoder.init_from is None:
+        message = "which weights? a run's name, or a file of weights that `load_encoder` takes"
+        problem = Problem("encoder.init_from", None, message)
+    else:
+        from pcl_ray.model import weights  # torch
+
+        try:
+            encoder = weights.encoder_of_weights(config)
+        except (ConfigError, DataError) as error:
+            problem = Problem("encoder.init_from", encoder.init_from, str(error))
+    if problem is not None:
+        encoder = encoder.model_copy(update={"backbone": "resnet18"})  # for the other checks
+    return config.model_copy(update={"encoder": encoder}), [problem] if problem else []
 
 
 def gpus_here() -> int:

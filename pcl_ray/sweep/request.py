@@ -57,6 +57,8 @@ def check(
     overrides = {**_known_only(space.fixed), **of_recipe}
     overrides = {name: value for name, value in overrides.items() if name not in space.domains}
     recipe, recipe_problems = configs.load_leniently(space.base, overrides)
+    recipe, weights_problems = request.with_backbone_of_weights(recipe)
+    recipe_problems += weights_problems
     base, notes = as_trials(with_first_values(recipe, space), user_set=set(of_recipe) | set(space.fixed))
     plan, base_problems = _checked_base(base, recipe_problems, stored)
     problems += base_problems

@@ -56,6 +56,26 @@ def test_a_run_from_a_run(origin: str, capsys: pytest.CaptureFixture[str]) -> No
     assert read_state_at(RunFolder.path_of("third"))["forked_from"] == f"second@{done + 1}"
 
 
+def test_backbone_and_head_of_the_weights(origin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["encoder.backbone=init_from", "encoder.width=32", "encoder.dim=16", "encoder.head=linear"]
+    words += [f"encoder.init_from={origin}", "train.epochs=1", "optimizer.warmup_epochs=0"]
+    assert cli.main(["train", "digits", *SMALL, *words, "--name", "second"]) == 0
+    source, mine = (RunFolder.open(name) for name in (origin, "second"))
+    with source, mine:
+        ours, theirs = mine.read_config().encoder, source.read_config().encoder
+    assert ours.model_copy(update={"init_from": None}) == theirs
+    assert same(states("second")[0], states(origin)[-1])
+    # a file without a head leaves that of the recipe
+    assert cli.main(["export", origin, "--to", "safetensors"]) == 0
+    folder = RunFolder.path_of("x").parents[1] / "exports" / f"{origin}-safetensors"
+    words = [*words[:4], f"encoder.init_from={folder}", "encoder.head_batch_norm=false", "--dry-run"]
+    words += ["encoder.head_width=null"]
+    assert cli.main(["train", "digits", *SMALL, *words]) == 0
+    capsys.readouterr()
+    assert cli.main(["train", "folder_pretrained", f"data.path={folder}", "--dry-run"]) == 2
+    assert "encoder.init_from = None: which weights?" in capsys.readouterr().err
+
+
 def test_what_cannot_be_taken_is_said_before_anything_starts(
     origin: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

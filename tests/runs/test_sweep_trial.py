@@ -295,3 +295,15 @@ def test_a_member_goes_on_from_another_with_its_own_values(extra: dict[str, Any]
     assert len(read_state_at(RunFolder.path_of(explored.name))["exploits"]) == 1
     explored.close()
     strong.close()
+
+
+def test_a_trial_begins_with_trained_weights() -> None:
+    to_its_end(Trial(TrialPoint({}, 0), context(), in_this_process, warmups()))
+    source = next((home() / "runs").iterdir()).name
+    base = config.with_overrides(BASE, {"encoder.init_from": source, "train.keep_checkpoints": 3})
+    trial = Trial(TrialPoint({}, 1), context(base), in_this_process, warmups())
+    assert trial.step()["epoch"] == 1
+    first = RunFolder.path_of(trial.name) / "checkpoints" / "epoch_00000.pt"
+    begun, ended = run_state.load(first), state_of(source)
+    assert_equal(begun.learner["model"], ended.learner["model"], "model")
+    trial.close()

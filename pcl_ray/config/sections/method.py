@@ -28,9 +28,10 @@ class EncoderConfig(Section):
         WEIGHTS,
         (
             "resnet18 … resnet152, wide_resnet50_2, wide_resnet101_2, resnext50_32x4d, small_resnet (for"
-            " CPUs), timm:NAME, or timm:NAME,patch_size=4,… with other values than that model's."
+            " CPUs), timm:NAME, timm:NAME,patch_size=4,… with other values than that model's, or"
+            " init_from: that of the weights of encoder.init_from, with their head."
         ),
-        pattern=r"^(resnet(18|34|50|101|152)|wide_resnet(50|101)_2|resnext50_32x4d|small_resnet|timm:.+)$",
+        pattern=r"^(resnet(18|34|50|101|152)|wide_resnet(50|101)_2|resnext50_32x4d|small_resnet|init_from|timm:.+)$",
     )
     stem: Literal["imagenet", "small"] = knob(
         "imagenet", WEIGHTS, "small: 3×3 stride 1 and no max-pool, for images up to about 64 px."

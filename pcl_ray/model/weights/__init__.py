@@ -5,7 +5,7 @@ source (run name, folder, file) ─→ source: which file ─→ content: what i
 """
 
 from pcl_ray.model.weights.exporting import check_folder, describe_export, export
-from pcl_ray.model.weights.initial import begin_with, initial_checkpoint, problem_with
+from pcl_ray.model.weights.initial import begin_with, encoder_of_weights, initial_checkpoint, problem_with
 from pcl_ray.model.weights.loading import LoadedWeights, load_encoder, read_weights
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "begin_with",
     "check_folder",
     "describe_export",
+    "encoder_of_weights",
     "export",
     "initial_checkpoint",
     "load_encoder",

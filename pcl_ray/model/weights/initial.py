@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from pcl_ray.checkpoints import run_state
 from pcl_ray.checkpoints.run_state import RunState
-from pcl_ray.config import RunConfig
+from pcl_ray.config import EncoderConfig, RunConfig
 from pcl_ray.errors import ConfigError, DataError, Problem
+from pcl_ray.model import encoder as encoders
 from pcl_ray.model.encoder import Encoder
 from pcl_ray.model.learner import Learner, build_learner
 from pcl_ray.model.weights.adapting import adapted
@@ -60,6 +61,27 @@ def initial_checkpoint(config: RunConfig, folder: Path) -> tuple[Path, str]:
     learner, note = _initial_learner(config)
     state = RunState(0, learner.state_dict(), None, [], [], config.encoder, config.data.channels)
     return run_state.save(state, folder, config.train.keep_checkpoints), note
+
+
+def encoder_of_weights(config: RunConfig) -> EncoderConfig:
+    """The run's encoder with the shape of the weights of `encoder.init_from`: their backbone, and their head
+    where that is one of ours. Raises DataError for weights that cannot be read.
+    """
+    assert config.encoder.init_from is not None
+    weights = read_weights(config.encoder.init_from)
+    shape = weights.config.model_dump(include={"backbone", "stem", "width", "blocks", "stem_stride"})
+    shaped = config.encoder.model_copy(update=shape)
+    if not weights.has_head:
+        return shaped
+    head = weights.config.model_dump(include={"head", "head_width", "head_batch_norm", "dim"})
+    with_head = shaped.model_copy(update=head)
+    with torch.random.fork_rng(devices=[]):
+        built = encoders.build(with_head, weights.channels).head.state_dict()
+    theirs = weights.encoder.get_submodule("head").state_dict()
+    same = {name: value.shape for name, value in built.items()} == {
+        name: value.shape for name, value in theirs.items()
+    }
+    return with_head if same else shaped
 
 
 def problem_with(config: RunConfig) -> Problem | None:

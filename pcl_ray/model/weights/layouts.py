@@ -175,8 +175,10 @@ def _of_family(family: _Family, state: State, which: Which) -> Layout:
     else:
         head = _under("fc.", backbone) or (_under("head.", backbone) if "cls_token" in backbone else {})
         backbone = {name: value for name, value in backbone.items() if not name.startswith(("fc.", "head."))}
+    queue = _queue(state)
+    own += ["queue"] if queue is not None else []
     left_out = _first_words(name for name in state if not name.startswith(tuple(filter(None, own))))
-    layout = Layout(family.name, words, backbone, head, left_out, _queue(state))
+    layout = Layout(family.name, words, backbone, head, left_out, queue)
     layout.missing_head = f"{prefix}fc" if not head_prefix else head_prefix.rstrip(".")
     if not backbone:
         layout.notes.append(f"no weights under '{prefix}'")
