@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from pcl_ray import __version__
 from pcl_ray.cli.cluster import DOWN, STATUS, UP
 from pcl_ray.cli.collection import DUPLICATES, EMBED, LABEL, OUTLIERS, SAMPLE, SEARCH
-from pcl_ray.cli.evaluate import EVALUATE
+from pcl_ray.cli.evaluate import EVALUATE, REPRODUCE
 from pcl_ray.cli.export import EXPORT
 from pcl_ray.cli.look import COMPARE, DOCTOR, REPORT, RUNS, UI
 from pcl_ray.cli.submit import SUBMIT
@@ -24,7 +24,7 @@ from pcl_ray.support import redaction, telemetry
 # In the order of --help.
 _VERBS = (
     *(TRAIN, SWEEP, RESUME, FORK),
-    *(EVALUATE, EXPORT, EMBED, SEARCH, DUPLICATES, OUTLIERS, SAMPLE, LABEL),
+    *(EVALUATE, REPRODUCE, EXPORT, EMBED, SEARCH, DUPLICATES, OUTLIERS, SAMPLE, LABEL),
     *(RUNS, UP, STATUS, SUBMIT, DOWN, UI, REPORT, COMPARE, DOCTOR),
 )
 

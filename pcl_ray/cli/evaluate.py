@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pcl_ray.cli.output import print_table
 from pcl_ray.cli.verb import Verb, add_experiment_argument, check_result_file, knob_words
@@ -14,6 +17,10 @@ from pcl_ray.config.protocol_figures import OWN_FEATURES, PROTOCOLS, Features, p
 from pcl_ray.errors import ConfigError, DataError
 from pcl_ray.support.text import count
 
+if TYPE_CHECKING:
+    from pcl_ray.evaluation.protocols.images import EvaluationImages
+
+_MANY_COMPARISONS = 2 * 10**10  # of queries with the bank: half of ImageNet's
 _Number = TypeVar("_Number", int, float)
 
 
@@ -77,6 +84,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="K beside the number of classes; default: the run's, or the paper's",
     )
+    _add_probe_arguments(parser)
+    parser.add_argument(
+        "--tuning-epochs", type=int, default=20, metavar="N", help="of fine-tuning; default: 20"
+    )
+    parser.add_argument("--bank", type=int, default=0, metavar="N", help="at most so many training images")
+    parser.add_argument("--queries", type=int, default=0, metavar="N", help="at most so many held-out images")
+    parser.add_argument(
+        "--no-references", action="store_true", help="without pixels and untrained encoder beside"
+    )
+    parser.add_argument(
+        "--ray",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="kNN over Ray tasks; auto: where RAY_ADDRESS names a cluster and the bank is large",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    add_experiment_argument(parser, "of MLflow, for weights that no run of ours has trained")
+    parser.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
+
+
+def _add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe-epochs", type=int, default=100, metavar="N", help="of linear-sgd; default: 100"
     )
@@ -87,17 +115,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LR",
         help="of linear-sgd, for batches of 256; default: 5",
     )
-    parser.add_argument(
-        "--tuning-epochs", type=int, default=20, metavar="N", help="of fine-tuning; default: 20"
-    )
-    parser.add_argument("--bank", type=int, default=0, metavar="N", help="at most so many training images")
-    parser.add_argument("--queries", type=int, default=0, metavar="N", help="at most so many held-out images")
-    parser.add_argument(
-        "--no-references", action="store_true", help="without pixels and untrained encoder beside"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
-    add_experiment_argument(parser, "of MLflow, for weights that no run of ours has trained")
-    parser.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -123,14 +140,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from pcl_ray.evaluation.protocols.settings import ProtocolSettings
     from pcl_ray.runs.evaluation import outcome as outcomes
 
-    def say(text: str) -> None:
-        print(text, flush=True)
-
     subject = subjects.read_subject(words[0], arguments.encoder)
     config = subjects.config_for(subject, words[1] if len(words) > 1 else None, overrides)
     settings = ProtocolSettings(
         neighbours=neighbours or (config.evaluation.knn_neighbours,),
-        temperature=arguments.temperature or config.evaluation.knn_temperature,
+        temperature=config.evaluation.knn_temperature
+        if arguments.temperature is None
+        else arguments.temperature,
         leave_one_out=arguments.leave_one_out,
         runs=5 if arguments.runs is None else arguments.runs,
         costly_runs=1 if arguments.runs is None else arguments.runs,
@@ -139,29 +155,52 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         tuning_epochs=arguments.tuning_epochs,
         seed=arguments.seed,
     )
-    say(f"encoder    {subject.name}: {subject.weights.note}")
-    images, config = subjects.load_images(config, say, bank=arguments.bank, queries=arguments.queries)
+    _say(f"encoder    {subject.name}: {subject.weights.note}")
+    images, config = subjects.load_images(config, _say, bank=arguments.bank, queries=arguments.queries)
     settings = settings.with_clusters(clusters or subjects.cluster_counts(subject, len(images.bank)))
     held_out = 0 if images.queries is None else len(images.queries)
-    say(
+    _say(
         f"data       {images.name}: {count(len(images.bank), 'image')} to learn from, {held_out:,} held out,"
         f" {count(images.num_classes, 'class', 'classes') if images.num_classes else 'no labels'}"
     )
     wanted = Wanted(protocols, features, not arguments.no_references)
-    evaluation = evaluate(subjects.tested_encoder(subject, config), images, wanted, settings, say)
+    with _search(arguments.ray, images, _say) as search:
+        settings = replace(settings, search=search)
+        evaluation = evaluate(subjects.tested_encoder(subject, config), images, wanted, settings, _say)
     for refusal in evaluation.refusals:
         print(f"not run: {refusal}", file=sys.stderr)
     if not evaluation.measurements:
         raise DataError("nothing could be measured")
     outcome = outcomes.EvaluationOutcome(subject, images, config, evaluation)
     print_table(lambda show: show(outcomes.table_of(evaluation)))
-    file = outcomes.write_json(outcome, arguments.json)
-    say(f"written    {file}")
+    file = outcomes.write_json(outcome.as_json(), subject.name, arguments.json)
+    _say(f"written    {file}")
     if not arguments.no_tracking:
         address = outcomes.record(outcome, file, arguments.experiment, lambda text: _warn(text))
         if address:
-            say(f"recorded   {address}")
+            _say(f"recorded   {address}")
     return 0
+
+
+@contextmanager
+def _search(where: str, images: EvaluationImages, say: Callable[[str], None]) -> Iterator[Any]:
+    """The search for neighbours over Ray, where that is wanted or worth it; None for one in this process."""
+    comparisons = len(images.bank) * (len(images.bank) if images.queries is None else len(images.queries))
+    large = bool(os.environ.get("RAY_ADDRESS")) and comparisons > _MANY_COMPARISONS
+    if where == "never" or (where == "auto" and not large):
+        yield None
+        return
+    from pcl_ray.on_ray import environment
+
+    environment.set_defaults()  # before anything imports Ray
+    from pcl_ray.on_ray.neighbour_tasks import search_on_ray
+
+    with search_on_ray(say) as search:
+        yield search
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _warn(text: str) -> None:
@@ -196,4 +235,60 @@ def _numbers(text: str | None, option: str, kind: Callable[[str], _Number]) -> t
     return numbers
 
 
+def _add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Puts an encoder beside the figures that the authors of PCL published, by their protocols, and says"
+        " what could\nnot be run and why. The linear layer on ImageNet takes a GPU and a day or two; VOC2007"
+        " takes minutes."
+    )
+    parser.add_argument("source", metavar="RUN_OR_WEIGHTS", help="a run, a checkpoint or a file of weights")
+    parser.add_argument(
+        "data",
+        nargs="*",
+        metavar="DATA",
+        help="folders of ImageNet (train, val) and VOC2007 (JPEGImages, ImageSets/Main), or one of them",
+    )
+    parser.add_argument(
+        "--encoder",
+        choices=("query", "momentum"),
+        default="query",
+        help="query (the default) is what the authors measure",
+    )
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="draws of the SVMs; default: 5")
+    parser.add_argument("--seed", type=int, default=0, help="of draws and starts; default: 0")
+    _add_probe_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the card as JSON")
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    check_result_file(arguments.json, "--json")
+    from pcl_ray.runs.preparation import prepare_evaluation
+
+    prepare_evaluation()
+    from pcl_ray.evaluation.protocols.settings import ProtocolSettings
+    from pcl_ray.runs.evaluation import outcome as outcomes
+    from pcl_ray.runs.evaluation import report_card
+    from pcl_ray.runs.evaluation import subject as subjects
+
+    settings = ProtocolSettings(
+        runs=arguments.runs,
+        seed=arguments.seed,
+        probe_epochs=arguments.probe_epochs,
+        probe_lr=arguments.probe_lr,
+    )
+    subject = subjects.read_subject(arguments.source, arguments.encoder)
+    _say(f"encoder    {subject.name}: {subject.weights.note}")
+    card = report_card.make_report_card(subject, arguments.data, settings, _say)
+    print_table(lambda show: show(card.table()))
+    for line in card.lines():
+        _say(line)
+    file = outcomes.write_json(card.as_json(), f"reproduce-{subject.name}", arguments.json)
+    _say(f"written    {file}")
+    return 0
+
+
 EVALUATE = Verb("evaluate", "measure an encoder as papers do", _add_arguments, _evaluate)
+REPRODUCE = Verb(
+    "reproduce", "put an encoder beside the published figures", _add_reproduce_arguments, _reproduce
+)

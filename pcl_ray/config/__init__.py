@@ -48,6 +48,7 @@ __all__ = [
     "properties",
     "protocol_figures",
     "public_config",
+    "published_figures",
     "recipe_names",
     "secret_knobs",
     "sections",

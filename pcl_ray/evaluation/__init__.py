@@ -31,6 +31,7 @@ __all__ = [
     "measure_final",
     "measure_labelled",
     "measure_references",
+    "neighbours",
     "protocols",
     "rankme",
     "uniformity",

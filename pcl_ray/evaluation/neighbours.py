@@ -30,7 +30,7 @@ def nearest_neighbours(
     device = bank_NC.device if device is None else device
     if own_rows_Q is not None:
         cosine, rows = nearest_neighbours(bank_NC, query_QC, count + 1, device=device)
-        return _without_own(cosine, rows, own_rows_Q, min(count, len(bank_NC) - 1))
+        return without_own(cosine, rows, own_rows_Q, min(count, len(bank_NC) - 1))
     best: tuple[Tensor, Tensor] | None = None
     rows = max(1, _FLOATS // bank_NC.shape[1])
     for start in range(0, len(bank_NC), rows):
@@ -41,13 +41,16 @@ def nearest_neighbours(
         ]
         cosine, nearest = (torch.cat(column) for column in zip(*parts, strict=True))
         nearest += start
-        if best is not None:
-            cosine, nearest = torch.cat([best[0], cosine], dim=1), torch.cat([best[1], nearest], dim=1)
-            cosine, order = cosine.topk(min(count, cosine.shape[1]), dim=1)
-            nearest = nearest.gather(1, order)
-        best = cosine, nearest
+        best = (cosine, nearest) if best is None else merged(best, (cosine, nearest), count)
     assert best is not None, "the bank is not empty"
     return best[0].cpu(), best[1].cpu()
+
+
+def merged(best: tuple[Tensor, Tensor], further: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """The `count` nearest out of those of two parts of a bank: cosines [Q, k], falling, and rows [Q, k]."""
+    cosine, rows = torch.cat([best[0], further[0]], dim=1), torch.cat([best[1], further[1]], dim=1)
+    cosine, order = cosine.topk(min(count, cosine.shape[1]), dim=1)
+    return cosine, rows.gather(1, order)
 
 
 def _unit(rows: Tensor, device: torch.device) -> Tensor:
@@ -76,7 +79,7 @@ def _largest(cosine_QN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, columns.gather(1, positions)
 
 
-def _without_own(cosine: Tensor, rows: Tensor, own_rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def without_own(cosine: Tensor, rows: Tensor, own_rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The first `count` neighbours that are not the query's own row, out of one more."""
     own = rows == own_rows.cpu()[:, None]
     own[:, -1] |= ~own.any(dim=1)  # copies of the query came first: one of them is left out in its stead

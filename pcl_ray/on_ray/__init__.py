@@ -13,5 +13,6 @@ __all__ = [
     "launch",
     "local_head_record",
     "metrics",
+    "neighbour_tasks",
     "node_checks",
 ]

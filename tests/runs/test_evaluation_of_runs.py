@@ -268,12 +268,12 @@ def test_a_job_takes_the_same_words(
     assert "knn k10, top-1" in capsys.readouterr().out
 
 
-def voc_folder(root: Path) -> Path:
+def voc_folder(root: Path, images: int = 90) -> Path:
     """Images with a bright half for one class, a bright lower half for another, or both; some difficult."""
     folder, draw = root / "VOC2007", np.random.default_rng(0)
     for name in ("JPEGImages", "ImageSets/Main", "Annotations"):
         (folder / name).mkdir(parents=True)
-    names = [f"{number:06d}" for number in range(90)]
+    names = [f"{number:06d}" for number in range(images)]
     for name in names:
         pixels, objects = draw.integers(0, 60, (40, 40, 3)), []
         for label, part in (("cat", np.s_[:20]), ("dog", np.s_[20:])):
@@ -286,7 +286,9 @@ def voc_folder(root: Path) -> Path:
             for label, hard in objects
         )
         (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{entries}</annotation>")
-    lists = {"trainval": names[:60], "train": names[:30], "val": names[30:60], "test": names[60:]}
+    third = images // 3
+    lists = {"trainval": names[: 2 * third], "train": names[:third], "val": names[third : 2 * third]}
+    lists["test"] = names[2 * third :]
     for part, of_part in lists.items():
         (folder / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(of_part))
     return root
@@ -310,3 +312,73 @@ def test_voc_has_its_own_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert measured["full/map"]["mean"] > 0.9
     assert measured["k16/map"]["runs"] == 2
     assert "knn needs one label an image; the images of VOC2007 have several" in capsys.readouterr().err
+
+
+def reproduced(*words: str) -> dict[str, Any]:
+    file = home() / "card.json"
+    home().mkdir(parents=True, exist_ok=True)
+    assert cli.main(["reproduce", *words, "--json", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_the_report_card_says_what_was_not_run_and_why(
+    at_home: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = reproduced("one")
+    assert card["version"] == "v1"  # a linear head
+    assert card["encoder"] == "query"
+    published = {row["title"]: (row["published_v1"], row["published_v2"]) for row in card["figures"]}
+    assert published == {
+        "ImageNet, linear": (61.5, 67.6),
+        "VOC07, SVM, k = 1": (46.9, 47.9),
+        "VOC07, SVM, k = 2": (56.4, 59.6),
+        "VOC07, SVM, k = 4": (62.8, 66.2),
+        "VOC07, SVM, k = 8": (70.2, 74.5),
+        "VOC07, SVM, k = 16": (74.3, 78.3),
+        "VOC07, SVM, full": (82.3, 85.4),
+    }
+    assert {row["not_run"] for row in card["figures"]} == {
+        "no folder of ImageNet was given",
+        "no folder of VOC2007 was given",
+    }
+    assert "the encoder is a small_resnet, the published ones are ResNet-50" in card["remarks"]
+    shown = capsys.readouterr().out
+    assert "github.com/salesforce/PCL" in shown
+    assert "not run: VOC07, SVM (6 figures): no folder of VOC2007 was given" in shown
+
+
+def test_the_report_card_of_a_published_file_on_voc(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = published(tmp_path / "w.pth.tar")
+    shades = folder_of(tmp_path / "shades", ("dark", "grey", "light"), 3)
+    voc = voc_folder(tmp_path / "voc", images=20)
+    card = reproduced(str(weights), str(shades), str(voc), "--runs", "2")
+    rows = {row["title"]: row for row in card["figures"]}
+    assert rows["ImageNet, linear"]["not_run"] == "shades is not ImageNet: it has 3 classes instead of 1,000"
+    full = rows["VOC07, SVM, full"]
+    assert 0 < full["measured"] <= 100
+    assert full["difference"] == pytest.approx(full["measured"] - 82.3)
+    assert rows["VOC07, SVM, k = 1"]["runs"] == 2
+    assert "±" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "'nowhere' is not a folder"),
+        (["."], "is neither ImageNet (folders train and val) nor VOC2007"),
+        (["--runs", "0"], "--runs: 0 is too few"),
+    ],
+)
+def test_a_card_of_wrong_folders_is_one_sentence(
+    at_home: dict[str, Any],
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", "one", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -115,10 +115,12 @@ def _cell(measurement: Measurement, measure: str) -> str:
     return figure.text(mean) if spread is None else f"{figure.text(mean)} ± {figure.text(spread)}"
 
 
-def write_json(outcome: EvaluationOutcome, wanted: Path | None) -> Path:
-    """Writes it under PCL_RAY_HOME, and to the file that is wanted. Gives back where it is under there."""
-    text = json.dumps(outcome.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", outcome.subject.name).strip("-.")[:80] or "encoder"
+def write_json(content: dict[str, Any], name: str, wanted: Path | None) -> Path:
+    """Writes it under PCL_RAY_HOME, in a file that begins with `name`, and to the file that is wanted. Gives
+    back where it is under there.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "encoder"
     folder = home() / "evaluations"
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
