@@ -30,7 +30,7 @@ test-slow: install
 
 # The machine should do nothing else meanwhile. QUICK=--quick: small sizes, a few minutes, no claims about speed.
 bench: install
-	for name in mstep scaling mstep_quality estep estep_scale estep_quality num_clusters sweep time_to_accuracy; do $(BIN)/python benchmarks/$$name.py $(QUICK) --json benchmarks/$$name.json || exit 1; done
+	for name in mstep scaling mstep_quality estep estep_scale estep_quality num_clusters sweep embed time_to_accuracy; do $(BIN)/python benchmarks/$$name.py $(QUICK) --json benchmarks/$$name.json || exit 1; done
 
 check: install
 	$(BIN)/ruff check .
