@@ -73,16 +73,17 @@ def _listed(config: DataConfig) -> EncodedParts:
             f"data.list = {config.list!r}: {len(missing)} of {count(len(files), 'file')} are not there, e.g."
             f" {_examples(missing)} (looked for below {root})"
         )
+    bad = tuple(folders.BadImage(os.path.join(root, file), "it is not there") for file in missing)
+    gone = set(missing)
+    files = [file for file in files if file not in gone]
     images = folders.images_of(root, files, config.channels)
     lists = [labels[file] for file in files]
     notes: list[str] = []
     if len(rows) > len(labels):
         notes.append(f"data.list: {count(len(rows) - len(labels), 'line')} name an image again")
-    if missing:
-        notes.append(f"data.list: {count(len(missing), 'file')} are not there, e.g. {_examples(missing)}")
     if any(lists):
         images = _labelled(images, lists, class_order(label for own in lists for label in own))
-    return EncodedParts(images, notes=tuple(notes))
+    return EncodedParts(images, damaged=bad, notes=tuple(notes))
 
 
 def _with_table(images: EncodedParts, config: DataConfig, table: str) -> EncodedParts:
@@ -123,7 +124,7 @@ def _with_table(images: EncodedParts, config: DataConfig, table: str) -> Encoded
             f"data.labels = {table!r} has no label for any of the {len(paths[0])} training images"
         )
     labelled = [_labelled(part, own, names) for part, own in zip(sides, lists, strict=True)]
-    return EncodedParts(labelled[0], labelled[1] if len(labelled) > 1 else None, notes=tuple(notes))
+    return EncodedParts(labelled[0], labelled[1] if len(labelled) > 1 else None, images.damaged, tuple(notes))
 
 
 def _resolver(

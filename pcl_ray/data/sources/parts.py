@@ -18,7 +18,7 @@ class EncodedParts:
 
     train: EncodedImages
     holdout: EncodedImages | None = None
-    damaged: tuple[BadImage, ...] = ()  # shards that are left out, wholly or in part
+    damaged: tuple[BadImage, ...] = ()  # what is left out already: files of lists, shards in part
     notes: tuple[str, ...] = ()  # one sentence each
 
     @property
