@@ -184,7 +184,7 @@ class Embedder:
         tensors += [(f"prototypes {m}", c.prototypes) for m, c in enumerate(self.clusterings)]
         for name, value in tensors:
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         digest.update(json.dumps([self.settings["view"], self.settings["reduced_decoding"]]).encode())
         return digest.hexdigest()
 

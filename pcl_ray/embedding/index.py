@@ -108,7 +108,9 @@ class SearchIndex:
         import faiss
 
         self.folder = folder
-        self.vectors: np.ndarray = np.load(folder / _VECTORS, mmap_mode="r")  # [n, D] float32
+        self.vectors: np.ndarray = np.load(  # [n, D] float32
+            folder / _VECTORS, mmap_mode="r", allow_pickle=False
+        )
         self._shards: list[Any] = [
             faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC) for path in sorted(folder.glob("*.faiss"))
         ]

@@ -61,7 +61,7 @@ def _of_kmeans(index: SearchIndex, num_clusters: int, say: Callable[[str], None]
     """k-means, from a file beside the index where it was made before."""
     path = index.folder / f"clusters-{num_clusters}.npz"
     try:
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             return Membership(num_clusters, stored["prototypes"], stored["distances"])
     except (OSError, ValueError, KeyError, BadZipFile):
         pass  # not made yet
