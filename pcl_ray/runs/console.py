@@ -26,8 +26,8 @@ class Display:
     """Writes to `out`; warnings to stderr. `begin` … `end` around the training itself."""
 
     def __init__(self, out: TextIO | None = None):
-        self._console = Console(file=out or sys.stdout, highlight=False)
-        self._errors = Console(stderr=True, highlight=False)
+        self._console = Console(file=out or sys.stdout, highlight=False, force_jupyter=False)
+        self._errors = Console(stderr=True, highlight=False, force_jupyter=False)
         self._bar: Progress | None = None
         self._plan: RunPlan | None = None
         self._latest: dict[str, float] = {}
