@@ -20,6 +20,8 @@ from pcl_ray.cli.verb import Verb
 from pcl_ray.errors import ConfigError
 from pcl_ray.support.text import count, number
 
+_MOST_COMPARED = 50_000  # images that are all compared with each other unasked: half a minute on two cores
+
 
 def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser, "search")
@@ -136,11 +138,11 @@ def _add_outliers_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--by",
-        choices=("prototypes", "neighbours"),
-        default="prototypes",
+        choices=("neighbours", "prototypes"),
         help=(
-            "prototypes: the mean distance to the own prototypes, one look at each image; neighbours: the"
-            " distance to the tenth nearest image, which compares all with all"
+            "neighbours: the distance to the tenth nearest image, which compares all with all; prototypes:"
+            " the mean distance to the own prototypes, one look at each image, which misses what the encoder"
+            f" was trained on. Left out: neighbours up to {_MOST_COMPARED:,} images"
         ),
     )
     add_kmeans(parser)
@@ -155,7 +157,8 @@ def _outliers(arguments: argparse.Namespace) -> int:
     from pcl_ray.report.collection_page import PictureGroup
 
     clusterings = opened.memberships(arguments.kmeans)
-    if arguments.by == "neighbours":
+    few = len(opened.collection) <= _MOST_COMPARED
+    if (arguments.by or ("neighbours" if few else "prototypes")) == "neighbours":
         scores = outliers.neighbour_scores(opened.index.vectors, 10, opened.progress)
         meaning = "the distance to the tenth nearest image"
     else:

@@ -101,24 +101,31 @@ def test_no_duplicates_are_an_empty_table(tmp_path: Path, capsys: pytest.Capture
     assert "0 groups of 0 images" in capsys.readouterr().out
     assert rows_of(out / "duplicates.csv") == []
     assert "Nothing was found" in page_of(out / "duplicates.csv")
-    for words in (["outliers"], ["outliers", "--by", "neighbours"], ["sample", "--count", "5"]):
+    for words in (["outliers"], ["outliers", "--by", "prototypes"], ["sample", "--count", "5"]):
         assert cli.main([*words[:1], str(out), *words[1:]]) == 0
     assert len(rows_of(out / "sample.csv")) == len(rows_of(out / "outliers.csv")) == 1
 
 
-@pytest.mark.parametrize("words", [[], ["--by", "neighbours"], ["--kmeans"]])
+@pytest.mark.parametrize("words", [[], ["--by", "prototypes"], ["--kmeans"]])
 def test_outliers_come_strangest_first(words: list[str], collection: Path) -> None:
     assert cli.main(["outliers", str(collection), "--count", "7", *words]) == 0
     rows = rows_of(collection / "outliers.csv")
     scores = [float(row["score"]) for row in rows]
     assert len(rows) == 7
     assert scores == sorted(scores, reverse=True)
-    if not words:
+    if words[-1:] == ["prototypes"]:
         opened = Collection(collection)
         mean = (opened.distances(0).astype(np.float64) + opened.distances(1)) / 2
         assert rows[0]["path"] == opened.path(int(mean.argmax()))
         assert scores[0] == pytest.approx(mean.max(), abs=1e-6)
         assert "distance_of_5" in rows[0]
+    if not words:
+        vectors = np.concatenate([part for _, part in Collection(collection).embeddings()])
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        tenth = np.sort(np.linalg.norm(vectors[:, None] - vectors, axis=2), axis=1)[
+            :, min(10, len(vectors) - 1)
+        ]
+        assert scores[0] == pytest.approx(tenth.max(), abs=1e-3)
 
 
 def test_a_sample_is_labelled_and_its_labels_are_spread(
