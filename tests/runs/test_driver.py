@@ -169,7 +169,7 @@ def test_resume_refuses_knobs_that_change_the_method(capsys: pytest.CaptureFixtu
     assert cli.main(["train", "--resume", "fixed", "loss.temperature=0.5", "train.epochs=3"]) == 2
     error = capsys.readouterr().err
     assert "loss.temperature" in error
-    assert "0.1" in error
+    assert "0.2" in error
     assert "Traceback" not in error
 
 

@@ -112,7 +112,7 @@ def test_params_are_numbers_where_they_can_be(recorded: Any) -> None:
         params["plan.num_clusters_1"],
         params["plan.num_clusters_total"],
     ) == ("6", "12", "18")
-    assert float(params["loss.temperature"]) == 0.1
+    assert float(params["loss.temperature"]) == 0.2
     assert params["plan.num_images"] == "300"
 
 

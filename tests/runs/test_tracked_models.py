@@ -198,7 +198,7 @@ def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(
     assert best[0].params == {
         "encoder.backbone": "small_resnet",
         "encoder.dim": "16",
-        "loss.temperature": "0.1",
+        "loss.temperature": "0.2",
         "e_step.num_clusters": "6,12",
     }
     assert {output.step for output in trained.client.get_run(run_id).outputs.model_outputs} == {11}
