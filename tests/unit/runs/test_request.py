@@ -168,6 +168,6 @@ def test_going_on_changes_where_a_run_is_computed_and_not_what() -> None:
     with pytest.raises(ConfigError) as caught:
         request.changed(config, ["loss.temperature=0.3", "e_step.alpha=3", "train.epochs=77"])
     assert [str(problem) for problem in caught.value.problems] == [
-        "loss.temperature = 0.3: cannot change when a run goes on; it is 0.1 there. Start a new run",
+        "loss.temperature = 0.3: cannot change when a run goes on; it is 0.2 there. Start a new run",
         "e_step.alpha = 3.0: cannot change when a run goes on; it is 10.0 there. Start a new run",
     ]
