@@ -101,6 +101,13 @@ def test_braces_are_the_product_of_their_options(groups: list[list[str]]) -> Non
     assert expand_braces(pattern) == expected
 
 
+@pytest.mark.parametrize("pattern", ["a-{000..012}.tar", "{a,b}-{1..3}.tar", "x{08..11}y", "{b,c,}", "plain"])
+def test_braces_stand_for_what_webdataset_takes_them_for(pattern: str) -> None:
+    from braceexpand import braceexpand
+
+    assert expand_braces(pattern) == list(braceexpand(pattern))
+
+
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 5))
 def test_ranges_keep_their_zeros(first: int, last: int, width: int) -> None:
     numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)

@@ -160,6 +160,22 @@ def test_long_names_and_all_formats_of_tar(tmp_path: Path) -> None:
     assert [splits.train.read(i)[0, 0, 0] for i in range(8)] == [1, 90, 151, 1, 90, 151, 1, 90]
 
 
+def test_what_the_library_writes(tmp_path: Path) -> None:
+    from webdataset import ShardWriter, WebDataset
+
+    with ShardWriter(str(tmp_path / "s-%05d.tar"), maxcount=4, verbose=0) as writer:
+        for i in range(10):
+            content = {"png": encoded(i), "cls": class_of(i), "json": {"label": 7}}
+            writer.write({"__key__": f"{9 - i:03}", **content})
+    paths = [str(path) for path in sorted(tmp_path.glob("*.tar"))]
+    theirs = list(WebDataset(paths, shardshuffle=False, empty_check=False))
+    splits = load(tmp_path / "s-{00000..00002}.tar")
+    assert members(splits) == [f"/{sample['__key__']}.png" for sample in theirs]
+    assert classes(splits) == [sample["cls"].decode() for sample in theirs]
+    for i, sample in enumerate(theirs):
+        assert splits.train.encoded(i).read() == sample["png"]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar.bz2"])
 def test_compressed_shards_are_unpacked_into_the_cache(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"d/a{suffix}"
