@@ -24,7 +24,7 @@ def readme(weights: LoadedWeights, target: str, entries: dict[str, Any], *, head
     code = "\n".join(_code(weights, target, head=head))
     return f"""# {settings["source"]}: {target}
 
-{weights.config.backbone}, the {settings["which"]} encoder. {weights.note[:1].upper()}{weights.note[1:]}.
+{weights.config.backbone}: {weights.note}.
 Written by pcl_ray {settings["version"]}.
 
 ```python
