@@ -141,7 +141,7 @@ PROPERTIES = {
         data.source data.channels data.holdout data.limit data.image_column data.label_column
         data.exclude data.unlabelled encoder.backbone
         encoder.stem encoder.width encoder.blocks encoder.stem_stride encoder.head
-        encoder.head_width encoder.head_batch_norm encoder.dim loss.queue_size
+        encoder.head_width encoder.head_batch_norm encoder.dim encoder.init_from loss.queue_size
         optimizer.name optimizer.decay_biases train.batch_size
     """,
     "acts_before_first_e_step": """
@@ -154,7 +154,7 @@ PROPERTIES = {
         augment.small_crops augment.small_crop_size augment.small_crop_max
         augment.mean augment.std encoder.backbone encoder.stem encoder.width encoder.blocks
         encoder.stem_stride encoder.head encoder.head_width encoder.head_batch_norm
-        encoder.dim encoder.momentum encoder.momentum_end
+        encoder.dim encoder.init_from encoder.freeze_stages encoder.momentum encoder.momentum_end
         encoder.batch_norm encoder.batch_norm_parts
         loss.temperature
         loss.queue_size loss.symmetric e_step.warmup_epochs e_step.feature_dtype optimizer.name optimizer.lr
