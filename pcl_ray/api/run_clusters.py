@@ -122,11 +122,11 @@ def _valid(clustering: Clustering) -> np.ndarray:
 
 
 def _names(images: Images) -> np.ndarray | None:
-    """[N] str, the files of the images; None where they have none."""
+    """[N] str, the files of the images, or their shards and members; None where they have none."""
     import numpy as np
 
-    from pcl_ray.data.images import FileImages
+    from pcl_ray.data.images import EncodedImages
 
-    if not isinstance(images, FileImages):
+    if not isinstance(images, EncodedImages):
         return None
-    return np.array([str(images.path(index)) for index in range(len(images))], dtype=object)
+    return np.array([images.name(index) for index in range(len(images))], dtype=object)

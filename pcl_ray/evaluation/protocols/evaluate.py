@@ -174,8 +174,8 @@ class _FeatureSource:
     def svm_features(self, kind: Features) -> SvmFeatures:
         """Bank and queries with a column a class; of single labels only the labelled images."""
         images = self.images_for(kind)
-        if images.multi is not None:
-            return SvmFeatures.of_multi(*self._both(kind), images.multi)
+        if (several := images.several_labels()) is not None:
+            return SvmFeatures.of_multi(*self._both(kind), several)
         return SvmFeatures.of_single(self.labelled(kind))
 
     def bank(self, kind: Features) -> tuple[np.ndarray, np.ndarray]:

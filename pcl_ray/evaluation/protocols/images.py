@@ -73,6 +73,13 @@ class EvaluationImages:
         labels = self.bank_labels
         return 0 if labels is None else len(np.unique(labels[labels >= 0]))
 
+    def several_labels(self) -> MultiLabels | None:
+        """The labels where images have several: all of them, although `bank_labels` has the first alone."""
+        parts = [part for part in (self.bank, self.queries) if part is not None]
+        if self.multi is not None or all(part.label_sets is None for part in parts) or len(parts) < 2:
+            return self.multi
+        return MultiLabels(*(_label_matrix(part, len(self.class_names)) for part in parts))
+
     def for_references(self, queries: int) -> EvaluationImages:
         """The same with at most so many queries, a fixed sample."""
         if self.queries is None or len(self.queries) <= queries:
@@ -107,6 +114,14 @@ class EvaluationImages:
                 f"{protocol} needs held-out images with labels, and {self.name} has none: data.holdout=0.2"
                 " sets a fifth apart, --leave-one-out does without for knn"
             )
+
+
+def _label_matrix(images: Images, classes: int) -> np.ndarray:
+    """[N, classes] int8, 1 for each label of an image."""
+    if images.label_sets is not None:
+        return images.label_sets.matrix(classes).astype(np.int8)
+    assert images.labels is not None, "of these, only the first labels are taken"
+    return (images.labels[:, None] == np.arange(classes)).astype(np.int8)
 
 
 def _part(images: Images, count: int) -> Images | None:

@@ -12,6 +12,7 @@ from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.images import NO_LABEL, Images
 from pcl_ray.errors import DataError
+from pcl_ray.support.paths import home
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -31,7 +32,7 @@ def load(root: Path | None, **knobs: object) -> DataSplits:
     path = None if root is None else str(root)
     config = DataConfig(source="folder", path=path, **{"holdout": 0, "check_images": False, **knobs})
     announced = datasets.sizes(config)
-    splits = datasets.load(config, cache_dir=Path("unused"))
+    splits = datasets.load(config, cache_dir=home() / "checked_images")
     assert announced == (len(splits.train), splits.num_holdout)
     return splits
 
