@@ -40,7 +40,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN_OR_WEIGHTS [DATA] [KEY=VALUE …]",
         help=(
             "a run's name, its folder, a checkpoint or a file of weights; the images: left out those of the"
-            " run, else a folder, an .npy or .npz file or a recipe; knobs of data, augment and evaluation"
+            " run, else a folder, shards (.parquet, .tar), an .npy or .npz"
+            " file or a recipe; knobs of data, augment and evaluation"
         ),
     )
     parser.add_argument(

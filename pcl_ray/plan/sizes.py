@@ -8,7 +8,10 @@ from typing import Literal
 from pcl_ray.config import AugmentConfig, RunConfig
 from pcl_ray.support import machine
 
-SHARD_SOURCES = ("parquet", "webdataset")  # of files with many images each
+SHARD_SOURCES: tuple[Literal["parquet", "webdataset"], ...] = (
+    "parquet",
+    "webdataset",
+)  # of files with many images each
 FILE_SOURCES = ("folder", "imagenet", *SHARD_SOURCES)  # of images that are decoded when read
 EStepMode = Literal["single", "distributed", "sharded"]
 

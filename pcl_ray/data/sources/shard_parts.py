@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,12 +23,33 @@ from pcl_ray.data.sources.parts import EncodedParts, class_order, numbered
 from pcl_ray.data.sources.shard_index import ShardIndex
 from pcl_ray.data.sources.shards import DamagedShard, Shard, find_shards, split_parts
 from pcl_ray.errors import DataError, RunFailed
+from pcl_ray.plan import SHARD_SOURCES
 from pcl_ray.support.text import count
 
 _CLASS_FILE = "classnames.txt"  # beside tar shards whose labels are numbers: a name a line
 _NAMES_SHOWN = 3
+_NAMES_SEEN = 1000  # files of sub-folders that are looked at
 
 Progress = Callable[[int, int], None]
+
+
+def source_of(path: str) -> Literal["parquet", "webdataset"] | None:
+    """The source that a path means by what it ends with, or by what lies in the folder; None: no shards."""
+    folder = Path(path).expanduser()
+    names = [path.partition("?")[0]]
+    if folder.is_dir():
+        entries = [*folder.glob("*.*"), *islice(folder.glob("*/*.*"), _NAMES_SEEN)]
+        names = [entry.name for entry in entries if not _is_note(entry.name)]
+    suffixes = {"parquet": parquet.SHARD_SUFFIXES, "webdataset": webdataset.SHARD_SUFFIXES}
+    for source in SHARD_SOURCES:
+        if names and all(name.lower().endswith(suffixes[source]) for name in names):
+            return source
+    return None
+
+
+def _is_note(name: str) -> bool:
+    """Whether a file beside shards only says something about them."""
+    return name.lower().endswith((".txt", ".json", ".md", ".yaml")) or name.startswith(".")
 
 
 def counts(config: DataConfig) -> tuple[int, int]:

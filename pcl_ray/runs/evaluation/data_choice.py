@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pcl_ray import config as configs
 from pcl_ray.config import RunConfig
+from pcl_ray.data.sources import shard_parts
 from pcl_ray.errors import ConfigError, DataError
 
 _ARRAYS = (".npy", ".npz")
@@ -15,7 +16,8 @@ _SECTIONS = ("data", "augment", "evaluation", "seed", "train.precision")
 
 
 def evaluation_config(own: RunConfig, data: str | None, overrides: Sequence[str]) -> RunConfig:
-    """The configuration with the images that are wanted: DATA is a recipe, a folder, an .npy or .npz file.
+    """The configuration with the images that are wanted: DATA is a recipe, a folder, shards, an .npy or
+    .npz file.
 
     own: of the run, or with the view that the weights know. The view stays, unless `augment` is overridden.
     Raises ConfigError, DataError.
@@ -42,6 +44,11 @@ def _knobs_of(data: str) -> dict[str, object]:
         return {f"data.{name}": value for name, value in section.items()}
     defaults = {f"data.{name}": value for name, value in configs.DataConfig().model_dump().items()}
     del defaults["data.channels"]
+    if source := shard_parts.source_of(data):
+        return defaults | {
+            "data.source": source,
+            "data.path": data if "://" in data else str(path.absolute()),
+        }
     if path.is_dir():
         source = "idx" if any(path.glob("train-images*idx*")) else "folder"
         return defaults | {"data.source": source, "data.path": str(path.absolute())}
@@ -49,6 +56,7 @@ def _knobs_of(data: str) -> dict[str, object]:
         return defaults | {"data.source": "arrays", "data.path": str(path.absolute())}
     recipes = ", ".join(configs.recipe_names())
     raise DataError(
-        f"{data!r} is no data set: a folder with images, an .npy or .npz file, or the data of a recipe"
+        f"{data!r} is no data set: a folder with images, shards (.parquet, .tar), an .npy or .npz file, or"
+        " the data of a recipe"
         f" ({recipes}) is needed"
     )

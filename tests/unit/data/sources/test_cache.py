@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -258,3 +259,36 @@ def test_processes_that_begin_together_share_one_copy(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(set(answers)) == 1
     assert len(list((tmp_path / "pcl_ray_home/cache").glob("*.data"))) == 1
+
+
+OTHER_NODE = """
+import pickle, sys
+splits = pickle.load(open(sys.argv[1], "rb"))
+print(sum(int(splits.train.read(i).sum()) for i in range(len(splits.train))))
+"""
+
+
+@pytest.mark.parametrize("source", ["webdataset", "parquet"])
+def test_a_node_that_has_nothing_makes_the_same_copies(tmp_path: Path, bucket: str, source: str) -> None:
+    """What a worker on another node gets is the index alone, and it has a cache of its own."""
+    if source == "parquet":
+        write_parquet(tmp_path / "d/a.parquet", range(20))
+    else:
+        write_tar(tmp_path / "d/a.tar", samples(range(20)))
+        write_tar(tmp_path / "d/b.tar.gz", samples(range(20, 25)))
+    shards_in(bucket, tmp_path / "d")
+    for path in (bucket, f"{tmp_path}/d"):
+        splits = datasets.load(
+            DataConfig(source=source, path=path, holdout=0), cache_dir=tmp_path / "checked"
+        )
+        expected = sum(int(splits.train.read(i).sum()) for i in range(len(splits.train)))
+        (tmp_path / "splits.pickle").write_bytes(pickle.dumps(splits))
+        ended = subprocess.run(
+            [sys.executable, "-c", OTHER_NODE, str(tmp_path / "splits.pickle")],
+            env={**os.environ, "PCL_RAY_HOME": str(tmp_path / "other")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ended.stdout == f"{expected}\n", ended.stderr
+    assert list((tmp_path / "other/cache").glob("*.data"))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcl_ray.data.sources.exclusion import matcher
+from pcl_ray.data.sources.shard_parts import source_of
 from pcl_ray.data.sources.shards import Shard, expand_braces, find_shards, split_parts
 from pcl_ray.errors import DataError
 from pcl_ray.support.storage import Storage
@@ -222,3 +223,13 @@ def test_objects_that_are_not_there(bucket: str, objects: Storage) -> None:
     with pytest.raises(DataError, match="holds credentials") as error:
         find_shards("s3://me:hidden@bucket/a.tar", TAR)
     assert "hidden" not in str(error.value)
+
+
+def test_a_source_is_known_by_its_files(tmp_path: Path) -> None:
+    assert source_of("s3://bucket/a.parquet?region=x") == "parquet"
+    assert source_of("x/{000..127}.tar") == source_of("@x/y.TAR.GZ") == "webdataset"
+    assert source_of(str(tmp_path)) is None
+    assert source_of(str(touch(tmp_path / "p", "data/train-0.parquet", "README.md"))) == "parquet"
+    assert source_of(str(touch(tmp_path / "w", "a.tar", "classnames.txt"))) == "webdataset"
+    assert source_of(str(touch(tmp_path / "f", "a.tar", "x/b.png"))) is None
+    assert source_of(str(touch(tmp_path / "m", "a.tar", "b.parquet"))) is None
