@@ -9,9 +9,8 @@ from random_features import features, labels, mixture
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import Tensor
 
-from pcl_ray.evaluation import neighbours
 from pcl_ray.evaluation.knn import ranked_classes
-from pcl_ray.evaluation.neighbours import nearest_neighbours
+from pcl_ray.evaluation.neighbours import nearest_neighbours, search
 
 
 def slow(bank: Tensor, queries: Tensor, count: int, own: Tensor | None = None) -> tuple[list, list]:
@@ -43,7 +42,7 @@ def test_long_rows_and_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     rows, queries = features(4003, 6), features(9, 6, seed=1)
     expected = slow(rows, queries, 50)[1]
     assert nearest_neighbours(rows, queries, 50)[1].tolist() == expected
-    monkeypatch.setattr(neighbours, "_FLOATS", 3000)  # blocks of 500 rows, queries 6 at a time
+    monkeypatch.setattr(search, "_FLOATS", 3000)  # blocks of 500 rows, queries 6 at a time
     assert nearest_neighbours(rows, queries, 50)[1].tolist() == expected
 
 
