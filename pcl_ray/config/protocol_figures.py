@@ -138,7 +138,8 @@ def protocol_figure(protocol: str, features: str, measure: str) -> Figure:
         title=title,
         format=text_format,
         direction=direction,
-        charted=name in ("top1", "map", "ami", "rankme"),
+        # of reference lines no chart: each would be a card
+        charted=name in ("top1", "map", "ami", "rankme") and features in OWN_FEATURES,
     )
 
 
