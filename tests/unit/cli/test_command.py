@@ -12,7 +12,7 @@ from pcl_ray.errors import ConfigError
 
 VERBS = (
     *("train", "sweep", "resume", "fork"),
-    *("evaluate", "embed", "search", "duplicates", "outliers", "sample", "label"),
+    *("evaluate", "reproduce", "export", "embed", "search", "duplicates", "outliers", "sample", "label"),
     *("runs", "up", "status", "submit", "down", "ui", "report", "compare", "doctor"),
 )
 
