@@ -93,7 +93,8 @@ def digits_record(name: str = "seven", overrides: dict[str, Any] | None = None, 
     """6 epochs, 3 of them warm-up, K = 30 and 8; `changes` are fields of the record."""
     shown, thumbnails = digits_snapshot()
     knobs = {"e_step.num_clusters": (30, 8), "e_step.warmup_epochs": 3, "train.epochs": 6}
-    knobs |= {"loss.temperature": 0.2, "loss.prototype_weight": 1.0} | (overrides or {})
+    knobs |= {"loss.temperature": 0.2, "loss.prototype_weight": 1.0, "train.batch_size": 128}
+    knobs |= overrides or {}
     record = RunRecord(
         name=name,
         config=config.with_overrides(config.load("digits"), knobs),
