@@ -33,7 +33,7 @@ def runs() -> Path:
 
 
 def test_the_digits_recipe_learns_the_digits(pcl_ray: Callable[..., Any], tmp_path: Path) -> None:
-    ended = pcl_ray("digits", "--name", "digits")
+    ended = pcl_ray("digits", "train.epochs=40", "--name", "digits")
     assert ended.code == 0, ended.err
     metrics = ended.result["metrics"]
     assert metrics["eval/knn_top1"] >= 0.95
