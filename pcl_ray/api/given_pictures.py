@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pcl_ray.errors import DataError
+
 
 def with_names(images: Any) -> tuple[Any, tuple[str, ...]]:
     """The pictures as an embedder takes them, and their names where they came by a folder, a list of paths or
     a table; else as they are, and ().
 
-    Raises ConfigError for what does not exist, DataError for a folder without images.
+    Raises ConfigError for what does not exist, DataError for a folder without images and for images of a list
+    or table that are not there.
     """
     from pcl_ray.data.folders import SUFFIXES
     from pcl_ray.embedding import inputs
@@ -20,4 +23,7 @@ def with_names(images: Any) -> tuple[Any, tuple[str, ...]]:
     names = tuple(inputs.names_of([str(images)]))
     reader = inputs.ImageReader()
     # a row of a table has no file of its own
-    return [name if Path(name).is_file() else reader.read(name) for name in names], names
+    try:
+        return [name if Path(name).is_file() else reader.read(name) for name in names], names
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None

@@ -53,7 +53,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from pcl_ray.support.paths import home
 
     source = arguments.source
-    stem = Path(source).name.partition(".")[0] or "weights"
+    path = Path(source)
+    stem = (path.name.partition(".")[0] if path.expanduser().is_file() else path.name) or "weights"
     folder = arguments.out or home() / "exports" / f"{stem}-{arguments.target}"
     folder = Path(os.path.abspath(folder.expanduser()))
     if arguments.target == "mlflow":

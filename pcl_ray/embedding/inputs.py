@@ -20,7 +20,7 @@ from pcl_ray.data import folders
 from pcl_ray.errors import ConfigError, DataError
 from pcl_ray.support.text import suggestion_sentence
 
-_ROW = re.compile(r"(.+\.parquet)#(\d+)", re.DOTALL)
+_ROW = re.compile(r"(.+\.parquet)#(\d+)", re.DOTALL | re.IGNORECASE)
 _LISTS = (".txt", ".lst", ".list", ".csv", ".tsv")
 _PATHS = ("path", "file", "file_name", "filename", "image_path", "filepath")
 _IMAGES = ("image", "img", "jpg", "png", "bytes", "image_bytes")

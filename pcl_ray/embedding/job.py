@@ -76,7 +76,8 @@ def prepare(embedder: Embedder, manifest: Manifest, names: Sequence[str], folder
         _check_same(collection.manifest, manifest, folder)
         done = {name for chunk in collection.paths.chunks for name in chunk.to_pylist()}
         number = collection.next_number
-    elif any(entry.name != _LOCK_FILE for entry in folder.iterdir()):
+    # a process that was killed may have left the encoder, which is written first
+    elif any(entry.name not in (_LOCK_FILE, EMBEDDER_FOLDER) for entry in folder.iterdir()):
         raise ConfigError(f"{folder} has files, but no collection; give another --out")
     else:
         embedder.save(folder / EMBEDDER_FOLDER)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pcl_ray.data import images as pictures
-from pcl_ray.embedding.collection import Manifest, part_path, schema_of, write_part
+from pcl_ray.embedding.collection import PARTS_FOLDER, Manifest, part_path, schema_of, write_part
 from pcl_ray.embedding.embedder import Embedded, Embedder, Features
 from pcl_ray.embedding.inputs import ImageReader
 from pcl_ray.errors import DataError, RunFailed
@@ -56,12 +56,13 @@ class PartMaker:
     def make(self, number: int, names: Sequence[str]) -> PartResult:
         """Embeds these images and writes them as the part of this number.
 
-        Raises RunFailed where an image is not read in time, where none of them is there though they were
-        found, and where the file cannot be written.
+        Raises RunFailed where an image is not read in time, where none of the first part's is there though
+        they were found, and where the file cannot be written.
         """
         reads, parts = self._encode(names)
         good = [row for row, read in enumerate(reads) if not read.reason]
-        if names and all(read.missing for read in reads):
+        first = not any((self._folder / PARTS_FOLDER).glob("*.parquet"))
+        if first and names and all(read.missing for read in reads):
             raise RunFailed(
                 f"none of {len(names)} images is there any more, the first {names[0]!r}: they have gone, or"
                 " this machine does not see the file system that they are on"

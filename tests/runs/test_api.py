@@ -157,6 +157,9 @@ def test_what_is_not_there(run: pcl_ray.Run, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):
         run.embed(tmp_path / "empty")
+    (tmp_path / "list.txt").write_text("/nowhere/gone.png\n")
+    with pytest.raises(DataError, match="gone.png cannot be read"):
+        run.embed(tmp_path / "list.txt")
     with pytest.raises(DataError, match="none.png"):
         run.embed(tmp_path / "none.png")
     with pytest.raises(AttributeError, match="no attribute 'trian'"):

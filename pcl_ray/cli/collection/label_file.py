@@ -58,6 +58,20 @@ def read(file: Path, paths: pa.ChunkedArray) -> dict[int, str]:
     return labels
 
 
+def has_labels(table: Path) -> bool:
+    """Whether the table, .csv or .parquet, is there and has labels that somebody filled in."""
+    if not table.exists():
+        return False
+    try:
+        if table.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
+            return any(pq.read_table(table, columns=["label"])["label"].to_pylist())
+        return bool(_rows(table))
+    except (ConfigError, DataError, OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors
+        return False
+
+
 def _rows(file: Path) -> list[tuple[str, str]]:
     """Paths and labels, without the rows that have no label."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pcl_ray.cli.collection import label_file
 from pcl_ray.cli.collection.results import (
     MOST_GROUPS,
     MOST_PICTURES,
@@ -29,6 +30,8 @@ def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
 def _sample(arguments: argparse.Namespace) -> int:
     check_count(arguments.count)
     opened = OpenedCollection(arguments, "sample")
+    if label_file.has_labels(opened.table):
+        raise ConfigError(f"{str(opened.table)!r} has labels that would be lost; give another --out")
     import numpy as np
 
     from pcl_ray.embedding import labelling
@@ -93,9 +96,10 @@ def _label(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.least <= 1:
         raise ConfigError(f"--least {arguments.least:g}: 0 to 1")
     opened = OpenedCollection(arguments, "labels")
+    if opened.table.exists() and arguments.labels.exists() and opened.table.samefile(arguments.labels):
+        raise ConfigError(f"{str(arguments.labels)!r} would be overwritten by the result; give another --out")
     import numpy as np
 
-    from pcl_ray.cli.collection import label_file
     from pcl_ray.embedding import labelling
     from pcl_ray.report.collection_page import PictureGroup
 

@@ -60,7 +60,11 @@ def _numbers(value: object) -> object:
 def _texts(value: object) -> object:
     """The list in a text, which command lines write as `a,b`."""
     if isinstance(value, str):
-        return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+        text = value.strip()
+        # the brackets around a list, not those of a pattern such as [ab]*.png
+        if text.startswith("[") and text.find("]") == len(text) - 1:
+            text = text[1:-1]
+        return [part.strip() for part in text.split(",") if part.strip()]
     return [value] if isinstance(value, int | float) else value
 
 

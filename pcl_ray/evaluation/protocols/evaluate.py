@@ -119,7 +119,7 @@ def _is_possible(
     protocol: Protocol, images: EvaluationImages, settings: ProtocolSettings, result: Evaluation
 ) -> bool:
     """Whether the images have the labels that the protocol needs; else it is refused."""
-    if not protocol.labels or (protocol == LOW_SHOT and images.multi is not None):
+    if not protocol.labels or (protocol == LOW_SHOT and images.several_labels() is not None):
         return True
     queries = protocol not in (CLUSTERS, KNN) or (protocol == KNN and not settings.leave_one_out)
     try:

@@ -50,7 +50,7 @@ def read(path: Path) -> Any:
             " from, save its state_dict alone"
         ) from None
     except Exception as error:  # torch raises many kinds here: zip and runtime errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise DataError(f"{shown} a checkpoint, it is cut or damaged: {reason}") from None
 
 

@@ -128,7 +128,7 @@ def _unwrapped(content: Any) -> tuple[dict[str, State], str | None]:
     architecture = content.get("arch")
     arguments = content.get("args")
     if architecture is None and arguments is not None:
-        named = arguments if isinstance(arguments, Mapping) else vars(arguments)
+        named = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
         architecture = named.get("arch") or named.get("model")
     architecture = architecture if isinstance(architecture, str) else None
     pairs = {"query": content.get("student"), "momentum": content.get("teacher")}

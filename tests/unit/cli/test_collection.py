@@ -252,3 +252,32 @@ def test_pictures_of_a_page_are_whole_and_may_be_missing(tmp_path: Path) -> None
     ).read_text()
     assert "<b>caption" not in text
     assert text.count('class="im none"') == 2
+
+
+def test_labels_that_somebody_filled_in_are_never_overwritten(
+    collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sample", str(collection), "--count", "4"]) == 0
+    assert cli.main(["sample", str(collection), "--count", "5"]) == 0  # nobody has filled in anything yet
+    filled = (collection / "sample.csv").read_text().replace('.png","",', '.png","cat",')
+    assert "cat" in filled
+    for name in ("sample.csv", "labels.csv"):
+        (collection / name).write_text(filled)
+    capsys.readouterr()
+    assert cli.main(["sample", str(collection), "--count", "5"]) == 2
+    assert "has labels that would be lost" in capsys.readouterr().err
+    assert cli.main(["label", str(collection), str(collection / "labels.csv")]) == 2
+    assert "would be overwritten by the result" in capsys.readouterr().err
+    assert (collection / "sample.csv").read_text() == (collection / "labels.csv").read_text() == filled
+    assert (
+        cli.main(
+            [
+                "label",
+                str(collection),
+                str(collection / "sample.csv"),
+                "--out",
+                str(collection / "spread.csv"),
+            ]
+        )
+        == 0
+    )

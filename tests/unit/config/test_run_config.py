@@ -71,3 +71,19 @@ def test_the_configuration_is_frozen() -> None:
 @pytest.mark.parametrize("module", ["pcl_ray.config", "pcl_ray.plan"])
 def test_import_pulls_in_nothing_heavy(loaded_by: Callable[..., list[str]], module: str) -> None:
     assert loaded_by(module, "torch", "numpy", "ray", "mlflow", "torchvision", "sklearn", "faiss") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "patterns"),
+    [
+        ("[ab]*.png", ["[ab]*.png"]),
+        ("*_[0-9]", ["*_[0-9]"]),
+        ("[ab]*,[cd]*", ["[ab]*", "[cd]*"]),
+        ("[a.png, b.png]", ["a.png", "b.png"]),
+        ("[]", []),
+        ("", []),
+    ],
+)
+def test_patterns_keep_their_brackets(text: str, patterns: list[str]) -> None:
+    config = configs.load("folder", {"data.path": "/x", "data.exclude": text})
+    assert list(config.data.exclude) == patterns

@@ -393,3 +393,33 @@ def test_weights_of_others_are_embedded_by(tmp_path: Path) -> None:
                 else vit.eval().forward_head(vit.forward_features(floats), pre_logits=True)
             )
         np.testing.assert_allclose(first.embed(files).backbone, given.numpy(), atol=1e-3)
+
+
+def test_a_file_that_has_gone_is_broken_once_the_collection_has_others(tmp_path: Path) -> None:
+    run, (file, *_) = checkpoint(tmp_path / "run"), pictures(tmp_path / "pictures", 2)
+    (tmp_path / "list.txt").write_text(f"{file}\n/nowhere/gone.png\n")
+    out = embedded(tmp_path, str(run), str(tmp_path / "list.txt"))
+    again = embedded(tmp_path, str(run), str(tmp_path / "list.txt"))
+    assert out == again
+    assert list(Collection(out).broken()) == ["/nowhere/gone.png"]
+    assert len(Collection(out)) == 1
+
+
+def test_what_was_killed_while_the_encoder_was_written_goes_on(tmp_path: Path) -> None:
+    run = checkpoint(tmp_path / "run")
+    pictures(tmp_path / "pictures", 2)
+    (tmp_path / "out" / "embedder").mkdir(parents=True)
+    assert (
+        cli.main(
+            ["embed", str(run), str(tmp_path / "pictures"), "--out", str(tmp_path / "out"), "--workers", "0"]
+        )
+        == 0
+    )
+    assert len(Collection(tmp_path / "out")) == 2
+
+
+def test_rows_of_tables_in_capital_letters(tmp_path: Path) -> None:
+    run, (file, *_) = checkpoint(tmp_path / "run"), pictures(tmp_path / "pictures", 1)
+    table = tmp_path / "IMAGES.PARQUET"
+    pq.write_table(pa.table({"image": [file.read_bytes()]}), table)
+    assert len(Collection(embedded(tmp_path, str(run), str(table)))) == 1
