@@ -102,7 +102,7 @@ class Embedder:
         """
         if (folder := Path(source).expanduser()).is_dir() and (folder / SETTINGS_FILE).is_file():
             return cls.load(folder, device)
-        from pcl_ray.model.weights import read_weights
+        from pcl_ray.model.weights import activation_of, read_weights
 
         weights = read_weights(source, encoder="momentum")
         settings = {
@@ -110,6 +110,7 @@ class Embedder:
             "version": FORMAT if weights.has_head else _HEADLESS,
             "encoder": weights.config.model_dump(mode="json"),
             "has_head": weights.has_head,
+            "activation": activation_of(weights.encoder.get_submodule("head")),
             "channels": weights.channels,
             "view": weights.view.model_dump(mode="json", include={"image_size", "mean", "std"}),
             "reduced_decoding": weights.run is None or weights.run.data.reduced_decoding,
@@ -204,8 +205,12 @@ class Embedder:
                 for name, value in tensors.items()
                 if name.startswith("encoder.")
             }
-            headless = not settings.get("has_head", True)
-            encoder = _encoder(EncoderConfig(**settings["encoder"]), settings["channels"], weights, headless)
+            encoder = _encoder(
+                EncoderConfig(**settings["encoder"]),
+                settings["channels"],
+                weights,
+                settings.get("activation", "relu"),
+            )
             parts = ("prototypes", "concentration", "valid")
             clusterings = [
                 Prototypes(*(tensors[f"{m}.{part}"].to(device) for part in parts))
@@ -348,14 +353,18 @@ def _prototypes_of(clusters: ClusterSet | None) -> list[Prototypes]:
 
 
 def _encoder(
-    config: EncoderConfig, channels: int, weights: dict[str, Tensor], headless: bool = False
+    config: EncoderConfig, channels: int, weights: dict[str, Tensor], activation: str = "relu"
 ) -> nn.Module:
     """An encoder with these weights, without a draw from torch's generator: a training may be using it."""
 
+    shapes = {name: value.shape for name, value in weights.items()}
+
     def built() -> nn.Module:
         model = encoders.build(config, channels)
-        if headless:
-            model.head = nn.Identity()
+        if shapes != {name: value.shape for name, value in model.state_dict().items()}:
+            from pcl_ray.model.weights import fit_head  # for heads of others alone: it brings k-means along
+
+            fit_head(model, weights, activation)
         return model
 
     try:

@@ -5,16 +5,19 @@ source (run name, folder, file) ─→ source: which file ─→ content: what i
 """
 
 from pcl_ray.model.weights.exporting import check_folder, describe_export, export
+from pcl_ray.model.weights.heads import activation_of, fit_head
 from pcl_ray.model.weights.initial import begin_with, encoder_of_weights, initial_checkpoint, problem_with
 from pcl_ray.model.weights.loading import LoadedWeights, load_encoder, read_weights
 
 __all__ = [
     "LoadedWeights",
+    "activation_of",
     "begin_with",
     "check_folder",
     "describe_export",
     "encoder_of_weights",
     "export",
+    "fit_head",
     "initial_checkpoint",
     "load_encoder",
     "problem_with",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pcl_ray import __version__
 from pcl_ray.errors import ConfigError, DataError
 from pcl_ray.model.weights import formats
+from pcl_ray.model.weights.heads import activation_of
 from pcl_ray.model.weights.layouts import Which
 from pcl_ray.model.weights.loading import LoadedWeights, read_weights
 from pcl_ray.model.weights.readme import readme
@@ -117,6 +118,7 @@ def _settings(
         "which": which,
         "note": weights.note,
         "head": head,
+        "activation": activation_of(weights.encoder.get_submodule("head")),
         "num_features": formats.features_of(weights, head=head),
         "channels": weights.channels,
         "encoder": weights.config.model_dump(mode="json", exclude={"init_from", "freeze_stages"}),

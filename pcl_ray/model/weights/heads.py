@@ -23,6 +23,23 @@ class Head:
     knobs: dict[str, object] | None
 
 
+def activation_of(head: nn.Module) -> str:
+    """The activation of a head, as `head_of` takes it."""
+    return "gelu" if any(isinstance(layer, nn.GELU) for layer in head.modules()) else "relu"
+
+
+def fit_head(encoder: nn.Module, state: State, activation: str) -> None:
+    """Gives the encoder the head that the weights `head.…` are of, where it has been built with another one;
+    none where there are no such weights.
+    """
+    given = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
+    own = {name: value.shape for name, value in encoder.get_submodule("head").state_dict().items()}
+    if not given:
+        encoder.head = nn.Identity()
+    elif own != {name: value.shape for name, value in given.items()} and (head := head_of(given, activation)):
+        encoder.head = head.module
+
+
 def head_of(state: State, activation: str = "relu") -> Head | None:
     """The head of a layer (`weight`, `bias`) or of an nn.Sequential (`0.weight`, `2.running_mean`); None
     where these are no such weights. Between the layers that have weights is the activation.
@@ -61,8 +78,9 @@ def _layer(part: State) -> nn.Module | None:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in part)
     else:
         return None
-    with torch.no_grad():
-        layer.load_state_dict(part, strict=False)
+    if not any(value.is_meta for value in layer.state_dict().values()):  # else its weights come later
+        with torch.no_grad():
+            layer.load_state_dict(part, strict=False)
     return layer
 
 

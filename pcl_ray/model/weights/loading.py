@@ -15,7 +15,7 @@ from pcl_ray.model import encoder as encoders
 from pcl_ray.model.encoder import Encoder
 from pcl_ray.model.weights import content as contents
 from pcl_ray.model.weights.architecture import architecture_of, renamed
-from pcl_ray.model.weights.heads import config_of, head_of
+from pcl_ray.model.weights.heads import config_of, fit_head, head_of
 from pcl_ray.model.weights.layouts import State, Which, layout_of
 from pcl_ray.model.weights.settings import imagenet_view, read_settings, view_of
 from pcl_ray.model.weights.source import SETTINGS_FILE, WeightsFile, locate
@@ -105,8 +105,7 @@ def _exported(state: State, settings: dict[str, Any], path: Path) -> LoadedWeigh
     """The weights that `pcl-ray export --to safetensors` wrote."""
     config, channels = EncoderConfig(**settings["encoder"]), settings["channels"]
     model = encoders.build(config, channels)
-    if not settings["head"]:
-        model.head = nn.Identity()
+    fit_head(model, state, settings.get("activation", "relu"))
     misfit = f"{str(path)!r} does not fit the {config.backbone} of its {SETTINGS_FILE}"
     note = f"{settings['which']} encoder, exported by pcl_ray"
     view = AugmentConfig(**settings["view"])

@@ -17,8 +17,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pcl_ray.embedding.embedder import Embedder
 from pcl_ray.errors import DataError
-from pcl_ray.model.weights import read_weights
+from pcl_ray.model.weights import export, read_weights
 
 State = dict[str, Tensor]
 
@@ -170,6 +171,25 @@ def test_dino_with_student_and_teacher(tmp_path: Path, which: str) -> None:
     weights = assert_same(file_of(tmp_path, content), which, backbones[number], heads[number])
     assert weights.note.startswith(f"{which} encoder of DINO: timm:vit_tiny_patch16_224,img_size=32")
     assert "left out: head.last_layer" in weights.note
+
+
+def test_heads_that_are_none_of_ours_are_kept_and_exported(tmp_path: Path) -> None:
+    backbone = vit(1)
+    layers = nn.Sequential(nn.Linear(192, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 8))
+    state = named(backbone.state_dict(), "backbone.") | named(layers.state_dict(), "head.mlp.")
+    path = file_of(
+        tmp_path, {"teacher": named(state, "module."), "args": argparse.Namespace(arch="vit_tiny")}
+    )
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
+    embedder = Embedder.open(path)
+    expected = embedder.embed(images)
+    embedder.save(tmp_path / "embedder")
+    again = Embedder.load(tmp_path / "embedder").embed(images)
+    assert np.array_equal(again.embeddings, expected.embeddings)
+    export(str(path), "safetensors", tmp_path / "exported", head=True, encoder="momentum")
+    exported = Embedder.open(tmp_path / "exported").embed(images)
+    np.testing.assert_allclose(exported.embeddings, expected.embeddings, atol=1e-6)
+    assert not np.allclose(expected.embeddings[0], expected.embeddings[1])
 
 
 def test_dino_backbone_alone(tmp_path: Path) -> None:
