@@ -105,6 +105,7 @@ def test_advice_for_trained_weights(origin: str, capsys: pytest.CaptureFixture[s
 
 def test_a_vit_from_timm_trains_and_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"patch_size": 4, "depth": 2, "embed_dim": 48, "num_heads": 3}
+    torch.manual_seed(0)
     torch.save(timm.create_model("vit_tiny_patch16_224", **options).state_dict(), tmp_path / "vit.pth")
     backbone = "timm:vit_tiny_patch16_224," + ",".join(f"{name}={value}" for name, value in options.items())
     words = [*SMALL, f"encoder.backbone={backbone}", "encoder.stem_stride=1", "encoder.batch_norm_parts=1"]
