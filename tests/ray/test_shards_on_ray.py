@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from shard_files import CLASSES, order, write_folder, write_parquet
 from small import DIGITS_RUN
 
@@ -17,6 +18,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_workers_read_shards_as_they_read_files(pcl_ray: Callable[..., Any], tmp_path: Path) -> None:
     numbers = order(120)
     write_folder(tmp_path / "folder", numbers)
