@@ -11,7 +11,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ def made_on_ray(job: EmbeddingJob, workers: int | None, say: Callable[[str], Non
     # of Ray's own remarks on Ray Data's actors no user can make anything
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with connected(workers or 1):
-        shape = worker_shape(ray.cluster_resources(), len(job.parts), workers)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        shape = worker_shape(nodes, len(job.parts), workers)
         what = "GPU" if shape.gpus else "core"
         say(f"{count(shape.workers, 'worker')}, {shape.gpus or shape.cpus:g} {what} each")
         results = _queued(lambda: iter(_rows(job, shape)), say)
@@ -94,17 +95,24 @@ def made_on_ray(job: EmbeddingJob, workers: int | None, say: Callable[[str], Non
             yield PartResult(row["number"], row["images"], row["broken"])
 
 
-def worker_shape(resources: Mapping[str, float], parts: int, workers: int | None) -> WorkerShape:
-    """What each worker reserves of a cluster with these resources."""
-    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+def worker_shape(nodes: Sequence[Mapping[str, float]], parts: int, workers: int | None) -> WorkerShape:
+    """What each worker reserves of a cluster whose nodes have these resources: never more than any node that
+    can have one has, or it would wait for a node that there is not.
+    """
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    suitable = [node for node in nodes if node.get("GPU" if gpus else "CPU", 0) >= 1]
+    cpus = max(1, int(sum(node.get("CPU", 0) for node in suitable)))
+    most = min((int(node.get("CPU", 0) // max(1, node.get("GPU", 0))) for node in suitable), default=1)
     if workers is None:
-        fitting = max(1, int(resources.get("memory", 1e15) // _WORKER_BYTES))
+        fitting = sum(max(1, int(node.get("memory", 1e15) // _WORKER_BYTES)) for node in suitable) or 1
         workers = gpus or min(cpus, fitting)
     workers = max(1, min(workers, parts))
     if gpus:
         share = 1.0 if workers <= gpus else gpus / workers
-        return WorkerShape(workers, max(1, cpus // max(workers, gpus)), share)
-    return WorkerShape(workers, max(1, cpus // workers) if workers < cpus else cpus / workers, 0.0)
+        return WorkerShape(workers, max(1, min(most, cpus // max(workers, gpus))), share)
+    if workers >= cpus:
+        return WorkerShape(workers, cpus / workers, 0.0)
+    return WorkerShape(workers, max(1, min(most, cpus // workers)), 0.0)
 
 
 def _rows(job: EmbeddingJob, shape: WorkerShape) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,24 @@ from pcl_ray.on_ray.embedding import WorkerShape, _queued, worker_shape
 def test_every_worker_has_its_share(
     resources: dict[str, float], parts: int, workers: int | None, expected: WorkerShape
 ) -> None:
-    assert worker_shape(resources, parts, workers) == expected
+    assert worker_shape([resources], parts, workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "parts", "workers", "expected"),
+    [
+        ([{"CPU": 8}, {"CPU": 8}], 1, None, WorkerShape(1, 8, 0.0)),
+        ([{"CPU": 8}, {"CPU": 8}], 100, 2, WorkerShape(2, 8, 0.0)),
+        ([{"CPU": 16}, {"CPU": 4}], 100, 2, WorkerShape(2, 4, 0.0)),
+        ([{"CPU": 64}, {"CPU": 8, "GPU": 1}], 100, None, WorkerShape(1, 8, 1.0)),
+        ([{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 1}], 100, None, WorkerShape(5, 2, 1.0)),
+        ([{}, {"CPU": 8}], 100, None, WorkerShape(8, 1.0, 0.0)),
+    ],
+)
+def test_no_worker_asks_for_more_than_a_node_has(
+    nodes: list[dict[str, float]], parts: int, workers: int | None, expected: WorkerShape
+) -> None:
+    assert worker_shape(nodes, parts, workers) == expected
 
 
 def test_parts_are_not_waited_for_for_ever() -> None:
