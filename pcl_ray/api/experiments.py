@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcl_ray.api.run import Run
+from pcl_ray.config import as_words
 
 if TYPE_CHECKING:
     from pcl_ray.runs.console import Display
@@ -55,7 +56,7 @@ def resume(
     """
     from pcl_ray.runs import driver
 
-    result = driver.resume(name, _as_words(overrides), display=_display(progress), result_file=result_file)
+    result = driver.resume(name, as_words(overrides), display=_display(progress), result_file=result_file)
     return Run(Path(result.run_dir))
 
 
@@ -77,7 +78,7 @@ def fork(
 
     result = forks.fork(
         run,
-        _as_words(overrides),
+        as_words(overrides),
         name=name,
         epoch=epoch,
         command=command,
@@ -95,15 +96,6 @@ def open_run(name: str | Path) -> Run:
     from pcl_ray.runs import record_reader
 
     return Run(record_reader.folder_of(str(name)))
-
-
-def _as_words(overrides: Overrides) -> list[str]:
-    """The overrides as one types them."""
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
-    from pcl_ray.support.text import value_text
-
-    return [f"{name}={value_text(value, digits=None)}" for name, value in overrides.items()]
 
 
 def _display(progress: bool) -> Display:

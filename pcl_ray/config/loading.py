@@ -14,7 +14,7 @@ from pcl_ray.config import knobs
 from pcl_ray.config.run_config import RunConfig, leaves
 from pcl_ray.config.sections import Section
 from pcl_ray.errors import ConfigError, Problem
-from pcl_ray.support.text import suggestion_sentence
+from pcl_ray.support.text import suggestion_sentence, value_text
 
 
 def recipe_names() -> list[str]:
@@ -118,6 +118,13 @@ def _apply(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -
             node = node[parent]
         node[leaf] = value
     return problems
+
+
+def as_words(overrides: Iterable[str] | Mapping[str, Any]) -> list[str]:
+    """The overrides as one types them, `KEY=VALUE`."""
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"{name}={value_text(value, digits=None)}" for name, value in overrides.items()]
 
 
 def parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pcl_ray.config import as_words
 from pcl_ray.errors import ConfigError
-from pcl_ray.support.text import value_text
 
 if TYPE_CHECKING:
     from pcl_ray.sweep.results.conclusion import SweepResult
@@ -49,7 +49,7 @@ def run(
 
     tune_run.quiet_tune()
     options = {f"sweep.{key}": value for key, value in settings.items() if value is not None}
-    words = _as_words(overrides)
+    words = as_words(overrides)
     if resume:
         if space or recipe or name:
             raise ConfigError(f"sweep {resume!r} has its own space, recipe and name: give none of them")
@@ -58,12 +58,6 @@ def run(
         file = _file_of(space, recipe, Path(scratch))
         checked = request.check(file, words, options, None if recipe is None else str(recipe))
         return driver.start(checked, name=name, result_file=result_file)
-
-
-def _as_words(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
-    return [f"{name}={value_text(value, digits=None)}" for name, value in overrides.items()]
 
 
 def _file_of(space: str | Path | Mapping[str, Any], recipe: str | Path | None, scratch: Path) -> str:

@@ -57,21 +57,30 @@ class TestedEncoder:
         assert isinstance(head, nn.Module), "an encoder has a head"
         return backbone, head
 
+    def forward(self, *, head: bool) -> Callable[[Tensor], dict[str, Tensor]]:
+        """One pass over views [b, channels, S, S]: the features `backbone` and, on request, `head`."""
+        backbone, projection = self.parts()
+
+        def passed(views: Tensor) -> dict[str, Tensor]:
+            with precision(self.config, self.device):
+                rows = backbone(views.to(self.device))
+                parts = {"backbone": rows}
+                if head:
+                    parts["head"] = F.normalize(projection(rows), dim=1)
+            return parts
+
+        return passed
+
 
 @torch.no_grad()
 def features_of(tested: TestedEncoder, images: Images, *, head: bool) -> dict[str, np.ndarray]:
     """The features `backbone` [N, D] and, on request, `head` [N, C] of all images, in their order; float32,
     or float16 where they are many.
     """
-    backbone, projection = tested.parts()
+    forward = tested.forward(head=head)
     arrays: dict[str, np.ndarray] = {}
     for views, ids in EvaluationLoader(images, tested.config, device=tested.device):
-        with precision(tested.config, tested.device):
-            rows = backbone(views.to(tested.device))
-            parts = {"backbone": rows}
-            if head:
-                parts["head"] = F.normalize(projection(rows), dim=1)
-        for name, part in parts.items():
+        for name, part in forward(views).items():
             if name not in arrays:
                 kind = np.float16 if len(images) * part.shape[1] > _LARGE else np.float32
                 arrays[name] = np.empty((len(images), part.shape[1]), dtype=kind)
@@ -100,7 +109,7 @@ def features_of_views(
     """The features [n, Q, D] float32 of Q = `views` random views, rounded up to an even number, of at most
     `count` of the images, spread evenly over them: by the name of the features. The same views each time.
     """
-    backbone, projection = tested.parts()
+    forward = tested.forward(head=head)
     config = with_overrides(tested.config, {"augment.small_crops": 0})
     loader = TrainingLoader(images, config, device=tested.device)
     rows = sampled(len(images), count)
@@ -111,12 +120,7 @@ def features_of_views(
         for batch in loader.views(_FIRST_EPOCH + number, batches):
             positions = np.searchsorted(rows, batch.indices.numpy())
             for view, pixels in enumerate((batch.query_views, batch.key_views)):
-                with precision(tested.config, tested.device):
-                    of_backbone = backbone(pixels.to(tested.device))
-                    parts = {"backbone": of_backbone}
-                    if head:
-                        parts["head"] = F.normalize(projection(of_backbone), dim=1)
-                for name, part in parts.items():
+                for name, part in forward(pixels).items():
                     shape = (len(rows), 2 * -(-views // 2), part.shape[1])
                     array = result.setdefault(name, np.empty(shape, dtype=np.float32))
                     array[positions, 2 * number + view] = part.float().cpu().numpy()

@@ -4,7 +4,7 @@ source (run name, folder, file) ─→ source: which file ─→ content: what i
   ─→ initial: a run that begins with it; exporting: a folder that others read
 """
 
-from pcl_ray.model.weights.exporting import check_folder, describe_export, export
+from pcl_ray.model.weights.exporting import check_folder, describe_export, export, whole_folder
 from pcl_ray.model.weights.heads import activation_of, fit_head
 from pcl_ray.model.weights.initial import begin_with, encoder_of_weights, initial_checkpoint, problem_with
 from pcl_ray.model.weights.loading import LoadedWeights, load_encoder, read_weights
@@ -22,4 +22,5 @@ __all__ = [
     "load_encoder",
     "problem_with",
     "read_weights",
+    "whole_folder",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,19 +37,29 @@ def export(source: str, target: Target, folder: Path, *, head: bool = False, enc
     if head and target == "timm":
         raise ConfigError("timm's models have no projection head; leave out --head, or --to safetensors")
     with_head = head or target == "reference"
+    with whole_folder(folder) as partial:
+        partial.mkdir()
+        entries = _write(source, weights, target, partial, head=with_head)
+        describe_export(partial, weights, source, target, encoder, head=with_head, entries=entries)
+    return weights.note
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A path beside the folder, where a new one is to be made; it takes the folder's place at the end, or is
+    removed where the block fails. Raises ConfigError where it cannot be written.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        entries = _write(source, weights, target, partial, head=with_head)
-        describe_export(partial, weights, source, target, encoder, head=with_head, entries=entries)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another --out") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return weights.note
 
 
 def check_folder(folder: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from pcl_ray.embedding.embedder import Embedder
-from pcl_ray.errors import ConfigError
-from pcl_ray.model.weights import check_folder, describe_export, read_weights
+from pcl_ray.model.weights import check_folder, describe_export, read_weights, whole_folder
 from pcl_ray.tracking.models import folders
 
 
@@ -19,16 +17,7 @@ def export_embedder(source: str, folder: Path) -> str:
     """
     check_folder(folder)
     embedder, weights = Embedder.open(source), read_weights(source, encoder="momentum")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as partial:
         folders.save_embedder(embedder, partial)
         describe_export(partial, weights, source, "mlflow", "momentum", head=weights.has_head)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another --out") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return weights.note
