@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
+    from pcl_ray.embedding.conversion import Picture
     from pcl_ray.embedding.embedder import Embedded, Embedder
-    from pcl_ray.embedding.given_images import Picture
     from pcl_ray.runs.final_artifacts import RunResult
 
 
@@ -132,7 +132,7 @@ class Run:
         All features are held in memory: for very many pictures there is `pcl-ray embed`. Raises ValueError
         for arrays of another shape or type, DataError for pictures that cannot be read.
         """
-        from pcl_ray.api.given_pictures import with_names
+        from pcl_ray.api.image_names import with_names
 
         pictures, names = with_names(images)
         return replace(self._embedder(device).embed(pictures), names=names)

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pcl_ray.cli.output import print_table
 from pcl_ray.cli.verb import Verb, add_experiment_argument, check_result_file, knob_words
-from pcl_ray.config.protocol_figures import OWN_FEATURES, PROTOCOLS, Features, protocols_named
+from pcl_ray.config.protocol_figures import (
+    LOW_SHOT,
+    OWN_FEATURES,
+    PROTOCOLS,
+    Features,
+    Protocol,
+    protocols_named,
+)
 from pcl_ray.errors import ConfigError, DataError
 from pcl_ray.support.text import count
 
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from pcl_ray.evaluation.protocols.images import EvaluationImages
 
 _MANY_COMPARISONS = 2 * 10**10  # of queries with the bank: half of ImageNet's
+_MANY_CLASSES = 200
 _Number = TypeVar("_Number", int, float)
 
 
@@ -137,9 +145,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from pcl_ray.runs.preparation import prepare_evaluation
 
     prepare_evaluation()
-    from pcl_ray.evaluation.protocols.evaluate import Wanted, evaluate
+    from pcl_ray.evaluation.protocols.evaluate import EvaluationRequest, evaluate
     from pcl_ray.evaluation.protocols.settings import ProtocolSettings
-    from pcl_ray.runs.evaluation import outcome as outcomes
+    from pcl_ray.runs.evaluation import result as results
 
     subject = subjects.read_subject(words[0], arguments.encoder)
     config = subjects.config_for(subject, words[1] if len(words) > 1 else None, overrides)
@@ -164,23 +172,36 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         f"data       {images.name}: {count(len(images.bank), 'image')} to learn from, {held_out:,} held out,"
         f" {count(images.num_classes, 'class', 'classes') if images.num_classes else 'no labels'}"
     )
-    wanted = Wanted(protocols, features, not arguments.no_references)
+    if "low-shot" not in _words(arguments.protocols):
+        protocols = _without_many_svms(protocols, images.num_classes)
+    request = EvaluationRequest(protocols, features, not arguments.no_references)
     with _search(arguments.ray, images, _say) as search:
         settings = replace(settings, search=search)
-        evaluation = evaluate(subjects.tested_encoder(subject, config), images, wanted, settings, _say)
+        evaluation = evaluate(subjects.tested_encoder(subject, config), images, request, settings, _say)
     for refusal in evaluation.refusals:
         print(f"not run: {refusal}", file=sys.stderr)
     if not evaluation.measurements:
         raise DataError("nothing could be measured")
-    outcome = outcomes.EvaluationOutcome(subject, images, config, evaluation)
-    print_table(lambda show: show(outcomes.table_of(evaluation)))
-    file = outcomes.write_json(outcome.as_json(), subject.name, arguments.json)
+    result = results.EvaluationResult(subject, images, config, evaluation)
+    print_table(lambda show: show(results.table_of(evaluation)))
+    file = results.write_json(result.as_json(), subject.name, arguments.json)
     _say(f"written    {file}")
     if not arguments.no_tracking:
-        address = outcomes.record(outcome, file, arguments.experiment, lambda text: _warn(text))
+        address = results.record(result, file, arguments.experiment, lambda text: _warn(text))
         if address:
             _say(f"recorded   {address}")
     return 0
+
+
+def _without_many_svms(protocols: tuple[Protocol, ...], num_classes: int) -> tuple[Protocol, ...]:
+    """The protocols without the low-shot SVMs, where there are so many classes that they take hours."""
+    if LOW_SHOT not in protocols or num_classes <= _MANY_CLASSES:
+        return protocols
+    _say(
+        f"left out   low-shot: SVMs for each of {num_classes:,} classes take hours; ask for it by"
+        " --protocols low-shot"
+    )
+    return tuple(protocol for protocol in protocols if protocol != LOW_SHOT)
 
 
 @contextmanager
@@ -268,8 +289,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
     prepare_evaluation()
     from pcl_ray.evaluation.protocols.settings import ProtocolSettings
-    from pcl_ray.runs.evaluation import outcome as outcomes
     from pcl_ray.runs.evaluation import report_card
+    from pcl_ray.runs.evaluation import result as results
     from pcl_ray.runs.evaluation import subject as subjects
 
     settings = ProtocolSettings(
@@ -284,7 +305,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     print_table(lambda show: show(card.table()))
     for line in card.lines():
         _say(line)
-    file = outcomes.write_json(card.as_json(), f"reproduce-{subject.name}", arguments.json)
+    file = results.write_json(card.as_json(), f"reproduce-{subject.name}", arguments.json)
     _say(f"written    {file}")
     return 0
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from pcl_ray.cli.verb import Verb
+from pcl_ray.errors import ConfigError
 
 _TARGETS = ("torchvision", "timm", "safetensors", "onnx", "torch-export", "reference", "mlflow")
 
@@ -35,7 +36,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder",
         choices=("query", "momentum"),
-        default="query",
         help=(
             "query: what one transfers (where it is left out); momentum: what the prototypes are made with,"
             " and what mlflow always takes"
@@ -50,14 +50,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from pcl_ray.runs import storage_mirror
     from pcl_ray.support.paths import home
 
     source = arguments.source
+    storage_mirror.fetch_source(source)
     path = Path(source)
     stem = (path.name.partition(".")[0] if path.expanduser().is_file() else path.name) or "weights"
     folder = arguments.out or home() / "exports" / f"{stem}-{arguments.target}"
     folder = Path(os.path.abspath(folder.expanduser()))
     if arguments.target == "mlflow":
+        if arguments.head or arguments.encoder == "query":
+            raise ConfigError(
+                "a model of mlflow gives backbone, head and prototypes of the momentum encoder; leave out"
+                f" {'--head' if arguments.head else '--encoder query'}"
+            )
         from pcl_ray.tracking.models.export import export_embedder
 
         note = export_embedder(source, folder)
@@ -65,7 +72,7 @@ def _export(arguments: argparse.Namespace) -> int:
         from pcl_ray.model import weights
 
         note = weights.export(
-            source, arguments.target, folder, head=arguments.head, encoder=arguments.encoder
+            source, arguments.target, folder, head=arguments.head, encoder=arguments.encoder or "query"
         )
     print(f"weights     {note}")
     print(f"export      {folder}")

@@ -88,13 +88,12 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from pcl_ray.report import page
-    from pcl_ray.runs import record_reader
+    from pcl_ray.api import open_run
     from pcl_ray.runs.folder import REPORT_FILE
 
-    record = record_reader.read(arguments.run)
-    target = arguments.out or record_reader.folder_of(arguments.run) / REPORT_FILE
-    print(f"report      {_written(lambda: page.write(record, target), target)}")
+    run = open_run(arguments.run)
+    target = arguments.out or run.path / REPORT_FILE
+    print(f"report      {_written(lambda: run.report(target), target)}")
     return 0
 
 

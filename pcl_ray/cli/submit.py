@@ -99,6 +99,12 @@ def _check_paths(settings: Mapping[str, Any]) -> None:
                 "has to be an absolute path: a job runs in a copy of this folder, on another machine perhaps"
             )
             raise ConfigError([Problem(name, value, message)])
+    weights = settings.get("encoder.init_from")
+    if weights and not Path(str(weights)).is_absolute() and Path(str(weights)).exists():
+        message = (
+            "is a file of this folder; give its absolute path, which has to be there on the cluster, too"
+        )
+        raise ConfigError([Problem("encoder.init_from", weights, message)])
 
 
 def _run_job(arguments: argparse.Namespace, verb: Verb, words: Sequence[str], job: argparse.Namespace) -> int:

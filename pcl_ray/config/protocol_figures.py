@@ -126,6 +126,11 @@ def protocols_named(names: Iterable[str]) -> tuple[Protocol, ...]:
     return tuple(protocol for protocol in PROTOCOLS if protocol.name in wanted)
 
 
+def is_measure(name: str) -> bool:
+    """Whether this is the name of a measure, `k200/top1`: a file of a later version may have others."""
+    return name.rpartition("/")[2] in _MEASURES
+
+
 def protocol_figure(protocol: str, features: str, measure: str) -> Figure:
     """The figure of one measure of a protocol: `evaluate/knn/backbone/k200/top1`."""
     setting, _, name = measure.rpartition("/")

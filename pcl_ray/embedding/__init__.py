@@ -4,9 +4,9 @@ they are good for: searching, near-duplicates, outliers, samples to label, sprea
 
 __all__ = [
     "collection",
+    "conversion",
     "duplicates",
     "embedder",
-    "given_images",
     "index",
     "inputs",
     "job",

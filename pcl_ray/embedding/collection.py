@@ -151,6 +151,10 @@ class Collection:
         """[n] the digest of every image's file: the same for the same bytes."""
         return self._column("digest", pa.string())
 
+    def content_numbers(self) -> np.ndarray:
+        """[n] int64, the same number for images whose files are the same bytes."""
+        return np.unique(self.digests().to_pylist(), return_inverse=True)[1]
+
     def bytes(self) -> np.ndarray:
         """[n] int64, the size of every image's file."""
         return self._column("bytes", pa.int64()).to_numpy()

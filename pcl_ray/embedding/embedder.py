@@ -30,7 +30,7 @@ from pcl_ray.config import AugmentConfig, EncoderConfig
 from pcl_ray.data import images as pictures
 from pcl_ray.data.colour import to_floats
 from pcl_ray.data.evaluation_view import as_tensor, evaluation_view, view_of_file
-from pcl_ray.embedding.given_images import Picture, as_batch, of_array, of_tensor
+from pcl_ray.embedding.conversion import Picture, as_batch, of_array, of_tensor
 from pcl_ray.errors import DataError
 from pcl_ray.model import encoder as encoders
 

@@ -98,6 +98,12 @@ def _check_same(before: Manifest, now: Manifest, folder: Path) -> None:
             f"{folder} holds features of the {before.features}; ask for --features {before.features}, or give"
             " another --out"
         )
+    if before.column != now.column:
+        raise ConfigError(
+            f"{folder} holds images of the column {before.column or 'that was found by itself'}; "
+            + (f"ask for --column {before.column}" if before.column else "leave out --column")
+            + ", or give another --out"
+        )
 
 
 def made_here(job: EmbeddingJob, embedder: Embedder, threads: int) -> Iterator[PartResult]:

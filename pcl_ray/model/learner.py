@@ -20,6 +20,7 @@ from pcl_ray.model import encoder, optimizers
 from pcl_ray.model.bank import FeatureBank
 from pcl_ray.model.distributed import any_worker, world_size
 from pcl_ray.model.momentum import MomentumPair
+from pcl_ray.model.narrow_convolutions import subsample_first
 from pcl_ray.model.partwise import PartwiseEncoder
 from pcl_ray.model.queue import KeyQueue
 from pcl_ray.model.stages import freeze
@@ -81,6 +82,9 @@ def build_learner(
         pair.query = encoder.with_sync_batch_norm(pair.query, config.encoder)
         pair.key = encoder.with_sync_batch_norm(pair.key, config.encoder)
     layout = torch.channels_last if config.train.memory_format == "channels_last" else torch.contiguous_format
+    if device.type == "cpu":
+        for part in (pair.query, pair.key):
+            subsample_first(part)
     pair, queue = pair.to(device).to(memory_format=layout), queue.to(device)
     query, key = pair.query, pair.key
     if config.train.compile:

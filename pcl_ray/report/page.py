@@ -13,6 +13,7 @@ from pcl_ray.report.doctor import diagnosis
 from pcl_ray.report.drawing.html import Html, document, section, tag
 from pcl_ray.report.drawing.sprites import Sheet, sheet_of
 from pcl_ray.report.drawing.svg import histogram
+from pcl_ray.report.evaluations import evaluations_section
 from pcl_ray.report.explorer import explorer, summary_sentence
 from pcl_ray.report.feature_map import feature_map
 from pcl_ray.report.run_record import RunRecord
@@ -42,6 +43,7 @@ def html_of(record: RunRecord) -> str:
         section("findings", "What the curves say", _findings(record)),
         section("prototypes", "Prototypes", *_prototypes(record, sheet)),
         section("curves", "Curves", charts(record)),
+        *evaluations_section(record.evaluations),
         *_histograms(record),
         *_map(record, sheet),
         section("configuration", "Configuration", knob_table(record), _origin(record)),
@@ -58,6 +60,7 @@ def _head(record: RunRecord, parts: list[Html]) -> Html:
         "findings": "Findings",
         "prototypes": "Prototypes",
         "curves": "Curves",
+        "evaluations": "Protocols",
         "feature-map-section": "Map",
         "configuration": "Configuration",
     }

@@ -10,6 +10,7 @@ from typing import Any
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import Figure
 from pcl_ray.plan import resolve_num_clusters
+from pcl_ray.report.evaluations import StoredEvaluation
 from pcl_ray.snapshot import Snapshot, Thumbnails
 
 
@@ -37,6 +38,7 @@ class RunRecord:
     link: str = ""  # of the run in the dashboard
     snapshot: Snapshot | None = None  # of the last E-step that was shown
     thumbnails: Thumbnails | None = None
+    evaluations: tuple[StoredEvaluation, ...] = ()
 
     def series(self, figure: Figure) -> list[tuple[int, float]]:
         """The curve of a figure: (epoch from 1, value) of each epoch that it is known of."""

@@ -14,4 +14,5 @@ __all__ = [
     "preparation",
     "record_reader",
     "request",
+    "storage_mirror",
 ]

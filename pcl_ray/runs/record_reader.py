@@ -10,6 +10,7 @@ from typing import Any
 from pcl_ray import config as configs
 from pcl_ray.config import figures, public_config
 from pcl_ray.report.run_record import RunRecord
+from pcl_ray.runs.evaluation.stored import evaluations_of
 from pcl_ray.runs.folder import CONFIG_FILE, SNAPSHOT_FILE, RunFolder, read_history_at, read_state_at
 from pcl_ray.snapshot import load_snapshot
 from pcl_ray.support import redaction
@@ -43,6 +44,7 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
         link=redaction.public_uri(str(state.get("link", ""))),
         snapshot=snapshot,
         thumbnails=thumbnails,
+        evaluations=evaluations_of(path),
     )
 
 

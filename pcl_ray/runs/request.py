@@ -108,6 +108,7 @@ def with_backbone_of_weights(config: RunConfig) -> tuple[RunConfig, list[Problem
         from pcl_ray.model import weights  # torch
 
         try:
+            storage_mirror.fetch_source(encoder.init_from)
             encoder = weights.encoder_of_weights(config)
         except (ConfigError, DataError) as error:
             problem = Problem("encoder.init_from", encoder.init_from, str(error))
@@ -224,6 +225,12 @@ def _initial_weights(case: _Case, wrong: Set[str]) -> Iterator[Problem]:
         return
     from pcl_ray.model import weights  # torch
 
+    if encoder.init_from is not None:
+        try:
+            storage_mirror.fetch_source(encoder.init_from)
+        except ConfigError as error:
+            yield Problem("encoder.init_from", encoder.init_from, str(error))
+            return
     if problem := weights.problem_with(case.config):
         yield problem
 

@@ -75,6 +75,15 @@ def fetch(name: str, overrides: list[str]) -> None:
         raise ConfigError(f"run {name!r} could not be fetched: {failure}") from failure
 
 
+def fetch_source(source: str | Path) -> None:
+    """Fetches the folder of the run that a source of weights names, where that is no file here and
+    PCL_RAY_STORAGE names a storage. Raises ConfigError where neither this machine nor the storage has it.
+    """
+    text = str(source)
+    if os.environ.get(storage.VARIABLE) and "/" not in text and not Path(text).exists():
+        fetch(text, [])
+
+
 def check_free(config: RunConfig, name: str) -> None:
     """Raises ConfigError where a new run cannot have this name because its storage has one of that name."""
     uri = config.resources.storage

@@ -102,6 +102,11 @@ def binary_size(size: float) -> str:
     return f"{size:.1f} {_BINARY_UNITS[power]}" if power else f"{size:.0f} B"
 
 
+def delimiter_of(line: str) -> str:
+    """What sets the columns of a table apart, by its first line: tab, comma or semicolon."""
+    return next((mark for mark in "\t,;" if mark in line), ",")
+
+
 def closest(word: str, options: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The option that is most like a mistyped word; None where none is at least `cutoff` (0 to 1) alike."""
     return next(iter(alike(word, options, 1, cutoff)), None)

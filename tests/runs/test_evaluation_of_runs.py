@@ -17,6 +17,8 @@ from PIL import Image
 from small import DIGITS_RUN
 
 from pcl_ray import cli
+from pcl_ray.report import page
+from pcl_ray.runs import record_reader
 
 FAST = ("--neighbours", "5,10", "--runs", "2", "--clusters", "20")
 
@@ -124,6 +126,26 @@ def test_all_of_it_stands_in_the_table_the_file_and_mlflow(
     assert files[-1].name in [
         Path(entry.path).name for entry in client.list_artifacts(run.info.run_id, "evaluations")
     ]
+
+
+def test_the_report_has_the_newest_of_each_measurement(at_home: dict[str, Any]) -> None:
+    first = evaluated("one", "--protocols", "knn,clusters", "--neighbours", "5", "--no-tracking")
+    second = evaluated("one", "--protocols", "knn", "--neighbours", "5", "--queries", "40", "--no-tracking")
+    damaged = home() / "evaluations/one-damaged.json"
+    damaged.write_text("{")
+    other = json.loads(json.dumps(second)) | {"weights": "/elsewhere/epoch_00002.pt"}
+    (home() / "evaluations/two.json").write_text(json.dumps(other | {"data": {"name": "elsewhere"}}))
+    (home() / "evaluations/three.json").write_text(json.dumps(second | {"data": {"name": "cut"}}))
+    [stored] = record_reader.read("one").evaluations
+    assert (stored.data, stored.queries, stored.epochs) == ("digits", 40, 2)
+    newest = figures(second, "knn", "backbone")["k5/top1"]["mean"]
+    assert stored.figures["knn", "backbone", "k5/top1"] == (newest, None)
+    kept = figures(first, "clusters", "backbone")["classes/ami"]
+    assert stored.figures["clusters", "backbone", "classes/ami"] == (kept["mean"], kept["sd"])
+    html = page.html_of(record_reader.read("one"))
+    assert "knn k5, top-1" in html
+    assert f"{newest:.4f}" in html
+    assert f"{kept['mean']:.4f} ± {kept['sd']:.4f}" in html
 
 
 def test_a_store_that_does_not_answer_costs_nothing_but_a_warning(
@@ -254,6 +276,17 @@ def test_wrong_requests_are_answered_in_one_sentence(
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_svms_of_very_many_classes_are_made_only_when_asked_for(
+    at_home: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pcl_ray.cli.evaluate._MANY_CLASSES", 9)
+    result = evaluated("one", "--no-references", "--no-tracking")
+    assert {each["protocol"] for each in result["protocols"]} == {"knn", "linear", "clusters", "unlabelled"}
+    assert "low-shot: SVMs for each of 10 classes take hours" in capsys.readouterr().out
+    result = evaluated("one", "--no-references", "--no-tracking", "--protocols", "low-shot", "--runs", "1")
+    assert {each["protocol"] for each in result["protocols"]} == {"low-shot"}
 
 
 def test_a_job_takes_the_same_words(

@@ -120,6 +120,11 @@ def test_a_run_goes_on_from_its_storage_where_everything_else_is_lost(
     state = json.loads(run_storage.read("state.json") or b"")
     assert (state["state"], state["began_at"]) == ("finished", began)
     assert remote.names(run_storage) == ["epoch_00003.pt", "epoch_00004.pt"]
+    shutil.rmtree(home())  # an export fetches it, and a new run that begins with its weights
+    assert cli.main(["export", "cut", "--to", "torch-export", "--out", str(tmp_path / "exported")]) == 0
+    assert "after 4 epochs" in capsys.readouterr().out
+    shutil.rmtree(home())
+    assert train("encoder.init_from=cut", "--dry-run") == 0
     shutil.rmtree(home())  # of a finished run, going on brings it here
     assert cli.main(["train", "--resume", "cut"]) == 0
     assert "nothing left to do" in capsys.readouterr().out

@@ -65,8 +65,10 @@ def _embed(arguments: argparse.Namespace) -> int:
     from pcl_ray.embedding import inputs, job
     from pcl_ray.embedding.collection import BROKEN_FILE, Collection
     from pcl_ray.embedding.embedder import Embedder
+    from pcl_ray.runs import storage_mirror
 
     names = inputs.names_of(arguments.images, arguments.column)[: arguments.limit]
+    storage_mirror.fetch_source(arguments.source)
     embedder = Embedder.open(arguments.source)
     folder = Path(os.path.abspath(arguments.out.expanduser()))
     manifest = _manifest(arguments, embedder)

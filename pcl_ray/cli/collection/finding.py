@@ -91,7 +91,7 @@ def _duplicates(arguments: argparse.Namespace) -> int:
         vectors, threshold, order_N=largest, device=_device(), progress=opened.progress
     )
     members = result.members()
-    identical = np.unique(collection.digests().to_pylist(), return_inverse=True)[1]
+    identical = collection.content_numbers()
     rows: list[dict[str, Any]] = []
     groups = []
     for group, images in enumerate(members, start=1):

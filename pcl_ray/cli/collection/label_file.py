@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pcl_ray.errors import ConfigError, DataError
-from pcl_ray.support.text import count
+from pcl_ray.support.text import count, delimiter_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +76,9 @@ def _rows(file: Path) -> list[tuple[str, str]]:
     """Paths and labels, without the rows that have no label."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines)
+            delimiter = delimiter_of(lines.readline())
+            lines.seek(0)
+            rows = csv.DictReader(lines, delimiter=delimiter)
             columns = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
             path = next((columns[name] for name in _PATHS if name in columns), None)
             label = next((columns[name] for name in _LABELS if name in columns), None)

@@ -32,13 +32,12 @@ def _sample(arguments: argparse.Namespace) -> int:
     opened = OpenedCollection(arguments, "sample")
     if label_file.has_labels(opened.table):
         raise ConfigError(f"{str(opened.table)!r} has labels that would be lost; give another --out")
-    import numpy as np
 
     from pcl_ray.embedding import labelling
     from pcl_ray.report.collection_page import PictureGroup
 
     clustering = labelling.suitable(opened.memberships(arguments.kmeans), arguments.count)
-    digests = np.unique(opened.collection.digests().to_pylist(), return_inverse=True)[1]
+    digests = opened.collection.content_numbers()
     images, sizes = (
         labelling.balanced_sample(clustering, arguments.count, digests=digests),
         clustering.sizes(),

@@ -66,7 +66,7 @@ class EncoderConfig(Section):
         False, WEIGHTS, "mlp: batch norm between the hidden layer, then without a bias, and its ReLU."
     )
     dim: int = knob(
-        128, WEIGHTS, "C: dimensions of the feature that is contrasted and clustered.", ge=2, le=4096
+        128, WEIGHTS, "C: dimensions of the feature that is contrasted and clustered.", ge=2, le=65536
     )
     init_from: str | None = knob(
         None,

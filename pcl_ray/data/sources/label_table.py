@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pcl_ray.errors import DataError
+from pcl_ray.support.text import delimiter_of
 
 _PATH_WORDS = (
     "path",
@@ -41,9 +42,11 @@ def read_labels(knob: str, file: Path, is_image: Callable[[str], bool]) -> list[
     is_image: whether a text in the first row names an image, and no column. Raises DataError.
     """
     lines = _lines(knob, file)
-    mark = next((mark for mark in "\t,;" if lines and mark in lines[0]), ",")
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+        rows = [
+            [cell.strip() for cell in row]
+            for row in csv.reader(lines, delimiter=delimiter_of(lines[0] if lines else ""))
+        ]
     except csv.Error as error:
         raise DataError(f"{knob} = {str(file)!r} cannot be read as CSV: {error}") from None
     rows = [row for row in rows if any(row)]

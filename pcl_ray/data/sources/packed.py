@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -29,6 +30,7 @@ from pcl_ray.support.files import atomic_file
 from pcl_ray.support.storage import PIECE_BYTES
 
 _FETCHERS = 4  # shards that are fetched or packed at a time
+_CONNECTIONS = 8  # by which one of them reads the files that it names
 
 S = TypeVar("S")
 A = TypeVar("A")
@@ -54,6 +56,13 @@ class PackedShard:
             columns.image if columns else "",
         )
         return digest(*(part.encode("utf-8", "surrogateescape") for part in parts))
+
+    @property
+    def names_files(self) -> bool:
+        """Whether the shard has paths of files of this machine instead of images. Of paths in a storage the
+        images are packed, as if they were in the shard.
+        """
+        return self.shard.is_local and self.columns is not None and self.columns.kind == "paths"
 
     @property
     def in_cache(self) -> bool:
@@ -84,7 +93,7 @@ class PackedShard:
         assert self.columns is not None
         key = self._index_key(f"label {self.columns.label}")
         if (index := self._stored_index(key)) is None:
-            if self.columns.kind != "paths":
+            if not self.names_files:
                 self._made(lambda index: self._store_index(key, index))
             index = self._stored_index(key)  # whichever process has packed it
         if index is None:  # packed once with other labels
@@ -146,14 +155,40 @@ class PackedShard:
         """Packs the images of a Parquet file into `target`, if it is not None. Raises OSError, RunFailed."""
         assert self.columns is not None
         with ExitStack() as opened:
-            path, folder = Path(self.shard.path), Path(self.shard.path).parent
+            path, read_files = Path(self.shard.path), None if self.names_files else self._local_files
             if not self.shard.is_local:
                 self._cache.folder.mkdir(parents=True, exist_ok=True)
-                path, folder = self._cache.folder / f"{self.key}.{os.getpid()}.source.partial", None
+                path, read_files = (
+                    self._cache.folder / f"{self.key}.{os.getpid()}.source.partial",
+                    self._stored_files,
+                )
                 opened.callback(path.unlink, missing_ok=True)
                 self.shard.storage().download(self.shard.key, path)
             packed = opened.enter_context(open(target or os.devnull, "wb"))
-            return parquet.pack(path, self.columns, folder, packed)
+            return parquet.pack(path, self.columns, packed, read_files)
+
+    def _local_files(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Files beside the shard."""
+        contents: list[bytes | None] = []
+        for path in paths:
+            contents.append(None)
+            with suppress(OSError):
+                contents[-1] = (Path(self.shard.path).parent / path).read_bytes()
+        return contents
+
+    def _stored_files(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Objects of the shard's storage: beside it, or by their whole address. Raises RunFailed."""
+        storage, folder = self.shard.storage(), posixpath.dirname(self.shard.key)
+        root = f"{str(self.shard).partition('?')[0].removesuffix(self.shard.key)}"
+
+        def read(path: str) -> bytes | None:
+            key = posixpath.normpath(posixpath.join(folder, path.removeprefix("/")))
+            if "://" in path:
+                key = path.removeprefix(root) if path.startswith(root) else ""
+            return None if not key or key.startswith("..") else storage.read(key)
+
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            return list(pool.map(read, paths))
 
     def _unpack(self, target: Path) -> None:
         if not self.shard.is_local:

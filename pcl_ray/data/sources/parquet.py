@@ -8,7 +8,7 @@ the other, row group by row group, and read from there.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -26,6 +26,8 @@ _PATH_NAMES = ("path", "image_path", "file_name", "file", "filename", "filepath"
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "target", "fine_label")
 
 ImageKind = Literal["struct", "bytes", "paths"]
+# The content of the files with these paths, as a Parquet file has them; None for one that is not there.
+ReadFiles = Callable[[Sequence[str]], Sequence[bytes | None]]
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ def read_footer(shard: Shard, image: str | None, label: str | None) -> Footer:
     return answer
 
 
-def pack(path: Path, columns: Columns, folder: Path | None, packed: IO[bytes]) -> ShardIndex:
+def pack(path: Path, columns: Columns, packed: IO[bytes], read_files: ReadFiles | None) -> ShardIndex:
     """Writes the images of a Parquet file one after the other, and says where they are.
 
-    folder: what paths in the file are relative to; None: they name no files. A row without an image, and rows
-    of a group that is damaged, get a reason instead. Where the column holds paths, these are the names, and
-    nothing is written. Raises OSError.
+    read_files: reads the files of rows that have a path and no bytes; with None a path is a name, and of a
+    column of paths nothing is written. A row without an image, and rows of a group that is damaged, get a
+    reason instead. Raises OSError, and what `read_files` raises.
     """
     from pyarrow import ArrowException, parquet
 
@@ -123,29 +125,48 @@ def pack(path: Path, columns: Columns, folder: Path | None, packed: IO[bytes]) -
                 labels = (
                     [[]] * len(batch) if columns.label is None else batch.column(columns.label).to_pylist()
                 )
-                for value, label in zip(batch.column(columns.image).to_pylist(), labels, strict=True):
-                    _add_row(builder, value, label, columns, packed, folder)
+                images = _images_of(batch.column(columns.image).to_pylist(), columns.kind, read_files)
+                for (content, image_path), label in zip(images, labels, strict=True):
+                    named = _named_labels(label_list(label), columns.class_names)
+                    if columns.kind == "paths" and read_files is None and image_path:
+                        builder.add(image_path, 0, 0, named)
+                    else:
+                        _add_image(builder, content, image_path, named, columns.kind, packed)
     return builder.index(columns.class_names)
 
 
-def _add_row(
-    builder: IndexBuilder, value: Any, label: Any, columns: Columns, packed: IO[bytes], folder: Path | None
+def _images_of(
+    values: Sequence[Any], kind: ImageKind, read_files: ReadFiles | None
+) -> list[tuple[bytes | None, str | None]]:
+    """The bytes and the path of each row, as far as it has them."""
+    if kind == "bytes":
+        return [(value, None) for value in values]
+    if kind == "paths":
+        rows: list[tuple[bytes | None, str | None]] = [(None, value or None) for value in values]
+    else:
+        rows = [((value or {}).get("bytes"), (value or {}).get("path")) for value in values]
+    missing = [path for content, path in rows if content is None and path]
+    if not missing or read_files is None:
+        return rows
+    contents = dict(zip(missing, read_files(missing), strict=True))
+    return [(contents.get(path) if content is None and path else content, path) for content, path in rows]
+
+
+def _add_image(
+    builder: IndexBuilder,
+    content: bytes | None,
+    path: str | None,
+    labels: list[object],
+    kind: ImageKind,
+    packed: IO[bytes],
 ) -> None:
-    row, labels = f"row {len(builder)}", _named_labels(label_list(label), columns.class_names)
-    if columns.kind == "paths":
-        builder.add(value or row, 0, 0, labels, "" if value else "its path is empty")
-        return
-    content, path = value, None
-    if isinstance(value, dict):
-        content, path = value.get("bytes"), value.get("path")
-    if content is None and path and folder is not None:
-        with suppress(OSError):
-            content = (folder / path).read_bytes()
+    row = f"row {len(builder)}"
     if content is None:
         reason = f"its file {path} is not there" if path else "the row has no image"
         builder.add(path or row, 0, 0, labels, reason)
         return
-    builder.add(f"{row}, {path}" if path else row, packed.tell(), len(content), labels)
+    name = f"{row}, {path}" if path and kind != "paths" else path or row
+    builder.add(name, packed.tell(), len(content), labels)
     packed.write(content)
 
 

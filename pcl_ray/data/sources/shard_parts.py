@@ -28,6 +28,7 @@ from pcl_ray.support.text import count
 
 _CLASS_FILE = "classnames.txt"  # beside tar shards whose labels are numbers: a name a line
 _NAMES_SHOWN = 3
+_FILE_BYTES = 64 << 10  # what a file of a storage has about, for the room that a copy of all needs
 _NAMES_SEEN = 1000  # files of sub-folders that are looked at
 
 Progress = Callable[[int, int], None]
@@ -89,7 +90,7 @@ def parts(config: DataConfig, progress: Progress = lambda done, total: None) -> 
         for side in (indexed[: len(train)], indexed[len(train) :])
     ]
     _check_not_empty(config, *(sum(len(index) for _, index in side) for side in sides))
-    copies = [packed for side in sides for packed, _ in side if packed.in_cache and not _names_files(packed)]
+    copies = [packed for side in sides for packed, _ in side if packed.in_cache and not packed.names_files]
     _check_room(config, sum(packed.size for packed in copies))
     labels = _class_names([index for _, index in sides[0]])
     names = _with_names(labels, train) if config.source == "webdataset" else labels
@@ -132,7 +133,10 @@ def _indexed(config: DataConfig, shard: Shard) -> tuple[Shard, PackedShard | Non
     try:
         if config.source == "parquet":
             footer = parquet.read_footer(shard, config.image_column, config.label_column)
-            packed = PackedShard(shard, "parquet", config.cache_gb, footer.image_bytes, footer.columns)
+            size = footer.image_bytes
+            if footer.columns.kind == "paths" and not shard.is_local:
+                size += footer.rows * _FILE_BYTES
+            packed = PackedShard(shard, "parquet", config.cache_gb, size, footer.columns)
             index = packed.packed_index()
         else:
             compressed = not shard.name.lower().endswith(".tar")
@@ -163,14 +167,11 @@ def _images(
     """The images of shards one after the other. classes: as labels are written there, with their names."""
     lists = [labels for _, index in side for labels in _label_lists(index)]
     labels, label_sets = numbered(lists, classes) if classes else (None, None)
-    if _names_files(side[0][0]):
+    if side[0][0].names_files:
         images = _files(side, config)
         if classes:
             images = replace(images, labels=labels, class_names=class_names, label_sets=label_sets)
-        excluded = matcher(config.exclude)
-        names = [file.decode("utf-8", "surrogateescape") for file in images.files.tolist()]
-        left = [i for i, name in enumerate(names) if not excluded(name)]
-        return images if len(left) == len(names) else images.take(np.array(left, dtype=np.int64))
+        return _not_excluded(images, images.files, config)
     offsets, reasons = [], []
     for _, index in side:
         own = index.offsets.copy()
@@ -178,7 +179,7 @@ def _images(
             own[row] = len(reasons)
             reasons.append(reason)
         offsets.append(own)
-    return PackedImages(
+    packed_images = PackedImages(
         tuple(packed for packed, _ in side),
         np.concatenate([index.names for _, index in side]),
         np.repeat(np.arange(len(side), dtype=np.int32), [len(index) for _, index in side]),
@@ -190,11 +191,18 @@ def _images(
         label_sets,
         tuple(reasons),
     )
+    columns = side[0][0].columns
+    if columns is None or columns.kind != "paths":
+        return packed_images
+    return _not_excluded(packed_images, packed_images.names, config)
 
 
-def _names_files(packed: PackedShard) -> bool:
-    """Whether the shard has paths of images instead of images."""
-    return packed.columns is not None and packed.columns.kind == "paths"
+def _not_excluded(images: EncodedImages, paths: np.ndarray, config: DataConfig) -> EncodedImages:
+    """The images whose paths (utf-8 bytes) `data.exclude` leaves."""
+    excluded = matcher(config.exclude)
+    names = [path.decode("utf-8", "surrogateescape") for path in paths.tolist()]
+    left = [i for i, name in enumerate(names) if not excluded(name)]
+    return images if len(left) == len(names) else images.take(np.array(left, dtype=np.int64))
 
 
 def _files(side: Sequence[tuple[PackedShard, ShardIndex]], config: DataConfig) -> FileImages:
@@ -206,11 +214,6 @@ def _files(side: Sequence[tuple[PackedShard, ShardIndex]], config: DataConfig) -
     root = first.path.removesuffix(f"/{first.name}") if first.is_local else ""
     files: list[str] = []
     for packed, index in side:
-        if not packed.shard.is_local:
-            raise DataError(
-                f"{packed.shard} holds paths of images; in object storage the images themselves have to be in"
-                " a column"
-            )
         folders = [os.path.dirname(packed.shard.path), *([given] if os.path.isdir(given) else [])]
         paths = [name.decode("utf-8", "surrogateescape") for name in index.names.tolist()]
         if paths and not os.path.exists(os.path.join(folders[0], paths[0])):

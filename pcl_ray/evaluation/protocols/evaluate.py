@@ -46,7 +46,7 @@ _VIEW_IMAGES, _VIEWS = 1000, 10  # of LiDAR and alignment
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvaluationRequest:
     """What is measured of an encoder. references: whether pixels and an untrained encoder are, too."""
 
     protocols: tuple[Protocol, ...]
@@ -73,7 +73,7 @@ class Evaluation:
 def evaluate(
     tested: TestedEncoder,
     images: EvaluationImages,
-    wanted: Wanted,
+    request: EvaluationRequest,
     settings: ProtocolSettings,
     say: Say = lambda text: None,
 ) -> Evaluation:
@@ -82,20 +82,20 @@ def evaluate(
     """
     result = Evaluation()
     protocols = [
-        protocol for protocol in wanted.protocols if _is_possible(protocol, images, settings, result)
+        protocol for protocol in request.protocols if _is_possible(protocol, images, settings, result)
     ]
-    wanted_features = list(wanted.features)
-    if "head" in wanted_features and not tested.has_head:
-        wanted_features.remove("head")
+    own_features = list(request.features)
+    if "head" in own_features and not tested.has_head:
+        own_features.remove("head")
         result.refusals.append(Refusal("all", "these weights have no projection head", "head"))
-    if not protocols or not wanted_features:
+    if not protocols or not own_features:
         return result
-    kinds: list[Features] = [*wanted_features]
-    if wanted.references:
+    kinds: list[Features] = [*own_features]
+    if request.references:
         kinds += [
             kind for kind in REFERENCE_FEATURES if any(kind in protocol.references for protocol in protocols)
         ]
-    source = _FeatureSource(tested, images, "head" in wanted_features, say)
+    source = _FeatureSource(tested, images, "head" in own_features, say)
     for kind in kinds:
         for protocol in protocols:
             if kind in REFERENCE_FEATURES and kind not in protocol.references:

@@ -20,6 +20,7 @@ COSTS = (0.03, 0.1, 0.3, 0.5, 1.0, 3.0, 10.0, 30.0)
 _HELD_OUT = 1 / 3  # of the bank, for the choice of the cost, where the data set has no part for it
 _SELECTION_DRAWS = 3
 _SELECTION_IMAGES = 10_000  # that costs are fitted on, and that they are judged by, at most
+_FULL_IMAGES = 100_000  # that `full` is fitted on, at most: scikit-learn holds them as float64
 _SELECTION_SEED = (
     20210507  # no run's: draws that the cost is chosen by are others than those that are measured
 )
@@ -79,10 +80,11 @@ def low_shot(features: SvmFeatures, settings: ProtocolSettings) -> Values:
     accuracy of the class with the largest score, `k1/top1`.
 
     For each k: `runs` draws of k images of each class (all where it has fewer), whose other labels count too;
-    `full` takes the whole bank, once. The cost is the one of COSTS that does best on a part of the bank that
-    is set apart, after fits on the rest of it; the queries take no part in the choice. As the authors' code,
-    a positive weighs twice a negative; unlike there, the cost is not chosen by the queries, and difficult
-    objects are left out of fits and figures instead of counting as negatives.
+    `full` takes the whole bank, once (of a larger one 100,000 images, spread evenly). The cost is the one of
+    COSTS that does best on a part of the bank that is set apart, after fits on the rest of it; the queries
+    take no part in the choice. As the authors' code, a positive weighs twice a negative; unlike there, the
+    cost is not chosen by the queries, and difficult objects are left out of fits and figures instead of
+    counting as negatives.
     """
     fitting, judging = _parts(features, settings.seed)
     values: dict[str, list[float]] = {}
@@ -93,14 +95,14 @@ def low_shot(features: SvmFeatures, settings: ProtocolSettings) -> Values:
         if count:
             draws = _draws(features.bank_BL, count, settings.runs, settings.seed)
         else:
-            draws = [np.arange(len(features.bank_BD))]
+            draws = [_at_most(np.arange(len(features.bank_BD)), _FULL_IMAGES)]
         for rows in draws:
             scores = _scores(features.bank_BD[rows], features.bank_BL[rows], features.queries_QD, cost)
             values.setdefault(f"{title}/map", []).append(mean_average_precision(scores, features.queries_QL))
             if features.query_labels_Q is not None:
                 hits = scores.argmax(axis=1) == features.query_labels_Q
                 values.setdefault(f"{title}/top1", []).append(float(hits.mean()))
-    notes: dict[str, Any] = {"costs": costs, "bank": len(features.bank_BD)}
+    notes: dict[str, Any] = {"costs": costs, "bank": min(len(features.bank_BD), _FULL_IMAGES)}
     notes |= {"queries": len(features.queries_QD), "classes": features.bank_BL.shape[1]}
     return values, notes
 
@@ -166,12 +168,15 @@ def _parts(features: SvmFeatures, seed: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng((_SELECTION_SEED, seed)).permutation(len(features.bank_BD))
         judged = np.zeros(len(order), dtype=bool)
         judged[order[: max(1, round(_HELD_OUT * len(order)))]] = True
-    return _at_most(np.flatnonzero(~judged)), _at_most(np.flatnonzero(judged))
+    return (
+        _at_most(np.flatnonzero(~judged), _SELECTION_IMAGES),
+        _at_most(np.flatnonzero(judged), _SELECTION_IMAGES),
+    )
 
 
-def _at_most(rows: np.ndarray) -> np.ndarray:
-    """The rows, or as many as costs are chosen by, spread evenly."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), _SELECTION_IMAGES)).astype(int)]
+def _at_most(rows: np.ndarray, most: int) -> np.ndarray:
+    """The rows, or `most` of them, spread evenly."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
 
 
 def _best_cost(

@@ -11,7 +11,7 @@ from torch import Tensor
 from pcl_ray.model.weights.layouts import State
 
 
-def adapted(state: State, own: State) -> tuple[State, list[str]]:
+def adapt_input(state: State, own: State) -> tuple[State, list[str]]:
     """The weights, those of the input with the shapes of `own`; and what was changed, in words. Other weights
     are given back as they are, whether they fit or not.
     """

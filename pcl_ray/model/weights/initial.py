@@ -18,7 +18,7 @@ from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.model import encoder as encoders
 from pcl_ray.model.encoder import Encoder
 from pcl_ray.model.learner import Learner, build_learner
-from pcl_ray.model.weights.adapting import adapted
+from pcl_ray.model.weights.adapting import adapt_input
 from pcl_ray.model.weights.loading import LoadedWeights, read_weights
 
 
@@ -110,7 +110,7 @@ def _fill(encoder: Encoder, weights: LoadedWeights, config: RunConfig) -> tuple[
     source = weights.encoder
     assert isinstance(source.backbone, nn.Module)
     assert isinstance(source.head, nn.Module)
-    state, changes = adapted(source.backbone.state_dict(), encoder.backbone.state_dict())
+    state, changes = adapt_input(source.backbone.state_dict(), encoder.backbone.state_dict())
     try:
         encoder.backbone.load_state_dict(state)
     except RuntimeError:

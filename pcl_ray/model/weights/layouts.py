@@ -13,7 +13,8 @@ solo-learn (vturrisi/solo-learn, solo/methods/base.py): backbone.…, momentum_b
 lightly (lightly-ai/lightly, examples/pytorch_lightning): backbone.…, backbone_momentum.…, projection_head.…,
   where backbones may be nn.Sequentials: 0 is conv1, 1 bn1, 4 … 7 the layers. Its benchmarks/imagenet/resnet50
   have query_backbone.… or student_backbone.… beside backbone.…, which is the momentum encoder there.
-torchvision, timm and whoever wraps them: a state dict, below module., model., backbone., encoder. or others.
+torchvision, timm and whoever wraps them: a state dict, below module., model., backbone., encoder. or others;
+  timm's training (train.py) keeps a moving average beside it as state_dict_ema.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ _FAMILIES = (
     _Family("DINO", "backbone.", query_head="head.mlp."),
 )
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+# Two encoders as state dicts of their own: query, momentum; whether it takes both to tell.
+_PAIRS = (("student", "teacher", False), ("state_dict", "state_dict_ema", True), ("model", "model_ema", True))
 _STATES = ("state_dict", "model", "model_state_dict", "model_state")
 # Words in the name of an encoder that is a moving average.
 _MOMENTUM = re.compile(r"momentum|teacher|target|ema|(^|[._])k(ey)?([._]|$)")
@@ -131,10 +134,11 @@ def _unwrapped(content: Any) -> tuple[dict[str, State], str | None]:
         named = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
         architecture = named.get("arch") or named.get("model")
     architecture = architecture if isinstance(architecture, str) else None
-    pairs = {"query": content.get("student"), "momentum": content.get("teacher")}
-    encoders = {name: tensors for name, part in pairs.items() if (tensors := _tensors(part))}
-    if encoders:
-        return encoders, architecture
+    for query, momentum, needs_both in _PAIRS:
+        pair = {"query": _tensors(content.get(query)), "momentum": _tensors(content.get(momentum))}
+        encoders = {name: state for name, state in pair.items() if state}
+        if len(encoders) == 2 or (encoders and not needs_both):
+            return encoders, architecture
     for name in _STATES:
         if isinstance(content.get(name), Mapping):
             inner, named = _unwrapped(content[name])

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pcl_ray import config as configs
-from pcl_ray.checkpoints import epoch_files
+from pcl_ray.checkpoints import epoch_files, remote
 from pcl_ray.config import RunConfig
-from pcl_ray.errors import ConfigError, DataError
+from pcl_ray.errors import ConfigError, DataError, RunFailed
+from pcl_ray.support import storage
 from pcl_ray.support.paths import CONFIG_FILE, RUNS, home
 from pcl_ray.support.text import suggestion
 
@@ -76,10 +77,32 @@ def _of_folder(folder: Path) -> WeightsFile:
 
 
 def _newest(run_dir: Path) -> WeightsFile:
-    newest = epoch_files.latest(epoch_files.folder_of(run_dir))
+    newest = epoch_files.latest(epoch_files.folder_of(run_dir)) or _downloaded(run_dir)
     if newest is None:
         raise DataError(f"run {run_dir.name!r} has no checkpoint yet")
     return WeightsFile(newest, _config_beside(newest))
+
+
+def _downloaded(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run that this machine has no checkpoint of, out of the run's storage; None
+    where it has no storage, or that has none either. Raises DataError where it cannot be had.
+    """
+    try:
+        config = configs.load(run_dir / CONFIG_FILE)
+    except ConfigError:
+        return None
+    if config.resources.storage is None:
+        return None
+    run_storage = storage.of_run(config.resources.storage, run_dir.name)
+    try:
+        name = remote.newest(run_storage)
+        if name is None:
+            return None
+        return remote.download(
+            run_storage, name, epoch_files.folder_of(run_dir), config.train.keep_checkpoints
+        )
+    except RunFailed as failure:
+        raise DataError(f"the checkpoint of run {run_dir.name!r} cannot be fetched: {failure}") from failure
 
 
 def _config_beside(path: Path) -> RunConfig | None:

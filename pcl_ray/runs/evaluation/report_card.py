@@ -13,7 +13,7 @@ from pcl_ray.config import RunConfig
 from pcl_ray.config.protocol_figures import PROTOCOLS
 from pcl_ray.config.published_figures import PUBLISHED, SOURCE, DataSet, PublishedFigure, Version
 from pcl_ray.errors import DataError
-from pcl_ray.evaluation.protocols.evaluate import Evaluation, Wanted, evaluate
+from pcl_ray.evaluation.protocols.evaluate import Evaluation, EvaluationRequest, evaluate
 from pcl_ray.evaluation.protocols.extraction import Say
 from pcl_ray.evaluation.protocols.images import EvaluationImages
 from pcl_ray.evaluation.protocols.settings import ProtocolSettings
@@ -118,9 +118,9 @@ def make_report_card(
             measured[kind] = reason
             continue
         protocol = next(each for each in PROTOCOLS if each.name == _protocol_of(kind))
-        wanted = Wanted((protocol,), ("backbone",), references=False)
+        request = EvaluationRequest((protocol,), ("backbone",), references=False)
         say(f"{protocol.name} on {images.name}: {count(len(images.bank), 'image')} to learn from")
-        measured[kind] = evaluate(tested_encoder(subject, config), images, wanted, settings, say)
+        measured[kind] = evaluate(tested_encoder(subject, config), images, request, settings, say)
     return ReportCard(
         subject, version_of(subject), tuple(_row(figure, measured) for figure in PUBLISHED), tuple(remarks)
     )

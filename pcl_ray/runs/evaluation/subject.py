@@ -20,6 +20,7 @@ from pcl_ray.evaluation.protocols.voc import find_voc, read_voc
 from pcl_ray.model.weights import LoadedWeights, read_weights
 from pcl_ray.model.weights.source import locate
 from pcl_ray.plan import resolve_num_clusters
+from pcl_ray.runs import storage_mirror
 from pcl_ray.runs.evaluation.data_choice import evaluation_config
 from pcl_ray.support.machine import cores
 from pcl_ray.support.paths import home
@@ -71,6 +72,7 @@ def read_subject(source: str, which: WhichEncoder) -> Subject:
     """The encoder of a source. auto: the momentum encoder of a run of ours, which is what its own figures are
     measured with; of any other file the query encoder, as published. Raises DataError.
     """
+    storage_mirror.fetch_source(source)
     file = locate(source)
     choice: Literal["query", "momentum"]
     if which == "auto":

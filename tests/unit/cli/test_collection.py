@@ -177,6 +177,15 @@ def test_labels_may_name_images_in_several_ways(
     assert [(Path(row["path"]).name, row["label"]) for row in given] == [("004.png", "cat")]
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_columns_of_labels_may_be_set_apart_otherwise(mark: str, collection: Path, tmp_path: Path) -> None:
+    lines = f"\ufeffpath{mark}label\n004.png{mark}a cat, asleep\n"
+    (tmp_path / "labels.csv").write_text(lines, encoding="utf-8")
+    assert cli.main(["label", str(collection), str(tmp_path / "labels.csv")]) == 0
+    given = [row for row in rows_of(collection / "labels.csv") if row["given"] == "true"]
+    assert [row["label"] for row in given] == ["a cat, asleep"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

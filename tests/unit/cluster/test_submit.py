@@ -98,6 +98,7 @@ def test_words_keep_their_order(
         (["digits", "--resume", "x"], "leave out recipe 'digits'"),
         (["digits", "loss.temprature=1"], "did you mean 'loss.temperature'?"),
         (["folder", "data.path=pictures"], "has to be an absolute path"),
+        (["digits", "encoder.init_from=weights.pth"], "is a file of this folder; give its absolute path"),
         (["sweep"], "which space?"),
         (["sweep", "temperature", "--samples", "abc"], "sweep.samples"),
         (["sweep", "temperature", "data.path=pictures"], "has to be an absolute path"),
@@ -107,8 +108,14 @@ def test_words_keep_their_order(
     ],
 )
 def test_what_train_or_sweep_would_refuse_is_not_sent(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").touch()
     assert cli.main(["submit", *words, "--print"]) == 2
     assert said in capsys.readouterr().err
 

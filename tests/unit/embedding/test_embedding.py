@@ -186,6 +186,8 @@ def test_other_weights_and_features_are_refused(tmp_path: Path, capsys: pytest.C
     command = ["embed", run, str(tmp_path / "pictures"), "--out", str(out), "--workers", "0"]
     assert cli.main([*command, "--features", "head"]) == 2
     assert "features of the backbone" in capsys.readouterr().err
+    assert cli.main([*command, "--column", "picture"]) == 2
+    assert "leave out --column" in capsys.readouterr().err
     other = str(checkpoint(tmp_path / "other", **{"augment.image_size": 16}))
     assert cli.main([command[0], other, *command[2:]]) == 2
     assert "other weights" in capsys.readouterr().err

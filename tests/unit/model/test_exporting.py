@@ -188,6 +188,12 @@ def test_reference(home: Path, head: str) -> None:
     assert torch.equal(model.module.queue.T, read_weights("mine").queue)
 
 
+@pytest.mark.parametrize("words", [["--head"], ["--encoder", "query"]])
+def test_what_mlflow_cannot_be_told(home: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "mine", "--to", "mlflow", *words]) == 2
+    assert f"leave out {' '.join(words)}" in capsys.readouterr().err
+
+
 def test_mlflow(home: Path, tmp_path: Path) -> None:
     import mlflow
 

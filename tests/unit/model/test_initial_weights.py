@@ -17,7 +17,7 @@ from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, DataError
 from pcl_ray.model.learner import Learner, build_learner
 from pcl_ray.model.weights import begin_with, problem_with
-from pcl_ray.model.weights.adapting import adapted
+from pcl_ray.model.weights.adapting import adapt_input
 
 
 def run(**knobs: Any) -> RunConfig:
@@ -102,7 +102,7 @@ def test_grey_images_from_weights_for_colours(tmp_path: Path) -> None:
 
 def test_colours_from_weights_for_grey_images() -> None:
     layer, wider = nn.Conv2d(1, 4, 3, bias=False), nn.Conv2d(3, 4, 3, bias=False)
-    state, notes = adapted({"conv1.weight": layer.weight}, {"conv1.weight": wider.weight})
+    state, notes = adapt_input({"conv1.weight": layer.weight}, {"conv1.weight": wider.weight})
     wider.load_state_dict({"weight": state["conv1.weight"]})
     grey = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(wider(grey.expand(-1, 3, -1, -1)), layer(grey))
@@ -112,7 +112,7 @@ def test_colours_from_weights_for_grey_images() -> None:
 @pytest.mark.parametrize(("one", "two"), [(7, 3), (3, 7), (3, 4)])
 def test_another_size_of_the_first_kernel(one: int, two: int) -> None:
     before, after = torch.randn(4, 3, one, one), torch.randn(4, 3, two, two)
-    state, notes = adapted({"conv1.weight": before}, {"conv1.weight": after})
+    state, notes = adapt_input({"conv1.weight": before}, {"conv1.weight": after})
     weight = state["conv1.weight"]
     assert weight.shape == after.shape
     # an even area gives what it gave
@@ -120,7 +120,7 @@ def test_another_size_of_the_first_kernel(one: int, two: int) -> None:
     if one > two:
         assert (weight.sum((2, 3)) - smooth[..., 0, 0]).abs().mean() < before.sum((2, 3)).abs().mean()
     constant = torch.ones(4, 3, one, one)
-    kept, _ = adapted({"conv1.weight": constant}, {"conv1.weight": after})
+    kept, _ = adapt_input({"conv1.weight": constant}, {"conv1.weight": after})
     torch.testing.assert_close(kept["conv1.weight"].sum((2, 3)), constant.sum((2, 3)))
     assert notes == [f"conv1.weight ({one}×{one} resized to {two}×{two})"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torchvision
 from torch import Tensor, nn
 
 from pcl_ray import config as configs
-from pcl_ray.checkpoints import run_state
+from pcl_ray.checkpoints import remote, run_state
 from pcl_ray.errors import DataError
 from pcl_ray.m_step import Learner, build_learner
 from pcl_ray.model.weights import load_encoder, read_weights
+from pcl_ray.support import storage
 
 
 def trained_learner(head: str, **more: Any) -> tuple[configs.RunConfig, Learner]:
@@ -278,6 +280,23 @@ def test_names_that_are_none(home: Path) -> None:
     ):
         with pytest.raises(DataError, match=said):
             read_weights(source)
+
+
+def test_a_checkpoint_that_only_the_storage_has_is_fetched(home: Path, tmp_path: Path) -> None:
+    newest = write_run(home, "mine")
+    settings = configs.with_overrides(
+        configs.load(home / "runs/mine/config.yaml"), {"resources.storage": f"file://{tmp_path}/store"}
+    )
+    (home / "runs/mine/config.yaml").write_text(settings.to_yaml())
+    stored = storage.of_run(f"file://{tmp_path}/store", "mine")
+    remote.upload(stored, newest, keep=2)
+    shutil.rmtree(newest.parent)
+    weights = read_weights("mine")
+    assert (weights.path, weights.epochs) == (newest, 3)
+    shutil.rmtree(newest.parent)
+    stored.remove("checkpoints/epoch_00003.pt")
+    with pytest.raises(DataError, match="run 'mine' has no checkpoint yet"):
+        read_weights("mine")
 
 
 def test_reading_draws_no_random_numbers(home: Path) -> None:

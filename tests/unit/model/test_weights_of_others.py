@@ -339,6 +339,18 @@ def test_timm_model_that_is_named(tmp_path: Path, name: str) -> None:
         assert read_weights(path).config.backbone == f"timm:{name}"
 
 
+@pytest.mark.parametrize("words", [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_timm_with_a_moving_average_beside(tmp_path: Path, words: tuple[str, str]) -> None:
+    models = [trained(timm.create_model("resnet18d", num_classes=0), seed) for seed in (1, 2)]
+    content = {word: model.state_dict() for word, model in zip(words, models, strict=True)}
+    path = file_of(tmp_path, {"arch": "resnet18d", **content})
+    for which, model in zip(("query", "momentum"), models, strict=True):
+        weights = assert_same(path, which, model, None)
+        assert weights.note.startswith(f"{which} encoder of")
+    alone = file_of(tmp_path, {"arch": "resnet18d", words[0]: content[words[0]]})
+    assert_same(alone, "momentum", models[0], None)
+
+
 @pytest.mark.parametrize(
     "name",
     [

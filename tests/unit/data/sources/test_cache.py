@@ -199,6 +199,37 @@ def test_object_storage_gives_the_same_images_as_files(tmp_path: Path, bucket: s
             assert np.array_equal(other.train.read(i), expected.train.read(i))
 
 
+def test_paths_in_object_storage_are_fetched_with_their_shard(tmp_path: Path, bucket: str) -> None:
+    numbers = order(20)
+    root = write_folder(tmp_path / "d/pictures", numbers)
+    files = sorted(str(path.relative_to(tmp_path / "d")) for path in root.rglob("*.png"))
+    folder, _, options = bucket.partition("?")
+    whole = [f"{folder}/{files[0]}", *files[1:]]  # an address as well as a path from the shard's folder
+    write_parquet(tmp_path / "d/a.parquet", (), file_name=whole, label=[file.split("/")[1] for file in files])
+    shards_in(bucket, tmp_path / "d")
+    remote = DataConfig(source="parquet", path=f"{folder}/a.parquet?{options}", holdout=0.25)
+    splits = datasets.load(remote, cache_dir=tmp_path / "checked")
+    assert datasets.sizes(remote) == (len(splits.train), splits.num_holdout) == (15, 5)
+    local = DataConfig(source="folder", path=str(root), holdout=0)
+    expected = datasets.load(local, cache_dir=tmp_path / "checked")
+    by_name = {expected.train.name(i).removeprefix(f"{root}/"): i for i in range(20)}
+    for i in range(15):
+        image = by_name[splits.train.name(i).rpartition("pictures/")[2]]
+        assert np.array_equal(splits.train.read(i), expected.train.read(image))
+        assert splits.train.class_names[splits.train.labels[i]] == files[image].split("/")[1]
+    left = DataConfig(source="parquet", path=remote.path, holdout=0, exclude=["cat"])
+    assert len(datasets.load(left, cache_dir=tmp_path / "checked").train) == sum(
+        "/cat/" not in f for f in files
+    )
+    Storage(bucket).remove(files[3])
+    for path in (tmp_path / "pcl_ray_home/cache").glob("*"):
+        path.unlink()
+    with pytest.raises(
+        DataError, match=rf"1 of 20 images cannot be read.*\n.*its file {files[3]} is not there"
+    ):
+        datasets.load(remote, cache_dir=tmp_path / "checked2")
+
+
 def test_an_object_is_fetched_once_and_again_only_when_it_went(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.evaluation.protocols.evaluate import Evaluation
 from pcl_ray.evaluation.protocols.images import EvaluationImages
 from pcl_ray.evaluation.protocols.results import Measurement
+from pcl_ray.runs.evaluation.stored import FOLDER
 from pcl_ray.runs.evaluation.subject import Subject
 from pcl_ray.runs.folder import read_state_at
 from pcl_ray.support import provenance
@@ -32,7 +33,7 @@ _ORDER = ("backbone", "head", "pixels", "untrained")
 
 
 @dataclass(frozen=True, eq=False)
-class EvaluationOutcome:
+class EvaluationResult:
     """What was evaluated, on what, and what came of it."""
 
     subject: Subject
@@ -46,7 +47,7 @@ class EvaluationOutcome:
         return {
             "name": subject.name,
             "source": subject.source,
-            "weights": str(subject.weights.path),
+            "weights": str(subject.weights.path.absolute()),
             "recognised": subject.weights.note,
             "encoder": subject.which,
             "epochs": subject.epochs,
@@ -121,7 +122,7 @@ def write_json(content: dict[str, Any], name: str, wanted: Path | None) -> Path:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "encoder"
-    folder = home() / "evaluations"
+    folder = home() / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     path = folder / f"{stem}-{stamp}.json"
@@ -136,11 +137,11 @@ def write_json(content: dict[str, Any], name: str, wanted: Path | None) -> Path:
     return path
 
 
-def record(outcome: EvaluationOutcome, file: Path, experiment: str, warn: Callable[[str], None]) -> str:
+def record(result: EvaluationResult, file: Path, experiment: str, warn: Callable[[str], None]) -> str:
     """Records it in MLflow: on the run that trained the encoder, else on one made in `experiment`. Gives back
     the address of that run, "" where there is none; what cannot be recorded is a warning.
     """
-    subject = outcome.subject
+    subject = result.subject
     settings = subject.weights.run.tracking if subject.weights.run is not None else TrackingConfig()
     if not settings.enabled:
         return ""
@@ -149,11 +150,11 @@ def record(outcome: EvaluationOutcome, file: Path, experiment: str, warn: Callab
         name=subject.name if run_id or subject.run_dir is not None else f"evaluate {subject.name}",
         run_id=run_id,
         experiment=settings.experiment if subject.run_dir is not None else experiment,
-        figures=outcome.evaluation.figures(charted=settings.metrics != "all"),
-        rows=outcome.rows(),
+        figures=result.evaluation.figures(charted=settings.metrics != "all"),
+        rows=result.rows(),
         file=file,
         step=subject.epochs,
-        tags={"evaluate.data": outcome.images.name, "evaluate.encoder": subject.which},
+        tags={"evaluate.data": result.images.name, "evaluate.encoder": subject.which},
     )
     try:
         return record_evaluation(
