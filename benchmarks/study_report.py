@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import study_overview
 import study_runs
 from study_settings import ABLATION_TASK, ABLATIONS, ARMS, FIRST_TUNING_SEED, MAIN, REFERENCES, TASKS, Run
 
@@ -105,7 +106,9 @@ class Results:
 
 
 def main(file: Path, json_file: Path | None, device: str) -> int:
-    """Writes tables into docs/study.md and figures beside it. Exit code 2 where there are no results."""
+    """Writes tables into docs/study.md and the README, and figures into docs. Exit code 2 where there are no
+    results.
+    """
     results = Results(study_runs.lines(file), device)
     if not results.tasks:
         print(f"{file} has no results of these settings on {device}; `study.py run` makes them")
@@ -115,6 +118,10 @@ def main(file: Path, json_file: Path | None, device: str) -> int:
     text = "\n".join([*_tables(results), *(f"![{title}]({name})\n" for name, title in pictures)])
     document = DOCS / f"study{suffix}.md"
     insert(document, text)
+    if device == "cpu":
+        study_overview.draw(results, DOCS / "learning.svg")
+        overview = "\n".join(study_overview.table(results))
+        insert(DOCS.parent / "README.md", f"{overview}\n", study_overview.BEGIN, study_overview.END)
     print(text)
     print(f"written: {document}, {', '.join(name for name, _ in pictures)}")
     _claims(results, file, quick=False).write(json_file)

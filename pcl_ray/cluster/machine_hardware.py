@@ -100,6 +100,8 @@ def cores() -> Check:
     """The cores of this process, and the CPU time that the container gives it."""
     usable, quota = machine.cores(), container_cpus()
     message = f"{usable} of {os.cpu_count()} usable by this process"
+    if machine.multiplies_bfloat16():
+        message += ", with bfloat16: train.precision=bf16 is faster here"
     if quota is not None and quota < usable:
         return Check(
             "cores",

@@ -148,9 +148,14 @@ def views_for(learner: Learner, views: Tensor) -> Tensor:
 
 
 def precision(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which the encoders compute in bf16, where that is configured and the device has it."""
-    if device.type != "cuda" or config.train.precision == "fp32":
+    """A context in which the encoders compute in bf16, where that is configured and the device has it. On a
+    CPU it has to be asked for: which CPU has it would decide what a run learns.
+    """
+    if config.train.precision == "fp32":
         return nullcontext()
+    if device.type != "cuda":
+        asked = config.train.precision == "bf16"
+        return torch.autocast(device.type, dtype=torch.bfloat16) if asked else nullcontext()
     if config.train.precision == "bf16" or torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()

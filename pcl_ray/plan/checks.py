@@ -14,6 +14,7 @@ from pcl_ray.errors import Problem
 from pcl_ray.plan import sizes
 from pcl_ray.plan.cluster_counts import resolve_num_clusters
 from pcl_ray.plan.sizes import FILE_SOURCES, SHARD_SOURCES
+from pcl_ray.support import machine
 
 # Rates from which on trained weights rather forget: those that random weights are usually trained with.
 _PRETRAINED_LR = {"sgd": 0.03, "adamw": 1e-3, "lars": 0.3}
@@ -271,12 +272,13 @@ def _model_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "encoder.batch_norm", "sync", "synchronised batch norm needs GPUs; use shuffle or plain on CPUs"
         )
-    if config.train.precision == "bf16" and not config.resources.gpus_per_worker:
+    on_cpu = not config.resources.gpus_per_worker
+    if config.train.precision == "bf16" and on_cpu and not machine.multiplies_bfloat16():
         yield Problem(
             "train.precision",
             "bf16",
-            "bf16 is several times slower than fp32 on most CPUs; use auto or fp32, or set"
-            " resources.gpus_per_worker",
+            "bf16 is several times slower than fp32 on CPUs like this one, which has neither AMX nor AVX-512"
+            " BF16; use auto or fp32, or set resources.gpus_per_worker",
         )
 
 

@@ -14,6 +14,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU does, by AMX or AVX-512; False where that is not known."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "amx_bf16" in words or "avx512_bf16" in words
+
+
 def identity() -> str:
     """A text that tells this machine, since it was started, and this container from others: a process number
     means something only there. "" where it is not known.

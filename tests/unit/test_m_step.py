@@ -103,6 +103,16 @@ def test_info_nce_falls_over_the_epochs() -> None:
     assert sum(losses[-3:]) < 0.9 * sum(losses[2:5])
 
 
+def test_bf16_on_a_cpu_learns_as_fp32_does() -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        learner, results = trained(6, e_step__warmup_epochs=50, train__precision=precision)
+        losses[precision] = [result.values["train/loss"] for result in results]
+        assert all(parameter.dtype == torch.float32 for parameter in learner.pair.parameters())
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+
+
 def kinds() -> ClusterSet:
     """One cluster for each kind of stripes, on axes of their own: right, and learnable."""
     return ClusterSet(0, (Clustering(torch.eye(8)[:4], torch.arange(N) % 4, torch.full((4,), 0.2)),))

@@ -59,7 +59,12 @@ class TrainConfig(Section):
         ge=2,
     )
     precision: Literal["auto", "fp32", "bf16"] = knob(
-        "auto", TRAINING, "auto: bf16 autocast on GPUs that have it, fp32 elsewhere."
+        "auto",
+        TRAINING,
+        (
+            "auto: bf16 autocast on GPUs that have it, fp32 elsewhere. bf16: also on CPUs with AMX or AVX-512"
+            " BF16."
+        ),
     )
     memory_format: Literal["channels_last", "contiguous"] = knob(
         "channels_last", TRAINING, "How images and weights lie in memory."

@@ -11,6 +11,7 @@ from planned import FILES, N, config_of
 from pcl_ray import config as configs
 from pcl_ray.errors import ConfigError, Problem
 from pcl_ray.plan import check, make, resolve_num_clusters
+from pcl_ray.support import machine
 
 
 def test_a_good_configuration_has_no_problems_and_no_notes() -> None:
@@ -158,6 +159,19 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
         ["no GPU on this machine", "set it to 0"],
     ),
 }
+
+
+def test_bf16_is_for_cpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, names in ((True, []), (False, ["train.precision"])):
+        monkeypatch.setattr(machine, "multiplies_bfloat16", lambda has=has: has)
+        problems, _ = check(config_of(train__precision="bf16"), N, gpus=0)
+        assert [problem.name for problem in problems] == names
+
+
+@pytest.fixture(autouse=True)
+def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has."""
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: False)
 
 
 @pytest.mark.parametrize("case", MISTAKES)
