@@ -154,8 +154,9 @@ def precision(config: RunConfig, device: torch.device) -> AbstractContextManager
     if config.train.precision == "fp32":
         return nullcontext()
     if device.type != "cuda":
-        asked = config.train.precision == "bf16"
-        return torch.autocast(device.type, dtype=torch.bfloat16) if asked else nullcontext()
+        if config.train.precision == "auto":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
     if config.train.precision == "bf16" or torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()

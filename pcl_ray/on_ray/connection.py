@@ -56,10 +56,24 @@ def connected(cpus: float) -> Iterator[bool]:
         raise RunFailed(
             f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}"
         ) from error
+    _silence_raylet()
     try:
         yield shared
     finally:
         ray.shutdown()
+
+
+def _silence_raylet() -> None:
+    """Keeps what raylets say of processes that died away from our output: the run says it, in its own words.
+    Ray has no setting for that.
+    """
+    worker: Any = ray._private.worker
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = _log_message
+
+
+def _log_message(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+    logging.getLogger(__name__).info("%s: %s", data.get("pid"), "\n".join(data.get("lines", ())))
 
 
 @contextmanager

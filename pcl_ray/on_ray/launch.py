@@ -31,6 +31,8 @@ from pcl_ray.on_ray import admission, node_checks
 from pcl_ray.on_ray.bundles import run_bundles
 from pcl_ray.on_ray.connection import SharedData, connected, share
 from pcl_ray.on_ray.worker import WorkerInput, run_worker
+from pcl_ray.support import worker_positions
+from pcl_ray.support.worker_positions import WorkerPosition
 from pcl_ray.training.e_step_actor import EStepActor
 from pcl_ray.training.e_step_shards import EStepShard
 from pcl_ray.training.events import Event, EventBoard
@@ -40,6 +42,8 @@ _POLL_S = 0.5
 # not in the placement group of the trial that may have started us, which has room for itself alone
 _ANYWHERE = "DEFAULT"
 _SLACK = 1e-6
+# What gloo and NCCL say where another process is gone.
+_PEER_LOST = ("Connection reset", "Connection closed", "remote process exited", "NCCL")
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
 
 
@@ -115,7 +119,10 @@ def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]
             _wait_until_up(started, config.resources)
         if config.tracking.enabled and config.tracking.system_metrics_s:
             actor.watch.remote(config.tracking.system_metrics_s, board)
-        _fit(_trainer(WorkerInput(task, data, actor, board, shards)), task, board, handle)
+        positions = Path(task.run_dir) / worker_positions.FOLDER / uuid.uuid4().hex[:8]
+        trainer = _trainer(WorkerInput(task, data, actor, board, positions, shards))
+        _fit(trainer, task, board, positions, handle)
+        worker_positions.remove(Path(task.run_dir))
     finally:
         for started in (actor, board, *shards):
             with suppress(RayError):
@@ -242,7 +249,9 @@ def _trainer(worker_input: WorkerInput) -> TorchTrainer:
     )
 
 
-def _fit(trainer: TorchTrainer, task: TrainingTask, board: Any, handle: Callable[[Event], None]) -> None:
+def _fit(
+    trainer: TorchTrainer, task: TrainingTask, board: Any, positions: Path, handle: Callable[[Event], None]
+) -> None:
     """Runs the trainer in a thread, so this one can show events, take signals and notice a standstill."""
     ended: Future[Any] = Future()
 
@@ -268,7 +277,7 @@ def _fit(trainer: TorchTrainer, task: TrainingTask, board: Any, handle: Callable
     _handle_events(board, handle)
     error = ended.exception()
     if error is not None:
-        raise RunFailed(_explanation(error)) from error
+        raise RunFailed(_explanation(error, positions)) from error
     if problem := ended.result().return_value:
         raise RunFailed(problem)
 
@@ -285,12 +294,38 @@ def _handle_events(board: Any, handle: Callable[[Event], None]) -> bool:
     return any(event.kind != "system" for event in events)
 
 
-def _explanation(error: BaseException) -> str:
+def _explanation(error: BaseException, positions: Path) -> str:
+    """Why the workers could not go on; of one that died, how, where, and its last words."""
     failures = getattr(error, "worker_failures", None)
-    if failures:
-        worker, cause = min(failures.items())
-        return f"worker {worker} failed: {_last_line(cause)}"
-    return f"Ray Train failed: {_last_line(error)}"
+    if not failures:
+        return f"Ray Train failed: {_last_line(error)}"
+    if lost := _lost_worker(failures, positions):
+        parts = [f"{lost.sentence()}. {lost.advice()}"]
+        if words := lost.last_errors():
+            parts.append(f"The last lines of its stderr:\n{words}")
+        if code := lost.code():
+            parts.append(f"It was in {code}; the whole stack is in {positions}")
+        return "\n".join(parts)
+    worker, cause = min(failures.items())
+    return f"worker {worker} failed: {_last_line(cause)}"
+
+
+def _lost_worker(failures: Mapping[int, BaseException], positions: Path) -> WorkerPosition | None:
+    """The worker whose death is the reason: the others may have said first that they miss it."""
+    attempts = worker_positions.attempts_of(positions)
+    if not attempts:
+        return None
+    left = worker_positions.read_positions(attempts[-1])
+    if lost := worker_positions.lost_worker(left, [r for r, cause in failures.items() if _is_death(cause)]):
+        return lost
+    missed = any(word in str(cause) for cause in failures.values() for word in _PEER_LOST)
+    return left[0] if missed and len(left) == 1 else None
+
+
+def _is_death(cause: BaseException) -> bool:
+    """Whether a worker's process is gone, in contrast to one that raised an error."""
+    within = getattr(cause, "cause", None) or cause.__cause__
+    return isinstance(cause, RayActorError) or isinstance(within, RayActorError)
 
 
 def _last_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.distributed import any_worker, rank, world_size
 from pcl_ray.on_ray.connection import SharedData
+from pcl_ray.support import worker_positions
 from pcl_ray.support.machine import cores
+from pcl_ray.support.worker_positions import PositionRecorder
 from pcl_ray.training import loop
 from pcl_ray.training.e_step_actor import EStepAnswer, evaluation_stride
 from pcl_ray.training.e_step_shards import TRAIN, EStepRequest, shard_range, shard_result
@@ -52,6 +55,7 @@ class WorkerInput:
     data: SharedData
     e_step_actor: Any  # handle of an EStepActor
     board: Any  # handle of an EventBoard
+    positions: Path  # where the workers of this start record where they are
     e_step_shards: tuple[Any, ...] = ()  # handles of EStepShards, in mode sharded
 
 
@@ -66,17 +70,53 @@ def run_worker(config: dict[str, WorkerInput]) -> str:
     if settings.tracking.enabled and get_context().get_local_rank() == 0:
         interval_s = settings.tracking.system_metrics_s
     post = worker_input.board.post.remote
+    begun = broadcast_from_rank_zero(_begin_attempt(worker_input) if rank() == 0 else None)
+    if begun.problem:
+        return begun.problem
     watch = SystemWatch(interval_s, post)
     try:
-        datasets.fetch(splits)  # DataError: this node cannot have the images that others have
-        device = get_device()
-        e_step = ActorEStep(worker_input, device)
-        loop.train(task, splits, device=device, e_step=e_step, broadcast=broadcast_from_rank_zero, post=post)
+        with PositionRecorder(begun.folder, rank()) as recorder:
+            datasets.fetch(splits)  # DataError: this node cannot have the images that others have
+            device = get_device()
+            e_step = ActorEStep(worker_input, device)
+            loop.train(
+                task,
+                splits,
+                device=device,
+                e_step=e_step,
+                broadcast=broadcast_from_rank_zero,
+                post=post,
+                mark=recorder.mark,
+            )
     except (RunFailed, ConfigError) as failure:
         return str(failure)
     finally:
         watch.stop()
     return ""
+
+
+@dataclass(frozen=True)
+class AttemptStart:
+    """One start of all workers: where they record their positions, or why there is no sense in it."""
+
+    folder: Path
+    problem: str = ""
+
+
+def _begin_attempt(worker_input: WorkerInput) -> AttemptStart:
+    """The attempt that begins now; says what ended the one before. Called on rank 0."""
+    start = worker_input.positions
+    folder = worker_positions.next_attempt(start)
+    if lost := worker_positions.hopeless(start):
+        return AttemptStart(
+            folder,
+            f"{lost.sentence()}, as in the attempt before: another one would end there too. {lost.advice()}",
+        )
+    if earlier := worker_positions.attempts_of(start):
+        lost = worker_positions.lost_worker(worker_positions.read_positions(earlier[-1]))
+        if lost is not None:
+            worker_input.board.post.remote(Event("warning", lost.epoch, lost.step, text=lost.sentence()))
+    return AttemptStart(folder)
 
 
 def _threads(task: TrainingTask) -> int:

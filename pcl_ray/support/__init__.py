@@ -1,5 +1,5 @@
-"""What every room may use and what knows none of them: machine, processes, signals, files,
-texts, secrets, storages."""
+"""What every room may use and what knows none of them: machine, processes and where they
+were when they died, signals, files, texts, secrets, storages."""
 
 __all__ = [
     "files",
@@ -13,4 +13,5 @@ __all__ = [
     "storage_address",
     "telemetry",
     "text",
+    "worker_positions",
 ]

@@ -51,6 +51,7 @@ from pcl_ray.data.reading import Readers
 from pcl_ray.m_step import EpochMetrics, build_learner, run_epoch
 from pcl_ray.model.distributed import average_buffers, rank, world_size
 from pcl_ray.plan import RunPlan
+from pcl_ray.support.worker_positions import Mark, mark_nothing
 from pcl_ray.training import worker_checkpoints
 from pcl_ray.training.e_step_schedule import EStep, EStepOutput, EStepSchedule
 from pcl_ray.training.events import Event, Post
@@ -71,14 +72,15 @@ def train(
     e_step: EStep,
     broadcast: Broadcast,
     post: Post,
+    mark: Mark = mark_nothing,
 ) -> None:
     """Trains what is left of the run. `post` is called on rank 0 only, but for a warning of whoever cannot
-    read the checkpoint.
+    read the checkpoint; `mark` on every worker, with what it does now.
 
     Raises RunFailed on all workers alike: loss not finite, features that cannot be clustered, checkpoint that
     cannot be written or read.
     """
-    for _ in epochs(task, splits, device=device, e_step=e_step, broadcast=broadcast, post=post):
+    for _ in epochs(task, splits, device=device, e_step=e_step, broadcast=broadcast, post=post, mark=mark):
         pass
 
 
@@ -90,6 +92,7 @@ def epochs(
     e_step: EStep,
     broadcast: Broadcast,
     post: Post,
+    mark: Mark = mark_nothing,
 ) -> Iterator[int]:
     """`train`, epoch by epoch: gives back how many are done, after the checkpoint of each and its event."""
     config, plan = task.config, task.plan
@@ -124,7 +127,7 @@ def epochs(
         conclude = partial(_conclude_overlap, progress, record, post_once)
         trained = run_epoch(
             learner,
-            _with_signs_of_life(batches.epoch(epoch), epoch, plan, post_once),
+            _with_signs_of_life(batches.epoch(epoch), epoch, plan, post_once, mark),
             progress.clusters if epoch >= plan.warmup_epochs and progress.e_step.usable else None,
             config,
             plan,
@@ -132,6 +135,7 @@ def epochs(
             on_progress=_step_events(epoch, plan, post_once),
             switch=lambda step, conclude=conclude: conclude(schedule.switch(step)),
         )
+        mark("the features and the E-step", epoch, trained.last_step)
         conclude(schedule.finish())
         average_buffers(learner.pair)
         record.step = trained.last_step
@@ -150,6 +154,7 @@ def epochs(
         record.add(_epoch_times(progress, time.perf_counter() - start, plan))
         if advice := stall.advice_after(epoch - first, record.metrics[DATA_SHARE.name]):
             post_once(Event("warning", epoch, text=advice))
+        mark("the checkpoint", epoch, record.step)
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
             worker_checkpoints.save(task, learner, progress, broadcast, task.checkpoints)
         post_once(Event("epoch", epoch, record.step, dict(record.metrics)))
@@ -251,13 +256,18 @@ def _step_events(epoch: int, plan: RunPlan, post: Post) -> Callable[[int, dict[s
     return on_progress
 
 
-def _with_signs_of_life(batches: Iterator[Batch], epoch: int, plan: RunPlan, post: Post) -> Iterator[Batch]:
-    """The batches; now and then one is announced, so that the driver knows that training goes on."""
+def _with_signs_of_life(
+    batches: Iterator[Batch], epoch: int, plan: RunPlan, post: Post, mark: Mark
+) -> Iterator[Batch]:
+    """The batches, each of which is marked; now and then one is announced, so that the driver knows that
+    training goes on.
+    """
     last_sign = 0.0
     for step, batch in enumerate(batches, start=epoch * plan.steps_per_epoch):
         if time.monotonic() - last_sign > _ALIVE_EVERY_S:
             post(Event("alive", epoch, step))
             last_sign = time.monotonic()
+        mark("the M-step", epoch, step)
         yield batch
 
 

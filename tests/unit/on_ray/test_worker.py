@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,7 @@ class Setting:
         labels = Reference(np.arange(N) % 12)
         data: Any = SharedData(Reference(), labels, Reference(np.arange(Q) % 12))  # type: ignore[arg-type]
         task = TrainingTask(config, plans.make(config, N, Q), "")
-        worker_input = WorkerInput(task, data, self.actor, self.board, self.shards)
+        worker_input = WorkerInput(task, data, self.actor, self.board, Path("/nowhere"), self.shards)
         self.calls = LocalCalls()
         self.e_step = ActorEStep(worker_input, CPU, self.calls)
 
