@@ -16,17 +16,21 @@ from pcl_ray.cli.export import EXPORT
 from pcl_ray.cli.look import COMPARE, DOCTOR, REPORT, RUNS, UI
 from pcl_ray.cli.submit import SUBMIT
 from pcl_ray.cli.sweep import SWEEP
-from pcl_ray.cli.train import FORK, RESUME, TRAIN
+from pcl_ray.cli.train import FORK, RECIPES, RESUME, TRAIN
 from pcl_ray.cli.verb import Parser, Verb
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed, Stopped
 from pcl_ray.support import redaction, telemetry
+from pcl_ray.support.text import suggestion_sentence
 
 # In the order of --help.
-_VERBS = (
-    *(TRAIN, SWEEP, RESUME, FORK),
-    *(EVALUATE, REPRODUCE, EXPORT, EMBED, SEARCH, DUPLICATES, OUTLIERS, SAMPLE, LABEL),
-    *(RUNS, UP, STATUS, SUBMIT, DOWN, UI, REPORT, COMPARE, DOCTOR),
-)
+_GROUPS: dict[str, tuple[Verb, ...]] = {
+    "train": (TRAIN, SWEEP, RESUME, FORK, RECIPES),
+    "look at runs": (RUNS, REPORT, COMPARE, DOCTOR, UI),
+    "use an encoder": (EVALUATE, REPRODUCE, EXPORT),
+    "what is in a folder of pictures": (EMBED, SEARCH, DUPLICATES, OUTLIERS, SAMPLE, LABEL),
+    "on a cluster": (UP, STATUS, SUBMIT, DOWN),
+}
+_VERBS = {verb.name: verb for group in _GROUPS.values() for verb in group}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,19 +67,34 @@ def entry() -> None:
 
 def _parsed(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
     """The verb and its arguments. Each verb has a parser of its own: its words and options may stand in any
-    order, which argparse's sub-commands do not allow.
+    order, which argparse's sub-commands do not allow. Without a verb the help, and exit code 2.
     """
-    verbs = {verb.name: verb for verb in _VERBS}
-    parser = Parser(prog="pcl-ray", description="Prototypical Contrastive Learning on Ray.")
+    parser = Parser(
+        prog="pcl-ray",
+        usage="pcl-ray VERB …",
+        description="Prototypical Contrastive Learning on Ray.",
+        epilog=f"{_listed_verbs()}\n\n`pcl-ray VERB --help` says what a verb takes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"pcl_ray {__version__}")
-    parser.add_argument(
-        "verb", choices=list(verbs), help="; ".join(f"{verb.name}: {verb.sentence}" for verb in _VERBS)
-    )
-    parser.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="...", help="`pcl-ray VERB --help` says what a verb takes"
-    )
-    verb = verbs[parser.parse_args(argv[:1]).verb]
-    return verb, verb.parse(argv[1:])
+    parser.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
+    name = parser.parse_args(argv[:1]).verb
+    if name is None:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if name not in _VERBS:
+        hint = suggestion_sentence(name, _VERBS)
+        parser.exit(2, f"pcl-ray: there is no verb {name!r}.{hint} `pcl-ray --help` lists them\n")
+    return _VERBS[name], _VERBS[name].parse(argv[1:])
+
+
+def _listed_verbs() -> str:
+    """The verbs in their groups, each with what it does."""
+    blocks = []
+    for title, verbs in _GROUPS.items():
+        lines = [f"  {verb.name:<11} {verb.sentence}" for verb in verbs]
+        blocks.append("\n".join([f"{title}:", *lines]))
+    return "\n\n".join(blocks)
 
 
 def _listed(problems: Sequence[Problem]) -> str:

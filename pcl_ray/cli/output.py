@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,16 @@ def print_result(result: RunResult) -> None:
     if stored.tracking.enabled:
         link = read_state_at(Path(result.run_dir)).get("link")
         print(f"  {link or _as_typed(tracking.ui_command(stored.tracking, home()))}")
-    print(f"  {_as_typed('pcl-ray train folder data.path=/path/to/your/pictures')}")
+    name = shlex.quote(result.run_name)
+    further = {
+        f"pcl-ray doctor {name}": "what its curves mean, and what to try",
+        f"pcl-ray embed {name} PICTURES --out DIR": "its features and prototypes of a folder",
+        f"pcl-ray export {name} --to onnx": "the encoder for other programs",
+    }
+    for command, meaning in further.items():
+        print(f"  {_as_typed(command):<50} {meaning}")
+    if stored.data.source == "digits":
+        print(f"  {_as_typed('pcl-ray train folder data.path=/path/to/your/pictures')}")
 
 
 def _as_typed(command: str) -> str:

@@ -138,6 +138,25 @@ def _fork(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_recipes_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="prints this one, to change it: > mine.yaml"
+    )
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    """The shipped recipes with the first line of each, or the text of one."""
+    if arguments.recipe:
+        print(config.recipe_text(arguments.recipe), end="")
+        return 0
+    for name in config.recipe_names():
+        first = config.recipe_text(name).splitlines()[0]
+        print(f"{name:<18} {first.removeprefix('# ')}")
+    print("\n`pcl-ray recipes RECIPE` prints one: what it was measured to reach, and every knob that it sets")
+    return 0
+
+
+RECIPES = Verb("recipes", "list the shipped recipes, or print one", _add_recipes_arguments, _recipes)
 TRAIN = Verb("train", "run one experiment", _add_train_arguments, _train)
 RESUME = Verb("resume", "go on with a run or a sweep", _add_resume_arguments, _resume)
 FORK = Verb(

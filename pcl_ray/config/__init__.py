@@ -4,7 +4,15 @@ Imports neither torch nor numpy, so that a wrong key is answered in a third of a
 """
 
 from pcl_ray.config.knobs import describe, properties
-from pcl_ray.config.loading import as_words, load, load_leniently, parse, recipe_names, with_overrides
+from pcl_ray.config.loading import (
+    as_words,
+    load,
+    load_leniently,
+    parse,
+    recipe_names,
+    recipe_text,
+    with_overrides,
+)
 from pcl_ray.config.public import public_config, secret_knobs, stored_secret
 from pcl_ray.config.run_config import RunConfig
 from pcl_ray.config.sections import (
@@ -51,6 +59,7 @@ __all__ = [
     "public_config",
     "published_figures",
     "recipe_names",
+    "recipe_text",
     "secret_knobs",
     "sections",
     "stored_secret",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from pcl_ray.config import knobs
+from pcl_ray.config import knobs, plain_yaml
 from pcl_ray.config.run_config import RunConfig, leaves
 from pcl_ray.config.sections import Section
 from pcl_ray.errors import ConfigError, Problem
@@ -60,18 +61,17 @@ def _validated(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any
 
 def _read_recipe(recipe_or_path: str | Path) -> dict[str, Any]:
     shown = repr(str(recipe_or_path))
-    text = _recipe_text(str(recipe_or_path))
+    text = recipe_text(str(recipe_or_path))
     try:
-        tree = yaml.safe_load(text) or {}
-    # ValueError: dates like 2024-13-45, numbers of thousands of digits
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"recipe {shown} is not valid YAML: {' '.join(str(error).split())}") from None
+        tree = plain_yaml.load(text) or {}
+    except ValueError as error:
+        raise ConfigError(f"recipe {shown} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {shown} must be a mapping of sections, not {type(tree).__name__}")
     return _sections(tree)
 
 
-def _recipe_text(recipe_or_path: str) -> str:
+def recipe_text(recipe_or_path: str) -> str:
     """The YAML of a file or a shipped recipe. Raises ConfigError where there is none that can be read."""
     path = Path(recipe_or_path)
     if path.suffix in (".yaml", ".yml"):
@@ -82,6 +82,11 @@ def _recipe_text(recipe_or_path: str) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"recipe {recipe_or_path!r} cannot be read: {error}") from None
     if recipe_or_path not in recipe_names():
+        if os.path.isdir(path):
+            shown = shlex.quote(recipe_or_path)
+            raise ConfigError(
+                f"{recipe_or_path!r} is a folder; of its pictures: pcl-ray train folder data.path={shown}"
+            )
         hint = suggestion_sentence(recipe_or_path, recipe_names())
         raise ConfigError(
             f"unknown recipe {recipe_or_path!r}.{hint} Shipped: {', '.join(recipe_names())}; or give the path"
@@ -137,8 +142,8 @@ def parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:
             problems.append(Problem(text, text, "overrides are written KEY=VALUE, e.g. loss.temperature=0.1"))
             continue
         try:
-            parsed[name.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):  # what is no YAML is plain text
+            parsed[name.strip()] = plain_yaml.load(value)
+        except ValueError:  # what is no YAML is plain text
             parsed[name.strip()] = value
     return parsed, problems
 

@@ -114,9 +114,10 @@ def resume(
     preparation.prepare_process()
     storage_mirror.fetch(name, overrides)
     with RunFolder.open(name) as folder:
-        config = requests.changed(folder.read_config(), overrides)
+        config = requests.changed(folder.read_config(), overrides, name)
         with storage_mirror.for_resumed_run(folder, config, display.warn) as mirror:
-            config = requests.changed(folder.read_config(), overrides)  # the storage may have another one
+            # the storage may have another one
+            config = requests.changed(folder.read_config(), overrides, name)
             newest = folder.newest_checkpoint()
             done = epoch_files.epochs_done(newest) if newest else 0
             state = folder.read_state()

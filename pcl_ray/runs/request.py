@@ -18,6 +18,7 @@ from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs import folder, storage_mirror
 from pcl_ray.support import paths, storage
+from pcl_ray.support.text import value_text
 
 _CONNECT_S = 5
 # Knobs without which no encoder can be built.
@@ -55,32 +56,51 @@ def check_stored(name: str, overrides: Iterable[str]) -> Request:
     overrides = list(overrides)
     storage_mirror.fetch(name, overrides)
     with folder.RunFolder.open(name) as run:
-        return check_config(changed(run.read_config(), overrides), stored=True)
+        return check_config(changed(run.read_config(), overrides, name), stored=True)
 
 
-def changed(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
-    """A stored configuration with knobs changed for going on. Raises ConfigError for knobs that are fixed."""
+def changed(config: RunConfig, overrides: Iterable[str], run: str) -> RunConfig:
+    """The stored configuration of a run with changed knobs, to go on. Raises ConfigError for fixed ones."""
     new = configs.with_overrides(config, overrides)
     before, after = config.flatten(), new.flatten()
     secrets = [problem for problem in secret_knobs(new) if after[problem.name] != before[problem.name]]
     if secrets:
         raise ConfigError(secrets)
-    refuse_changes(config, new, lambda knob: not knob.changeable_on_resume, "when a run goes on")
+    refuse_changes(config, new, lambda knob: not knob.changeable_on_resume, "when a run goes on", fork=run)
     return with_storage(new)
 
 
 def refuse_changes(
-    before: RunConfig, after: RunConfig, is_fixed: Callable[[KnobProperties], bool], occasion: str
+    before: RunConfig,
+    after: RunConfig,
+    is_fixed: Callable[[KnobProperties], bool],
+    occasion: str,
+    fork: str = "",
 ) -> None:
-    """Raises ConfigError with every knob that has another value than before and is fixed on this occasion."""
+    """Raises ConfigError with every knob that has another value than before and is fixed on this occasion.
+
+    fork: the name of the run, where a fork of it may have those that are not fixed there.
+    """
     old, new = before.flatten(), after.flatten()
     problems = [
-        Problem(name, new[name], f"cannot change {occasion}; it is {old[name]!r} there. Start a new run")
+        Problem(
+            name,
+            new[name],
+            f"cannot change {occasion}; it is {old[name]!r} there. Start a new run"
+            + _or_fork(fork, name, new[name]),
+        )
         for name in new
         if new[name] != old[name] and is_fixed(configs.properties(name))
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _or_fork(run: str, name: str, value: object) -> str:
+    """How a new run with this knob can begin with the weights of a run; "" where it cannot."""
+    if not run or configs.properties(name).fixed_in_fork:
+        return ""
+    return f", or go on from its weights: pcl-ray fork {run} {name}={value_text(value, digits=None)}"
 
 
 def with_storage(config: RunConfig) -> RunConfig:

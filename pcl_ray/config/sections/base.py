@@ -6,8 +6,9 @@ import typing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pcl_ray.config import plain_yaml
 
 
 class Section(BaseModel):
@@ -51,8 +52,8 @@ def _numbers(value: object) -> object:
     """The list in a text or number: command lines and sweep spaces write `250`, `0.02` and `250,500`."""
     if isinstance(value, str):
         try:
-            return [yaml.safe_load(part) for part in value.strip("[] ").split(",")]
-        except yaml.YAMLError:
+            return [plain_yaml.load(part) for part in value.strip("[] ").split(",")]
+        except ValueError:
             return value  # it is no list of numbers, and pydantic says so
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from pcl_ray import cli
+from pcl_ray import cli, config
 from pcl_ray.cli import submit, train
 from pcl_ray.errors import ConfigError
 
 VERBS = (
-    *("train", "sweep", "resume", "fork"),
-    *("evaluate", "reproduce", "export", "embed", "search", "duplicates", "outliers", "sample", "label"),
-    *("runs", "up", "status", "submit", "down", "ui", "report", "compare", "doctor"),
+    *("train", "sweep", "resume", "fork", "recipes"),
+    *("runs", "report", "compare", "doctor", "ui"),
+    *("evaluate", "reproduce", "export"),
+    *("embed", "search", "duplicates", "outliers", "sample", "label"),
+    *("up", "status", "submit", "down"),
 )
 
 
@@ -29,10 +32,43 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert f"usage: pcl-ray {verb}" in capsys.readouterr().out
 
 
-def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    assert f"{{{','.join(VERBS)}}}" in capsys.readouterr().out
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_help_lists_the_verbs_in_groups(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == (0 if words else 2)
+    printed = capsys.readouterr()
+    lines = (printed.out if words else printed.err).splitlines()
+    assert tuple(line.split()[0] for line in lines if line.startswith("  ") and line[2] != "-") == VERBS
+    assert "use an encoder:" in lines
+
+
+def test_a_mistyped_verb_is_told_from_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trian", "digits"])
+    assert ended.value.code == 2
+    assert "there is no verb 'trian'. Did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert [
+        line.split()[0] for line in listed.splitlines()[: len(config.recipe_names())]
+    ] == config.recipe_names()
+    assert cli.main(["recipes", "digits"]) == 0
+    assert "pcl-ray train digits" in capsys.readouterr().out
+    assert cli.main(["recipes", "digit"]) == 2
+    assert "Did you mean 'digits'?" in capsys.readouterr().err
+
+
+def test_a_folder_is_no_recipe_and_the_way_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", str(tmp_path)]) == 2
+    assert (
+        f"is a folder; of its pictures: pcl-ray train folder data.path={tmp_path}" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("words", [[], ["trian"], ["train", "--nonsense"], ["fork"]])

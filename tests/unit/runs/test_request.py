@@ -164,10 +164,11 @@ def test_a_run_that_goes_on_may_hold_what_is_refused_today() -> None:
 
 def test_going_on_changes_where_a_run_is_computed_and_not_what() -> None:
     config = configs.load("digits")
-    assert request.changed(config, ["train.epochs=77"]).train.epochs == 77
+    assert request.changed(config, ["train.epochs=77"], "mine").train.epochs == 77
     with pytest.raises(ConfigError) as caught:
-        request.changed(config, ["loss.temperature=0.3", "e_step.alpha=3", "train.epochs=77"])
+        request.changed(config, ["loss.temperature=0.3", "encoder.width=8", "train.epochs=77"], "mine")
     assert [str(problem) for problem in caught.value.problems] == [
-        "loss.temperature = 0.3: cannot change when a run goes on; it is 0.2 there. Start a new run",
-        "e_step.alpha = 3.0: cannot change when a run goes on; it is 10.0 there. Start a new run",
+        "encoder.width = 8: cannot change when a run goes on; it is 32 there. Start a new run",
+        "loss.temperature = 0.3: cannot change when a run goes on; it is 0.2 there. Start a new run, or go on"
+        " from its weights: pcl-ray fork mine loss.temperature=0.3",
     ]

@@ -125,8 +125,8 @@ def test_the_environment_names_the_storage_and_the_run_keeps_it(
         "digits", [*TINY, STORAGE.format(tmp_path / "other")]
     ).config.resources.storage == str(tmp_path / "other")
     monkeypatch.delenv(storage.VARIABLE)
-    assert request.changed(config, []) == config
-    assert request.changed(config, ["resources.storage=null"]).resources.storage is None
+    assert request.changed(config, [], "mine") == config
+    assert request.changed(config, ["resources.storage=null"], "mine").resources.storage is None
     monkeypatch.setenv(storage.VARIABLE, "not/absolute")
     with pytest.raises(ConfigError, match="PCL_RAY_STORAGE = 'not/absolute'"):
         request.check("digits", TINY)
