@@ -32,6 +32,7 @@ from pcl_ray.on_ray.bundles import run_bundles
 from pcl_ray.on_ray.connection import SharedData, connected, share
 from pcl_ray.on_ray.worker import WorkerInput, run_worker
 from pcl_ray.support import worker_positions
+from pcl_ray.support.text import count
 from pcl_ray.support.worker_positions import WorkerPosition
 from pcl_ray.training.e_step_actor import EStepActor
 from pcl_ray.training.e_step_shards import EStepShard
@@ -55,6 +56,7 @@ def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event
     def check_nodes() -> None:
         node_checks.check(Path(task.run_dir), splits, task.config.data.path, resources.storage)
 
+    handle(Event("phase", text="Ray to start" if not os.environ.get("RAY_ADDRESS") else "the cluster"))
     with connected(cpus) as shared:
         # nodes that are added for the run can only be asked when they are there
         later = shared and resources.autoscaling
@@ -108,6 +110,7 @@ def train_shared(
 def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]) -> None:
     """Starts the actors, trains, and ends the actors."""
     config = task.config
+    handle(Event("phase", text="the E-step actor to start"))
     actor = start_e_step_actor(config)
     count = task.plan.e_step_shards
     shards = tuple(start_shard_actor(config, number, count) for number in range(count))
@@ -262,6 +265,7 @@ def _fit(
             ended.set_exception(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    handle(Event("phase", text=f"{count(task.config.resources.workers, 'worker')} to start"))
     thread.start()
     limit = longest_silence(task.config)
     last_sign = time.monotonic()

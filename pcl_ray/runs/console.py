@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import TextIO
 
 from rich.console import Console
@@ -19,18 +20,24 @@ from pcl_ray.config.figures import AMI, E_STEP_SECONDS, EPOCH_SECONDS, IMAGES_PE
 from pcl_ray.plan import RunPlan
 from pcl_ray.training.events import Event
 
+_PATIENCE_S = 5.0
 _SHOWN = (LOSS, KNN_TOP1, AMI.at(0), IMAGES_PER_SECOND, E_STEP_SECONDS)
 
 
 class Display:
-    """Writes to `out`; warnings to stderr. `begin` … `end` around the training itself."""
+    """Writes to `out`; warnings to stderr. `begin` … `end` around the training itself. What is waited for
+    longer than `patience_s` is said.
+    """
 
-    def __init__(self, out: TextIO | None = None):
+    def __init__(self, out: TextIO | None = None, patience_s: float = _PATIENCE_S):
         self._console = Console(file=out or sys.stdout, highlight=False, force_jupyter=False)
         self._errors = Console(stderr=True, highlight=False, force_jupyter=False)
         self._bar: Progress | None = None
         self._plan: RunPlan | None = None
         self._latest: dict[str, float] = {}
+        self._started = False
+        self._patience_s = patience_s
+        self._wait: threading.Timer | None = None
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
@@ -57,11 +64,26 @@ class Display:
             self._bar.start()
 
     def end(self) -> None:
+        self._stop_waiting()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
+    def waits_for(self, text: str) -> None:
+        """Says it after a while, unless something else has happened by then."""
+        self._stop_waiting()
+        self._wait = threading.Timer(self._patience_s, self.say, [f"waiting    for {text}"])
+        self._wait.daemon = True
+        self._wait.start()
+
+    def _stop_waiting(self) -> None:
+        if self._wait is not None:
+            self._wait.cancel()
+            self._wait = None
+
     def handle(self, event: Event) -> None:
+        self._stop_waiting()
+        self._started = self._started or event.kind not in ("phase", "waiting", "warning")
         self._latest |= event.metrics
         if event.kind == "warning":
             self.warn(event.text)
@@ -79,10 +101,9 @@ class Display:
         task = bar.task_ids[0]
         epoch = f"epoch {min(event.epoch + 1, self._plan.epochs)}/{self._plan.epochs}"
         if event.kind == "phase":
+            phase = f"epoch {event.epoch}/{self._plan.epochs} {event.text}"
             bar.update(
-                task,
-                description=f"epoch {event.epoch}/{self._plan.epochs} {event.text}",
-                figures=_figures(self._latest),
+                task, description=phase if self._started else event.text, figures=_figures(self._latest)
             )
         elif event.kind == "epoch":
             bar.update(task, completed=event.step + 1, figures=_figures(self._latest))
@@ -92,7 +113,10 @@ class Display:
     def _print_line(self, event: Event) -> None:
         assert self._plan is not None
         epoch = f"epoch {event.epoch + 1}/{self._plan.epochs}"
-        if event.kind == "start" and event.epoch:
+        if event.kind == "phase":
+            done = f", after epoch {event.epoch}/{self._plan.epochs}" if self._started else ""
+            self.waits_for(f"{event.text}{done}")
+        elif event.kind == "start" and event.epoch:
             self.say(f"going on with {epoch}")
         elif event.kind == "step":
             self.say(f"{epoch}  step {event.step + 1}/{self._plan.total_steps}  {_figures(event.metrics)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from small import DIGITS_RUN
@@ -46,6 +47,25 @@ def test_lines_of_steps_and_epochs() -> None:
 def test_a_run_that_goes_on_says_where_and_others_say_nothing() -> None:
     assert lines(Event("start", 0, 0), Event("figures", 0, 9, {"eval/rankme": 3.0})) == []
     assert lines(Event("start", 2, 18)) == ["going on with epoch 3/4"]
+
+
+def test_what_is_waited_for_long_is_said() -> None:
+    out = io.StringIO()
+    display = Display(out, patience_s=0.2)
+    display.begin(plans.make(config.load("digits", DIGITS_RUN), 300, 50))
+    display.handle(Event("phase", text="Ray to start"))
+    time.sleep(0.5)
+    display.handle(Event("phase", text="the E-step actor to start"))  # which does not take long
+    display.handle(Event("start", 0, 0))
+    display.handle(Event("phase", 2, text="clustering"))
+    time.sleep(0.5)
+    display.handle(Event("phase", 2, text="evaluation"))
+    display.end()
+    time.sleep(0.4)
+    assert out.getvalue().splitlines() == [
+        "waiting    for Ray to start",
+        "waiting    for clustering, after epoch 2/4",
+    ]
 
 
 def test_warnings_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
