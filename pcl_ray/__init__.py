@@ -26,3 +26,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module("pcl_ray.api"), name)
     raise AttributeError(f"module 'pcl_ray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pcl_ray.errors import DataError
+from pcl_ray.errors import ConfigError, DataError
 
 
 def with_names(images: Any) -> tuple[Any, tuple[str, ...]]:
-    """The pictures as an embedder takes them, and their names where they came by a folder, a list of paths or
-    a table; else as they are, and ().
+    """The pictures as an embedder takes them, and their names where they came by a file, a folder, a list of
+    paths or a table; else as they are, and ().
 
     Raises ConfigError for what does not exist, DataError for a folder without images and for images of a list
     or table that are not there.
@@ -18,8 +18,12 @@ def with_names(images: Any) -> tuple[Any, tuple[str, ...]]:
     from pcl_ray.data.folders import SUFFIXES
     from pcl_ray.embedding import inputs
 
-    if not isinstance(images, str | Path) or Path(images).suffix.lower() in SUFFIXES:
+    if not isinstance(images, str | Path):
         return images, ()
+    if not str(images).strip():
+        raise ConfigError("the name of the images is empty")
+    if Path(images).suffix.lower() in SUFFIXES and not Path(images).is_dir():
+        return images, (str(images),)
     names = tuple(inputs.names_of([str(images)]))
     reader = inputs.ImageReader()
     # a row of a table has no file of its own

@@ -44,7 +44,7 @@ class Run:
         """The configuration it is trained with."""
         from pcl_ray.support.paths import CONFIG_FILE
 
-        return configs.load(self.path / CONFIG_FILE)
+        return configs.load_stored(self.path / CONFIG_FILE)
 
     @property
     def state(self) -> str:

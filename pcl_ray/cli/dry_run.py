@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pcl_ray.config import EStepConfig, RunConfig
 from pcl_ray.plan import FILE_SOURCES, RunPlan, decoded_bytes, why_so_many
 from pcl_ray.runs.request import Request
-from pcl_ray.support.text import binary_size
+from pcl_ray.support.text import binary_size, count
 
 
 def show(request: Request) -> None:
@@ -21,7 +21,7 @@ def show(request: Request) -> None:
         "reading": _how_read(config, plan),
         "batch": f"{plan.global_batch} images a step, {plan.batch_per_worker} a worker{parts}",
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in {plan.epochs} epochs",
-        "warm-up": f"{min(plan.warmup_epochs, plan.epochs)} epochs of InfoNCE alone",
+        "warm-up": f"{count(min(plan.warmup_epochs, plan.epochs), 'epoch')} of InfoNCE alone",
         "E-steps": _when_clustered(plan),
         "K": _how_many_clusters(config, plan),
         "r": f"{negatives} negative prototypes",

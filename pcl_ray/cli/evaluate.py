@@ -166,6 +166,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     )
     _say(f"encoder    {subject.name}: {subject.weights.note}")
     images, config = subjects.load_images(config, _say, bank=arguments.bank, queries=arguments.queries)
+    if clusters and max(clusters) > len(images.bank):
+        raise ConfigError(
+            f"--clusters {max(clusters)}: more than the {count(len(images.bank), 'image')} to learn from"
+        )
     settings = settings.with_clusters(clusters or subjects.cluster_counts(subject, len(images.bank)))
     held_out = 0 if images.queries is None else len(images.queries)
     _say(

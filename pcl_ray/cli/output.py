@@ -32,6 +32,8 @@ def print_result(result: RunResult) -> None:
     stored = config.load(Path(result.run_dir, CONFIG_FILE))
     print()
     for title, value in _table(result.metrics):
+        if stored.encoder.init_from is not None and title == figures.UNTRAINED_KNN_TOP1.title:
+            title = "kNN accuracy of the weights as they came"
         print(f"{title:<34} {value}")
     print(f"{'run':<34} {result.run_name} ({result.state})")
     if (report := Path(result.run_dir, REPORT_FILE)).exists():

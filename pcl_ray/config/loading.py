@@ -36,6 +36,15 @@ def load(recipe_or_path: str | Path, overrides: Iterable[str] | Mapping[str, Any
     return _validated(_read_recipe(recipe_or_path), overrides)
 
 
+def load_stored(path: Path) -> RunConfig:
+    """The configuration that a run has in its folder. Raises ConfigError, also where the file is empty, which
+    no run has written: a recipe without any knob would be the defaults.
+    """
+    if not _read_recipe(path):
+        raise ConfigError(f"{path} is empty: the configuration of that run is lost")
+    return load(path)
+
+
 def with_overrides(config: RunConfig, overrides: Iterable[str] | Mapping[str, Any]) -> RunConfig:
     """A copy of `config` with some knobs changed. Raises ConfigError with every mistake."""
     return _validated(config.model_dump(), overrides)

@@ -164,7 +164,7 @@ def _readable(
         total = len(train) + (len(holdout) if holdout is not None else 0)
         listed = "\n".join(f"  {entry.file}: {entry.reason}" for entry in bad)
         raise DataError(
-            f"{len(bad)} of {total} images cannot be read; mend or remove them, or set"
+            f"{len(bad)} of {total:,} image{'s' * (total != 1)} cannot be read; mend or remove them, or set"
             f" data.on_bad_image=skip:\n{listed}"
         )
     good = folders.without(train, bad)

@@ -147,6 +147,11 @@ class Collection:
     def path(self, image: int) -> str:
         return self.paths[int(image)].as_py()
 
+    def numbers_of(self, names: Sequence[str]) -> dict[str, int]:
+        """The numbers of the images that have these names, of those that are in the collection."""
+        searched = set(names)
+        return {name: number for number, name in enumerate(self.paths.to_pylist()) if name in searched}
+
     def digests(self) -> pa.ChunkedArray:
         """[n] the digest of every image's file: the same for the same bytes."""
         return self._column("digest", pa.string())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,6 +22,8 @@ def as_batch(images: np.ndarray | Sequence[Picture] | Picture) -> np.ndarray | l
     if isinstance(images, str | Path | bytes | Image.Image):
         return [images]
     if not isinstance(images, np.ndarray):
+        if not isinstance(images, Iterable):
+            raise ValueError(f"a {type(images).__name__} is no image; arrays, tensors, paths, pictures are")
         return [
             of_tensor(image, f"image {number}") if isinstance(image, torch.Tensor) else image
             for number, image in enumerate(images)
@@ -36,8 +38,7 @@ def as_batch(images: np.ndarray | Sequence[Picture] | Picture) -> np.ndarray | l
         raise ValueError(
             f"an array of images must be [n, H, W, channels] or [n, H, W], not {list(images.shape)}"
         )
-    if images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 (0 … 255), not {images.dtype}")
+    images = _as_uint8(images, "images")
     if 0 in images.shape[1:] and len(images):
         raise ValueError(f"images of shape {list(images.shape)} have no pixels")
     return images
@@ -53,20 +54,27 @@ def of_tensor(images: torch.Tensor, called: str) -> np.ndarray:
             f"a tensor of {called} must be [n, channels, H, W], [channels, H, W] or [H, W], not"
             f" {list(values.shape)}"
         )
-    if values.is_floating_point():
-        if values.numel() and not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(
-                f"floats of {called} must be in 0 … 1, not {values.min():.3g} … {values.max():.3g}: give them"
-                " as they are before they are normalised"
-            )
-        values = (values * 255).round().to(torch.uint8)
-    return (values.movedim(-3, -1) if values.ndim > 2 else values).numpy()
+    last = values.movedim(-3, -1) if values.ndim > 2 else values
+    return _as_uint8(last.float().numpy(), called) if last.is_floating_point() else last.numpy()
+
+
+def _as_uint8(images: np.ndarray, called: str) -> np.ndarray:
+    """Pixels 0 … 255 of uint8, or of floats in 0 … 1. Raises ValueError for others."""
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"{called} must be uint8 (0 … 255) or floats in 0 … 1, not {images.dtype}")
+    if images.size and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(
+            f"floats of {called} must be in 0 … 1, not {images.min():.3g} … {images.max():.3g}: give them as"
+            " they are before they are normalised"
+        )
+    return (images * 255).round().astype(np.uint8)
 
 
 def of_array(image: np.ndarray, channels: int, called: str) -> np.ndarray:
     """The pixels [H, W, channels] uint8 of one image; `called`: what error messages call it."""
-    if image.dtype != np.uint8:
-        raise ValueError(f"{called} must be uint8 (0 … 255), not {image.dtype}")
+    image = _as_uint8(image, called)
     flat = image[..., None] if image.ndim == 2 else image
     if flat.ndim != 3 or not 1 <= flat.shape[2] <= 4 or 0 in flat.shape:
         raise ValueError(f"{called} must be [H, W] or [H, W, 1 … 4], not {list(image.shape)}")

@@ -267,7 +267,9 @@ def _model_problems(config: RunConfig) -> Iterator[Problem]:
     channels, workers = config.data.channels, max(config.resources.workers, 1)
     for name, value in (("augment.mean", config.augment.mean), ("augment.std", config.augment.std)):
         if len(value) != channels:
-            yield Problem(name, list(value), f"needs one number a channel, and data.channels = {channels}")
+            guess = ",".join([f"{sum(value) / max(len(value), 1):.3g}"] * channels)
+            message = f"needs one number a channel, and data.channels = {channels}; {guess} will do"
+            yield Problem(name, list(value), message)
     if config.encoder.batch_norm == "sync" and workers > 1 and not config.resources.gpus_per_worker:
         yield Problem(
             "encoder.batch_norm", "sync", "synchronised batch norm needs GPUs; use shuffle or plain on CPUs"
@@ -303,14 +305,16 @@ def _encoder_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "encoder.stem_stride",
             encoder.stem_stride,
-            f"is for encoder.backbone = small_resnet; encoder.stem chooses that of {encoder.backbone}",
+            f"is for encoder.backbone = small_resnet; encoder.stem chooses that of {encoder.backbone}. Set"
+            " encoder.stem_stride=1",
         )
     if encoder.head == "linear":
-        for name, value in (("head_width", encoder.head_width), ("head_batch_norm", encoder.head_batch_norm)):
-            if value:
-                yield Problem(
-                    f"encoder.{name}", value, "is for encoder.head = mlp; a linear head has no hidden layer"
-                )
+        hidden = {"head_width": (encoder.head_width, "null")}
+        hidden["head_batch_norm"] = (encoder.head_batch_norm or None, "false")
+        for name, (value, none) in hidden.items():
+            if value is not None:
+                message = "is for encoder.head = mlp; a linear head has no hidden layer. Set"
+                yield Problem(f"encoder.{name}", value, f"{message} encoder.{name}={none}")
 
 
 def _pretrained_notes(config: RunConfig) -> Iterator[str]:

@@ -146,6 +146,10 @@ class RunFolder:
 
     @classmethod
     def _locked(cls, path: Path, name: str) -> BaseFileLock:
+        if (path / LOCK_FILE).is_dir():
+            raise ConfigError(
+                f"{path / LOCK_FILE} is a folder, and no lock of {cls.KIND} {name!r}; remove it"
+            )
         try:
             return acquire_lock(path / LOCK_FILE)
         except LockHeld:
@@ -171,7 +175,7 @@ class RunFolder:
         return read_history_at(self.path)
 
     def read_config(self) -> RunConfig:
-        return configs.load(self.path / CONFIG_FILE)
+        return configs.load_stored(self.path / CONFIG_FILE)
 
     def write_config(self, config: RunConfig) -> None:
         try:

@@ -39,7 +39,7 @@ def fork(
     # the new run's, but the only one to look in where the environment names none.
     storage_mirror.fetch(source, [] if os.environ.get(storage.VARIABLE) else overrides)
     folder = RunFolder.existing(source)
-    stored = configs.load(folder / CONFIG_FILE)
+    stored = configs.load_stored(folder / CONFIG_FILE)
     new = configs.with_overrides(stored, overrides)
     request.refuse_changes(stored, new, lambda knob: knob.fixed_in_fork, "in a fork")
     if new.encoder.init_from is not None:  # it begins with the source's checkpoint

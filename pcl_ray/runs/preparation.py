@@ -21,6 +21,7 @@ from pcl_ray.runs.folder import RunFolder
 from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
 from pcl_ray.support import provenance
 from pcl_ray.support.paths import check_writable, home
+from pcl_ray.support.text import count
 
 
 def prepare_process() -> None:
@@ -66,7 +67,8 @@ def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     if splits.bad:
         lines = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
-        display.warn(f"{len(splits.bad)} images cannot be read and are left out:\n{lines}")
+        are = "is" if len(splits.bad) == 1 else "are"
+        display.warn(f"{count(len(splits.bad), 'image')} cannot be read and {are} left out:\n{lines}")
     for note in splits.notes:
         display.say(f"note       {note}")
     plan = plans.make(config, len(splits.train), splits.num_holdout)

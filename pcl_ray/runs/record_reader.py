@@ -29,7 +29,7 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
     snapshot, thumbnails = load_snapshot(path / SNAPSHOT_FILE) or (None, None)
     return RunRecord(
         name=path.name,
-        config=public_config(configs.load(path / CONFIG_FILE)),
+        config=public_config(configs.load_stored(path / CONFIG_FILE)),
         history=[{**entry, "metrics": figures.with_present_names(entry["metrics"])} for entry in entries],
         state=state.get("state", "running"),
         error=scrubbed(str(state.get("error") or "")),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from pcl_ray.config.figures import DEVICE_MINUTES, HEADLINES, first_of, with_present_names
 from pcl_ray.errors import ConfigError, RunFailed
@@ -15,6 +16,7 @@ from pcl_ray.support.redaction import error_line, public_uri
 from pcl_ray.tracking import saved_views
 from pcl_ray.tracking.address import is_server
 from pcl_ray.tracking.client import open_client
+from pcl_ray.tracking.reachability import reachable
 from pcl_ray.tracking.store import RUN_TAG
 
 _STATES = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
@@ -55,6 +57,7 @@ def recorded(
     statuses = {name: status for status, name in _STATES.items()}
     if state and state not in statuses:
         raise ConfigError(f"--state {state!r}: one of {', '.join(sorted(statuses))}")
+    _check_file(uri)
     query = f"attributes.status = '{statuses[state]}'" if state else ""
     with _store_errors(uri):
         client = open_client(uri, retries=1)
@@ -83,6 +86,14 @@ def mark_killed(uri: str, run_id: str) -> None:
         client = open_client(uri, retries=1)
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, "KILLED")
+
+
+def _check_file(uri: str) -> None:
+    """Raises RunFailed for an sqlite file that MLflow would try to open for a minute."""
+    if urlsplit(uri).scheme.startswith("sqlite"):
+        level, text, advice = reachable(uri)
+        if level == "failed":
+            raise RunFailed(f"MLflow's store cannot be read: {text}; {advice}")
 
 
 @contextmanager

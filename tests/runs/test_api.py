@@ -117,6 +117,7 @@ def test_pictures_of_all_kinds_are_the_same_pictures(run: pcl_ray.Run, pictures:
         [Image.open(file) for file in files],
         [file.read_bytes() for file in files],
         np.stack(arrays),
+        np.stack(arrays).astype(np.float64) / 255,
         tensors,
         tensors / 255,
         list(tensors),
@@ -128,6 +129,7 @@ def test_pictures_of_all_kinds_are_the_same_pictures(run: pcl_ray.Run, pictures:
         assert np.allclose(found.embeddings, expected.embeddings, atol=1e-5)
         assert np.allclose(found.backbone, expected.backbone, atol=1e-4)
     assert run.embed(pictures).names == tuple(map(str, files))
+    assert run.embed(files[1]).names == run.embed(str(files[1])).names == (str(files[1]),)
     assert run.embed(table).names[3] == f"{table}#3"
     assert np.allclose(run.embed(files[0]).embeddings, expected.embeddings[:1], atol=1e-5)
 
@@ -138,7 +140,7 @@ def test_pictures_of_all_kinds_are_the_same_pictures(run: pcl_ray.Run, pictures:
         (torch.zeros(2, 7, 8, 8), "[n, channels, H, W]"),
         (torch.full((3, 8, 8), 2.0), "must be in 0 … 1, not 2"),
         ([torch.zeros(1, 8, 8), torch.full((1, 8, 8), -1.0)], "floats of image 1"),
-        (np.zeros((2, 8, 8, 3)), "must be uint8"),
+        (np.zeros((2, 8, 8, 3), np.int64), "must be uint8"),
     ],
 )
 def test_what_is_no_picture(given: object, message: str, run: pcl_ray.Run) -> None:
@@ -157,6 +159,8 @@ def test_what_is_not_there(run: pcl_ray.Run, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):
         run.embed(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="name of the images is empty"):
+        run.embed("")
     (tmp_path / "list.txt").write_text("/nowhere/gone.png\n")
     with pytest.raises(DataError, match="gone.png cannot be read"):
         run.embed(tmp_path / "list.txt")

@@ -263,6 +263,7 @@ def test_texts_as_labels_and_classes_that_are_not_equal(tmp_path: Path) -> None:
         (["one", "--neighbours", "0"], "--neighbours: 0 is too few"),
         (["one", "--runs", "0"], "--runs: 0 is too few"),
         (["one", "a", "b"], "'b' is a third word"),
+        (["one", "--clusters", "5000"], "--clusters 5000: more than the "),
         (["one", "nowhere"], "'nowhere' is no data set"),
         (["one", "optimizer.lr=3"], "optimizer.lr means nothing to an evaluation"),
         (["once"], "did you mean 'one'?"),

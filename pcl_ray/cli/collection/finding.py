@@ -25,7 +25,12 @@ _MOST_COMPARED = 50_000  # images that are all compared with each other unasked:
 
 def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser, "search")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files to find the like of")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, or names in the collection, to find the like of",
+    )
     parser.add_argument("-k", type=int, default=20, metavar="N", help="how many of each (20)")
 
 
@@ -33,13 +38,25 @@ def _search(arguments: argparse.Namespace) -> int:
     if arguments.k < 1:
         raise ConfigError(f"-k {arguments.k}: 1 or more")
     opened = OpenedCollection(arguments, "search")
+    import numpy as np
+
     from pcl_ray.embedding.embedder import Embedder
     from pcl_ray.report.collection_page import PictureGroup
 
-    embedder = Embedder.load(opened.collection.folder / "embedder")
     images = [os.path.abspath(os.path.expanduser(image)) for image in arguments.images]
-    embedded = embedder.embed(images)
-    queries = embedded.embeddings if opened.collection.manifest.features == "head" else embedded.backbone
+    members = opened.collection.numbers_of(images)
+    strangers = [image for image in images if image not in members]
+    for image in strangers:
+        if not os.path.isfile(image):
+            kind = "is a folder; give image files" if os.path.isdir(image) else "is neither a file nor in it"
+            raise ConfigError(f"{image} {kind}")
+    vectors = {image: opened.index.vectors[number] for image, number in members.items()}
+    if strangers:
+        embedded = Embedder.load(opened.collection.folder / "embedder").embed(strangers)
+        features = opened.collection.manifest.features
+        made = embedded.embeddings if features == "head" else embedded.backbone
+        vectors |= dict(zip(strangers, made, strict=True))
+    queries = np.stack([vectors[image] for image in images])
     nearest, cosines = opened.index.search(queries, arguments.k + 1)
     rows: list[dict[str, Any]] = []
     groups = []

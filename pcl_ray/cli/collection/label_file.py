@@ -73,7 +73,9 @@ def has_labels(table: Path) -> bool:
 
 
 def _rows(file: Path) -> list[tuple[str, str]]:
-    """Paths and labels, without the rows that have no label."""
+    """Paths and labels, without the rows that have no label. `sample` writes Parquet, too."""
+    if file.suffix.lower() == ".parquet" and file.exists():
+        return _with_labels(file, _parquet_rows(file))
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             delimiter = delimiter_of(lines.readline())
@@ -89,12 +91,35 @@ def _rows(file: Path) -> list[tuple[str, str]]:
             given = [((row[path] or "").strip(), (row[label] or "").strip()) for row in rows]
     except FileNotFoundError:
         raise ConfigError(f"there is no file {str(file)!r}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise DataError(f"{file} is no text in UTF-8; save it so") from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
-    given = [(path, label) for path, label in given if path and label]
-    if not given:
+    return _with_labels(file, given)
+
+
+def _parquet_rows(file: Path) -> list[tuple[str, str]]:
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    path = next((name for name in _PATHS if name in table.column_names), None)
+    label = next((name for name in _LABELS if name in table.column_names), None)
+    if path is None or label is None:
+        columns = ", ".join(table.column_names) or "none"
+        raise ConfigError(f"{file} needs the columns path and label; it has: {columns}")
+    pairs = zip(table[path].to_pylist(), table[label].to_pylist(), strict=True)
+    return [(str(one or "").strip(), str("" if other is None else other).strip()) for one, other in pairs]
+
+
+def _with_labels(file: Path, rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    labelled = [(path, label) for path, label in rows if path and label]
+    if not labelled:
         raise DataError(f"{file} has no row with a path and a label")
-    return given
+    return labelled
 
 
 def _candidates(path: str, file: Path) -> tuple[str, str]:

@@ -128,7 +128,10 @@ def _label(arguments: argparse.Namespace) -> int:
         f"spread      to {count(spread, 'image')}; {len(sure) - spread - len(labelled):,} have none: too"
         " unsure, or no labelled image shares a prototype with them"
     )
-    print(f"check       {percent(accuracy)} of the given labels come out right when each is left out")
+    if np.bincount(classes).max() < 2 or len(names) < 2:
+        print("check       not possible: it takes two classes and one with two labels")
+    else:
+        print(f"check       {percent(accuracy)} of the given labels come out right when each is left out")
     groups = []
     order = np.argsort(-confidence, kind="stable")
     for number_, name in enumerate(names[:MOST_GROUPS]):

@@ -255,6 +255,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with content:
             members = {aliases.get(name, name): content[name] for name in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "Object arrays" in str(error):
+            raise DataError(
+                f"{path} holds Python objects, which are not read; save plain arrays, texts as"
+                " labels.astype(str)"
+            ) from None
         raise DataError(
             f"{path} cannot be read as {path.suffix or 'an array file'}: {' '.join(str(error).split())}"
         ) from None
@@ -277,12 +282,14 @@ def _check_pixels(pixels: np.ndarray, what: str) -> None:
 
 
 def _class_numbers(parts: list[np.ndarray]) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Class names and labels 0..classes−1; a negative number or NaN means that the image has none."""
+    """Class names and labels 0..classes−1; a negative number, NaN or an empty text means that the image has
+    none.
+    """
     if not parts:
         return (), []
     everything = np.concatenate([np.asarray(part).ravel() for part in parts])
     numeric = np.issubdtype(everything.dtype, np.integer) or np.issubdtype(everything.dtype, np.floating)
-    missing = ~(everything >= 0) if numeric else np.zeros(len(everything), dtype=bool)
+    missing = ~(everything >= 0) if numeric else np.char.str_len(np.char.strip(everything.astype(str))) == 0
     names, positions = np.unique(everything[~missing], return_inverse=True)
     numbers = np.full(len(everything), NO_LABEL, dtype=np.int64)
     numbers[~missing] = positions

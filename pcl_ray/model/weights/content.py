@@ -50,8 +50,11 @@ def read(path: Path) -> Any:
             " from, save its state_dict alone"
         ) from None
     except Exception as error:  # torch raises many kinds here: zip and runtime errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
-        raise DataError(f"{shown} a checkpoint, it is cut or damaged: {reason}") from None
+        if path.is_file() and not path.stat().st_size:
+            raise DataError(f"{str(path)!r} is empty") from None
+        reason = (str(error).splitlines() or [""])[0].partition(". ")[0]
+        more = f" ({reason})" if " " in reason else ""  # else a number or nothing
+        raise DataError(f"{shown} a checkpoint: it is cut, damaged or no file of weights{more}") from None
 
 
 def _is_safetensors(path: Path) -> bool:

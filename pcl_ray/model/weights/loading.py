@@ -19,6 +19,7 @@ from pcl_ray.model.weights.heads import config_of, fit_head, head_of
 from pcl_ray.model.weights.layouts import State, Which, layout_of
 from pcl_ray.model.weights.settings import imagenet_view, read_settings, view_of
 from pcl_ray.model.weights.source import SETTINGS_FILE, WeightsFile, locate
+from pcl_ray.support.text import count
 
 # What the layers of classifiers are called, and of decoders that reconstruct images.
 _CLASSIFIERS = (
@@ -87,7 +88,7 @@ def _ours(content: dict[str, Any], which: Which, file: WeightsFile) -> LoadedWei
         if name.startswith(prefix)
     }
     misfit = f"{str(path)!r} does not fit its own {settings.backbone} with a {settings.head} head"
-    note = f"{which} encoder of a pcl_ray checkpoint after {content['epoch']} epochs"
+    note = f"{which} encoder of a pcl_ray checkpoint after {count(content['epoch'], 'epoch')}"
     view = imagenet_view(channels)
     if file.run is not None:
         view = file.run.augment

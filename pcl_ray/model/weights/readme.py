@@ -22,6 +22,17 @@ def readme(weights: LoadedWeights, target: str, entries: dict[str, Any], *, head
     given = f"{kind} [n, {settings['num_features']}]"
     side = f"the shorter side resized to {size * 8 // 7}, the centre cut out" if size >= 64 else "resized"
     code = "\n".join(_code(weights, target, head=head))
+    means, deviations = _numbers(weights.view.mean), _numbers(weights.view.std)
+    if target == "mlflow":
+        usage = (
+            "It takes paths or pictures (uint8 arrays, bytes of files) as they are, and prepares them as in"
+            f" training: {side}, {means} and {deviations} a channel.\nIt gives a row for each: the embedding"
+            " [C], and for each clustering the nearest prototype and how far it is."
+        )
+    else:
+        usage = f"""`images` are float32 [n, {channels}, {size}, {size}]: pictures {side} (bilinear, with
+antialiasing), their values divided by 255, then less {means} and divided by
+{deviations} a channel; `preprocessing.json` has the same for programs. They give {given}."""
     return f"""# {settings["source"]}: {target}
 
 {weights.config.backbone}: {weights.note}.
@@ -31,9 +42,7 @@ Written by pcl_ray {settings["version"]}.
 {code}
 ```
 
-`images` are float32 [n, {channels}, {size}, {size}]: pictures {side} (bilinear, with
-antialiasing), their values divided by 255, then less {_numbers(weights.view.mean)} and divided by
-{_numbers(weights.view.std)} a channel; `preprocessing.json` has the same for programs. They give {given}.
+{usage}
 """
 
 
@@ -76,9 +85,11 @@ def _code(weights: LoadedWeights, target: str, *, head: bool) -> list[str]:
             ]
         case "reference":
             return [
-                "import torch",
-                f'checkpoint = torch.load("{formats.REFERENCE_FILE}", weights_only=True)',
-                'state = checkpoint["state_dict"]  # module.encoder_q.…, module.encoder_k.…, module.queue',
+                "# the authors' code: python eval_cls_imagenet.py --pretrained "
+                f"{formats.REFERENCE_FILE} …; or in Python, by pcl_ray:",
+                "from pcl_ray.model.weights import load_encoder",
+                f'encoder = load_encoder("{formats.REFERENCE_FILE}")  # encoder="momentum" for encoder_k',
+                "features = encoder(images)",
             ]
     return [
         "import mlflow",

@@ -88,7 +88,7 @@ def _downloaded(run_dir: Path) -> Path | None:
     where it has no storage, or that has none either. Raises DataError where it cannot be had.
     """
     try:
-        config = configs.load(run_dir / CONFIG_FILE)
+        config = configs.load_stored(run_dir / CONFIG_FILE)
     except ConfigError:
         return None
     if config.resources.storage is None:
@@ -111,6 +111,6 @@ def _config_beside(path: Path) -> RunConfig | None:
     if path.absolute().parent.name != epoch_files.FOLDER or not is_run(run_dir):
         return None
     try:
-        return configs.load(run_dir / CONFIG_FILE)
+        return configs.load_stored(run_dir / CONFIG_FILE)
     except ConfigError:  # of a later version, or damaged: the checkpoint may still be read
         return None

@@ -139,7 +139,7 @@ def write_json(content: dict[str, Any], name: str, wanted: Path | None) -> Path:
 
 def record(result: EvaluationResult, file: Path, experiment: str, warn: Callable[[str], None]) -> str:
     """Records it in MLflow: on the run that trained the encoder, else on one made in `experiment`. Gives back
-    the address of that run, "" where there is none; what cannot be recorded is a warning.
+    where that run is, "" where nothing is recorded; what cannot be recorded is a warning.
     """
     subject = result.subject
     settings = subject.weights.run.tracking if subject.weights.run is not None else TrackingConfig()

@@ -18,12 +18,13 @@ from pcl_ray.evaluation.protocols.extraction import Say, TestedEncoder
 from pcl_ray.evaluation.protocols.images import EvaluationImages
 from pcl_ray.evaluation.protocols.voc import find_voc, read_voc
 from pcl_ray.model.weights import LoadedWeights, read_weights
-from pcl_ray.model.weights.source import locate
+from pcl_ray.model.weights.source import WEIGHTS_FILES, locate
 from pcl_ray.plan import resolve_num_clusters
 from pcl_ray.runs import storage_mirror
 from pcl_ray.runs.evaluation.data_choice import evaluation_config
 from pcl_ray.support.machine import cores
 from pcl_ray.support.paths import home
+from pcl_ray.support.text import count
 
 WhichEncoder = Literal["query", "momentum", "auto"]
 _PAPER_CLUSTERS, _IMAGENET = (25_000, 50_000, 100_000), 1_281_167
@@ -43,8 +44,11 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """What it is called: the run's name, or the file's."""
-        return self.run_dir.name if self.run_dir is not None else self.weights.path.name
+        """What it is called: as the run, or the file, or the folder of files that are called alike."""
+        if self.run_dir is not None:
+            return self.run_dir.name
+        path = self.weights.path.absolute()
+        return path.parent.name if path.name in WEIGHTS_FILES else path.name
 
     @property
     def epochs(self) -> int:
@@ -122,7 +126,9 @@ def load_images(
         file = error.filename or config.data.path
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     if splits.bad:
-        say(f"{len(splits.bad)} images cannot be read and are left out; the first: {splits.bad[0].file}")
+        say(f"left out   {count(len(splits.bad), 'image')} that cannot be read, e.g. {splits.bad[0].file}")
+    for note in splits.notes:
+        say(f"note       {note}")
     name = config.data.source
     if config.data.path:
         name = Path(config.data.path).name or name

@@ -37,7 +37,8 @@ class EvaluationRecord:
 
 
 def record_evaluation(uri: str, record: EvaluationRecord, artifacts: Path) -> str:
-    """Records figures, table and file; gives back the run's address on a server, else "".
+    """Records figures, table and file; gives back the run's address on a server, else which run of which
+    store it is.
 
     artifacts: where a database without a server has its files. A run that trained stays in the state that it
     ended in. Raises RunFailed, within about a minute, where the store does not take it.
@@ -61,7 +62,7 @@ def record_evaluation(uri: str, record: EvaluationRecord, artifacts: Path) -> st
             f" ({error_line(error, uri)})"
         ) from None
     server = public_uri(uri).rstrip("/")
-    return link(server, experiment_id, run_id=run_id) if is_server(server) else ""
+    return link(server, experiment_id, run_id=run_id) if is_server(server) else f"run {run_id} in {server}"
 
 
 def _made(uri: str, record: EvaluationRecord, artifacts: Path) -> str:

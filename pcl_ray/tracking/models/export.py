@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pcl_ray.embedding.embedder import Embedder
 from pcl_ray.model.weights import check_folder, describe_export, read_weights, whole_folder
+from pcl_ray.tracking import client
 from pcl_ray.tracking.models import folders
 
 
@@ -16,6 +18,8 @@ def export_embedder(source: str, folder: Path) -> str:
     Raises as `model.weights.export` does.
     """
     check_folder(folder)
+    client.set_defaults()
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
     embedder, weights = Embedder.open(source), read_weights(source, encoder="momentum")
     with whole_folder(folder) as partial:
         folders.save_embedder(embedder, partial)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from collections_made import checkpoint, embedded, pictures
@@ -80,6 +81,31 @@ def test_a_stranger_is_searched_for_too_into_parquet(collection: Path, tmp_path:
     assert cli.main(words) == 0
     assert pq.read_table(table).num_rows == 2 * 32
     assert page_of(table)
+
+
+def test_a_member_is_searched_for_by_its_name_and_what_is_neither_is_said(
+    collection: Path, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["search", str(collection), str(made / "pictures/004.png"), "-k", "3"]) == 0
+    by_file = rows_of(collection / "search.csv")
+    monkeypatch.setattr("os.path.isfile", lambda path: False)  # as of rows of a table
+    assert cli.main(["search", str(collection), str(made / "pictures/004.png"), "-k", "3"]) == 0
+    assert rows_of(collection / "search.csv") == by_file
+    assert cli.main(["search", str(collection), str(made / "pictures")]) == 2
+    assert "pictures is a folder; give image files" in capsys.readouterr().err
+    assert cli.main(["search", str(collection), "nowhere.png"]) == 2
+    assert "nowhere.png is neither a file nor in it" in capsys.readouterr().err
+
+
+def test_a_sample_in_parquet_is_labelled_in_parquet(collection: Path, tmp_path: Path) -> None:
+    assert cli.main(["sample", str(collection), "--count", "6", "--out", str(tmp_path / "s.parquet")]) == 0
+    table = pq.read_table(tmp_path / "s.parquet")
+    labels = ["even" if number % 2 else None for number in range(6)]
+    filled = table.set_column(table.column_names.index("label"), "label", pa.array(labels))
+    pq.write_table(filled, tmp_path / "s.parquet")
+    assert cli.main(["label", str(collection), str(tmp_path / "s.parquet")]) == 0
+    given = [row for row in rows_of(collection / "labels.csv") if row["given"] == "true"]
+    assert [row["label"] for row in given] == ["even"] * 3
 
 
 def test_duplicates_are_groups_with_one_to_keep(collection: Path, capsys: pytest.CaptureFixture[str]) -> None:

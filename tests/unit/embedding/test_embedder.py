@@ -218,11 +218,15 @@ def test_prototypes_without_images_are_nobodys_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
-        (np.zeros((2, 8, 8, 3)), ValueError, "uint8"),
+        (np.full((2, 8, 8, 3), 3.0), ValueError, r"floats of images must be in 0 … 1, not 3 … 3"),
+        (np.zeros((2, 8, 8, 3), np.int64), ValueError, "uint8"),
+        (7, ValueError, "a int is no image"),
+        (None, ValueError, "a NoneType is no image"),
         (np.zeros(4, np.uint8), ValueError, r"\[4\]"),
         (np.zeros((2, 8, 8, 5), np.uint8), ValueError, r"image 0 .*\[8, 8, 5\]"),
         (np.zeros((2, 0, 8, 3), np.uint8), ValueError, "no pixels"),
-        ([np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.float32)], ValueError, "image 1 must be uint8"),
+        ([np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.int32)], ValueError, "image 1 must be uint8"),
+        ([np.full((8, 8), np.nan)], ValueError, "floats of image 0 must be in"),
         ([np.zeros((8, 8), np.uint8), np.zeros((0, 8), np.uint8)], ValueError, "image 1"),
         ([np.zeros((8, 8), np.uint8), 7], ValueError, "image 1 is a int"),
         (["/nowhere/a.png"], DataError, "image 0 .*/nowhere/a.png.*No such file"),

@@ -174,7 +174,7 @@ class Reference(nn.Module):
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
-def test_reference(home: Path, head: str) -> None:
+def test_reference(home: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(home, "resnet18", **{"encoder.head": head})
     path = export(home, "reference") / "model.pth.tar"
     checkpoint = torch.load(path, weights_only=True)
@@ -186,6 +186,8 @@ def test_reference(home: Path, head: str) -> None:
         assert_same(nn.functional.normalize(encoder.eval()(images), dim=1), wanted)
         assert_same(load_encoder(path, encoder=which)(images), wanted)
     assert torch.equal(model.module.queue.T, read_weights("mine").queue)
+    images, wanted = expected(True)
+    assert_same(by_readme(path.parent, images, monkeypatch)["features"], wanted)
 
 
 @pytest.mark.parametrize("words", [["--head"], ["--encoder", "query"]])
@@ -206,7 +208,10 @@ def test_mlflow(home: Path, tmp_path: Path) -> None:
     assert_same(
         np.array(table["embedding"].tolist(), np.float32), load_encoder("mine", encoder="momentum")(views)
     )
-    assert "mlflow.pyfunc.load_model" in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert "mlflow.pyfunc.load_model" in readme
+    assert "takes paths or pictures" in readme
+    assert "float32" not in readme
 
 
 def test_weights_of_others_are_exported_too(home: Path) -> None:

@@ -132,7 +132,7 @@ def test_published_checkpoint_of_one_process_has_no_module_prefix(tmp_path: Path
 def test_a_file_that_is_no_checkpoint(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(text)
-    with pytest.raises(DataError, match=r"weights\.pt.*cannot be read as a checkpoint"):
+    with pytest.raises(DataError, match=r"weights\.pt.*(cannot be read as a checkpoint|is empty)"):
         load_encoder(path)
 
 

@@ -97,7 +97,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
         {"encoder__backbone": "resnet18", "encoder__stem_stride": 2},
         N,
         "encoder.stem_stride",
-        ["small_resnet", "encoder.stem"],
+        ["small_resnet", "encoder.stem", "Set encoder.stem_stride=1"],
     ),
     "parts of synchronised statistics": (
         {"encoder__batch_norm": "sync", "encoder__batch_norm_parts": 2},
@@ -121,13 +121,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
         {"encoder__head": "linear", "encoder__head_width": 64},
         N,
         "encoder.head_width",
-        ["encoder.head = mlp"],
+        ["encoder.head = mlp", "Set encoder.head_width=null"],
     ),
     "batch norm in a linear head": (
         {"encoder__head": "linear", "encoder__head_batch_norm": True},
         N,
         "encoder.head_batch_norm",
-        ["encoder.head = mlp"],
+        ["encoder.head = mlp", "Set encoder.head_batch_norm=false"],
     ),
     "the slow reference on kept squares": (
         {

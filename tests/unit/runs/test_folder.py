@@ -156,6 +156,18 @@ def test_nothing_is_made_for_an_unknown_run() -> None:
     assert not home().exists()
 
 
+def test_a_lock_that_is_a_folder_and_a_lost_configuration_are_one_sentence() -> None:
+    RunFolder.create("mine", load("digits")).lock.release()
+    path = RunFolder.path_of("mine")
+    (path / "config.yaml").write_text("")
+    with RunFolder.open("mine") as folder, pytest.raises(ConfigError, match=r"config\.yaml is empty"):
+        folder.read_config()
+    (path / "lock").unlink()
+    (path / "lock").mkdir()
+    with pytest.raises(ConfigError, match=r"mine/lock is a folder"):
+        RunFolder.open("mine")
+
+
 def test_a_run_is_held_once() -> None:
     with RunFolder.create("first", CONFIG):
         for _ in range(2):  # a refusal takes no hold either

@@ -81,7 +81,7 @@ def test_bad_pictures_are_told(pictures: Path, capsys: pytest.CaptureFixture[str
         Display(io.StringIO()),
     )
     assert len(splits.train) + splits.num_holdout == 150
-    warning = f"1 images cannot be read and are left out:\n  {pictures}/empty.png: empty file"
+    warning = f"1 image cannot be read and is left out:\n  {pictures}/empty.png: empty file"
     assert warning in capsys.readouterr().err
 
 

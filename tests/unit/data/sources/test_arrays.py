@@ -187,8 +187,15 @@ LABELS = {
     "unsigned": (np.array([255, 3, 2, 0], dtype=np.uint8), ["255", "3", "2", "0"]),
     "floats": (np.array([-1.0, 0.5, np.nan, 2.0]), [None, "0.5", None, "2.0"]),
     "yes and no": (np.array([True, False, True, True]), ["True", "False", "True", "True"]),
+    "texts": (np.array(["b", "", "a", " "]), ["b", None, "a", None]),
     "none at all": (np.array([-1, -1, -1, -1]), [None] * 4),
 }
+
+
+def test_python_objects_are_not_read_and_the_way_out_is_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=pixels(2), labels=np.array(["a", "b"], dtype=object))
+    with pytest.raises(DataError, match=r"holds Python objects.*labels\.astype\(str\)"):
+        load("arrays", tmp_path / "a.npz", holdout=0)
 
 
 @pytest.mark.parametrize("kind", LABELS)
