@@ -8,12 +8,12 @@ from typing import Any
 from pcl_ray.errors import ConfigError, DataError
 
 
-def with_names(images: Any) -> tuple[Any, tuple[str, ...]]:
+def with_names(images: Any, *, missing_ok: bool = False) -> tuple[Any, tuple[str, ...]]:
     """The pictures as an embedder takes them, and their names where they came by a file, a folder, a list of
     paths or a table; else as they are, and ().
 
-    Raises ConfigError for what does not exist, DataError for a folder without images and for images of a list
-    or table that are not there.
+    missing_ok: images of a list or table that are not there stay as names, which nobody can read. Raises
+    ConfigError for what does not exist, DataError for a folder without images and for such images.
     """
     from pcl_ray.data.folders import SUFFIXES
     from pcl_ray.embedding import inputs
@@ -26,8 +26,15 @@ def with_names(images: Any) -> tuple[Any, tuple[str, ...]]:
         return images, (str(images),)
     names = tuple(inputs.names_of([str(images)]))
     reader = inputs.ImageReader()
-    # a row of a table has no file of its own
-    try:
-        return [name if Path(name).is_file() else reader.read(name) for name in names], names
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+    def picture(name: str) -> str | bytes:
+        if Path(name).is_file():
+            return name
+        try:
+            return reader.read(name)  # a row of a table has no file of its own
+        except OSError as error:
+            if missing_ok:
+                return name
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+    return [picture(name) for name in names], names

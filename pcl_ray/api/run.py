@@ -12,7 +12,7 @@ from pcl_ray import config as configs
 from pcl_ray.api import run_clusters
 from pcl_ray.api.run_clusters import RunClustering
 from pcl_ray.config import RunConfig, figures
-from pcl_ray.errors import DataError
+from pcl_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,22 +120,33 @@ class Run:
         return run_clusters.read(self._newest(), self.config, self.name, self._fingerprint())
 
     def embed(
-        self, images: np.ndarray | Tensor | Sequence[Picture | Tensor] | Picture, *, device: str | None = None
+        self,
+        images: np.ndarray | Tensor | Sequence[Picture | Tensor] | Picture,
+        *,
+        device: str | None = None,
+        on_bad_image: Literal["fail", "skip"] = "fail",
     ) -> Embedded:
         """The features of pictures, and the prototypes that are nearest to them.
 
         images: uint8 arrays [n, H, W, channels], [n, H, W] or [H, W, channels]; tensors [n, channels, H, W]
         or [channels, H, W], uint8 or floats in 0 … 1; paths, Pillow images, bytes of encoded files; lists of
         these; or a folder or a list of paths, whose images are named in `names`. They are resized and
-        normalised as in training. device: where; None: a GPU where there is one.
+        normalised as in training. device: where; None: a GPU where there is one. on_bad_image: skip leaves
+        out pictures that cannot be read, whose positions are `broken`.
 
         All features are held in memory: for very many pictures there is `pcl-ray embed`. Raises ValueError
         for arrays of another shape or type, DataError for pictures that cannot be read.
         """
         from pcl_ray.api.image_names import with_names
 
-        pictures, names = with_names(images)
-        return replace(self._embedder(device).embed(pictures), names=names)
+        if on_bad_image not in ("fail", "skip"):
+            raise ConfigError(f"on_bad_image = {on_bad_image!r}: fail or skip")
+        skips = on_bad_image == "skip"
+        pictures, names = with_names(images, missing_ok=skips)
+        embedder = self._embedder(device)
+        found = embedder.embed_readable(pictures) if skips else embedder.embed(pictures)
+        left = set(range(len(names))).difference(found.broken)
+        return replace(found, names=tuple(names[number] for number in sorted(left)))
 
     def report(self, file: Path | None = None) -> Path:
         """Writes its report, one HTML page, and gives back where it is. file: None: in the run's folder."""

@@ -13,7 +13,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,7 @@ class Embedded:
     distances: tuple[np.ndarray, ...]  # [n] float32, Euclidean: 0 … 2
     backbone: np.ndarray  # [n, D] float32, the features before the head, as they come
     names: tuple[str, ...] = ()  # where the images are, if they came by name: paths, rows of tables
+    broken: tuple[int, ...] = ()  # which of the images that were given could not be read and were left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,6 +240,26 @@ class Embedder:
             self.features(self._views(batch, start, start + count)) for start in range(0, len(batch), count)
         ]
         return self.embedded(parts)
+
+    @torch.no_grad()
+    def embed_readable(self, images: np.ndarray | Sequence[Picture] | Picture) -> Embedded:
+        """What `embed` gives of the images that can be read; `broken` are the positions of the others."""
+        batch = as_batch(images)
+        broken: list[int] = []
+        views: list[Tensor] = []
+        parts = []
+        with self._reading, pictures.quiet():
+            for number in range(len(batch)):
+                try:
+                    views.append(self.view(batch[number], number))
+                except DataError:
+                    broken.append(number)
+                if len(views) == self.batch_size:
+                    parts.append(self.features(torch.stack(views)))
+                    views = []
+        if views:
+            parts.append(self.features(torch.stack(views)))
+        return replace(self.embedded(parts), broken=tuple(broken))
 
     def embedded(self, parts: Sequence[Features]) -> Embedded:
         """The features of all parts one after the other, with their nearest prototypes."""

@@ -134,6 +134,24 @@ def test_pictures_of_all_kinds_are_the_same_pictures(run: pcl_ray.Run, pictures:
     assert np.allclose(run.embed(files[0]).embeddings, expected.embeddings[:1], atol=1e-5)
 
 
+def test_pictures_that_cannot_be_read_are_left_out_on_request(run: pcl_ray.Run, tmp_path: Path) -> None:
+    good = [np.full((8, 8), value, np.uint8) for value in (10, 90, 200)]
+    for number, image in enumerate(good):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    (tmp_path / "0b.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"0b\.png"):
+        run.embed(tmp_path)
+    found = run.embed(tmp_path, on_bad_image="skip")
+    assert [Path(name).name for name in found.names] == ["0.png", "1.png", "2.png"]
+    assert found.broken == (1,)
+    assert np.allclose(found.embeddings, run.embed(good).embeddings, atol=1e-5)
+    (tmp_path / "list.txt").write_text("1.png\ngone.png\n")
+    assert run.embed(tmp_path / "list.txt", on_bad_image="skip").broken == (1,)
+    assert run.embed([good[0], b"junk"], on_bad_image="skip").broken == (1,)
+    with pytest.raises(ConfigError, match="fail or skip"):
+        run.embed(good, on_bad_image="skp")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
