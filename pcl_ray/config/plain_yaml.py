@@ -32,7 +32,11 @@ class _PlainLoader(yaml.SafeLoader):
 def load(text: str) -> Any:
     """The value of a text. Raises ValueError, with the reason in one line, for what is no such YAML."""
     try:
-        return yaml.load(text, _PlainLoader)  # a SafeLoader that takes less
+        loader = _PlainLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     # dates like 2024-13-45 and numbers of thousands of digits are ValueErrors, deep flows RecursionErrors
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None

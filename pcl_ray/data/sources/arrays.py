@@ -257,8 +257,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "Object arrays" in str(error):
             raise DataError(
-                f"{path} holds Python objects, which are not read; save plain arrays, texts as"
-                " labels.astype(str)"
+                f"{path} cannot be read: it holds Python objects, which may be code; save plain arrays, texts"
+                " as labels.astype(str)"
             ) from None
         raise DataError(
             f"{path} cannot be read as {path.suffix or 'an array file'}: {' '.join(str(error).split())}"

@@ -101,7 +101,7 @@ def test_a_dry_run_says_space_size_trials_at_a_time_and_cost(capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "24: 12 configurations, 2 seeds each" in said
     assert f"{os.cpu_count()} on this machine" in said
-    assert "20 of 100 epochs, trained 6 times for 24 trials" in said  # 3 temperatures, 2 seeds
+    assert "12 of 50 epochs, trained 6 times for 24 trials" in said  # 3 temperatures, 2 seeds
     assert "device hours" in said
     assert not (home() / "sweeps").exists()
 

@@ -194,7 +194,7 @@ LABELS = {
 
 def test_python_objects_are_not_read_and_the_way_out_is_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=pixels(2), labels=np.array(["a", "b"], dtype=object))
-    with pytest.raises(DataError, match=r"holds Python objects.*labels\.astype\(str\)"):
+    with pytest.raises(DataError, match=r"cannot be read: it holds Python objects.*labels\.astype\(str\)"):
         load("arrays", tmp_path / "a.npz", holdout=0)
 
 
