@@ -144,9 +144,9 @@ class Run:
         skips = on_bad_image == "skip"
         pictures, names = with_names(images, missing_ok=skips)
         embedder = self._embedder(device)
-        found = embedder.embed_readable(pictures) if skips else embedder.embed(pictures)
-        left = set(range(len(names))).difference(found.broken)
-        return replace(found, names=tuple(names[number] for number in sorted(left)))
+        embedded = embedder.embed_readable(pictures) if skips else embedder.embed(pictures)
+        left = set(range(len(names))).difference(embedded.broken)
+        return replace(embedded, names=tuple(names[number] for number in sorted(left)))
 
     def report(self, file: Path | None = None) -> Path:
         """Writes its report, one HTML page, and gives back where it is. file: None: in the run's folder."""

@@ -244,22 +244,17 @@ class Embedder:
     @torch.no_grad()
     def embed_readable(self, images: np.ndarray | Sequence[Picture] | Picture) -> Embedded:
         """What `embed` gives of the images that can be read; `broken` are the positions of the others."""
-        batch = as_batch(images)
-        broken: list[int] = []
-        views: list[Tensor] = []
-        parts = []
+        batch, views, broken = as_batch(images), [], []
         with self._reading, pictures.quiet():
             for number in range(len(batch)):
                 try:
                     views.append(self.view(batch[number], number))
                 except DataError:
                     broken.append(number)
-                if len(views) == self.batch_size:
-                    parts.append(self.features(torch.stack(views)))
-                    views = []
-        if views:
-            parts.append(self.features(torch.stack(views)))
-        return replace(self.embedded(parts), broken=tuple(broken))
+        parts = [
+            torch.stack(views[at : at + self.batch_size]) for at in range(0, len(views), self.batch_size)
+        ]
+        return replace(self.embedded([self.features(part) for part in parts]), broken=tuple(broken))
 
     def embedded(self, parts: Sequence[Features]) -> Embedded:
         """The features of all parts one after the other, with their nearest prototypes."""
