@@ -48,8 +48,9 @@ def print_result(result: RunResult) -> None:
         f"pcl-ray embed {name} PICTURES --out DIR": "its features and prototypes of a folder",
         f"pcl-ray export {name} --to onnx": "the encoder for other programs",
     }
+    width = max(len(_as_typed(command)) for command in further)
     for command, meaning in further.items():
-        print(f"  {_as_typed(command):<50} {meaning}")
+        print(f"  {_as_typed(command):<{width}}  {meaning}")
     if stored.data.source == "digits":
         print(f"  {_as_typed('pcl-ray train folder data.path=/path/to/your/pictures')}")
 
