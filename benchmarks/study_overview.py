@@ -55,10 +55,21 @@ def draw(results: Results, path: Path) -> None:
         axis.set_xlim(0, 100)
         axis.grid(axis="x", linewidth=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(tasks)), tasks)
+    save_rows(figure, axes, tasks, path, legend_columns=4)
+
+
+def save_rows(figure: Any, axes: Any, names: list[str], path: Path, *, legend_columns: int = 0) -> None:
+    """Writes a figure whose panels share the rows of these names; with so many columns a legend below."""
+    from matplotlib import pyplot
+
+    axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0.32 / figure.get_figheight(), 1, 1))
+    bottom = 0.0
+    if legend_columns:
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="lower center", ncols=legend_columns, frameon=False)
+        bottom = 0.32 / figure.get_figheight()
+    figure.tight_layout(rect=(0, bottom, 1, 1))
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 

@@ -290,12 +290,7 @@ def _draw_differences(results: Results, tasks: list[str], path: Path) -> None:
             for offset, (other, bar) in enumerate(_bars(results, task, name)):
                 _draw_bar(axis, bar, row + 0.24 * (offset - 1), _COLOURS[other], COMPARISONS[other], row == 0)
         _finish(axis, FIGURES[name])
-    axes[0].set_yticks(range(len(tasks)), tasks)
-    axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
-    figure.tight_layout(rect=(0, 0.32 / figure.get_figheight(), 1, 1))
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    study_overview.save_rows(figure, axes, tasks, path, legend_columns=3)
 
 
 def _draw_ablations(results: Results, variants: list[str], path: Path) -> None:
@@ -311,11 +306,7 @@ def _draw_ablations(results: Results, variants: list[str], path: Path) -> None:
             if bar is not None:
                 _draw_bar(axis, bar, row, "#4c72b0", "", False)
         _finish(axis, FIGURES[name])
-    axes[0].set_yticks(range(len(variants)), [ABLATIONS[arm].title for arm in variants])
-    axes[0].invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    study_overview.save_rows(figure, axes, [ABLATIONS[arm].title for arm in variants], path)
 
 
 def _draw_bar(axis: Any, bar: Difference, height: float, colour: str, label: str, with_label: bool) -> None:

@@ -40,9 +40,10 @@ def load_stored(path: Path) -> RunConfig:
     """The configuration that a run has in its folder. Raises ConfigError, also where the file is empty, which
     no run has written: a recipe without any knob would be the defaults.
     """
-    if not _read_recipe(path):
+    tree = _read_recipe(path)
+    if not tree:
         raise ConfigError(f"{path} is empty: the configuration of that run is lost")
-    return load(path)
+    return _validated(tree, ())
 
 
 def with_overrides(config: RunConfig, overrides: Iterable[str] | Mapping[str, Any]) -> RunConfig:

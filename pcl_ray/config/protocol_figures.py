@@ -8,7 +8,7 @@ from typing import Literal
 
 from pcl_ray.config.figure import Direction, Figure
 from pcl_ray.errors import ConfigError
-from pcl_ray.support.text import suggestion_sentence
+from pcl_ray.support.text import MISSING, suggestion_sentence
 
 # What of an encoder is measured; pixels and untrained are the reference lines beside it.
 Features = Literal["backbone", "head", "pixels", "untrained"]
@@ -146,6 +146,14 @@ def protocol_figure(protocol: str, features: str, measure: str) -> Figure:
         # of reference lines no chart: each would be a card
         charted=name in ("top1", "map", "ami", "rankme") and features in OWN_FEATURES,
     )
+
+
+def measured_text(protocol: str, features: str, measure: str, mean: float, spread: float | None) -> str:
+    """The mean as tables show it, with its spread where there are several runs."""
+    figure = protocol_figure(protocol, features, measure)
+    if mean != mean:
+        return MISSING
+    return figure.text(mean) if spread is None else f"{figure.text(mean)} ± {figure.text(spread)}"
 
 
 def protocol_spread(protocol: str, features: str, measure: str) -> Figure:

@@ -31,6 +31,7 @@ from pcl_ray.data.sources import arrays, files, shard_parts
 from pcl_ray.data.sources.parts import EncodedParts
 from pcl_ray.errors import DataError
 from pcl_ray.plan import FILE_SOURCES, SHARD_SOURCES
+from pcl_ray.support import text
 from pcl_ray.support.machine import cores
 
 _SPLIT_SEED, _TEST_SEED = 20210503, 20210504
@@ -164,7 +165,7 @@ def _readable(
         total = len(train) + (len(holdout) if holdout is not None else 0)
         listed = "\n".join(f"  {entry.file}: {entry.reason}" for entry in bad)
         raise DataError(
-            f"{len(bad)} of {total:,} image{'s' * (total != 1)} cannot be read; mend or remove them, or set"
+            f"{len(bad)} of {text.count(total, 'image')} cannot be read; mend or remove them, or set"
             f" data.on_bad_image=skip:\n{listed}"
         )
     good = folders.without(train, bad)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
-from pcl_ray.config.protocol_figures import protocol_figure
+from pcl_ray.config.protocol_figures import Features, measured_text, protocol_figure
 from pcl_ray.report.drawing.html import Html, section, table, tag
-from pcl_ray.support.text import MISSING, count
-
-_FEATURES = ("backbone", "head", "pixels", "untrained")
+from pcl_ray.support.text import count
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _tables(evaluation: StoredEvaluation) -> list[Html]:
     sizes = f"{count(evaluation.bank, 'image')} to learn from, {evaluation.queries:,} held out"
     epochs = "" if evaluation.epochs is None else f"; after {count(evaluation.epochs, 'epoch')}"
     present = {features for _, features, _ in evaluation.figures}
-    kinds = [kind for kind in _FEATURES if kind in present]
+    kinds = [kind for kind in get_args(Features) if kind in present]
     rows = [
         [
             protocol_figure(protocol, "backbone", measure).title,
@@ -54,7 +54,4 @@ def _cell(evaluation: StoredEvaluation, protocol: str, features: str, measure: s
     if (protocol, features, measure) not in evaluation.figures:
         return ""
     mean, spread = evaluation.figures[protocol, features, measure]
-    figure = protocol_figure(protocol, features, measure)
-    if mean is None:
-        return MISSING
-    return figure.text(mean) if spread is None else f"{figure.text(mean)} ± {figure.text(spread)}"
+    return measured_text(protocol, features, measure, math.nan if mean is None else mean, spread)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.table import Table
 
 from pcl_ray import tracking
 from pcl_ray.config import RunConfig, TrackingConfig
-from pcl_ray.config.protocol_figures import PROTOCOLS, protocol_figure
+from pcl_ray.config.protocol_figures import PROTOCOLS, Features, measured_text, protocol_figure
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.evaluation.protocols.evaluate import Evaluation
 from pcl_ray.evaluation.protocols.images import EvaluationImages
@@ -26,10 +26,7 @@ from pcl_ray.support import provenance
 from pcl_ray.support.files import write_text
 from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import public_uri
-from pcl_ray.support.text import MISSING
 from pcl_ray.tracking.evaluations import EvaluationRecord, record_evaluation
-
-_ORDER = ("backbone", "head", "pixels", "untrained")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +91,7 @@ class EvaluationResult:
 def table_of(evaluation: Evaluation) -> Table:
     """Measures below one another, features side by side; a spread is the standard deviation over runs."""
     present = {each.features for each in evaluation.measurements}
-    kinds = [kind for kind in _ORDER if kind in present]
+    kinds = [kind for kind in get_args(Features) if kind in present]
     table = Table("measure", *kinds)
     cells = {
         (each.protocol, measure, each.features): _cell(each, measure)
@@ -108,12 +105,8 @@ def table_of(evaluation: Evaluation) -> Table:
 
 
 def _cell(measurement: Measurement, measure: str) -> str:
-    """The mean, and the spread where there are several runs."""
-    figure = protocol_figure(measurement.protocol, measurement.features, measure)
     mean, spread = measurement.mean(measure), measurement.spread(measure)
-    if mean != mean:
-        return MISSING
-    return figure.text(mean) if spread is None else f"{figure.text(mean)} ± {figure.text(spread)}"
+    return measured_text(measurement.protocol, measurement.features, measure, mean, spread)
 
 
 def write_json(content: dict[str, Any], name: str, wanted: Path | None) -> Path:
