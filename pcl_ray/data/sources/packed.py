@@ -155,17 +155,15 @@ class PackedShard:
         """Packs the images of a Parquet file into `target`, if it is not None. Raises OSError, RunFailed."""
         assert self.columns is not None
         with ExitStack() as opened:
-            path, read_files = Path(self.shard.path), None if self.names_files else self._local_files
+            path, read_files = Path(self.shard.path), self._local_files
             if not self.shard.is_local:
                 self._cache.folder.mkdir(parents=True, exist_ok=True)
-                path, read_files = (
-                    self._cache.folder / f"{self.key}.{os.getpid()}.source.partial",
-                    self._stored_files,
-                )
+                path = self._cache.folder / f"{self.key}.{os.getpid()}.source.partial"
+                read_files = self._stored_files
                 opened.callback(path.unlink, missing_ok=True)
                 self.shard.storage().download(self.shard.key, path)
             packed = opened.enter_context(open(target or os.devnull, "wb"))
-            return parquet.pack(path, self.columns, packed, read_files)
+            return parquet.pack(path, self.columns, packed, None if self.names_files else read_files)
 
     def _local_files(self, paths: Sequence[str]) -> list[bytes | None]:
         """Files beside the shard."""
