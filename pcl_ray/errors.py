@@ -36,6 +36,10 @@ class RunFailed(RuntimeError):
     """A run that had started could not go on (exit code 1). The message says where, why, and what is kept."""
 
 
+class NotFinite(RunFailed):
+    """Loss or weights are not finite: going on from here is of no use, from an earlier state perhaps."""
+
+
 class Stopped(Exception):
     """The run or sweep was told to stop by Ctrl-C or SIGTERM; its last checkpoint stands."""
 

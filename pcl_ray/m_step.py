@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -32,13 +32,39 @@ from pcl_ray.config.figures import (
     WITH_MATE,
 )
 from pcl_ray.contrasts import ClusterTargets, StepContrasts, seed_of
-from pcl_ray.errors import RunFailed
-from pcl_ray.meters import GAUGE_EVERY, Meter, StepClock, gauge_names, gauges, memory_gb, reset_memory
+from pcl_ray.errors import NotFinite
+from pcl_ray.meters import (
+    GAUGE_EVERY,
+    EpochTally,
+    Meter,
+    StepClock,
+    gauge_names,
+    gauges,
+    memory_gb,
+    reset_memory,
+)
 from pcl_ray.model.distributed import all_gather_together, encode_shuffled
 from pcl_ray.model.learner import Learner, build_learner, precision, views_for
 from pcl_ray.plan import RunPlan
 
-__all__ = ["EpochMetrics", "Learner", "build_learner", "run_epoch"]
+__all__ = ["EpochCourse", "EpochMetrics", "Learner", "build_learner", "run_epoch"]
+
+
+@dataclass(frozen=True)
+class EpochCourse:
+    """How an epoch is trained beside its batches and clusters: where it begins, and who is asked and told.
+
+    on_progress(step, means): called on every worker each `train.log_every_steps` steps, and then, within the
+    epoch, on_reading(tally), which may keep where the epoch is. switch(i): asked before step i of the epoch,
+    on every worker; from then on the clusters that it gives are trained with. begun: the tally of an epoch of
+    which an earlier start has trained some steps. rate_scale: of the learning rate that the plan has.
+    """
+
+    on_progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
+    switch: Callable[[int], ClusterSet | None] = lambda step: None
+    on_reading: Callable[[EpochTally], None] = lambda tally: None
+    begun: Mapping[str, Any] | None = None
+    rate_scale: float = 1.0
 
 
 @dataclass
@@ -62,16 +88,15 @@ def run_epoch(
     config: RunConfig,
     plan: RunPlan,
     epoch: int,
-    on_progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    switch: Callable[[int], ClusterSet | None] = lambda step: None,
+    course: EpochCourse | None = None,
 ) -> EpochMetrics:
     """Trains one epoch. `batches` yields `.query_views`, `.key_views` [b, channels, S, S], `.indices` [b] and
     `.small_views`, any number of [b, channels, s, s]; `clusters` None: InfoNCE alone.
 
-    `on_progress(step, means)` is called on every worker each `train.log_every_steps` steps. `switch(i)` is
-    asked before step i of the epoch, on every worker; from then on the clusters that it gives are trained
-    with. Raises RunFailed at the first loss that is not finite.
+    Of an epoch that has begun before, `batches` are those that are left. Raises NotFinite at the first loss
+    that is not finite.
     """
+    course = course or EpochCourse()
     learner.pair.train()
     targets: ClusterTargets | None = None
     if clusters is not None:
@@ -80,43 +105,47 @@ def run_epoch(
     meter = Meter((*_loss_names(targets, config), *gauge_names(num_clusterings)), learner.device)
     clock = StepClock(learner.device)
     reset_memory(learner.device)
-    sums = torch.zeros(len(meter.names))
+    tally = EpochTally(torch.zeros(len(meter.names)))
+    if course.begun is not None:
+        tally = EpochTally.from_state_dict(course.begun, learner.device)
+        clock.go_on(tally.step_seconds)
     first = epoch * plan.steps_per_epoch
-    seen, unread = 0, 0  # steps of the epoch, and of them those that the meter still holds
-    waited = 0.0
-    gauged: Tensor | None = None
-    start = time.perf_counter()
+    unread = 0  # steps of the epoch that the meter still holds
+    start = time.perf_counter() - tally.seconds
     clock.tick()
     for batch, wait in _timed(batches):
-        waited += wait
-        if (newer := switch(seen)) is not None and targets is not None:
+        tally.waited += wait
+        if (newer := course.switch(tally.seen)) is not None and targets is not None:
             targets = ClusterTargets.of(newer, learner.queue, config.loss)
-        step = first + seen
+        step = first + tally.seen
         for group in learner.optimizer.param_groups:
-            group["lr"] = plan.lr_at(step)
+            group["lr"] = plan.lr_at(step) * course.rate_scale
         learner.pair.momentum = plan.momentum_at(step)
-        gauge = seen % GAUGE_EVERY == 0
+        gauge = tally.seen % GAUGE_EVERY == 0
         losses, fresh = _train_step(learner, batch, targets, config, plan, step, gauge=gauge)
-        gauged = fresh if fresh is not None else gauged
-        assert gauged is not None
-        meter.add(torch.cat([losses, gauged]))  # between two readings the last one stands
+        tally.gauged = fresh if fresh is not None else tally.gauged
+        assert tally.gauged is not None
+        meter.add(torch.cat([losses, tally.gauged]))  # between two readings the last one stands
         clock.tick()
-        seen, unread = seen + 1, unread + 1
-        if unread == config.train.log_every_steps or seen == plan.steps_per_epoch:
+        tally.seen, unread = tally.seen + 1, unread + 1
+        ends = tally.seen == plan.steps_per_epoch
+        if unread == config.train.log_every_steps or ends:
             table, means = meter.read()
             clock.settle()
-            _stop_if_not_finite(table, meter.names, step + 1 - unread, plan, config)
-            sums += table.sum(dim=0)
+            _stop_if_not_finite(table, meter.names, step + 1 - unread, plan, config, course.rate_scale)
+            tally.sums += table.sum(dim=0)
             unread = 0
-            on_progress(step, _named(meter.names, means))
-    assert seen == plan.steps_per_epoch, f"{seen} batches came, {plan.steps_per_epoch} were planned"
-    seconds = time.perf_counter() - start
+            course.on_progress(step, _named(meter.names, means))
+            if not ends:
+                tally.seconds, tally.step_seconds = time.perf_counter() - start, clock.seconds()
+                course.on_reading(tally)
+    assert tally.seen == plan.steps_per_epoch, f"{tally.seen} of {plan.steps_per_epoch} batches came"
     return EpochMetrics(
-        _named(meter.names, sums / seen),
-        seen * plan.global_batch,
-        seconds,
-        waited,
-        first + seen - 1,
+        _named(meter.names, tally.sums / tally.seen),
+        tally.seen * plan.global_batch,
+        time.perf_counter() - start,
+        tally.waited,
+        first + tally.seen - 1,
         *clock.quantiles(),
         memory_gb(learner.device),
     )
@@ -277,7 +306,7 @@ _TERMS = {
 
 
 def _stop_if_not_finite(
-    table: Tensor, names: tuple[str, ...], first_step: int, plan: RunPlan, config: RunConfig
+    table: Tensor, names: tuple[str, ...], first_step: int, plan: RunPlan, config: RunConfig, scale: float
 ) -> None:
     wrong = (~torch.isfinite(table[:, 0])).nonzero().flatten()
     if len(wrong):
@@ -287,10 +316,10 @@ def _stop_if_not_finite(
         values = dict(zip(names, table[row].tolist(), strict=True))
         terms = [text for name, text in _TERMS.items() if not math.isfinite(values.get(name, 0.0))]
         guilty = terms[0] if terms else "their sum"
-        raise RunFailed(
+        raise NotFinite(
             f"the loss is {float(table[row, 0])} in epoch {epoch + 1}, step {step + 1} ({guilty}; learning"
-            f" rate {plan.lr_at(step):.3g}, temperature {config.loss.temperature}). Most likely the learning"
-            " rate is too high or the temperature too low: try a tenth of optimizer.lr,"
+            f" rate {plan.lr_at(step) * scale:.3g}, temperature {config.loss.temperature}). Most likely the"
+            " learning rate is too high or the temperature too low: try a tenth of optimizer.lr,"
             " optimizer.warmup_epochs, or a higher loss.temperature"
         )
 

@@ -6,8 +6,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,14 @@ class StepClock:
                 self._seconds.append(second - first)
         self._marks = self._marks[-1:]
 
+    def seconds(self) -> list[float]:
+        """The seconds of each step settled so far."""
+        return list(self._seconds)
+
+    def go_on(self, seconds: list[float]) -> None:
+        """Begins with steps that an earlier start of the run has measured."""
+        self._seconds = list(seconds)
+
     def quantiles(self) -> tuple[float, float]:
         """Median and 95th percentile of all steps settled so far; 0 where there are none."""
         if not self._seconds:
@@ -98,6 +107,33 @@ class StepClock:
         # quantiles need two values at least
         seconds = self._seconds if len(self._seconds) > 1 else self._seconds * 2
         return statistics.median(seconds), statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+
+
+@dataclass
+class EpochTally:
+    """What an epoch has added up so far, as far as its means and its next steps need it. A checkpoint within
+    the epoch keeps it, so that the figures of a run that was interrupted there are those of one that was not.
+    """
+
+    sums: Tensor  # [names] float32 on the CPU, over the steps whose figures were read
+    seen: int = 0  # steps
+    gauged: Tensor | None = None  # the last reading of the gauges, on the device
+    seconds: float = 0.0
+    waited: float = 0.0  # seconds for images, on this worker
+    step_seconds: list[float] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors on the CPU, and plain numbers."""
+        gauged = None if self.gauged is None else self.gauged.cpu()
+        return {**vars(self), "sums": self.sums.clone(), "gauged": gauged}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> EpochTally:
+        tally = cls(**state)
+        tally.sums = tally.sums.clone()  # it is added to
+        if tally.gauged is not None:
+            tally.gauged = tally.gauged.to(device)
+        return tally
 
 
 def memory_gb(device: torch.device) -> float:

@@ -4,18 +4,25 @@ driver can use it before it takes seconds to load it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pcl_ray.checkpoints import epoch_files
-from pcl_ray.checkpoints.epoch_files import FOLDER, epochs_done
+from pcl_ray.checkpoints.epoch_files import FOLDER
 from pcl_ray.errors import RunFailed
 from pcl_ray.support.files import LockHeld, file_lock
 from pcl_ray.support.storage import Storage
 
 
-def upload(run_storage: Storage, path: Path, keep: int, previous: str | None = None) -> None:
-    """Uploads a checkpoint and then removes all but the newest `keep` from the storage.
+def upload(
+    run_storage: Storage,
+    path: Path,
+    keep: int,
+    previous: str | None = None,
+    kept_epochs: Collection[int] = (),
+) -> None:
+    """Uploads a checkpoint and then removes all but the newest `keep` and those after `kept_epochs`.
 
     previous: the name of the last one uploaded. Raises RunFailed if this fails; one too many is no failure.
     """
@@ -24,18 +31,18 @@ def upload(run_storage: Storage, path: Path, keep: int, previous: str | None = N
     except RunFailed as failure:
         last_good = f"The last good one there is {previous}" if previous else "There is none from before"
         raise RunFailed(
-            f"the checkpoint after epoch {epochs_done(path)} is in {path}, but not in the storage of the run:"
-            f" {failure}. {last_good}"
+            f"the checkpoint after {epoch_files.progress_text(path)} is in {path}, but not in the storage of"
+            f" the run: {failure}. {last_good}"
         ) from failure
     with suppress(RunFailed):
-        for name in names(run_storage)[:-keep]:
+        for name in epoch_files.superseded(names(run_storage), keep, kept_epochs):
             run_storage.remove(f"{FOLDER}/{name}")
 
 
 def names(run_storage: Storage) -> list[str]:
     """The names of all complete checkpoints in the storage, oldest first. Raises RunFailed."""
     complete = (name for name in run_storage.list_objects(FOLDER) if epoch_files.is_complete(name))
-    return sorted(complete, key=lambda name: epochs_done(Path(name)))
+    return sorted(complete, key=lambda name: epoch_files.position(Path(name)))
 
 
 def newest(run_storage: Storage) -> str | None:
@@ -75,8 +82,8 @@ def remove_newer(folder: Path, name: str | None) -> None:
     """Removes the files of `folder` that are newer than the checkpoint that the run goes on from (all of
     them, where that is None): leftovers of another course of the run.
     """
-    done = epochs_done(Path(name)) if name else 0
+    position = epoch_files.position(Path(name)) if name else (0, 0)
     for path in epoch_files.complete(folder):
-        if epochs_done(path) > done:
+        if epoch_files.position(path) > position:
             with suppress(OSError):
                 path.unlink()

@@ -1,8 +1,10 @@
-"""What is in a checkpoint: one file an epoch, written whole or not at all, enough to go on exactly."""
+"""What is in a checkpoint: one file, written whole or not at all, with checksums, enough to go on exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import zipfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,17 @@ from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import RunFailed
 from pcl_ray.support.files import atomic_file
 
-# 2: the state of the E-step beside its clusters; 3: an E-step that is owed; 4: the images of the queue's keys
-FORMAT = 4
+# 2: the state of the E-step beside its clusters; 3: an E-step that is owed; 4: the images of the queue's
+# keys; 5: an epoch that is under way
+FORMAT = 5
+
+
+class DamagedCheckpoint(RunFailed):
+    """The file is not what was written, or was not written by us: the one before may be."""
+
+
+class LaterFormat(RunFailed):
+    """The checkpoint was written by a later version: it is not damaged, and nothing may go on without it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +44,22 @@ class EStepState:
     anew: bool = False  # its clusters are of other knobs: an E-step comes first, whatever the plan says
 
 
+@dataclass(frozen=True, eq=False)
+class EpochPart:
+    """The part of an epoch that is trained already: what makes its figures and its workers go on exactly."""
+
+    steps: int  # of the epoch that are done; the next one is this
+    metrics: dict[str, float]  # of the epoch's record so far
+    seconds: float  # since the epoch began, with its E-step
+    tally: dict[str, Any]  # `meters.EpochTally.state_dict()`
+    buffers: Tensor  # [W, n], floating-point buffers of each worker, in rank order: averaged between epochs
+
+
 @dataclass
 class RunState:
-    """A run between two epochs. Rates, batches and views follow from (seed, epoch, image), not from state."""
+    """A run between two epochs, or within one. Rates, batches and views follow from (seed, epoch, image)."""
 
-    epoch: int  # the next epoch to train
+    epoch: int  # the next epoch to train, or that is trained
     learner: dict[str, Any]  # model, queue, optimizer
     clusters: ClusterSet | None  # what the next epoch trains with
     random_states: list[Tensor]  # torch's generator on each worker, in rank order
@@ -45,14 +67,17 @@ class RunState:
     encoder: EncoderConfig  # with the number of channels, enough to rebuild the encoder from this file alone
     channels: int
     e_step: EStepState = EStepState()
+    part: EpochPart | None = None
+    rollbacks: int = 0  # how often the run went back to an earlier state with a smaller learning rate
 
 
-def save(state: RunState, folder: Path, keep: int) -> Path:
-    """Writes `folder/epoch_00012.pt` (12 epochs done) and then removes all but the newest `keep`.
+def save(state: RunState, folder: Path, keep: int, kept_epochs: Collection[int] = ()) -> Path:
+    """Writes `folder/epoch_00012.pt` (12 epochs done) and then removes those that it makes superfluous: all
+    but the newest `keep` and those after `kept_epochs`.
 
     A crash or full disk leaves earlier checkpoints untouched. Raises RunFailed where it cannot be written.
     """
-    target = epoch_files.path_of(folder, state.epoch)
+    target = epoch_files.path_of(folder, state.epoch, state.part.steps if state.part else 0)
     content = {
         "format": "pcl_ray",
         "version": FORMAT,
@@ -67,6 +92,8 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
             name: getattr(state.e_step, name)
             for name in ("usable", "failures", "concluded", "bank", "owed", "anew")
         },
+        "part": None if state.part is None else vars(state.part),
+        "rollbacks": state.rollbacks,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,19 +104,25 @@ def save(state: RunState, folder: Path, keep: int) -> Path:
         if last_good := epoch_files.latest(folder):
             way_out = f"The last good one is {last_good.name}: free some space and resume"
         raise RunFailed(
-            f"the checkpoint after epoch {state.epoch} could not be written to {folder} ({_reason(error)})."
-            f" {way_out}"
+            f"the checkpoint after {epoch_files.progress_text(target)} could not be written to {folder}"
+            f" ({_reason(error)}). {way_out}"
         ) from error
-    epoch_files.prune(folder, keep)
+    epoch_files.prune(folder, keep, kept_epochs)
     return target
 
 
-def load(path: Path) -> RunState:
-    """Reads a checkpoint; executes nothing in it. Raises RunFailed for a damaged file or a later version."""
+def load(path: Path, *, check: bool = True) -> RunState:
+    """Reads a checkpoint; executes nothing in it. Raises DamagedCheckpoint, LaterFormat, or another RunFailed
+    where the file cannot be reached.
+
+    check: with its checksums, by which one bit that has flipped is noticed; about a second a GB.
+    """
     try:
+        if check:
+            _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["version"] > FORMAT:
-            raise RunFailed(
+            raise LaterFormat(
                 f"checkpoint {path} has format {content['version']}, this version reads up to {FORMAT}:"
                 " upgrade pcl_ray"
             )
@@ -102,13 +135,23 @@ def load(path: Path) -> RunState:
             encoder=EncoderConfig(**content["encoder"]),
             channels=content["channels"],
             e_step=_e_step_state(content),
+            part=EpochPart(**content["part"]) if content.get("part") else None,
+            rollbacks=content.get("rollbacks", 0),
         )
     except RunFailed:
         raise
     except Exception as error:  # a cut or foreign file shows as one of many kinds of error
-        raise RunFailed(
-            f"checkpoint {path} cannot be read ({_reason(error)}); remove it to go on from the one before"
-        ) from error
+        out_of_reach = isinstance(error, OSError) and error.errno not in (errno.EISDIR, errno.EIO)
+        kind = RunFailed if out_of_reach or isinstance(error, MemoryError) else DamagedCheckpoint
+        raise kind(f"checkpoint {path} cannot be read ({_reason(error)})") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError where a checksum of the file's parts is wrong: torch writes them and reads none."""
+    with zipfile.ZipFile(path) as archive:
+        wrong = archive.testzip()
+    if wrong is not None:
+        raise ValueError(f"the checksum of its part {wrong} is wrong: the file has changed on the disk")
 
 
 def _e_step_state(content: Mapping[str, Any]) -> EStepState:

@@ -49,6 +49,7 @@ __all__ = [
     "TrainConfig",
     "describe",
     "figures",
+    "fault_figures",
     "final_figures",
     "knobs",
     "as_words",

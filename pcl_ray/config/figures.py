@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from pcl_ray.config.fault_figures import FAILURES, ROLLBACKS
 from pcl_ray.config.figure import Direction as Direction
 from pcl_ray.config.figure import Figure
 from pcl_ray.config.final_figures import FINAL_FIGURES
@@ -141,9 +142,6 @@ TEST_KNN_TOP1_LEAST = Figure(
 CONE = Figure("cluster/cone", "Cone", "Mean cosine of two images: 1 where all point one way.", charted=False)
 SPREAD = Figure("cluster/spread", "Spread", "Mean squared distance of features to their mean.", charted=False)
 RANK = Figure("cluster/rank", "Rank", "Effective rank of the features that were clustered.")
-FAILURES = Figure(
-    "cluster/failures", "Failed E-steps", "E-steps in a row without a usable clustering.", charted=False
-)
 
 # ---- each clustering
 NUM_CLUSTERS = Figure("cluster/{m}/k", "K", "Number of clusters.", format="{:.0f}", charted=False)
@@ -331,7 +329,7 @@ _OF_A_CLUSTERING = (
 )
 CATALOGUE: tuple[Figure, ...] = (
     *(EPOCH, LOSS, LOSS_INSTANCE, LOSS_PROTOTYPE, ACCURACY_INSTANCE, ACCURACY_PROTOTYPE),
-    *(LOSS_MATES, WITH_MATE, GRADIENT_NORM, FEATURE_STD, LEARNING_RATE),
+    *(LOSS_MATES, WITH_MATE, GRADIENT_NORM, FEATURE_STD, LEARNING_RATE, ROLLBACKS),
     *(KNN_TOP1, HEAD_KNN_TOP1, PIXELS_KNN_TOP1, UNTRAINED_KNN_TOP1, SAMPLED_KNN_TOP1),
     *(RANKME, LIDAR, AREQ, UNIFORMITY, ALIGNMENT, TEST_KNN_TOP1, TEST_KNN_TOP1_LEAST, *FINAL_FIGURES),
     *(CONE, SPREAD, RANK, FAILURES, NUM_CLUSTERS, AMI, ARI, NMI, PURITY, LARGEST_SHARE, EMPTY, NMI_PREVIOUS),

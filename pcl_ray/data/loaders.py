@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -68,10 +69,10 @@ class TrainingLoader:
         else:
             self._source = _FileSource(images, config, device, readers)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, which ends with the last complete one."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from this step on; it ends with the last complete one."""
         rows = _order(epoch, self._num_images, self._config, self._rank, self._world_size)
-        return self._source.batches(epoch, rows)
+        return self._source.batches(epoch, islice(rows, first_step, None))
 
     def views(self, epoch: int, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
         """The views that the images at these rows [b] have in `epoch`, batch by batch."""

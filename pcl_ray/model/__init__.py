@@ -10,6 +10,7 @@ __all__ = [
     "MomentumPair",
     "bank",
     "distributed",
+    "divergence",
     "encoder",
     "image_groups",
     "learner",

@@ -116,8 +116,8 @@ class Display:
         if event.kind == "phase":
             done = f", after epoch {event.epoch}/{self._plan.epochs}" if self._started else ""
             self.waits_for(f"{event.text}{done}")
-        elif event.kind == "start" and event.epoch:
-            self.say(f"going on with {epoch}")
+        elif event.kind == "start" and event.step:
+            self.say(f"going on with {epoch}{event.step_text(self._plan.steps_per_epoch)}")
         elif event.kind == "step":
             self.say(f"{epoch}  step {event.step + 1}/{self._plan.total_steps}  {_figures(event.metrics)}")
         elif event.kind == "epoch":

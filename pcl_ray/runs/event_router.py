@@ -43,7 +43,8 @@ class EventRouter:
 
     def handle(self, event: Event) -> None:
         if event.kind == "start" and self._started:
-            self._display.warn(f"workers were lost and replaced; going on from epoch {event.epoch + 1}")
+            step = event.step_text(self._plan.steps_per_epoch)
+            self._display.warn(f"workers were lost and replaced; going on from epoch {event.epoch + 1}{step}")
         self._started = self._started or event.kind == "start"
         if event.kind in ("step", "epoch", "figures"):
             self._tracker.log(event.metrics, event.step)

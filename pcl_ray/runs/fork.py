@@ -82,7 +82,8 @@ def _fetch_checkpoint(uri: str, source: str, folder: Path, epoch: int | None, *,
         names = [
             name
             for name in remote.names(run_storage)
-            if epoch is None or epoch_files.epochs_done(Path(name)) == epoch
+            if not epoch_files.steps_done(Path(name))
+            and (epoch is None or epoch_files.epochs_done(Path(name)) == epoch)
         ]
         if names:
             remote.download(run_storage, names[-1], epoch_files.folder_of(folder), keep=_ALL)
@@ -98,9 +99,9 @@ def _is_same_run(run_storage: storage.Storage, folder: Path) -> bool:
 
 def _checkpoint(source: str, folder: Path, epoch: int | None) -> Path:
     """The checkpoint after `epoch` epochs (None: the newest). Raises ConfigError where there is none."""
-    checkpoints = epoch_files.complete(epoch_files.folder_of(folder))
+    checkpoints = epoch_files.after_epochs(epoch_files.folder_of(folder))
     if not checkpoints:
-        raise ConfigError(f"run {source!r} has no checkpoint to start from")
+        raise ConfigError(f"run {source!r} has no checkpoint to start from, made after a whole epoch")
     if epoch is None:
         return checkpoints[-1]
     for path in checkpoints:

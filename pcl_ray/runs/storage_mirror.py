@@ -246,7 +246,7 @@ class StorageMirror:
         local, stored = self._folder.newest_checkpoint(), run_storage.list_objects()
         newest = remote.newest(run_storage)
         if local is not None and (
-            newest is None or epoch_files.epochs_done(local) > epoch_files.epochs_done(Path(newest))
+            newest is None or epoch_files.position(local) > epoch_files.position(Path(newest))
         ):
             remote.upload(run_storage, local, self._folder.read_config().train.keep_checkpoints, newest)
             return

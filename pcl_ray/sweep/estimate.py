@@ -70,16 +70,7 @@ def measure(config: RunConfig) -> Cost | None:
     seconds = []
     for epoch in range(2):  # the first warms up
         begun = time.perf_counter()
-        run_epoch(
-            learner,
-            loader.epoch(epoch),
-            None,
-            config,
-            plan,
-            epoch,
-            on_progress=lambda step, means: None,
-            switch=lambda step: None,
-        )
+        run_epoch(learner, loader.epoch(epoch), None, config, plan, epoch)
         seconds.append(time.perf_counter() - begun)
     begun = time.perf_counter()
     with precision(config, device):

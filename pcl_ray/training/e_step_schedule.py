@@ -127,6 +127,11 @@ class EStepSchedule:
             figures[E_STEP_SECONDS.name] = time.perf_counter() - start
         return EStepOutput(self._newer_than(before), encoder_figures, figures)
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether an E-step goes on while the epoch trains."""
+        return self._pending is not None
+
     def switch(self, step_in_epoch: int) -> EStepOutput | None:
         """What an overlapping E-step brought, once, at the step where all workers change over; else None."""
         if self._pending is None:

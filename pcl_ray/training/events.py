@@ -45,6 +45,11 @@ class Event:
     # [n, v, S, S, channels] uint8, the v views of an image as the network sees them, before normalisation
     views: np.ndarray | None = None
 
+    def step_text(self, steps_per_epoch: int) -> str:
+        """The step with which the training of a start goes on, for a sentence: ", step 41"; "" for step 1."""
+        steps = self.step - self.epoch * steps_per_epoch
+        return f", step {steps + 1}" if steps > 0 else ""
+
 
 Post = Callable[[Event], None]
 

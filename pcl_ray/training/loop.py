@@ -10,6 +10,10 @@ change over before the same step of that epoch, at its end at the latest. The ch
 earlier clusters, and going on from it begins with the same E-step again.
 
 The warm-up can be left to other runs: a checkpoint before the first E-step owes that and its epoch's figures.
+
+A checkpoint within an epoch (`train.checkpoint_every_steps`, `_minutes`) has the part of it that is trained;
+it waits for an E-step that overlaps. Where loss or weights are not finite, `train.on_divergence=roll_back`
+starts all of this again from the newest checkpoint, with a smaller learning rate.
 """
 
 from __future__ import annotations
@@ -17,14 +21,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from pcl_ray.checkpoints.run_state import EStepState
+from pcl_ray.checkpoints.run_state import EpochPart, EStepState
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import (
@@ -48,8 +52,11 @@ from pcl_ray.data.colour import to_pixels
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
 from pcl_ray.data.reading import Readers
-from pcl_ray.m_step import EpochMetrics, build_learner, run_epoch
+from pcl_ray.errors import NotFinite
+from pcl_ray.m_step import EpochCourse, EpochMetrics, Learner, build_learner, run_epoch
+from pcl_ray.meters import EpochTally
 from pcl_ray.model.distributed import average_buffers, rank, world_size
+from pcl_ray.model.divergence import Rollbacks, stop_if_weights_are_not_finite
 from pcl_ray.plan import RunPlan
 from pcl_ray.support.worker_positions import Mark, mark_nothing
 from pcl_ray.training import worker_checkpoints
@@ -59,7 +66,7 @@ from pcl_ray.training.feature_pass import FeaturePass
 from pcl_ray.training.first_look import reference_lines, references_in, rows_of_views, untrained_snapshot
 from pcl_ray.training.input_stall import InputStall
 from pcl_ray.training.training_task import TrainingTask
-from pcl_ray.training.worker_checkpoints import Broadcast, EpochRecord, Progress
+from pcl_ray.training.worker_checkpoints import Broadcast, CheckpointCadence, EpochRecord, Progress
 
 _ALIVE_EVERY_S = 2.0
 
@@ -95,21 +102,52 @@ def epochs(
     mark: Mark = mark_nothing,
 ) -> Iterator[int]:
     """`train`, epoch by epoch: gives back how many are done, after the checkpoint of each and its event."""
-    config, plan = task.config, task.plan
     post_once: Post = post if rank() == 0 else _post_nothing
+    rollbacks = Rollbacks(task.config.train)
+    while True:
+        start = _Start(task, splits, device, e_step, broadcast, post, mark)
+        try:
+            yield from _epochs(start, rollbacks, post_once)
+            return
+        except NotFinite as failure:
+            post_once(Event("warning", text=rollbacks.after(failure)))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What `epochs` is given, for a start from the newest checkpoint."""
+
+    task: TrainingTask
+    splits: DataSplits
+    device: torch.device
+    e_step: EStep
+    broadcast: Broadcast
+    post: Post
+    mark: Mark
+
+
+def _epochs(start: _Start, rollbacks: Rollbacks, post_once: Post) -> Iterator[int]:
+    """`epochs` until loss or weights are not finite. Raises NotFinite, on all workers alike."""
+    task, splits, broadcast, mark = start.task, start.splits, start.broadcast, start.mark
+    config, plan, device = task.config, task.plan, start.device
     attempt = broadcast(uuid.uuid4().hex)
     learner = build_learner(config, device, warn=lambda text: post_once(Event("warning", 0, text=text)))
-    progress = worker_checkpoints.restore(task, learner, splits, broadcast, post)
+    progress = worker_checkpoints.restore(task, learner, splits, broadcast, start.post)
+    progress.rollbacks = rollbacks.count = max(progress.rollbacks, rollbacks.count)
     readers = Readers(config, device, plan.loader_workers)
     batches = TrainingLoader(
         splits.train, config, rank=rank(), world_size=world_size(), device=device, readers=readers
     )
     features = FeaturePass(splits, config, device, readers)
-    schedule = EStepSchedule(attempt, learner, features, progress, config, plan, e_step, post_once)
+    schedule = EStepSchedule(attempt, learner, features, progress, config, plan, start.e_step, post_once)
     stall = InputStall(config, plan, device, plan.epochs - progress.epoch)
-    post_once(Event("start", progress.epoch, progress.epoch * plan.steps_per_epoch))
+    cadence = CheckpointCadence(config.train, device)
+    cadence.restart(progress.part.steps if progress.part else 0)
+    steps_done = progress.epoch * plan.steps_per_epoch + (progress.part.steps if progress.part else 0)
+    if not rollbacks.of_this_start:
+        post_once(Event("start", progress.epoch, steps_done))
 
-    if task.first_look and progress.epoch == 0 and rank() == 0:
+    if task.first_look and not steps_done and rank() == 0:
         labels = splits.train.labels
         _show(
             post_once,
@@ -117,33 +155,48 @@ def epochs(
         )
         _show(post_once, partial(_views_event, batches, -1, 0, splits, config))
     first_figures: dict[str, float] = {}
-    if config.evaluation.reference_lines and not progress.epoch:
-        first_figures = reference_lines(attempt, features, learner, e_step)
-    start = time.perf_counter()  # an E-step before the first epoch counts to it
+    if config.evaluation.reference_lines and not steps_done:
+        first_figures = reference_lines(attempt, features, learner, start.e_step)
+    began = time.perf_counter()  # an E-step before the first epoch counts to it
     first = progress.epoch
     first_figures |= _before_first_epoch(schedule, progress, config, plan, post_once)
     for epoch in range(first, plan.epochs):
         record = EpochRecord(epoch, metrics=first_figures if epoch == first else {})
+        part, progress.part = progress.part, None
+        if part is not None:
+            record.metrics = dict(part.metrics)
+            began -= part.seconds
         conclude = partial(_conclude_overlap, progress, record, post_once)
+        first_step = part.steps if part else 0
+        save_part = partial(
+            _save_part, start, learner, progress, record, schedule=schedule, cadence=cadence, began=began
+        )
+        course = EpochCourse(
+            on_progress=_step_events(epoch, first_step, plan, rollbacks.rate_scale, post_once),
+            switch=lambda step, conclude=conclude: conclude(schedule.switch(step)),
+            on_reading=save_part,
+            begun=part.tally if part else None,
+            rate_scale=rollbacks.rate_scale,
+        )
         trained = run_epoch(
             learner,
-            _with_signs_of_life(batches.epoch(epoch), epoch, plan, post_once, mark),
+            _with_signs_of_life(batches.epoch(epoch, first_step), epoch, first_step, plan, post_once, mark),
             progress.clusters if epoch >= plan.warmup_epochs and progress.e_step.usable else None,
             config,
             plan,
             epoch,
-            on_progress=_step_events(epoch, plan, post_once),
-            switch=lambda step, conclude=conclude: conclude(schedule.switch(step)),
+            course,
         )
+        stop_if_weights_are_not_finite(learner, epoch, trained.last_step)
         mark("the features and the E-step", epoch, trained.last_step)
         conclude(schedule.finish())
         average_buffers(learner.pair)
         record.step = trained.last_step
-        record.add(_training_metrics(trained, epoch, plan))
+        record.add(_training_metrics(trained, epoch, plan, rollbacks))
         progress.epoch = epoch + 1
         progress.history.append(record)
         if task.warmup_copy is not None and progress.epoch == plan.warmup_epochs:
-            record.metrics[EPOCH_SECONDS.name] = time.perf_counter() - start
+            record.metrics[EPOCH_SECONDS.name] = time.perf_counter() - began
             owing = replace(progress, e_step=EStepState(owed=True))
             worker_checkpoints.save(task, learner, owing, broadcast, Path(task.warmup_copy))
         evaluates = plan.evaluates_after(epoch)
@@ -151,17 +204,46 @@ def epochs(
             record.add(references_in(progress.history))
         output = schedule.begin(epoch + 1, evaluate=evaluates)
         record.add(output.encoder_figures | output.epoch_figures)
-        record.add(_epoch_times(progress, time.perf_counter() - start, plan))
+        record.add(_epoch_times(progress, time.perf_counter() - began, plan))
         if advice := stall.advice_after(epoch - first, record.metrics[DATA_SHARE.name]):
             post_once(Event("warning", epoch, text=advice))
         mark("the checkpoint", epoch, record.step)
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
             worker_checkpoints.save(task, learner, progress, broadcast, task.checkpoints)
+            cadence.restart()
+        else:
+            cadence.next_epoch()
         post_once(Event("epoch", epoch, record.step, dict(record.metrics)))
         if config.tracking.enabled and plan.shows_after(epoch) and rank() == 0:
             _show(post_once, partial(_views_event, batches, epoch, record.step, splits, config))
         yield progress.epoch
-        start = time.perf_counter()
+        began = time.perf_counter()
+
+
+def _save_part(
+    start: _Start,
+    learner: Learner,
+    progress: Progress,
+    record: EpochRecord,
+    tally: EpochTally,
+    *,
+    schedule: EStepSchedule,
+    cadence: CheckpointCadence,
+    began: float,
+) -> None:
+    """Writes a checkpoint within the epoch of `record`, where one is due. While an E-step overlaps none
+    is: it is of the encoder that the epoch began with, which would be lost.
+    """
+    if schedule.is_pending or not cadence.is_due(tally.seen):
+        return
+    step = record.epoch * start.task.plan.steps_per_epoch + tally.seen - 1
+    start.mark("the checkpoint", record.epoch, step)
+    buffers = worker_checkpoints.buffers_of_workers(learner)
+    seconds = time.perf_counter() - began
+    part = EpochPart(tally.seen, dict(record.metrics), seconds, tally.state_dict(), buffers)
+    now = replace(progress, part=part)
+    worker_checkpoints.save(start.task, learner, now, start.broadcast, start.task.checkpoints)
+    cadence.restart(tally.seen)
 
 
 def _before_first_epoch(
@@ -216,18 +298,24 @@ def _conclude_overlap(
     return output.clusters
 
 
-def _training_metrics(trained: EpochMetrics, epoch: int, plan: RunPlan) -> dict[str, float]:
-    return trained.values | {
-        EPOCH.name: float(epoch),
-        LEARNING_RATE.name: plan.lr_at(trained.last_step),
-        IMAGES_PER_SECOND.name: trained.images / trained.seconds,
-        M_STEP_SECONDS.name: trained.seconds,
-        DATA_SECONDS.name: trained.data_seconds,
-        DATA_SHARE.name: trained.data_seconds / trained.seconds,
-        STEP_SECONDS_MEDIAN.name: trained.step_median,
-        STEP_SECONDS_P95.name: trained.step_p95,
-        MEMORY_GB.name: trained.memory_gb,
-    }
+def _training_metrics(
+    trained: EpochMetrics, epoch: int, plan: RunPlan, rollbacks: Rollbacks
+) -> dict[str, float]:
+    return (
+        rollbacks.figures()
+        | trained.values
+        | {
+            EPOCH.name: float(epoch),
+            LEARNING_RATE.name: plan.lr_at(trained.last_step) * rollbacks.rate_scale,
+            IMAGES_PER_SECOND.name: trained.images / trained.seconds,
+            M_STEP_SECONDS.name: trained.seconds,
+            DATA_SECONDS.name: trained.data_seconds,
+            DATA_SHARE.name: trained.data_seconds / trained.seconds,
+            STEP_SECONDS_MEDIAN.name: trained.step_median,
+            STEP_SECONDS_P95.name: trained.step_p95,
+            MEMORY_GB.name: trained.memory_gb,
+        }
+    )
 
 
 def _epoch_times(progress: Progress, seconds: float, plan: RunPlan) -> dict[str, float]:
@@ -243,27 +331,29 @@ def _epoch_times(progress: Progress, seconds: float, plan: RunPlan) -> dict[str,
     }
 
 
-def _step_events(epoch: int, plan: RunPlan, post: Post) -> Callable[[int, dict[str, float]], None]:
-    start, first = time.perf_counter(), epoch * plan.steps_per_epoch
+def _step_events(
+    epoch: int, first_step: int, plan: RunPlan, rate_scale: float, post: Post
+) -> Callable[[int, dict[str, float]], None]:
+    start, first = time.perf_counter(), epoch * plan.steps_per_epoch + first_step
 
     def on_progress(step: int, means: dict[str, float]) -> None:
         if (step + 1) % plan.steps_per_epoch == 0:
             return  # a step has one point: that of the last is the mean of the epoch, which follows
         rate = (step + 1 - first) * plan.global_batch / (time.perf_counter() - start)
-        figures = means | {IMAGES_PER_SECOND.name: rate, LEARNING_RATE.name: plan.lr_at(step)}
+        figures = means | {IMAGES_PER_SECOND.name: rate, LEARNING_RATE.name: plan.lr_at(step) * rate_scale}
         post(Event("step", epoch, step, figures))
 
     return on_progress
 
 
 def _with_signs_of_life(
-    batches: Iterator[Batch], epoch: int, plan: RunPlan, post: Post, mark: Mark
+    batches: Iterator[Batch], epoch: int, first_step: int, plan: RunPlan, post: Post, mark: Mark
 ) -> Iterator[Batch]:
     """The batches, each of which is marked; now and then one is announced, so that the driver knows that
     training goes on.
     """
     last_sign = 0.0
-    for step, batch in enumerate(batches, start=epoch * plan.steps_per_epoch):
+    for step, batch in enumerate(batches, start=epoch * plan.steps_per_epoch + first_step):
         if time.monotonic() - last_sign > _ALIVE_EVERY_S:
             post(Event("alive", epoch, step))
             last_sign = time.monotonic()

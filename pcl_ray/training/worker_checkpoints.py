@@ -4,6 +4,9 @@ storage of the run where it has one.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +16,11 @@ import torch
 from torch import Tensor
 
 from pcl_ray.checkpoints import epoch_files, remote, run_state
-from pcl_ray.checkpoints.run_state import EStepState, RunState
+from pcl_ray.checkpoints.run_state import DamagedCheckpoint, EpochPart, EStepState, RunState
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
-from pcl_ray.config.figures import E_STEP_SECONDS, FEATURE_SECONDS
+from pcl_ray.config import TrainConfig
+from pcl_ray.config.figures import E_STEP_SECONDS, FEATURE_SECONDS, OBJECTIVES
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
 from pcl_ray.m_step import Learner
@@ -51,12 +55,46 @@ class EpochRecord:
 
 @dataclass
 class Progress:
-    """Where the run is between two epochs: exactly what a checkpoint keeps beside the learner."""
+    """Where the run is, between two epochs or within one: what a checkpoint keeps beside the learner."""
 
-    epoch: int  # the next to train
+    epoch: int  # the next to train, or that is trained
     clusters: ClusterSet | None
     history: list[EpochRecord]
     e_step: EStepState = EStepState()
+    part: EpochPart | None = None
+    rollbacks: int = 0
+
+
+class CheckpointCadence:
+    """When there is a checkpoint within an epoch, by steps and by rank 0's clock."""
+
+    def __init__(self, settings: TrainConfig, device: torch.device):
+        self._every_steps, self._every_minutes = (
+            settings.checkpoint_every_steps,
+            settings.checkpoint_every_minutes,
+        )
+        self._device = device
+        self._steps, self._time = 0, time.monotonic()
+
+    def restart(self, steps: int = 0) -> None:
+        """There is a checkpoint now, after so many steps of the epoch that is trained next."""
+        self._steps, self._time = steps, time.monotonic()
+
+    def next_epoch(self) -> None:
+        """An epoch ended without a checkpoint: steps are counted from its end."""
+        self._steps = 0
+
+    def is_due(self, steps: int) -> bool:
+        """Whether there is to be one after so many steps of the epoch; all workers have to ask, at the same
+        steps, and get the same answer.
+        """
+        every = self._every_steps
+        if every is not None and steps // every > self._steps // every:
+            return True
+        if self._every_minutes is None:
+            return False
+        late = time.monotonic() - self._time > 60 * self._every_minutes
+        return any_worker(late and rank() == 0, self._device)
 
 
 class Broadcast(Protocol):
@@ -68,21 +106,28 @@ class Broadcast(Protocol):
 def restore(
     task: TrainingTask, learner: Learner, splits: DataSplits, broadcast: Broadcast, post: Post
 ) -> Progress:
-    """The newest checkpoint's state, or that of a fresh run. Rank 0 chooses the file for all.
+    """The state of the newest checkpoint that is whole, or that of a fresh run. Rank 0 chooses it for all.
 
     Raises RunFailed on all workers where one of them cannot read it; that one also posts a warning.
     """
     # dropout and the like: another stream on each worker
     torch.manual_seed(task.config.seed + 7919 * (rank() + 1))
     run_storage = _storage_of(task)
-    name = _checkpoint_for_all(task, run_storage, broadcast)
+    name, state, problem = None, None, ""
+    if rank() == 0:
+        try:
+            name, state = _newest_whole(task, run_storage, post)
+        except RunFailed as error:
+            problem = str(error)
+    name, problem = broadcast((name, problem))
+    if problem:
+        raise RunFailed(problem)
     if run_storage is not None:
         remote.remove_newer(task.checkpoints, name)
     if name is None:
         return Progress(0, None, [])
-    state, problem = None, ""
     try:
-        state = _load(task, run_storage, name)
+        state = state or _load(task, run_storage, name)
     except RunFailed as error:
         problem = str(error)
         if rank():
@@ -91,16 +136,24 @@ def restore(
         raise RunFailed(
             problem or f"another worker could not read the checkpoint {name}; its warning says why"
         )
+    return _taken_over(state, task, learner, splits)
+
+
+def _taken_over(state: RunState, task: TrainingTask, learner: Learner, splits: DataSplits) -> Progress:
+    """Puts a state into the learner and the random generators of this worker; gives back the rest of it."""
     learner.load_state_dict(state.learner)
     if len(state.random_states) == world_size():
         _set_random_state(state.random_states[rank()], learner.device)
+    if state.part is not None:
+        _set_buffers(learner, state.part.buffers)
     if state.e_step.bank is not None:
         images = np.array_split(np.arange(len(splits.train)), world_size())[rank()]
         first = int(images[0]) if len(images) else 0
         rows = state.e_step.bank[torch.from_numpy(images)].to(learner.device)
         learner.bank = FeatureBank(first, rows, task.config.e_step.bank_momentum)
     history = [EpochRecord(**entry) for entry in state.history]
-    return Progress(state.epoch, state.clusters, history, replace(state.e_step, bank=None))
+    e_step = replace(state.e_step, bank=None)
+    return Progress(state.epoch, state.clusters, history, e_step, state.part, state.rollbacks)
 
 
 def _storage_of(task: TrainingTask) -> Storage | None:
@@ -108,38 +161,54 @@ def _storage_of(task: TrainingTask) -> Storage | None:
     return storage.of_run(uri, Path(task.run_dir).name) if uri else None
 
 
-def _checkpoint_for_all(task: TrainingTask, run_storage: Storage | None, broadcast: Broadcast) -> str | None:
-    """The checkpoint that all go on from: the newest in the storage, else in rank 0's folder."""
-    name, problem = None, ""
-    if rank() == 0:
+def _newest_whole(
+    task: TrainingTask, run_storage: Storage | None, post: Post
+) -> tuple[str | None, RunState | None]:
+    """The newest checkpoint that is whole, by name and with its content: of the storage, else of the folder.
+    None both where there is none at all.
+
+    Damaged ones get another name in the folder, and are left in the storage, where the next of that name
+    replaces them. Raises RunFailed where all are damaged, or one cannot be reached.
+    """
+    if run_storage is not None:
+        names = remote.names(run_storage)
+    else:
+        names = [path.name for path in epoch_files.complete(task.checkpoints)]
+    problem = ""
+    for name in reversed(names):
         try:
-            newest = epoch_files.latest(task.checkpoints)
-            if run_storage is not None:
-                name = remote.newest(run_storage)
-            elif newest is not None:
-                name = newest.name
-        except RunFailed as error:
+            return name, _load(task, run_storage, name)
+        except DamagedCheckpoint as error:
             problem = str(error)
-    name, problem = broadcast((name, problem))
+            if run_storage is None:
+                with suppress(OSError):
+                    problem += f" and is called {epoch_files.set_aside(task.checkpoints / name).name} now"
+            post(Event("warning", text=f"{problem}; going on from the one before"))
     if problem:
-        raise RunFailed(problem)
-    return name
+        raise RunFailed(f"no checkpoint of the run can be read: {problem}")
+    return None, None
 
 
 def _load(task: TrainingTask, run_storage: Storage | None, name: str) -> RunState:
     if run_storage is None:
         path = task.checkpoints / name
-        if not path.is_file():
+        if not path.exists():
             raise RunFailed(
                 f"worker {rank()} does not see {path}: PCL_RAY_HOME must lie on storage that all nodes share,"
                 " or resources.storage name one that all can reach (s3://bucket/path)"
             )
         return run_state.load(path)
-    path = remote.download(run_storage, name, task.checkpoints, task.config.train.keep_checkpoints)
+    keep = task.config.train.keep_checkpoints
+    path = remote.download(run_storage, name, task.checkpoints, keep)
+    with suppress(DamagedCheckpoint):
+        return run_state.load(path)
+    path.unlink(missing_ok=True)  # perhaps it is only the copy here
+    path = remote.download(run_storage, name, task.checkpoints, keep)
     try:
         return run_state.load(path)
-    except RunFailed as error:
-        raise RunFailed(f"{error}, there and in the storage {run_storage}") from error
+    except DamagedCheckpoint as error:
+        path.unlink(missing_ok=True)
+        raise DamagedCheckpoint(f"{error}, there and in the storage {run_storage}") from error
 
 
 def save(
@@ -161,17 +230,52 @@ def save(
             task.config.encoder,
             task.config.data.channels,
             replace(progress.e_step, bank=bank),
+            progress.part,
+            progress.rollbacks,
         )
-        keep, before = task.config.train.keep_checkpoints, epoch_files.latest(folder)
+        settings, before = task.config.train, epoch_files.latest(folder)
+        best = best_epochs(progress.history, settings.keep_best)
         try:
-            path = run_state.save(state, folder, keep)
+            path = run_state.save(state, folder, settings.keep_checkpoints, best)
             run_storage = _storage_of(task) if folder == task.checkpoints else None
             if run_storage is not None:
-                remote.upload(run_storage, path, keep, before.name if before else None)
+                name_before = before.name if before else None
+                remote.upload(run_storage, path, settings.keep_checkpoints, name_before, best)
         except RunFailed as error:
             problem = str(error)
     if problem := broadcast(problem):
         raise RunFailed(problem)
+
+
+def best_epochs(history: Sequence[EpochRecord], count: int) -> list[int]:
+    """The epochs, counted from 1, after which the run was best by what runs are compared by; of equal ones
+    the earlier.
+    """
+    for objective in OBJECTIVES:
+        measured = [record for record in history if objective.name in record.metrics]
+        if measured:
+            measured.sort(key=lambda record: -record.metrics[objective.name])
+            return [record.epoch + 1 for record in measured[:count]]
+    return []
+
+
+def buffers_of_workers(learner: Learner) -> Tensor:
+    """[W, n] on the CPU: the floating-point buffers (batch-norm statistics) of each worker, in rank order."""
+    flat = [buffer.flatten() for buffer in _float_buffers(learner)]
+    own = torch.cat(flat) if flat else torch.zeros(0, device=learner.device)
+    return all_gather(own[None]).cpu()
+
+
+def _set_buffers(learner: Learner, rows: Tensor) -> None:
+    """Those of this worker out of [W, n]; their mean where there were more workers, or fewer."""
+    own = rows[rank()] if len(rows) == world_size() else rows.mean(dim=0)
+    buffers = _float_buffers(learner)
+    for buffer, part in zip(buffers, own.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))
+
+
+def _float_buffers(learner: Learner) -> list[Tensor]:
+    return [buffer for buffer in learner.pair.buffers() if buffer.is_floating_point()]
 
 
 def _whole_bank(learner: Learner) -> Tensor | None:

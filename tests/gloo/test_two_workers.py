@@ -32,7 +32,7 @@ from pcl_ray.data.images import ArrayImages
 from pcl_ray.data.reading import Readers
 from pcl_ray.errors import RunFailed
 from pcl_ray.evaluation.augmented import AugmentedViews
-from pcl_ray.m_step import run_epoch
+from pcl_ray.m_step import EpochCourse, run_epoch
 from pcl_ray.model import encoder
 from pcl_ray.model.distributed import (
     all_gather,
@@ -196,7 +196,7 @@ def train(knobs: dict[str, Any]) -> dict[str, Any]:
         config,
         plan,
         0,
-        lambda step, means: metrics.append(means),
+        EpochCourse(on_progress=lambda step, means: metrics.append(means)),
     )
     return {
         "metrics": metrics,
@@ -324,7 +324,7 @@ def train_in_parts(parts: int, batch_norm: str) -> dict[str, Any]:
         config,
         plans.make(config, 48),
         0,
-        lambda _, means: metrics.append(means),
+        EpochCourse(on_progress=lambda _, means: metrics.append(means)),
     )
     average_buffers(learner.pair)
     state = learner.pair.state_dict()

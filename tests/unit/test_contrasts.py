@@ -26,7 +26,7 @@ from pcl_ray import plan as plans
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import RunFailed
-from pcl_ray.m_step import EpochMetrics, Learner, build_learner, run_epoch
+from pcl_ray.m_step import EpochCourse, EpochMetrics, Learner, build_learner, run_epoch
 from pcl_ray.model import encoder
 
 N, SIDE, BATCH, DIM = 48, 6, 8, 6
@@ -103,8 +103,7 @@ class Training:
             self.config,
             plans.make(self.config, N),
             epoch,
-            lambda step, means: self.losses.append(means),
-            **options,
+            EpochCourse(on_progress=lambda step, means: self.losses.append(means), **options),
         )
         for batch in batches(epoch):
             self.images.extend(batch.indices.tolist())

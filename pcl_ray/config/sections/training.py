@@ -83,6 +83,38 @@ class TrainConfig(Section):
     checkpoint_every_epochs: int = knob(
         1, LATE_MACHINERY, "Epochs between two checkpoints; the last epoch is always kept.", ge=1
     )
+    checkpoint_every_steps: int | None = knob(
+        None,
+        LATE_MACHINERY,
+        (
+            "Steps between two checkpoints within an epoch, written at the next step whose figures are read"
+            " (log_every_steps); null: by the clock alone."
+        ),
+        ge=1,
+    )
+    checkpoint_every_minutes: float | None = knob(
+        30.0,
+        LATE_MACHINERY,
+        "Minutes after the last checkpoint when there is one within an epoch; null: none by the clock.",
+        gt=0,
+    )
     keep_checkpoints: int = knob(
         2, LATE_MACHINERY, "Checkpoints kept; older ones are removed after a new one is safe on disk.", ge=1
+    )
+    keep_best: int = knob(
+        0,
+        LATE_MACHINERY,
+        (
+            "Checkpoints kept beside the newest: those with the best eval/knn_top1, without labels the best"
+            " eval/rankme."
+        ),
+        ge=0,
+    )
+    on_divergence: Literal["stop", "roll_back"] = knob(
+        "stop",
+        MACHINERY,
+        (
+            "Where loss or weights are not finite: the run ends, or goes back to its last good checkpoint"
+            " with a learning rate of half the size, three times at most."
+        ),
     )

@@ -127,7 +127,9 @@ PROPERTIES = {
         data.path data.list data.labels data.cache_gb data.loader_workers
         data.prefetch e_step.backend e_step.mode e_step.shards
         e_step.memory_gb e_step.patience e_step.threads e_step.timeout_s train.epochs
-        train.log_every_steps train.checkpoint_every_epochs train.keep_checkpoints resources.workers
+        train.log_every_steps train.checkpoint_every_epochs train.checkpoint_every_steps
+        train.checkpoint_every_minutes train.keep_checkpoints train.keep_best train.on_divergence
+        resources.workers
         resources.gpus_per_worker resources.cpus_per_worker resources.e_step_cpus
         resources.e_step_gpus resources.max_failures resources.start_timeout_s
         resources.queue_timeout_s resources.autoscaling resources.storage resources.step_timeout_s
@@ -162,6 +164,7 @@ PROPERTIES = {
         optimizer.decay_biases optimizer.schedule optimizer.milestones
         optimizer.gamma optimizer.warmup_epochs optimizer.fused train.epochs train.batch_size
         train.micro_batch train.precision train.memory_format train.compile train.log_every_steps
+        train.on_divergence
         resources.workers resources.gpus_per_worker resources.cpus_per_worker resources.e_step_cpus
         resources.e_step_gpus resources.max_failures resources.start_timeout_s
         resources.queue_timeout_s resources.autoscaling resources.storage resources.step_timeout_s

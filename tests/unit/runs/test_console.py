@@ -46,7 +46,8 @@ def test_lines_of_steps_and_epochs() -> None:
 
 def test_a_run_that_goes_on_says_where_and_others_say_nothing() -> None:
     assert lines(Event("start", 0, 0), Event("figures", 0, 9, {"eval/rankme": 3.0})) == []
-    assert lines(Event("start", 2, 18)) == ["going on with epoch 3/4"]
+    assert lines(Event("start", 2, 8)) == ["going on with epoch 3/4"]
+    assert lines(Event("start", 2, 10)) == ["going on with epoch 3/4, step 3"]
 
 
 def test_what_is_waited_for_long_is_said() -> None:
