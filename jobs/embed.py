@@ -2,9 +2,7 @@
 IMAGES --out DIR`, with the options of `pcl-ray embed`. All nodes must see the images and DIR.
 """
 
-import sys
-
-from pcl_ray.cli import main
+from pcl_ray.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main(["embed", *sys.argv[1:]]))
+    entry("embed")

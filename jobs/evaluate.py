@@ -2,9 +2,7 @@
 jobs/evaluate.py RUN_OR_WEIGHTS [DATA] [KEY=VALUE ...]`, with the options of `pcl-ray evaluate`.
 """
 
-import sys
-
-from pcl_ray.cli import main
+from pcl_ray.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    entry("evaluate")

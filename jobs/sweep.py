@@ -2,9 +2,7 @@
 the options of `pcl-ray sweep`.
 """
 
-import sys
-
-from pcl_ray.cli import main
+from pcl_ray.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main(["sweep", *sys.argv[1:]]))
+    entry("sweep")

@@ -2,9 +2,7 @@
 ...]`, with the options of `pcl-ray train`.
 """
 
-import sys
-
-from pcl_ray.cli import main
+from pcl_ray.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    entry("train")

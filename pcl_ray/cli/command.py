@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
+import locale
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
+from typing import Any
 
 from pcl_ray import __version__
 from pcl_ray.cli.cluster import DOWN, STATUS, UP
@@ -20,7 +24,42 @@ from pcl_ray.cli.train import FORK, RECIPES, RESUME, TRAIN
 from pcl_ray.cli.verb import Parser, Verb
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed, Stopped
 from pcl_ray.support import redaction, telemetry
+from pcl_ray.support.paths import escaped_sign, path_text, visible
 from pcl_ray.support.text import suggestion_sentence
+
+_UTF8 = ["-X", "utf8"]
+_SPELLED = "pcl_ray.spelled"  # how streams handle what they cannot encode
+_ASCII = {
+    "≥": ">=",
+    "≤": "<=",
+    "≠": "!=",
+    "≈": "~",
+    "×": "x",
+    "·": "*",
+    "±": "+-",
+    "−": "-",
+    "∞": "inf",
+    "–": "-",
+    "—": "-",
+    "…": "...",
+    "→": "->",
+    "←": "<-",
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "φ": "phi",
+    "τ": "tau",
+    "α": "alpha",
+    "ε": "epsilon",
+    "√": "sqrt ",
+    "µ": "u",
+    "\u00a0": " ",
+    **dict.fromkeys("─━═╌", "-"),
+    **dict.fromkeys("│┃║", "|"),
+    **dict.fromkeys("┌┐└┘├┤┬┴┼┏┓┗┛┡┩╇╭╮╰╯", "+"),
+    **dict.fromkeys("█▇▆▅▄▃▂▁", "#"),
+}
 
 # In the order of --help.
 _GROUPS: dict[str, tuple[Verb, ...]] = {
@@ -40,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, arguments = _parsed(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # ≥ and φ on a terminal that has no such letters
+            stream.reconfigure(errors=_SPELLED)
     try:
         return verb.run(arguments)
     except ConfigError as error:
@@ -52,17 +91,98 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         return _complain(str(error), 1)
     except PermissionError as error:
-        return _complain(f"{error.filename or 'a file'}: {error.strerror}", 2)
+        return _complain(f"{path_text(error.filename or 'a file')}: {error.strerror}", 2)
     except KeyboardInterrupt:
         return _complain("stopped", 130)
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
-def entry() -> None:
-    """The console script: exits with the code of `main`."""
-    sys.exit(main())
+def entry(*words: str) -> None:
+    """The console script and the jobs: exits with the code of `main`. words: stand before what was typed."""
+    _read_names_as_utf8()
+    lost = _open_streams()
+    code = main([*words, *sys.argv[1:]])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        lost.append(error)
+    if lost and not code:
+        code = _complain(f"the output cannot be written: {lost[0].strerror}", 1)
+    sys.exit(code)
+
+
+def _read_names_as_utf8() -> None:
+    """Starts this command once more, in Python's UTF-8 mode, where the locale has another encoding.
+
+    The name of a file is then the same text in all processes: Ray's inherit the variable. In the locales C
+    and POSIX Python has chosen that mode itself, unless it was told not to.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not _restarted():
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *_UTF8, *sys.orig_argv[1:]])
+
+
+def _restarted() -> bool:
+    return sys.orig_argv[1:3] == _UTF8
+
+
+def _open_streams() -> list[OSError]:
+    """Opens what the command prints to, so that nobody's going away ends it; gives back a list that gets the
+    error where output was lost for another reason than that.
+
+    A stream that was closed at the start is /dev/null: else the next file that is opened got its number, and
+    what is printed. Whoever reads may stop doing so, as `head` does.
+    """
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+    lost: list[OSError] = []
+    encoding = locale.getencoding() if _restarted() and "PYTHONIOENCODING" not in os.environ else None
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        screen = _Screen(
+            io.BufferedWriter(_Output(number, lost.append)),
+            encoding or (stream.encoding if stream else "utf-8"),
+            _SPELLED,
+            line_buffering=name == "stderr" or os.isatty(number),
+            write_through=stream is not None and stream.write_through,  # PYTHONUNBUFFERED
+        )
+        setattr(sys, name, screen)
+    return lost
+
+
+class _Screen(TextIOWrapper):
+    """Prints what commands a terminal, or cannot be seen, as `path_text` escapes it. Only a terminal gets
+    escape sequences, which `rich` writes.
+    """
+
+    def write(self, text: str, /) -> int:
+        return super().write(visible(text, but="\n\t\r\x1b" if self.isatty() else "\n\t\r"))
+
+
+class _Output(io.FileIO):
+    """Standard output or error: takes what is written after nobody reads it any more."""
+
+    def __init__(self, number: int, lost: Callable[[OSError], None]):
+        super().__init__(number, "wb", closefd=False)
+        self._lost = lost
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self._lost(error)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return memoryview(content).nbytes
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """What is printed of signs that the terminal does not have, or no text has."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII.get(sign) or escaped_sign(sign) for sign in text), error.end
 
 
 def _parsed(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
@@ -107,3 +227,6 @@ def _complain(message: str, code: int) -> int:
     sys.stdout.flush()
     print(f"pcl-ray: {redaction.scrubbed(message)}", file=sys.stderr)
     return code
+
+
+codecs.register_error(_SPELLED, _spelled)

@@ -46,6 +46,13 @@ def names() -> list[str]:
     return list(fields_of(RunConfig))
 
 
+@cache
+def text_knobs() -> frozenset[str]:
+    """The knobs that take any text, or a list of texts."""
+    texts = (str, str | None, tuple[str, ...])
+    return frozenset(name for name, field in fields_of(RunConfig).items() if field.annotation in texts)
+
+
 def describe() -> list[Knob]:
     """Every knob of a run with its type, default, range and a sentence."""
     return [knob_from(name, field) for name, field in fields_of(RunConfig).items()]

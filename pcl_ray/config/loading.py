@@ -151,11 +151,21 @@ def parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:
         if not equals or not name:
             problems.append(Problem(text, text, "overrides are written KEY=VALUE, e.g. loss.temperature=0.1"))
             continue
-        try:
-            parsed[name.strip()] = plain_yaml.load(value)
-        except ValueError:  # what is no YAML is plain text
-            parsed[name.strip()] = value
+        parsed[name.strip()] = _value(name.strip(), value)
     return parsed, problems
+
+
+def _value(name: str, text: str) -> Any:
+    """The value of a knob as it was typed. Where a knob takes texts, which may be names of files, YAML has
+    its way with null, lists and what is in quotes alone: `a: b`, `a #1` and `007` are names, too.
+    """
+    try:
+        value = plain_yaml.load(text)
+    except ValueError:  # what is no YAML is plain text
+        return text
+    if value is None or isinstance(value, list) or text.strip().startswith(("'", '"')):
+        return value
+    return text if name in knobs.text_knobs() else value
 
 
 def _build(tree: dict[str, Any]) -> tuple[RunConfig, list[Problem]]:

@@ -48,7 +48,19 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole configuration as a recipe that `load` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        tree = self.model_dump(mode="json")
+        return yaml.dump(tree, Dumper=_ExactDumper, sort_keys=False, allow_unicode=True)
+
+
+class _ExactDumper(yaml.SafeDumper):
+    """Quotes texts that hold control characters: YAML would read some of them back as others."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_ExactDumper.add_representer(str, _ExactDumper.represent_str)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

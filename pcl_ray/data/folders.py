@@ -16,6 +16,7 @@ import numpy as np
 
 from pcl_ray.data.images import NO_LABEL, EncodedImages, FileImages, decode, quiet
 from pcl_ray.errors import DataError
+from pcl_ray.support.paths import path_text
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"]
@@ -32,7 +33,7 @@ T = TypeVar("T", bound=EncodedImages)
 class BadImage:
     """A file that does not decode, and why."""
 
-    file: str
+    file: str  # as `path_text` or `EncodedImages.name` writes it
     reason: str
 
 
@@ -57,7 +58,7 @@ def find_images(
     not among them has none. excluded: of a path relative to `root`, whether it does not count.
     Raises DataError where there are no images.
     """
-    every_file = sorted(_walk(root))
+    every_file = sorted(_walk(root), key=os.fsencode)  # the same order in any locale
     if not every_file:
         raise DataError(
             f"no images in {str(root)!r} (looked for {' '.join(sorted(SUFFIXES))} in it and below)"
@@ -72,14 +73,14 @@ def images_of(
     root: Path, files: Sequence[str], channels: int, class_names: tuple[str, ...] | None = None
 ) -> FileImages:
     """These files, relative to `root` or absolute, in this order, with labels as `find_images` gives them."""
-    encoded = np.array([file.encode("utf-8", "surrogateescape") for file in files])
+    encoded = np.array([os.fsencode(file) for file in files])
     tops = [file.partition("/")[0] if "/" in file else None for file in files]
     if class_names is None:
-        class_names = tuple(sorted({top for top in tops if top is not None}))
+        class_names = tuple(map(path_text, sorted({top for top in tops if top is not None}, key=os.fsencode)))
     if None in tops or len(class_names) < 2:
         return FileImages(str(root), encoded, channels)
     number = {name: i for i, name in enumerate(class_names)}
-    labels = np.array([number.get(top or "", NO_LABEL) for top in tops], dtype=np.int64)
+    labels = np.array([number.get(path_text(top or ""), NO_LABEL) for top in tops], dtype=np.int64)
     return FileImages(str(root), encoded, channels, labels, class_names)
 
 
@@ -88,6 +89,8 @@ def find_bad(images: EncodedImages, cache_dir: Path, progress: Callable[[int, in
     file's name, size or time changes.
     """
     state = repr(images.content_state).encode(errors="surrogateescape")
+    if b"\\" in state:  # earlier notes have such names as they are, and not as `path_text`
+        state += b"path_text"
     key = hashlib.blake2b(state, digest_size=16).hexdigest()
     cached = cache_dir / f"{key}.json"
     try:

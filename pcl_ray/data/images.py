@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from PIL import Image
 from pcl_ray.data.label_sets import LabelSets, label_bytes
 from pcl_ray.errors import DataError
 from pcl_ray.support.files import size_and_time
+from pcl_ray.support.paths import path_text
 
 NO_LABEL = -1
 _ORIENTATION = 0x0112  # EXIF
@@ -36,9 +38,7 @@ _FORMATS = (
     *("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000"),
     *("AVIF", "DIB", "ICO", "TGA", "PCX", "SGI", "PSD"),
 )
-
 _SLACK = 1e-6  # px
-
 Scale = Callable[[int, int], float]
 
 
@@ -152,7 +152,7 @@ class EncodedImages:
         return replace(self, labels=labels, label_sets=label_sets)  # type: ignore[type-var]
 
     def name(self, index: int) -> str:
-        """What a message calls this image: its file, or the member of a shard."""
+        """What messages and tables call this image: its file, or the member of a shard, as `path_text`."""
         raise NotImplementedError
 
     def encoded(self, index: int) -> Path | IO[bytes]:
@@ -206,7 +206,7 @@ class FileImages(EncodedImages):
     """Images in files, decoded when they are read."""
 
     root: str
-    # [N] utf-8 bytes, relative to root: one numpy array serves all Ray workers of a node, a list does not.
+    # [N] bytes of names, relative to root: one numpy array serves all Ray workers of a node, a list does not.
     files: np.ndarray
     channels: int
     labels: np.ndarray | None = None
@@ -218,10 +218,10 @@ class FileImages(EncodedImages):
 
     def path(self, index: int) -> Path:
         """The file of one image."""
-        return Path(self.root, self.files[index].decode("utf-8", "surrogateescape"))
+        return Path(self.root, os.fsdecode(self.files[index]))
 
     def name(self, index: int) -> str:
-        return str(self.path(index))
+        return path_text(self.path(index))
 
     def encoded(self, index: int) -> Path:
         return self.path(index)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from pcl_ray.errors import ConfigError, DataError
 from pcl_ray.support.files import atomic_file, write_text
+from pcl_ray.support.paths import path_text, storable
 
 FORMAT = 1
 MANIFEST_FILE, BROKEN_FILE, EMBEDDER_FOLDER, INDEX_FOLDER = "manifest.json", "broken.csv", "embedder", "index"
@@ -95,7 +96,7 @@ def write_part(path: Path, rows: pa.Table, broken: Sequence[tuple[str, str]]) ->
     OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"broken": list(broken)}).encode("utf-8", "surrogateescape")
+    content = json.dumps({"broken": list(broken)}).encode()
     rows = rows.replace_schema_metadata({_METADATA: content})
     # by the number of its process a partial file, so that a worker taken for dead cannot write into another's
     with atomic_file(path, sync=True) as partial:
@@ -141,16 +142,21 @@ class Collection:
 
     @cached_property
     def paths(self) -> pa.ChunkedArray:
-        """[n] the names of all images."""
+        """[n] the names of all images, as `path_text` writes them."""
         return self._column("path", pa.string())
 
     def path(self, image: int) -> str:
         return self.paths[int(image)].as_py()
 
     def numbers_of(self, names: Sequence[str]) -> dict[str, int]:
-        """The numbers of the images that have these names, of those that are in the collection."""
-        searched = set(names)
-        return {name: number for number, name in enumerate(self.paths.to_pylist()) if name in searched}
+        """The numbers of the images that have these names, of those that are in the collection.
+
+        A name is a path, or what `path_text` makes of one.
+        """
+        searched = {*names, *map(path_text, names)}
+        numbers = {text: i for i, text in enumerate(self.paths.to_pylist()) if text in searched}
+        options = {name: [text for text in (path_text(name), name) if text in numbers] for name in names}
+        return {name: numbers[texts[0]] for name, texts in options.items() if texts}
 
     def digests(self) -> pa.ChunkedArray:
         """[n] the digest of every image's file: the same for the same bytes."""
@@ -197,11 +203,9 @@ class Collection:
         if not broken:
             path.unlink(missing_ok=True)
             return 0
-        with (
-            atomic_file(path) as partial,
-            partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            csv.writer(file).writerows([("path", "reason"), *broken.items()])
+        with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            rows = ((storable(path), storable(reason)) for path, reason in broken.items())
+            csv.writer(file).writerows([("path", "reason"), *rows])
         return len(broken)
 
     def _column(self, name: str, kind: pa.DataType) -> pa.ChunkedArray:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pcl_ray.data import folders
 from pcl_ray.errors import ConfigError, DataError
+from pcl_ray.support.paths import lines_of, path_from_text, path_text
 from pcl_ray.support.text import suggestion_sentence
 
 _ROW = re.compile(r"(.+\.parquet)#(\d+)", re.DOTALL | re.IGNORECASE)
@@ -74,40 +75,48 @@ def _in_list(file: Path) -> Iterator[str]:
     folder, or else below the working directory.
     """
     try:
-        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            if file.suffix.lower() in (".csv", ".tsv"):
-                rows = csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-                header = next(rows, [])
-                names = [title.strip().lower() for title in header]
-                number = next((names.index(name) for name in _PATHS if name in names), None)
-                words = [] if number is not None else header[:1]
-                words += [row[number or 0] for row in rows if len(row) > (number or 0)]
-            else:
-                words = [line.rstrip("\r\n") for line in lines if not line.startswith("#")]
-    except (OSError, csv.Error) as error:
-        raise DataError(f"the list {file} cannot be read: {error}") from None
+        words = lines_of(file.read_bytes())
+        if file.suffix.lower() in (".csv", ".tsv"):
+            # with its line break, which a quoted cell may hold
+            lines = (f"{word}\n" for word in words)
+            rows = csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+            header = next(rows, [])
+            names = [title.strip().lower() for title in header]
+            number = next((names.index(name) for name in _PATHS if name in names), None)
+            words = [] if number is not None else header[:1]
+            words += [row[number or 0] for row in rows if len(row) > (number or 0)]
+        else:
+            words = [word for word in words if not word.startswith("#")]
+    except (OSError, csv.Error, ValueError) as error:
+        raise DataError(f"the list {path_text(file)} cannot be read: {error}") from None
     words = [word for word in words if word.strip()]
     if not words:
-        raise DataError(f"the list {file} has no paths")
+        raise DataError(f"the list {path_text(file)} has no paths")
     yield from (_resolved(word, file.parent) for word in words)
 
 
 def _resolved(word: str, folder: Path) -> str:
-    below = os.path.join(folder, os.path.expanduser(word))
-    return os.path.abspath(below if os.path.lexists(below) else os.path.expanduser(word))
+    options = [os.path.expanduser(name) for name in dict.fromkeys((word, path_from_text(word)))]
+    below = [os.path.join(folder, option) for option in options]
+    existing = (path for path in (*below, *options) if os.path.lexists(path))
+    return os.path.abspath(next(existing, options[0]))
 
 
 def _in_table(file: Path, column: str | None) -> Iterator[str]:
     try:
-        table = pq.ParquetFile(file)
-        name = column_of(table.schema_arrow, file, column)
-        if not _is_text(table.schema_arrow.field(name).type):
-            yield from (f"{file}#{row}" for row in range(table.metadata.num_rows))
-            return
-        for batch in table.iter_batches(columns=[name]):
-            yield from (_resolved(path, file.parent) for path in batch.column(0).to_pylist() if path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+        with file.open("rb") as opened:  # Arrow takes no names that are no UTF-8
+            table = pq.ParquetFile(opened)
+            name = column_of(table.schema_arrow, file, column)
+            if not _is_text(table.schema_arrow.field(name).type):
+                yield from (f"{file}#{row}" for row in range(table.metadata.num_rows))
+                return
+            for batch in table.iter_batches(columns=[name]):
+                yield from (_resolved(path, file.parent) for path in batch.column(0).to_pylist() if path)
+    except (ConfigError, DataError):
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:  # a damaged footer is an OSError, too
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path_text(file)} cannot be read as Parquet: {reason}") from None
 
 
 def column_of(schema: pa.Schema, file: str | Path, column: str | None) -> str:
@@ -177,13 +186,14 @@ class ImageReader:
 
     def _row_group(self, file: str, row: int) -> tuple[str, int, int, pa.ChunkedArray]:
         try:
-            table, first = pq.ParquetFile(file), 0
-            for group in range(table.num_row_groups):
-                end = first + table.metadata.row_group(group).num_rows
-                if row < end:
-                    column = column_of(table.schema_arrow, file, self._column)
-                    return file, first, end, table.read_row_group(group, columns=[column]).column(0)
-                first = end
+            with open(file, "rb") as opened:
+                table, first = pq.ParquetFile(opened), 0
+                for group in range(table.num_row_groups):
+                    end = first + table.metadata.row_group(group).num_rows
+                    if row < end:
+                        column = column_of(table.schema_arrow, file, self._column)
+                        return file, first, end, table.read_row_group(group, columns=[column]).column(0)
+                    first = end
         except pa.ArrowException as error:
             raise DataError(str(error).splitlines()[0]) from None
         raise DataError(f"the table has {first:,} rows")

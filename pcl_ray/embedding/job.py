@@ -18,6 +18,7 @@ from pcl_ray.embedding.embedder import Embedder
 from pcl_ray.embedding.parts import PartMaker, PartResult
 from pcl_ray.errors import ConfigError
 from pcl_ray.support.files import LockHeld, file_lock
+from pcl_ray.support.paths import path_text
 from pcl_ray.support.text import count, duration
 
 _MOST, _LEAST, _PARTS = 1024, 64, 16  # images of a part; parts of a small collection
@@ -82,7 +83,8 @@ def prepare(embedder: Embedder, manifest: Manifest, names: Sequence[str], folder
     else:
         embedder.save(folder / EMBEDDER_FOLDER)
         manifest.write(folder)
-    missing = [name for name in names if name not in done]
+    # earlier versions stored names as they are
+    missing = [name for name in names if path_text(name) not in done and name not in done]
     size = min(_MOST, max(_LEAST, math.ceil(len(missing) / _PARTS)))
     parts = [(number + i, missing[i * size : (i + 1) * size]) for i in range(math.ceil(len(missing) / size))]
     return EmbeddingJob(folder, manifest, parts, len(names), len(names) - len(missing))

@@ -20,6 +20,7 @@ from pcl_ray.embedding.collection import PARTS_FOLDER, Manifest, part_path, sche
 from pcl_ray.embedding.embedder import Embedded, Embedder, Features
 from pcl_ray.embedding.inputs import ImageReader
 from pcl_ray.errors import DataError, RunFailed
+from pcl_ray.support.paths import path_text
 
 READ_TIMEOUT_S = 300  # for one image: storage that is silent for so long hangs
 _AHEAD = 2  # batches that are being read
@@ -64,10 +65,12 @@ class PartMaker:
         first = not any((self._folder / PARTS_FOLDER).glob("*.parquet"))
         if first and names and all(read.missing for read in reads):
             raise RunFailed(
-                f"none of {len(names)} images is there any more, the first {names[0]!r}: they have gone, or"
-                " this machine does not see the file system that they are on"
+                f"none of {len(names)} images is there any more, the first '{path_text(names[0])}': they have"
+                " gone, or this machine does not see the file system that they are on"
             )
-        broken = [(name, read.reason) for name, read in zip(names, reads, strict=True) if read.reason]
+        broken = [
+            (path_text(name), read.reason) for name, read in zip(names, reads, strict=True) if read.reason
+        ]
         embedded = self._embedder.embedded(parts)
         try:
             table = self._table([(names[row], reads[row]) for row in good], embedded)
@@ -118,11 +121,8 @@ class PartMaker:
 
     def _read(self, name: str) -> _Read:
         try:
-            name.encode()
             content = self._reader.read(name)
-        except UnicodeEncodeError:
-            return _Read(None, reason="its name is no UTF-8")
-        except (OSError, DataError) as error:
+        except (OSError, DataError, ValueError) as error:  # no name has a NUL
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             return _Read(None, reason=reason, missing=isinstance(error, FileNotFoundError))
         if not content:
@@ -137,7 +137,7 @@ class PartMaker:
         head = self._manifest.features == "head"
         rows = np.ascontiguousarray(embedded.embeddings if head else embedded.backbone)
         columns: list[pa.Array] = [
-            pa.array([name for name, _ in images], pa.string()),
+            pa.array([path_text(name) for name, _ in images], pa.string()),
             pa.array([read.digest for _, read in images], pa.string()),
             pa.array([read.size for _, read in images], pa.int64()),
             pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1), pa.float32()), self._manifest.dim),

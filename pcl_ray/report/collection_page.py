@@ -17,6 +17,7 @@ from pcl_ray.report.drawing.html import Html, document, section, tag
 from pcl_ray.report.drawing.sprites import Sheet, sheet_of
 from pcl_ray.report.page import footer, save
 from pcl_ray.snapshot import Thumbnails
+from pcl_ray.support.paths import path_from_text
 
 _SIDE = 96  # px of a thumbnail
 _MOST = 720  # pictures of a page
@@ -24,7 +25,7 @@ _MOST = 720  # pictures of a page
 
 @dataclass(frozen=True)
 class PictureGroup:
-    """Pictures that belong together: their names, and what stands below each."""
+    """Pictures that belong together: their names as `path_text`, and what stands below each."""
 
     title: str
     text: str
@@ -93,7 +94,7 @@ def thumbnails_of(names: Sequence[str], images: ImageBytes) -> Thumbnails:
         # in this order: the rows of a table are read one after the other
         for position in sorted(range(len(names)), key=lambda i: names[i].partition("#")[0]):
             try:
-                picture = _fitted(images.read(names[position]))
+                picture = _fitted(images.read(path_from_text(names[position])))
             except (OSError, DataError):
                 continue
             except Exception:  # Pillow raises many kinds for damaged files

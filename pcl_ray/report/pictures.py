@@ -4,6 +4,7 @@ PIL image, drawn without any display.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
@@ -166,7 +167,9 @@ def _drawable(name: str) -> str:
 def as_image(figure: Figure) -> Image.Image:
     """What matplotlib draws of the figure."""
     png = BytesIO()
-    figure.savefig(png, format="png", dpi=_DPI)
+    with warnings.catch_warnings():  # names of classes may have signs that the font lacks
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        figure.savefig(png, format="png", dpi=_DPI)
     return Image.open(png).convert("RGB")
 
 

@@ -20,7 +20,7 @@ from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import RunFolder
 from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
 from pcl_ray.support import provenance
-from pcl_ray.support.paths import check_writable, home
+from pcl_ray.support.paths import check_writable, home, path_text
 from pcl_ray.support.text import count
 
 
@@ -64,7 +64,7 @@ def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]
         )
     except OSError as error:  # a folder that may be listed but not read, a disk that fails
         file = error.filename or config.data.path
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path_text(file or '')} cannot be read: {error.strerror or error}") from error
     if splits.bad:
         lines = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
         are = "is" if len(splits.bad) == 1 else "are"
@@ -185,4 +185,6 @@ def _dataset(config: RunConfig, fingerprint: str, plan: RunPlan, classes: int) -
     name = source
     if source in (*plans.FILE_SOURCES, "arrays"):
         name = Path(path.partition("?")[0]).name or source
-    return tracking.DataSet(name, fingerprint, path or source, plan.num_images, plan.num_holdout, classes)
+    return tracking.DataSet(
+        path_text(name), fingerprint, path_text(path or source), plan.num_images, plan.num_holdout, classes
+    )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pcl_ray.support import telemetry
+from pcl_ray.support.paths import storable
 from pcl_ray.support.text import value_text
 
 _VARIABLES = {  # MLflow's own defaults hold one call for four minutes when the server is gone
@@ -55,4 +56,4 @@ def clean_name(name: str) -> str:
 def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Parameters or tags as MLflow accepts them."""
     texts = {name: value_text(value, digits=None) for name, value in values.items()}
-    return {clean_name(name): text[:_LONGEST_VALUE] for name, text in texts.items()}
+    return {clean_name(name): storable(text)[:_LONGEST_VALUE] for name, text in texts.items()}

@@ -18,6 +18,7 @@ from pcl_ray.cli.collection.results import (
 )
 from pcl_ray.cli.verb import Verb
 from pcl_ray.errors import ConfigError
+from pcl_ray.support.paths import path_text
 from pcl_ray.support.text import count, number
 
 _MOST_COMPARED = 50_000  # images that are all compared with each other unasked: half a minute on two cores
@@ -49,7 +50,7 @@ def _search(arguments: argparse.Namespace) -> int:
     for image in strangers:
         if not os.path.isfile(image):
             kind = "is a folder; give image files" if os.path.isdir(image) else "is neither a file nor in it"
-            raise ConfigError(f"{image} {kind}")
+            raise ConfigError(f"{path_text(image)} {kind}")
     vectors = {image: opened.index.vectors[number] for image, number in members.items()}
     if strangers:
         embedded = Embedder.load(opened.collection.folder / "embedder").embed(strangers)
@@ -60,8 +61,9 @@ def _search(arguments: argparse.Namespace) -> int:
     nearest, cosines = opened.index.search(queries, arguments.k + 1)
     rows: list[dict[str, Any]] = []
     groups = []
-    for query, ids, similarities in zip(images, nearest, cosines, strict=True):
-        paths = [opened.collection.path(image) for image in ids]
+    for image, ids, similarities in zip(images, nearest, cosines, strict=True):
+        query = opened.collection.path(members[image]) if image in members else path_text(image)
+        paths = [opened.collection.path(number) for number in ids]
         # the query itself is no answer
         near = [pair for pair in zip(paths, similarities.tolist(), strict=True) if pair[0] != query]
         near = near[: arguments.k]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pcl_ray.errors import ConfigError, DataError
+from pcl_ray.support.paths import lines_of, path_text, storable
 from pcl_ray.support.text import count, delimiter_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def read(file: Path, paths: pa.ChunkedArray) -> dict[int, str]:
     """
     given = _rows(file)
     wanted = {candidate for path, _ in given for candidate in _candidates(path, file)}
-    names = {_name(path) for path, _ in given}
+    names = {_name(text) for path, _ in given for text in _spellings(path)}
     numbers: dict[str, int] = {}
     alike: dict[str, list[tuple[int, str]]] = {}
     for number, path in enumerate(_texts(paths)):
@@ -40,9 +41,13 @@ def read(file: Path, paths: pa.ChunkedArray) -> dict[int, str]:
     for path, label in given:
         number = next((numbers[one] for one in _candidates(path, file) if one in numbers), None)
         if number is None:
-            ending = "/" + path.lstrip("./")
-            fitting = [i for i, whole in alike.get(_name(path), []) if whole.endswith(ending)]
-            number = fitting[0] if len(fitting) == 1 else None
+            fitting = {
+                i
+                for text in _spellings(path)
+                for i, whole in alike.get(_name(text), [])
+                if whole.endswith("/" + text.lstrip("./"))
+            }
+            number = fitting.pop() if len(fitting) == 1 else None
         if number is None:
             missing.append(path)
         elif labels.setdefault(number, label) != label:
@@ -73,24 +78,23 @@ def _rows(file: Path) -> list[tuple[str, str]]:
     if file.suffix.lower() == ".parquet" and file.exists():
         return _with_labels(file, _parquet_rows(file))
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            delimiter = delimiter_of(lines.readline())
-            lines.seek(0)
-            rows = csv.DictReader(lines, delimiter=delimiter)
-            columns = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
-            path = next((columns[name] for name in _PATHS if name in columns), None)
-            label = next((columns[name] for name in _LABELS if name in columns), None)
-            if path is None or label is None:
-                raise ConfigError(
-                    f"{file} needs the columns path and label; it has: {', '.join(columns) or 'none'}"
-                )
-            given = [((row[path] or "").strip(), (row[label] or "").strip()) for row in rows]
+        lines = lines_of(file.read_bytes())
+        rows = csv.DictReader((f"{line}\n" for line in lines), delimiter=delimiter_of(lines[0]))
+        columns = {storable(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+        path = next((columns[name] for name in _PATHS if name in columns), None)
+        label = next((columns[name] for name in _LABELS if name in columns), None)
+        if path is None or label is None:
+            raise ConfigError(
+                f"{file} needs the columns path and label; it has: {', '.join(columns) or 'none'}"
+            )
+        given = [(row[path] or "", storable(row[label] or "").strip()) for row in rows]
     except FileNotFoundError:
         raise ConfigError(f"there is no file {str(file)!r}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{file} is no text in UTF-8; save it so") from None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read: {error}") from None
+    except ConfigError:
+        raise
+    except (OSError, csv.Error, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{file} cannot be read: {reason}") from None
     return _with_labels(file, given)
 
 
@@ -99,7 +103,8 @@ def _parquet_rows(file: Path) -> list[tuple[str, str]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(file)
+        with file.open("rb") as opened:  # Arrow takes no names that are no UTF-8
+            table = pq.read_table(opened)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
     path = next((name for name in _PATHS if name in table.column_names), None)
@@ -108,19 +113,25 @@ def _parquet_rows(file: Path) -> list[tuple[str, str]]:
         columns = ", ".join(table.column_names) or "none"
         raise ConfigError(f"{file} needs the columns path and label; it has: {columns}")
     pairs = zip(table[path].to_pylist(), table[label].to_pylist(), strict=True)
-    return [(str(one or "").strip(), str("" if other is None else other).strip()) for one, other in pairs]
+    return [(str(one or ""), str("" if other is None else other).strip()) for one, other in pairs]
 
 
 def _with_labels(file: Path, rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    labelled = [(path, label) for path, label in rows if path and label]
+    labelled = [(path, label) for path, label in rows if path.strip() and label]
     if not labelled:
         raise DataError(f"{file} has no row with a path and a label")
     return labelled
 
 
-def _candidates(path: str, file: Path) -> tuple[str, str]:
-    expanded = os.path.expanduser(path)
-    return os.path.abspath(os.path.join(os.path.abspath(file.parent), expanded)), os.path.abspath(expanded)
+def _candidates(path: str, file: Path) -> list[str]:
+    folders = (os.path.abspath(file.parent), os.getcwd())
+    words = [os.path.expanduser(text) for text in _spellings(path)]
+    return [os.path.normpath(os.path.join(path_text(folder), word)) for word in words for folder in folders]
+
+
+def _spellings(path: str) -> list[str]:
+    """A path as the collection may have it: as it is written, or as `path_text` writes it."""
+    return list(dict.fromkeys((path, path_text(path), path.strip(), path_text(path.strip()))))
 
 
 def _name(path: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from pcl_ray.support.paths import path_text
+
 
 def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Whether a path, relative to the root of the images, is matched by one of the patterns.
@@ -15,7 +17,8 @@ def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     if not patterns:
         return lambda path: False
     expression = re.compile("|".join(f"(?:{_anchored(pattern)})" for pattern in patterns), re.DOTALL)
-    return lambda path: expression.fullmatch(path) is not None
+    # names that cannot be typed are matched as they are shown, too
+    return lambda path: any(expression.fullmatch(name) for name in {path, path_text(path)})
 
 
 def pattern_body(pattern: str) -> str:

@@ -15,6 +15,7 @@ from pcl_ray.data.sources.exclusion import matcher
 from pcl_ray.data.sources.label_table import full_path
 from pcl_ray.data.sources.parts import EncodedParts, class_order, numbered
 from pcl_ray.errors import DataError
+from pcl_ray.support.paths import path_from_text, path_text
 from pcl_ray.support.text import count
 
 
@@ -34,12 +35,9 @@ def _in_folders(config: DataConfig) -> EncodedParts:
     excluded = matcher(config.exclude)
 
     def find(folder: Path, class_names: tuple[str, ...] | None = None) -> FileImages:
-        start = "" if folder == root else f"{folder.name}/"
+        starts = {"", "" if folder == root else f"{folder.name}/"}
         return folders.find_images(
-            folder,
-            config.channels,
-            class_names,
-            lambda file: excluded(file) or (start != "" and excluded(start + file)),
+            folder, config.channels, class_names, lambda file: any(excluded(start + file) for start in starts)
         )
 
     train = find(train_folder)
@@ -73,7 +71,7 @@ def _listed(config: DataConfig) -> EncodedParts:
             f"data.list = {config.list!r}: {len(missing)} of {count(len(files), 'file')} are not there, e.g."
             f" {_examples(missing)} (looked for below {root})"
         )
-    bad = tuple(folders.BadImage(os.path.join(root, file), "it is not there") for file in missing)
+    bad = tuple(folders.BadImage(path_text(os.path.join(root, file)), "it is not there") for file in missing)
     gone = set(missing)
     files = [file for file in files if file not in gone]
     images = folders.images_of(root, files, config.channels)
@@ -141,8 +139,8 @@ def _resolver(
     bases = _bases(config, sides, beside)
 
     def resolve(text: str) -> str | None:
-        text = text.replace("\\", "/")
-        options = [os.path.normpath(os.path.join(base, text)) for base in bases]
+        names = dict.fromkeys((text, path_from_text(text), text.replace("\\", "/")))
+        options = [os.path.normpath(os.path.join(base, name)) for name in names for base in bases]
         exact = next((option for option in options if option in every), None)
         return exact or next((stems[option] for option in options if stems.get(option)), None)
 
@@ -175,4 +173,4 @@ def _below(path: str, root: Path) -> str:
 
 
 def _examples(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:3])
+    return ", ".join(map(path_text, texts[:3]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pcl_ray.errors import DataError
+from pcl_ray.support.paths import lines_of, path_from_text, storable
 from pcl_ray.support.text import delimiter_of
 
 _PATH_WORDS = (
@@ -43,20 +44,21 @@ def read_labels(knob: str, file: Path, is_image: Callable[[str], bool]) -> list[
     """
     lines = _lines(knob, file)
     try:
-        rows = [
-            [cell.strip() for cell in row]
-            for row in csv.reader(lines, delimiter=delimiter_of(lines[0] if lines else ""))
-        ]
+        # with its line break, which a quoted cell may hold
+        rows = list(csv.reader((f"{line}\n" for line in lines), delimiter=delimiter_of(lines[0])))
     except csv.Error as error:
         raise DataError(f"{knob} = {str(file)!r} cannot be read as CSV: {error}") from None
-    rows = [row for row in rows if any(row)]
+    rows = [row for row in rows if any(map(str.strip, row))]
     if not rows:
         raise DataError(f"{knob} = {str(file)!r} has no row")
-    path, label, has_header = _columns(knob, file, rows[0], is_image)
+    path, label, has_header = _columns(knob, file, [cell.strip() for cell in rows[0]], is_image)
     return [
-        TableRow(row[path], _labels(row[label] if label < len(row) else ""))
+        TableRow(
+            row[path] if is_image(row[path]) else row[path].strip(),
+            _labels(row[label] if label < len(row) else ""),
+        )
         for row in rows[has_header:]
-        if path < len(row) and row[path]
+        if path < len(row) and row[path].strip()
     ]
 
 
@@ -68,36 +70,34 @@ def read_list(knob: str, file: Path, is_image: Callable[[str], bool]) -> list[Ta
     """
     rows: list[TableRow] = []
     for line in _lines(knob, file):
-        line = line.strip()
-        if not line or line.startswith("#"):
+        if not line.strip() or line.startswith("#"):
             continue
         mark = "\t" if "\t" in line else ","
         path, _, label = line.rpartition(mark) if mark in line else (line, "", "")
-        if mark == "," and label and is_image(line):
+        if is_image(line):
             path, label = line, ""
-        rows.append(TableRow(path.strip(), _labels(label)))
+        rows.append(TableRow(path if is_image(path) else path.strip(), _labels(label)))
     if not rows:
         raise DataError(f"{knob} = {str(file)!r} has no line")
     return rows
 
 
 def full_path(path: str, folders: Sequence[Path | str]) -> str:
-    """The absolute path that is meant: relative to the first of these folders that has such a file, else to
-    the first.
+    """The absolute path that is meant: relative to the first of these folders that has such a file, as it is
+    written or as `path_text` writes it, else to the first.
     """
-    expanded = os.path.expanduser(path)
-    options = [os.path.normpath(os.path.join(folder, expanded)) for folder in folders]
+    names = dict.fromkeys((os.path.expanduser(path), os.path.expanduser(path_from_text(path))))
+    options = [os.path.normpath(os.path.join(folder, name)) for name in names for folder in folders]
     return next((option for option in options if os.path.exists(option)), options[0])
 
 
 def _lines(knob: str, file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{knob} = {str(file)!r} is no text in UTF-8") from None
+        return lines_of(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{knob} = {str(file)!r}: {error}") from None
     except OSError as error:
         raise DataError(f"{knob} = {str(file)!r} cannot be read: {error.strerror or error}") from None
-    return text.splitlines()
 
 
 def _columns(
@@ -127,7 +127,8 @@ def _columns(
 
 
 def _labels(cell: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(label.strip() for label in cell.split(_SEVERAL) if label.strip()))
+    labels = (label.strip() for label in storable(cell).split(_SEVERAL))
+    return tuple(dict.fromkeys(label for label in labels if label))
 
 
 def merged(rows: Sequence[TableRow], resolve: Callable[[str], str]) -> dict[str, list[str]]:

@@ -27,6 +27,7 @@ from pcl_ray.data.sources.shard_index import MISSING, ShardIndex
 from pcl_ray.data.sources.shards import DamagedShard, Shard
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.support.files import atomic_file
+from pcl_ray.support.paths import path_text
 from pcl_ray.support.storage import PIECE_BYTES
 
 _FETCHERS = 4  # shards that are fetched or packed at a time
@@ -234,7 +235,7 @@ class PackedImages(EncodedImages):
 
     def name(self, index: int) -> str:
         member = self.names[index].decode("utf-8", "surrogateescape")
-        return f"{self.shards[self.shard_N[index]].shard}/{member}"
+        return f"{self.shards[self.shard_N[index]].shard}/{path_text(member)}"
 
     def encoded(self, index: int) -> io.BytesIO:
         length, offset = int(self.length_N[index]), int(self.offset_N[index])

@@ -108,7 +108,8 @@ def pack(path: Path, columns: Columns, packed: IO[bytes], read_files: ReadFiles 
 
     builder = IndexBuilder()
     wanted = [columns.image] + ([columns.label] if columns.label is not None else [])
-    with parquet.ParquetFile(str(path)) as opened:
+    # an opened file: Arrow takes no names that are no UTF-8
+    with path.open("rb") as file, parquet.ParquetFile(file) as opened:
         for group in range(opened.num_row_groups):
             end = len(builder) + opened.metadata.row_group(group).num_rows
             batches = opened.iter_batches(_ROWS, row_groups=[group], columns=wanted, use_threads=False)

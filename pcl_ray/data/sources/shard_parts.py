@@ -24,6 +24,7 @@ from pcl_ray.data.sources.shard_index import ShardIndex
 from pcl_ray.data.sources.shards import DamagedShard, Shard, find_shards, split_parts
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.plan import SHARD_SOURCES
+from pcl_ray.support.paths import path_from_text
 from pcl_ray.support.text import count
 
 _CLASS_FILE = "classnames.txt"  # beside tar shards whose labels are numbers: a name a line
@@ -215,13 +216,20 @@ def _files(side: Sequence[tuple[PackedShard, ShardIndex]], config: DataConfig) -
     files: list[str] = []
     for packed, index in side:
         folders = [os.path.dirname(packed.shard.path), *([given] if os.path.isdir(given) else [])]
-        paths = [name.decode("utf-8", "surrogateescape") for name in index.names.tolist()]
+        paths = [os.fsdecode(name) for name in index.names.tolist()]
         if paths and not os.path.exists(os.path.join(folders[0], paths[0])):
             folders.reverse()
         full = [os.path.normpath(os.path.join(folders[0], path)) for path in paths]
         files += [path.removeprefix(f"{root}/") for path in full]
-    encoded = np.array([file.encode("utf-8", "surrogateescape") for file in files])
+    encoded = np.array([os.fsencode(_existing(root, file)) for file in files])
     return FileImages(root, encoded, config.channels)
+
+
+def _existing(root: str, file: str) -> str:
+    """The file, or the one that is meant where the table writes names as `path_text` does."""
+    if "\\" not in file or os.path.exists(os.path.join(root, file)):
+        return file
+    return path_from_text(file)
 
 
 def _label_lists(index: ShardIndex) -> list[list[str]]:

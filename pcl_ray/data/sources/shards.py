@@ -19,6 +19,7 @@ from pcl_ray.data.folders import HOLDOUT_NAMES, TRAIN_NAMES
 from pcl_ray.data.sources.exclusion import matcher, pattern_body
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.support import storage_address
+from pcl_ray.support.paths import lines_of, path_from_text, path_text
 from pcl_ray.support.storage import ObjectVersion, Storage
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -44,7 +45,7 @@ class Shard:
 
     def __str__(self) -> str:
         if self.path:
-            return self.path
+            return path_text(self.path)
         folder, question_mark, options = storage_address.without_secrets(self.storage_uri).partition("?")
         return f"{folder}/{self.key}{question_mark}{options}"
 
@@ -145,9 +146,9 @@ def _named_by_list(path: str, suffixes: Sequence[str]) -> Iterator[Shard]:
         else:
             content = Path(file).expanduser().read_bytes()
             folder = str(Path(file).expanduser().absolute().parent)
-        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        lines = [line.strip() for line in lines_of(content)]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"the list of shards {file!r} cannot be read: {reason}") from None
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
@@ -180,9 +181,10 @@ def _named(path: str, suffixes: Sequence[str]) -> Iterable[Shard]:
 
 def _local(path: str, suffixes: Sequence[str]) -> Iterator[Shard]:
     text = os.path.abspath(os.path.expanduser(path))
-    if os.path.exists(text):
-        yield from _files_of(text, suffixes)
-        return
+    for option in dict.fromkeys((text, path_from_text(text))):
+        if os.path.exists(option):
+            yield from _files_of(option, suffixes)
+            return
     names = expand_braces(text)
     missing: list[str] = []
     for name in names:
@@ -302,7 +304,7 @@ def _refuse_missing(path: str, missing: Sequence[str], total: int) -> None:
     if missing:
         raise DataError(
             f"data.path = {_shown(path)!r}: {len(missing)} of {total} shards are not there, e.g."
-            f" {', '.join(missing[:3])}"
+            f" {', '.join(map(path_text, missing[:3]))}"
         )
 
 
@@ -330,4 +332,4 @@ def _joined(address: str, options: str) -> str:
 
 def _shown(path: str) -> str:
     """`data.path` as a message may have it."""
-    return storage_address.without_secrets(path)
+    return storage_address.without_secrets(path) if _is_address(path) else path

@@ -68,7 +68,7 @@ def index_tar(
 def _samples(file: IO[bytes]) -> Iterator[_Sample]:
     """The samples in order. Raises tarfile.TarError at the first damage, after the samples before it."""
     sample = _Sample("")
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
             name = _plain_name(member)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import pcl_ray
 from pcl_ray import cli, config
 from pcl_ray.cli import submit, train
 from pcl_ray.errors import ConfigError
@@ -123,3 +128,47 @@ def test_submit_keeps_its_own_options_and_passes_the_rest_on() -> None:
     )
     assert (arguments.memory_gb, arguments.only_print, arguments.address) == (2.0, True, "http://a:1")
     assert arguments.others == ["sweep", "alpha", "--samples", "3", "x=1"]
+
+
+# --- what is printed, by the command in a process of its own
+
+
+def printed(words: str, **more: str) -> subprocess.CompletedProcess[bytes]:
+    """What a line of a shell gives in which `pcl` is the command."""
+    root = str(Path(pcl_ray.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, **more}
+    command = f'set -o pipefail; pcl() {{ {shlex.quote(sys.executable)} -m pcl_ray.cli "$@"; }}; {words}'
+    return subprocess.run(["bash", "-c", command], capture_output=True, env=environment, timeout=300)
+
+
+def test_a_reader_that_goes_away_ends_nothing() -> None:
+    done = printed("pcl train --describe | head -1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_closed_streams_are_no_files_of_others() -> None:
+    done = printed("pcl recipes >&-; echo $?; pcl nothing >&- 2>&-; echo $?; pcl recipes <&- | wc -l")
+    assert done.stderr == b""
+    first, second, lines = done.stdout.split()
+    assert (first, second) == (b"0", b"2")
+    assert int(lines) > 5
+
+
+def test_output_that_cannot_be_written_is_said() -> None:
+    done = printed("pcl recipes > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == b"pcl-ray: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("utf-8", "\N{FOX FACE} –"), ("latin-1", r"\U0001f98a -"), ("ascii", r"\U0001f98a -")],
+)
+def test_what_a_terminal_lacks_is_spelled_and_what_commands_it_escaped(encoding: str, shown: str) -> None:
+    typed = b"'\xf0\x9f\xa6\x8a \xe2\x80\x93 \xff \xe2\x80\xae.yaml'"
+    done = printed("pcl train " + os.fsdecode(typed), PYTHONIOENCODING=encoding)
+    assert done.returncode == 2
+    assert shown in done.stderr.decode(encoding)
+    assert b"\x1b" not in done.stderr
+    assert b"\xe2\x80\xae" not in done.stderr
