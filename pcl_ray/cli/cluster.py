@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -101,14 +102,20 @@ def _down(arguments: argparse.Namespace) -> int:
 def _add_status_arguments(parser: argparse.ArgumentParser) -> None:
     add_address_argument(parser)
     add_experiment_argument(parser)
+    parser.add_argument("--json", action="store_true", help="as JSON, with everything that is known")
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from pcl_ray.cluster import status, submit
 
-    for line in status.cluster_or_none(submit.cluster(arguments.address)):
-        print(line)
+    cluster = status.cluster_state(submit.cluster(arguments.address))
+    if not arguments.json:
+        print("\n".join(status.cluster_lines(cluster)))
     rows, trouble = status.under_way(arguments.experiment)
+    if arguments.json:
+        mlflow = {"uri": public_tracking_uri(), "trouble": trouble}
+        print(json.dumps({"cluster": cluster, "mlflow": mlflow, "runs": status.as_json(rows)}, indent=2))
+        return 0
     print(f"MLflow      {trouble or public_tracking_uri()}")
     if not rows:
         print("runs        none under way; pcl-ray runs lists those that have ended")

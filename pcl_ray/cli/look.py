@@ -30,6 +30,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     if arguments.limit < 1:
         raise ConfigError(f"--limit {arguments.limit}: 1 or more")
     status.local_runs()  # what was killed reads so in MLflow too
+    status.close_ended(arguments.experiment)
     recorded_runs = run_list.recorded(
         status.uri(),
         arguments.experiment,

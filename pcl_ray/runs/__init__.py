@@ -7,6 +7,7 @@ __all__ = [
     "console",
     "driver",
     "evaluation",
+    "event_router",
     "final_artifacts",
     "folder",
     "fork",

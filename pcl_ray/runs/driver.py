@@ -6,7 +6,6 @@ request → data → folder (new or resumed) → training (in this process, or o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -84,7 +83,7 @@ def start(
         RunFolder.create(name, request.config) as folder,
         storage_mirror.for_new_run(folder, request.config, display.warn) as mirror,
     ):
-        folder.write_state(fingerprint=splits.train.fingerprint, began_at=time.time(), command=command)
+        folder.write_state(fingerprint=splits.train.fingerprint, command=command)
         if origin:
             _begin_with(origin, folder, mirror, display)
         preparation.begin_with_weights(folder, request.config, display.say, mirror)
@@ -223,9 +222,11 @@ class _Run:
         """Says that it trains now, in state.json and on the screen."""
         folder, display = self._folder, self._display
         display.say(f"run        {folder.name} in {folder.path}")
-        job = current_job.current()
+        job, history = current_job.current(), folder.read_history()
         folder.write_state(
             state="running",
+            phase="starting",
+            progress={"epoch": len(history), "epochs": self._plan.epochs},
             error=None,
             submission_id=job.id if job else None,
             waits_for="",
@@ -235,7 +236,7 @@ class _Run:
         if job is not None:
             display.say(f"job        {job.id}")
         # an epoch whose figures were lost with a killed driver; points that MLflow has are skipped
-        self._log(folder.read_history())
+        self._log(history)
 
     def _train(self) -> None:
         """Trains to the end, or leaves in state.json why not."""
@@ -269,13 +270,15 @@ class _Run:
         """Tells everybody how the run ended, whoever waits for it first."""
         self._display.end()
         # A server that does not answer may hold what follows until we are killed.
-        self._folder.write_state(state=self._state, mlflow_run_id=self._tracker.run_id)
+        self._folder.write_state(state=self._state, phase="recording", mlflow_run_id=self._tracker.run_id)
+        self._tracker.tag({tracking.PHASE_TAG: "recording"})
         # A second Ctrl-C, or one after the training: what waits is kept, nothing is waited for.
         with stopped_by_signals(self._folder.name):
             try:
                 result = self._leave_results()
             finally:
                 self._finish_tracking()
+                self._folder.write_state(phase="")
         return self._with_late_run_id(result)
 
     def _leave_results(self) -> RunResult:

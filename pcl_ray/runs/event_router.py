@@ -17,8 +17,6 @@ from pcl_ray.training.system_metrics import SystemLog
 if TYPE_CHECKING:
     from pcl_ray.runs.gallery import Gallery  # it loads torch
 
-WAITS_TAG = "pcl_ray.waits_for"
-
 
 class EventRouter:
     """Passes events on to the display, to MLflow, to the gallery and to the metrics of the cluster; writes
@@ -38,6 +36,7 @@ class EventRouter:
         self._system = SystemLog(tracker.log, folder.read_state().get("began_at") or time.time())
         self._metrics = RayMetrics(folder.name, plan.epochs)
         self._started = False
+        self._phase = ""
         self._waits_since: float | None = None
         self._run_id: str | None = None
 
@@ -56,13 +55,25 @@ class EventRouter:
         if event.kind == "waiting":
             self._waits_since = (self._waits_since or time.time()) if event.text else None
             self._folder.write_state(waits_for=event.text, waits_since=self._waits_since)
-            self._tracker.tag({WAITS_TAG: event.text})
+            self._tracker.tag({tracking.WAITS_TAG: event.text})
+        self._note_phase(event)
         if event.kind == "epoch":
             self._folder.write_state(progress=progress(event, self._plan))
         if self._tracker.run_id != self._run_id:
             self._record_run_id()
         if event.kind not in ("snapshot", "views", "system"):
             self._display.handle(event)
+
+    def _note_phase(self, event: Event) -> None:
+        """Writes down what the run does, when that is another thing than before."""
+        phase = self._phase
+        if event.kind == "phase" and self._started:
+            phase = event.text
+        elif event.kind in ("start", "alive", "step", "epoch"):
+            phase = "training"
+        if phase != self._phase:
+            self._phase = phase
+            self._folder.write_state(phase=phase)
 
     def announce_stop(self) -> None:
         """Marks the run as stopped: at once, from a signal's handler, since a kill may follow in seconds."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pcl_ray import config as configs
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.support import machine
 from pcl_ray.support.files import LockHeld, acquire_lock, write_text
 from pcl_ray.support.paths import CONFIG_FILE, RUNS, home
 from pcl_ray.support.redaction import scrubbed
@@ -43,11 +45,12 @@ class StateEntries(TypedDict, total=False):
     weights: str  # what it began with, where that is not random
     looked: bool  # whether the clusters of the first look have been shown
     # what `pcl-ray status` shows of it under way
+    phase: str  # starting, training, features, clustering, evaluation, recording; "" when it has ended
     machine: str  # `support.machine.identity` of its driver
     submission_id: str | None  # of its Ray job
     mlflow_run_id: str | None
     link: str  # of the run in the dashboard
-    progress: dict[str, Any]  # see `event_router.progress`
+    progress: dict[str, Any]  # `event_router.progress`; of a sweep `sweep.progress.ProgressCallback`
     waits_for: str  # "" where it does not wait
     waits_since: float | None
     # what reports show
@@ -99,7 +102,9 @@ class RunFolder:
             cls.check_free(name)
         folder = cls(name, path, cls._locked(path, name))
         folder.write_config(config)
-        folder.write_state(state="running")
+        folder.write_state(
+            state="running", phase="starting", machine=machine.identity(), began_at=time.time()
+        )
         return folder
 
     @classmethod
@@ -117,6 +122,11 @@ class RunFolder:
             hint = suggestion(name, names, start="; ")
             raise ConfigError(f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}{hint}")
         return path
+
+    @classmethod
+    def root(cls) -> Path:
+        """The folder that holds those of all runs, or of all sweeps."""
+        return home() / cls.ROOT
 
     @classmethod
     def path_of(cls, name: str) -> Path:

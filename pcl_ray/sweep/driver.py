@@ -28,11 +28,12 @@ from pcl_ray.config.figures import KNN_TOP1, SWEEP_FINISHED, SWEEP_STOPPED_EARLY
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, DataError, RunFailed, Stopped
+from pcl_ray.on_ray import current_job
 from pcl_ray.report.sweep.leaderboard import is_number
 from pcl_ray.runs import final_artifacts, preparation
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import SweepFolder
-from pcl_ray.support import redaction
+from pcl_ray.support import machine, redaction
 from pcl_ray.support.paths import home
 from pcl_ray.sweep import pickle_safety, tune_run
 from pcl_ray.sweep import request as requests
@@ -198,7 +199,14 @@ def _sweep(
     if link := session.tracker.link(view=True):
         session.console.print(f"dashboard   {link}", markup=False, soft_wrap=True)
     folder.write_state(
-        state="running", mlflow_run_id=session.tracker.run_id, fingerprint=data.whole.train.fingerprint
+        state="running",
+        phase="starting",
+        machine=machine.identity(),
+        error=None,
+        submission_id=job.id if (job := current_job.current()) else None,
+        waits_for="",
+        mlflow_run_id=session.tracker.run_id,
+        fingerprint=data.whole.train.fingerprint,
     )
     result, interruption = _train_and_conclude(session, data, resumed=resumed)
     final_artifacts.write_result(result, result_file)
@@ -291,6 +299,8 @@ def _train_and_conclude(
         )
     try:
         interruption = tune_run.run(session, data.for_trials, resumed=resumed)
+        session.folder.write_state(phase="recording")
+        session.tracker.tag({tracking.PHASE_TAG: "recording"})
         unfinished = interruption.reason if interruption is not None else ""
         result = conclude(session, data.whole, seconds=time.monotonic() - begun, unfinished=unfinished)
         if interruption is None:
@@ -300,7 +310,7 @@ def _train_and_conclude(
     finally:
         session.folder.write_state(state=state)
         session.tracker.finish(state)
-        session.folder.write_state(mlflow_run_id=session.tracker.run_id)
+        session.folder.write_state(mlflow_run_id=session.tracker.run_id, phase="")
     return result, interruption
 
 

@@ -24,7 +24,9 @@ from pcl_ray.sweep.session import SweepSession
 from pcl_ray.sweep.trial_point import point_of, run_name_of
 
 _LINES_EVERY_S = 30.0
+_NOTE_EVERY_S = 2.0
 _ROWS = 12
+_COMPARABLE = ("finished", "stopped early")
 
 
 class ProgressCallback(tune.Callback):
@@ -56,6 +58,8 @@ class ProgressCallback(tune.Callback):
         self._live: Live | None = None
         self._begun = time.monotonic()
         self._last_line = time.monotonic()
+        self._last_note = 0.0
+        self._ended_before = len(self._runs_ended)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with the experiment; a restored one gets a new one
@@ -147,7 +151,38 @@ class ProgressCallback(tune.Callback):
             soft_wrap=True,
         )
 
+    def _note_progress(self) -> None:
+        """Writes into the sweep's state.json what `pcl-ray status` shows."""
+        now = time.monotonic()
+        if now - self._last_note < _NOTE_EVERY_S and len(self._runs_ended) < self._total:
+            return
+        self._last_note = now
+        best = self._best()
+        running = [result for trial, result in self._latest.items() if trial not in self._ended]
+        progress = {
+            "trials": self._total,
+            "ended": len(self._runs_ended),
+            "running": len(running),
+            "at": time.time(),
+            "figure": self._session.context.objective.metric,
+            "value": best.get("objective") if best else None,
+        }
+        # of this session: what was trained before it took no time of it
+        parts = sum(result.get("epoch", 0) / max(result.get("of", self._epochs), 1) for result in running)
+        done = len(self._runs_ended) - self._ended_before + parts
+        left = self._total - self._ended_before - done
+        if done > 0:
+            progress["left_s"] = (now - self._begun) / done * max(left, 0.0)
+        self._session.folder.write_state(phase="training", progress=progress)
+
+    def _best(self) -> dict[str, Any] | None:
+        """The last result of the best trial that has ended; None before the first."""
+        ended = [self._latest.get(trial, {}) for trial, how in self._ended.items() if how in _COMPARABLE]
+        measured = [result for result in ended if "score" in result]
+        return max(measured, key=lambda result: result["score"], default=None)
+
     def _show(self) -> None:
+        self._note_progress()
         now = time.monotonic()
         if self._live is not None:
             self._live.update(self._table())

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from pcl_ray import tracking
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import admission, bundles, connection, node_checks
@@ -83,6 +84,7 @@ def run(session: SweepSession, splits: DataSplits, *, resumed: bool) -> Interrup
             markup=False,
             soft_wrap=True,
         )
+        session.tracker.tag({tracking.TRIALS_TAG: str(schedule.total)})
         with Interrupter(request.settings.budget_s) as interrupter:
             progress = ProgressCallback(
                 session,

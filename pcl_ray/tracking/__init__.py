@@ -8,12 +8,15 @@ from pcl_ray.tracking.address import check_uri, is_server, tracking_uri, ui_comm
 from pcl_ray.tracking.attachments import NOTE, DataSet
 from pcl_ray.tracking.run import PENDING_FILE, MlflowRun, NullRun, open_run
 from pcl_ray.tracking.saved_views import Sweep
-from pcl_ray.tracking.store import RUN_TAG, RunDescription
+from pcl_ray.tracking.store import PHASE_TAG, RUN_TAG, TRIALS_TAG, WAITS_TAG, RunDescription
 
 __all__ = [
     "NOTE",
     "PENDING_FILE",
+    "PHASE_TAG",
     "RUN_TAG",
+    "TRIALS_TAG",
+    "WAITS_TAG",
     "DataSet",
     "MlflowRun",
     "NullRun",

@@ -19,6 +19,8 @@ from pcl_ray.tracking.client import as_texts, open_client
 from pcl_ray.tracking.pending import Point
 
 RUN_TAG = "pcl_ray.run_name"  # finds the run again; MLflow's own run name may be edited in the dashboard
+# What lists show of a run under way: what it waits for, what it does beside training; a sweep's trials.
+WAITS_TAG, PHASE_TAG, TRIALS_TAG = "pcl_ray.waits_for", "pcl_ray.phase", "pcl_ray.trials"
 BATCH_NAMES = 100  # parameters or tags in one request
 
 

@@ -17,7 +17,9 @@ import pytest
 from mlflow import MlflowClient
 from small import DIGITS_RUN
 
+from pcl_ray.cluster import status
 from pcl_ray.support.paths import home
+from pcl_ray.tracking import run_list
 
 LIMIT_S = 300  # a guard against hanging, not a measurement
 SMALL = (
@@ -112,6 +114,14 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_ends_as_one_that_was_not(
     os.kill(process.pid, signal.SIGKILL)
     process.wait(30)
     _wait_until_nothing_trains("cut")
+    rows = {row.name: row for row in status.local_runs()}
+    assert (rows["cut"].state, rows["cut"].trials) == ("stopped", 8)
+    assert all(row.state == "stopped" and row.kind == "trial" for row in rows.values() if row.name != "cut")
+    status.close_ended("pcl_ray")
+    assert {run.state for run in run_list.recorded(status.uri(), "pcl_ray", trials=True)} <= {
+        "finished",
+        "stopped",
+    }
     finished = {
         title: _checkpoints(state) for title, state in runs_of("cut").items() if state["state"] == "finished"
     }

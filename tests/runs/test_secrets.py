@@ -434,11 +434,9 @@ def test_what_was_typed_is_kept_without_secrets(monkeypatch: pytest.MonkeyPatch)
         folder.write_state(
             command=f"pcl-ray train digits tracking.uri=http://me:s3cret@h --name {RAY}", error=f"no {RAY}"
         )
-        assert folder.read_state() == {
-            "state": "running",
-            "command": "pcl-ray train digits tracking.uri=http://***@h --name ***",
-            "error": "no ***",
-        }
+        state = folder.read_state()
+        assert state["command"] == "pcl-ray train digits tracking.uri=http://***@h --name ***"
+        assert state["error"] == "no ***"
 
 
 def test_servers_that_we_start_get_no_keys_that_they_do_not_need(monkeypatch: pytest.MonkeyPatch) -> None:

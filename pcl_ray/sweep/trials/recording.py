@@ -12,9 +12,10 @@ from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import EPOCH_SECONDS, OWED_SECONDS
 from pcl_ray.data.images import Images
 from pcl_ray.plan import RunPlan
-from pcl_ray.runs import final_artifacts, preparation
+from pcl_ray.runs import event_router, final_artifacts, preparation
 from pcl_ray.runs.folder import LOCK_FILE, RunFolder
 from pcl_ray.runs.gallery import Gallery
+from pcl_ray.support import machine
 from pcl_ray.sweep.space.objective import WORST
 from pcl_ray.sweep.trials.context import SweepContext
 from pcl_ray.training.events import Event
@@ -39,6 +40,7 @@ class TrialRecording:
         self._history = folder.read_history()
         self._gallery: Gallery | None = None
         self._last_sign_of_life = 0.0
+        self._run_id: str | None = None
         metric = context.objective.metric
         tags = {
             "pcl_ray.sweep": context.sweep,
@@ -67,6 +69,9 @@ class TrialRecording:
             self._tracker.log(entry["metrics"], entry["step"])
         self._folder.write_state(
             state="running",
+            phase="training",
+            machine=machine.identity(),
+            progress={"epoch": self.epochs_done, "epochs": self._plan.epochs},
             error=None,
             recorded=False,
             fingerprint=self._context.fingerprint,
@@ -82,11 +87,17 @@ class TrialRecording:
             self._tracker.log(event.metrics, event.step)
         if self._gallery is not None:
             self._gallery.handle(event)
+        if self._tracker.run_id != self._run_id:
+            self._run_id = self._tracker.run_id
+            # at once: it finds the run of a killed process
+            self._folder.write_state(mlflow_run_id=self._run_id)
         if event.kind == "epoch":
             self._history.append({"epoch": event.epoch, "step": event.step, "metrics": dict(event.metrics)})
-            self._folder.write_state(
-                epochs=self.epochs_done, trial=self._summary(), mlflow_run_id=self._tracker.run_id
-            )
+            summary = self._summary()
+            progress = event_router.progress(event, self._plan)
+            if summary["objective"] is not None:
+                progress |= {"figure": self._context.objective.metric, "value": summary["objective"]}
+            self._folder.write_state(epochs=self.epochs_done, trial=summary, progress=progress)
         elif event.kind == "figures" and self._history:
             self._history[-1]["metrics"] |= event.metrics
         if time.monotonic() - self._last_sign_of_life > _ALIVE_EVERY_S:
@@ -108,12 +119,12 @@ class TrialRecording:
     def conclude(self, state: Any) -> None:
         """Writes down how the run ended, and closes its MLflow run."""
         summary = self._summary()
-        self._folder.write_state(state=state, epochs=self.epochs_done, trial=summary)
+        self._folder.write_state(state=state, phase="recording", epochs=self.epochs_done, trial=summary)
         if self._gallery is not None:
             self._gallery.close(_PICTURES_S)
         self._tracker.tag({"trial.status": state, tracking.NOTE: self._note(state, summary["metrics"])})
         self._tracker.finish(state)
-        self._folder.write_state(mlflow_run_id=self._tracker.run_id, recorded=True)
+        self._folder.write_state(mlflow_run_id=self._tracker.run_id, recorded=True, phase="")
 
     def _summary(self) -> dict[str, Any]:
         """The figures that the leaderboard is made from. The objective is that of the last evaluation: taking

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,21 @@ from pcl_ray.cluster import status
 from pcl_ray.errors import ConfigError
 from pcl_ray.plan import make
 from pcl_ray.runs import event_router
-from pcl_ray.runs.folder import RunFolder, read_state_at
+from pcl_ray.runs.folder import RunFolder, SweepFolder, read_state_at
 from pcl_ray.support import machine
-from pcl_ray.support.text import duration
 from pcl_ray.training.events import Event
 
 CONFIG = configs.load("digits", ["tracking.enabled=false"])
+
+
+def shown(*rows: status.StatusRow) -> list[list[str]]:
+    """The cells of the table's lines, its heading first."""
+    from rich.console import Console
+
+    console = Console(width=200, color_system=None, record=True, file=io.StringIO())
+    status.table(rows, console.print)
+    lines = console.export_text().splitlines()
+    return [re.split(r"\s{2,}", line.strip()) for line in (lines[0], *lines[2:]) if line.strip()]
 
 
 def test_a_run_under_way_is_shown_with_what_is_left() -> None:
@@ -32,21 +44,20 @@ def test_a_run_under_way_is_shown_with_what_is_left() -> None:
             submission_id="job-1",
         )
         (row,) = status.local_runs()
-    assert (row.name, row.state, row.epoch, row.figure, row.job) == (
-        "mine",
-        "running",
-        f"10/{plan.epochs}",
-        "kNN 0.91",
-        "job-1",
-    )
-    assert row.left == duration(12.0 * (plan.epochs - 10))
+    assert (row.epoch, row.epochs, row.value) == (10, plan.epochs, 0.91)
+    assert row.left_s == pytest.approx(12.0 * (plan.epochs - 10), abs=5)
+    folder.write_state(phase="training")
+    assert shown(replace(row, phase="training", left_s=480.0)) == [
+        ["run", "state", "epoch", "left", "figure", "job"],
+        ["mine", "running", f"10/{plan.epochs}", "8 min", "kNN 0.91", "job-1"],
+    ]
 
 
 def test_a_run_that_waits_says_for_what() -> None:
     with RunFolder.create("late", CONFIG) as folder:
         folder.write_state(state="running", waits_for="waiting for 2 GPUs", waits_since=time.time() - 200)
         (row,) = status.local_runs()
-    assert row.state == "waiting"
+    assert shown(row)[1] == ["late", "waiting", "waiting for 2 GPUs (for 3 min)"]
     assert row.waits_for == "waiting for 2 GPUs (for 3 min)"
 
 
@@ -58,6 +69,40 @@ def test_a_run_whose_process_is_gone_is_marked_as_stopped() -> None:
     state = read_state_at(RunFolder.path_of("gone"))
     assert (state["state"], state["error"]) == ("stopped", "its process was killed")
     assert status.local_runs() == []
+
+
+def test_a_sweep_whose_processes_were_killed_is_marked_with_its_trials() -> None:
+    with SweepFolder.create("many", CONFIG) as sweep, RunFolder.create("many.1a2b", CONFIG) as trial:
+        sweep.write_state(progress={"trials": 8, "ended": 3, "figure": "eval/knn_top1", "value": 0.8})
+        trial.write_state(sweep="many", phase="training", progress={"epoch": 2, "epochs": 9, "left_s": 50.0})
+        alive = status.local_runs()
+    assert [(row.name, row.kind, row.state) for row in alive] == [
+        ("many", "sweep", "running"),
+        ("many.1a2b", "trial", "running"),
+    ]
+    assert shown(*alive) == [
+        ["run", "state", "epoch", "left", "figure"],
+        ["many", "starting", "3/8 trials", "–", "best kNN 0.8"],
+        ["many.1a2b", "running", "2/9", "50 s", "–"],
+    ]
+    gone = status.local_runs()
+    assert {(row.state, row.waits_for, row.left_s) for row in gone} == {
+        ("stopped", "its process was killed", None)
+    }
+    for path in (SweepFolder.path_of("many"), RunFolder.path_of("many.1a2b")):
+        assert read_state_at(path)["state"] == "stopped"
+    assert status.local_runs() == []
+
+
+def test_a_run_that_records_what_it_leaves_says_so_and_is_no_more_under_way_without_its_process() -> None:
+    with RunFolder.create("done", CONFIG) as folder:
+        folder.write_state(
+            state="finished", phase="recording", progress={"epoch": 30, "epochs": 30, "left_s": 0.0}
+        )
+        (row,) = status.local_runs()
+    assert shown(row)[1] == ["done", "recording", "30/30"]
+    assert status.local_runs() == []
+    assert read_state_at(RunFolder.path_of("done"))["state"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -151,5 +196,11 @@ def test_mlflow_is_told_of_a_run_that_was_killed(
         "gone"
     ]
     assert status.run_list.recorded(status.uri(), "pcl_ray", state="running") == []
+    client.set_terminated(run, "RUNNING")  # its number was not known here when it was killed
+    with RunFolder.open("gone") as folder:
+        folder.write_state(mlflow_run_id=None)
+        assert [row.name for row in status.close_ended("pcl_ray")] == ["gone"]  # somebody holds it
+    assert status.close_ended("pcl_ray") == []
+    assert client.get_run(run).info.status == "KILLED"
     with pytest.raises(ConfigError, match="--state 'lost': one of failed, finished, running, stopped"):
         status.run_list.recorded(status.uri(), "pcl_ray", state="lost")

@@ -9,11 +9,12 @@ from small import DIGITS_RUN
 
 from pcl_ray import plan as plans
 from pcl_ray.config import load
-from pcl_ray.config.figures import KNN_TOP1, LOSS
+from pcl_ray.config.figures import EPOCH_SECONDS, KNN_TOP1, LOSS
 from pcl_ray.runs import event_router
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.event_router import EventRouter
 from pcl_ray.runs.folder import RunFolder
+from pcl_ray.tracking import WAITS_TAG
 from pcl_ray.training.events import Event
 
 CONFIG = load("digits", DIGITS_RUN)
@@ -83,6 +84,22 @@ def test_without_labels_progress_shows_the_loss() -> None:
     assert event_router.progress(Event("epoch", 0, 3, {LOSS.name: 2.0}), PLAN)["figure"] == LOSS.name
 
 
+def test_what_a_run_does_is_written_down_when_it_changes(parts: Any, folder: RunFolder) -> None:
+    router = parts[0]
+    seen = []
+    for event in (
+        Event("phase", text="2 workers to start"),
+        Event("start"),
+        Event("phase", text="features"),
+        Event("phase", text="clustering"),
+        Event("alive"),
+        Event("epoch", 0, 3, {LOSS.name: 2.0, EPOCH_SECONDS.name: 1.0}),
+    ):
+        router.handle(event)
+        seen.append(folder.read_state()["phase"])
+    assert seen == ["starting", "training", "features", "clustering", "training", "training"]
+
+
 def test_waiting_is_recorded_until_it_is_over(parts: Any, folder: RunFolder) -> None:
     router, tracker, _, out = parts
     router.handle(Event("waiting", text="waiting for 2 GPUs"))
@@ -90,7 +107,7 @@ def test_waiting_is_recorded_until_it_is_over(parts: Any, folder: RunFolder) -> 
     router.handle(Event("waiting", text="waiting for 2 GPUs; 1 min so far"))
     state = folder.read_state()
     assert (state["waits_for"], state["waits_since"]) == ("waiting for 2 GPUs; 1 min so far", since)
-    assert tracker.tags == {event_router.WAITS_TAG: "waiting for 2 GPUs; 1 min so far"}
+    assert tracker.tags == {WAITS_TAG: "waiting for 2 GPUs; 1 min so far"}
     router.handle(Event("waiting", text=""))
     assert folder.read_state()["waits_since"] is None
     assert out.getvalue().splitlines()[-1] == "there is room now"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pcl_ray.config import RunConfig, load
 from pcl_ray.errors import ConfigError
 from pcl_ray.runs.folder import RunFolder
+from pcl_ray.support import machine
 from pcl_ray.support.paths import home
 
 CONFIG = load(
@@ -58,7 +60,13 @@ def test_a_new_run_has_its_configuration_and_state() -> None:
     with RunFolder.create("first", CONFIG) as folder:
         assert folder.path == home() / "runs" / "first"
         assert folder.read_config() == CONFIG
-        assert folder.read_state() == {"state": "running"}
+        state = folder.read_state()
+        assert (state["state"], state["phase"], state["machine"]) == (
+            "running",
+            "starting",
+            machine.identity(),
+        )
+        assert 0 <= time.time() - state["began_at"] < 600
         assert sorted(entry.name for entry in folder.path.iterdir()) == ["config.yaml", "lock", "state.json"]
 
 
@@ -68,12 +76,9 @@ def test_what_was_written_is_there_for_the_next_process() -> None:
         folder.write_state(state="failed", error="ü: no\nspace")
     with RunFolder.open("first") as folder:
         assert folder.name == "first"
-        assert folder.read_state() == {
-            "state": "failed",
-            "mlflow_run_id": "abc",
-            "fingerprint": "f00",
-            "error": "ü: no\nspace",
-        }
+        state = folder.read_state()
+        written = {"state": "failed", "mlflow_run_id": "abc", "fingerprint": "f00", "error": "ü: no\nspace"}
+        assert {name: state[name] for name in written} == written
         assert folder.read_config() == CONFIG
         folder.write_config(RunConfig())
         folder.write_state(state="running", error=None)
@@ -103,7 +108,7 @@ def test_a_write_that_fails_keeps_what_was_there(monkeypatch: pytest.MonkeyPatch
         folder.write_state(state="finished")  # must not end a run
         with pytest.raises(ConfigError, match="No space"):
             folder.write_config(CONFIG)
-        assert folder.read_state() == {"state": "running"}
+        assert folder.read_state()["state"] == "running"
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -216,7 +221,7 @@ def test_a_free_name_is_always_allowed(stem: str) -> None:
 
 def test_the_state_is_plain_json() -> None:
     with RunFolder.create("first", CONFIG) as folder:
-        assert json.loads((folder.path / "state.json").read_text()) == {"state": "running"}
+        assert json.loads((folder.path / "state.json").read_text())["state"] == "running"
 
 
 def test_a_folder_left_empty_by_a_killed_process_does_not_take_the_name() -> None:

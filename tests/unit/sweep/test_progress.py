@@ -129,3 +129,25 @@ def test_each_turn_of_the_loop_repeats_the_interruption_and_a_trial_begins_with_
 def test_it_is_pickled_without_what_only_this_process_has(session: SweepSession) -> None:
     progress, _ = callback(session)
     assert vars(pickle.loads(pickle.dumps(progress))) == {}
+
+
+def test_what_status_shows_of_the_sweep_is_written_into_its_folder(session: SweepSession) -> None:
+    progress, _ = callback(session, ended_before=["small.before"])
+    one, two = FakeTrial(0), FakeTrial(1, alpha=10)
+    for trial, score in ((one, 0.5), (two, 0.75)):
+        result = {"epoch": 4, "of": 4, "run": write_trial(session, trial.values), "score": score}
+        progress.on_trial_result(1, [], trial, result | {"objective": score})
+        progress.on_trial_complete(1, [], trial)
+    third = FakeTrial(2, alpha=3)
+    progress.on_trial_result(1, [], third, {"epoch": 2, "of": 4, "run": write_trial(session, third.values)})
+    progress.on_trial_error(1, [], third)
+    state = session.folder.read_state()
+    assert state["phase"] == "training"
+    assert {name: state["progress"][name] for name in ("trials", "ended", "running", "figure", "value")} == {
+        "trials": 4,
+        "ended": 4,
+        "running": 0,
+        "figure": "eval/knn_top1",
+        "value": 0.75,
+    }
+    assert state["progress"]["left_s"] == 0.0
