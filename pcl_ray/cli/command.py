@@ -21,6 +21,7 @@ from pcl_ray.cli.look import COMPARE, DOCTOR, REPORT, RUNS, UI
 from pcl_ray.cli.submit import SUBMIT
 from pcl_ray.cli.sweep import SWEEP
 from pcl_ray.cli.train import FORK, RECIPES, RESUME, TRAIN
+from pcl_ray.cli.upkeep import ARCHIVE, DELETE, PRUNE, UNARCHIVE
 from pcl_ray.cli.verb import Parser, Verb
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed, Stopped
 from pcl_ray.support import redaction, telemetry
@@ -67,6 +68,7 @@ _GROUPS: dict[str, tuple[Verb, ...]] = {
     "look at runs": (RUNS, REPORT, COMPARE, DOCTOR, UI),
     "use an encoder": (EVALUATE, REPRODUCE, EXPORT),
     "what is in a folder of pictures": (EMBED, SEARCH, DUPLICATES, OUTLIERS, SAMPLE, LABEL),
+    "keep order": (DELETE, PRUNE, ARCHIVE, UNARCHIVE),
     "on a cluster": (UP, STATUS, SUBMIT, DOWN),
 }
 _VERBS = {verb.name: verb for group in _GROUPS.values() for verb in group}

@@ -16,4 +16,5 @@ __all__ = [
     "record_reader",
     "request",
     "storage_mirror",
+    "upkeep",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,14 @@ from pcl_ray import config as configs
 from pcl_ray.config import figures, public_config
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.runs.evaluation.stored import evaluations_of
-from pcl_ray.runs.folder import CONFIG_FILE, SNAPSHOT_FILE, RunFolder, read_history_at, read_state_at
+from pcl_ray.runs.folder import (
+    CONFIG_FILE,
+    FIGURES_FILE,
+    SNAPSHOT_FILE,
+    RunFolder,
+    read_history_at,
+    read_state_at,
+)
 from pcl_ray.snapshot import load_snapshot
 from pcl_ray.support import redaction
 from pcl_ray.support.redaction import scrubbed
@@ -25,7 +33,7 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
     """
     path = folder_of(name)
     state = read_state_at(path)
-    entries = read_history_at(path) if history is None else history
+    entries = (read_history_at(path) or _history_in_table(path)) if history is None else history
     snapshot, thumbnails = load_snapshot(path / SNAPSHOT_FILE) or (None, None)
     return RunRecord(
         name=path.name,
@@ -46,6 +54,22 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
         thumbnails=thumbnails,
         evaluations=evaluations_of(path),
     )
+
+
+def _history_in_table(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a run whose checkpoints are gone, out of its table of figures; [] without one."""
+    try:
+        with (path / FIGURES_FILE).open(newline="", encoding="utf-8") as file:
+            return [
+                {
+                    "epoch": int(row.pop("epoch")),
+                    "step": int(row.pop("step")),
+                    "metrics": {name: float(value) for name, value in row.items() if value},
+                }
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return []
 
 
 def folder_of(name: str) -> Path:

@@ -108,6 +108,20 @@ def close(uri: str, run_id: str, state: str) -> None:
             client.set_terminated(run_id, _STATUSES[state])
 
 
+def delete(uri: str, run_id: str) -> None:
+    """Deletes a run as the dashboard does: it can be restored until `mlflow gc`. One that is not there is
+    deleted already. Raises RunFailed where the store does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _store_errors(uri):
+        try:
+            open_client(uri, retries=1).delete_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
+
 def _check_file(uri: str) -> None:
     """Raises RunFailed for an sqlite file that MLflow would try to open for a minute."""
     if urlsplit(uri).scheme.startswith("sqlite"):
