@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. A user's mistake is one message on stderr, no traceback."""
     telemetry.turn_off()
     redaction.hide_from_tracebacks()
-    verb, arguments = _parsed(sys.argv[1:] if argv is None else argv)
+    verb, arguments = parse(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=_SPELLED)
@@ -187,7 +187,7 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
     return "".join(_ASCII.get(sign) or escaped_sign(sign) for sign in text), error.end
 
 
-def _parsed(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
+def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
     """The verb and its arguments. Each verb has a parser of its own: its words and options may stand in any
     order, which argparse's sub-commands do not allow. Without a verb the help, and exit code 2.
     """
