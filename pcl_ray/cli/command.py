@@ -13,6 +13,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from pcl_ray import __version__
+from pcl_ray.cli import completion
 from pcl_ray.cli.cluster import DOWN, STATUS, UP
 from pcl_ray.cli.collection import DUPLICATES, EMBED, LABEL, OUTLIERS, SAMPLE, SEARCH
 from pcl_ray.cli.evaluate import EVALUATE, REPRODUCE
@@ -68,7 +69,7 @@ _GROUPS: dict[str, tuple[Verb, ...]] = {
     "look at runs": (RUNS, REPORT, COMPARE, DOCTOR, UI),
     "use an encoder": (EVALUATE, REPRODUCE, EXPORT),
     "what is in a folder of pictures": (EMBED, SEARCH, DUPLICATES, OUTLIERS, SAMPLE, LABEL),
-    "keep order": (DELETE, PRUNE, ARCHIVE, UNARCHIVE),
+    "keep order": (DELETE, PRUNE, ARCHIVE, UNARCHIVE, completion.verb_of(lambda: _VERBS)),
     "on a cluster": (UP, STATUS, SUBMIT, DOWN),
 }
 _VERBS = {verb.name: verb for group in _GROUPS.values() for verb in group}

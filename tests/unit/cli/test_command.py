@@ -21,7 +21,7 @@ VERBS = (
     *("runs", "report", "compare", "doctor", "ui"),
     *("evaluate", "reproduce", "export"),
     *("embed", "search", "duplicates", "outliers", "sample", "label"),
-    *("delete", "prune", "archive", "unarchive"),
+    *("delete", "prune", "archive", "unarchive", "completion"),
     *("up", "status", "submit", "down"),
 )
 
