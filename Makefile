@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: install demo test test-slow bench check format clean
+.PHONY: install demo test test-slow fuzz bench check format clean
 
 install: $(VENV)/.installed
 
@@ -22,11 +22,15 @@ demo: install
 
 # One Ray per host: its tests run one after the other. All others need little of a machine, and each file stays with one process.
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/unit tests/runs tests/gloo tests/browser tests/gpu
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/unit tests/runs tests/gloo tests/browser tests/gpu tests/fuzz
 	$(BIN)/python -m pytest -m "not slow" tests/ray
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Damaged input of every kind: FUZZ=--count=20000, FUZZ="--target parquet --first 5000".
+fuzz: install
+	$(BIN)/python tests/fuzz/driver.py $(FUZZ)
 
 # The machine should do nothing else meanwhile. QUICK=--quick: small sizes, a few minutes, no claims about speed.
 bench: install

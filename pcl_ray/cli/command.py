@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
 import io
 import locale
 import os
@@ -30,6 +31,7 @@ from pcl_ray.support.paths import escaped_sign, path_text, visible
 from pcl_ray.support.text import suggestion_sentence
 
 _UTF8 = ["-X", "utf8"]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SPELLED = "pcl_ray.spelled"  # how streams handle what they cannot encode
 _ASCII = {
     "≥": ">=",
@@ -93,8 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(stopped), stopped.exit_code)
     except RunFailed as error:
         return _complain(str(error), 1)
-    except PermissionError as error:
+    except OSError as error:
+        if error.filename is None and not isinstance(error, PermissionError) and error.errno not in _NO_ROOM:
+            raise
         return _complain(f"{path_text(error.filename or 'a file')}: {error.strerror}", 2)
+    except MemoryError as error:
+        return _complain(f"there is not enough memory for this ({str(error) or 'no more to be had'})", 1)
     except KeyboardInterrupt:
         return _complain("stopped", 130)
 

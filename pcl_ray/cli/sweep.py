@@ -105,7 +105,7 @@ def _space_and_words(arguments: argparse.Namespace) -> tuple[str, list[str]]:
                 f"--resume {arguments.resume} has its own space, recipe and name; leave out {superfluous[0]}"
             )
         return "", words
-    if not spaces:
+    if not any(spaces):
         from pcl_ray.sweep.space.files import shipped  # imports Ray
 
         raise ConfigError(f"which space? One of {', '.join(shipped())}, or the path of a file")

@@ -77,7 +77,7 @@ def recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]
                 f"--resume {arguments.resume} uses the run's own recipe and name; leave out {given}"
             )
         return "", overrides
-    if not recipes:
+    if not any(recipes):
         raise ConfigError(
             f"which recipe? One of {', '.join(config.recipe_names())}, or the path of a .yaml file"
         )

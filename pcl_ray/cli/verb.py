@@ -59,8 +59,8 @@ def check_result_file(path: Path | None, option: str = "--result") -> None:
     """
     if path is None:
         return
-    existed = path.exists()
     try:
+        existed = path.exists()
         path.open("a").close()
     except OSError as error:
         raise ConfigError(f"{option} {str(path)!r} cannot be written: {error.strerror}") from None

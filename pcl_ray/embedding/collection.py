@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +68,7 @@ class Manifest:
                 f"there is no collection in {str(folder)!r}; make one by `pcl-ray embed RUN IMAGES --out"
                 f" {folder}`"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{folder / MANIFEST_FILE} cannot be read: {error}") from None
@@ -182,11 +183,9 @@ class Collection:
         """All embeddings in blocks: the number of the first image, and [b, D] float32."""
         start = 0
         for part in self.parts:
-            with pq.ParquetFile(part.path) as file:
-                for batch in file.iter_batches(_ROWS, columns=["embedding"]):
-                    column = batch.column(0)
-                    yield start, column.flatten().to_numpy().reshape(len(column), self.manifest.dim)
-                    start += len(column)
+            for block in _blocks(part.path, self.manifest.dim):
+                yield start, block
+                start += len(block)
 
     def broken(self) -> dict[str, str]:
         """The images that no part has, and the reasons."""
@@ -209,17 +208,37 @@ class Collection:
         return len(broken)
 
     def _column(self, name: str, kind: pa.DataType) -> pa.ChunkedArray:
-        columns = [pq.read_table(part.path, columns=[name]).column(0) for part in self.parts]
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=kind)
+        chunks: list[pa.Array] = []
+        for part in self.parts:
+            with _readable(part.path):
+                chunks += pq.read_table(part.path, columns=[name]).column(0).cast(kind).chunks
+        return pa.chunked_array(chunks, type=kind)
+
+
+def _blocks(path: Path, dim: int) -> Iterator[np.ndarray]:
+    """The embeddings of a part, [b, dim] float32 each. Raises DataError where it is damaged."""
+    with _readable(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS, columns=["embedding"]):
+            column = batch.column(0)
+            yield column.flatten().to_numpy().reshape(len(column), dim)
 
 
 def _part(path: Path) -> CollectionPart:
-    try:
+    with _readable(path):
         status, metadata = path.stat(), pq.read_metadata(path)
         content = json.loads((metadata.metadata or {})[_METADATA])
         broken = tuple((str(name), str(reason)) for name, reason in content["broken"])
         return CollectionPart(path, metadata.num_rows, (status.st_size, status.st_mtime_ns), broken)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Makes a DataError of what reading a damaged part raises."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, pa.ArrowException) as error:
+        if isinstance(error, DataError):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"the part {path} is damaged ({reason}); remove it, and `pcl-ray embed` makes its images again"

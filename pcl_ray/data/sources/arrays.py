@@ -8,20 +8,22 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import math
-import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from pcl_ray.config import DataConfig
 from pcl_ray.data.images import NO_LABEL, ArrayImages, to_channels
 from pcl_ray.errors import DataError
 from pcl_ray.support.storage_address import without_secrets
+from pcl_ray.support.text import gigabytes
 
 _TORCHVISION_SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "stl10": (5_000, 8_000)}
 _STL10_UNLABELLED = 100_000
+_PIECE, _LOOK = 1 << 20, 1 << 28  # bytes: read at a time; after which the free memory is looked at
 
 
 def sizes(config: DataConfig) -> tuple[int, int]:
@@ -145,20 +147,28 @@ def _idx_shape(path: Path, *, images: bool = False) -> tuple[int, ...]:
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.frombuffer(_idx_bytes(path), dtype=np.uint8)[4 + 4 * len(shape) :]
-    if len(values) != math.prod(shape):
-        raise DataError(
-            f"{path} holds {len(values)} values where its header announces {math.prod(shape)}: it is cut"
-            " short or damaged"
-        )
-    return values.reshape(shape)
+    start, size = 4 + 4 * len(shape), math.prod(shape)
+    values = np.frombuffer(_idx_bytes(path, start + size + 1), dtype=np.uint8)[start:]
+    if len(values) != size:
+        count = f"{len(values)} values" if len(values) < size else "more values"
+        raise DataError(f"{path} holds {count} where its header announces {size}: it is cut short or damaged")
+    try:
+        return values.reshape(shape)
+    except ValueError:  # one side of 0, the others larger than numpy's sizes
+        raise DataError(f"{path} announces an array of shape {shape}, which is none") from None
 
 
-def _idx_bytes(path: Path, count: int = -1) -> bytes:
-    """The first `count` bytes, or all, of a file that is gzipped or not."""
+def _idx_bytes(path: Path, count: int) -> bytearray:
+    """The first `count` bytes of a file that is gzipped or not, or all where it has fewer."""
+    content = bytearray()
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read(count)
+            # in pieces: `count` is what a header says, and memory would be taken for all of it
+            while len(content) < count and (piece := file.read(min(_PIECE, count - len(content)))):
+                content += piece
+                if not len(content) % _LOOK:
+                    _check_memory(path, _LOOK)  # a small .gz may unpack to anything
+            return content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
 
@@ -253,15 +263,19 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         if isinstance(content, np.ndarray):
             return {"images": content}
         with content:
+            _check_memory(path, sum(member.file_size for member in content.zip.infolist()))
             members = {aliases.get(name, name): content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # numpy's readers raise many kinds for damaged headers
         if "Object arrays" in str(error):
             raise DataError(
                 f"{path} cannot be read: it holds Python objects, which may be code; save plain arrays, texts"
                 " as labels.astype(str)"
             ) from None
         raise DataError(
-            f"{path} cannot be read as {path.suffix or 'an array file'}: {' '.join(str(error).split())}"
+            f"{path} cannot be read as {path.suffix or 'an array file'}:"
+            f" {' '.join(str(error).split()) or type(error).__name__}"
         ) from None
     arrays = {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
     if "images" not in arrays:
@@ -270,6 +284,15 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             " 'test_images' and 'test_labels' are optional"
         )
     return arrays
+
+
+def _check_memory(path: Path, size: int) -> None:
+    """Raises DataError where so many bytes more do not fit: a small file may unpack to a very large one."""
+    if size > (free := psutil.virtual_memory().available):
+        raise DataError(
+            f"{path} takes {gigabytes(size)} and more, and this machine has {gigabytes(free)} of free memory;"
+            " save images as .npy, which is read from the disk"
+        )
 
 
 def _check_pixels(pixels: np.ndarray, what: str) -> None:

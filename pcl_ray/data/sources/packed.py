@@ -207,7 +207,14 @@ class PackedShard:
         import pyarrow
 
         limit = self.cache_gb * 1e9
-        kind = pyarrow.Codec.detect(self.shard.name.replace(".tgz", ".gz")).name
+        try:
+            kind = pyarrow.Codec.detect(self.shard.name.replace(".tgz", ".gz")).name
+        except (ValueError, TypeError):
+            kind = None
+        if kind is None:
+            raise DamagedShard(
+                f"{self.shard} ends neither in .tar nor as compressed files do (.tar.gz, .tgz)"
+            )
         with target.open("wb") as unpacked, pyarrow.CompressedInputStream(file, kind) as stream:
             while piece := stream.read(PIECE_BYTES):
                 if unpacked.tell() + len(piece) > limit:

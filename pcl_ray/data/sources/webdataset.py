@@ -116,7 +116,7 @@ def _labels(file: IO[bytes], sample: _Sample, wanted: str | None) -> list[object
         return []
     try:
         content = json.loads(_text(file, sample.members["json"]))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     fields = _LABEL_FIELDS if wanted is None else (wanted,)
     return next((label_list(value) for name in fields if (value := _field(content, name)) is not None), [])

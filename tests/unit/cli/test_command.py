@@ -131,6 +131,25 @@ def test_submit_keeps_its_own_options_and_passes_the_rest_on() -> None:
     assert arguments.others == ["sweep", "alpha", "--samples", "3", "x=1"]
 
 
+def test_a_name_that_is_too_long_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "/" + "y" * 300]) == 2
+    assert capsys.readouterr().err.endswith("yyy/config.yaml: File name too long\n")
+
+
+def test_an_empty_word_is_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "", "--dry-run"]) == 2
+    assert "which recipe?" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_tar_file_by_its_name_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("no shard")
+    words = ["data.source=webdataset", f"data.path={tmp_path}/notes.txt", "resources.workers=0"]
+    assert cli.main(["train", "digits", "--dry-run", *words]) == 2
+    assert "ends neither in .tar nor as compressed files do" in capsys.readouterr().err
+
+
 # --- what is printed, by the command in a process of its own
 
 

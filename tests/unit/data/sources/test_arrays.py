@@ -400,3 +400,34 @@ def test_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlabelled: bool
 def test_a_folder_without_the_data_set_is_named(tmp_path: Path, source: str) -> None:
     with pytest.raises(DataError, match=rf"does not hold {source} as torchvision lays it out: "):
         load(source, tmp_path)
+
+
+def test_a_header_that_does_not_end_is_a_sentence(tmp_path: Path) -> None:
+    header = b"{'descr': '|u1', ('shape'".ljust(118)
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(DataError, match=r"a.npy cannot be read as .npy: \S"):
+        datasets.sizes(DataConfig(source="arrays", path=str(tmp_path / "a.npy")))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ((2**32 - 1, 28, 28), "it is cut short"),
+        ((5, 2**32 - 1, 2**32 - 1), "it is cut short"),
+        ((1, 2, 2), "more values"),
+    ],
+)
+def test_idx_sizes_that_lie_take_no_memory(tmp_path: Path, sizes: tuple[int, ...], reason: str) -> None:
+    header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in sizes)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(header + bytes(5 * 28 * 28))
+    with pytest.raises(DataError, match=reason):
+        datasets.load(DataConfig(source="idx", path=str(tmp_path)), cache_dir=tmp_path)
+
+
+def test_idx_labels_of_no_size_and_of_sizes_beyond_numpy_are_refused(tmp_path: Path) -> None:
+    sizes = b"".join(size.to_bytes(4, "big") for size in (1, 2, 2))
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + bytes(4))
+    endless = b"".join(size.to_bytes(4, "big") for size in (2**32 - 1,) * 4 + (0,))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x05" + endless)
+    with pytest.raises(DataError, match="which is none"):
+        datasets.load(DataConfig(source="idx", path=str(tmp_path)), cache_dir=tmp_path)
