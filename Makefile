@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: install demo test test-slow fuzz bench check format clean
+.PHONY: install demo test test-slow fuzz chaos soak bench check format clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,16 @@ test-slow: install
 # Damaged input of every kind: FUZZ=--count=20000, FUZZ="--target parquet --first 5000".
 fuzz: install
 	$(BIN)/python tests/fuzz/driver.py $(FUZZ)
+
+# Faults one by one, then at random for some minutes; the same SEED is the same faults.
+MINUTES ?= 10
+SEED ?= 0
+chaos: install
+	$(BIN)/python -m pytest -m chaos tests/chaos
+	$(BIN)/python tests/chaos/random_faults.py --minutes $(MINUTES) --seed $(SEED)
+
+soak: install
+	$(BIN)/python tests/chaos/soak.py --minutes 20 --json benchmarks/soak.json
 
 # The machine should do nothing else meanwhile. QUICK=--quick: small sizes, a few minutes, no claims about speed.
 bench: install

@@ -32,6 +32,7 @@ from pcl_ray.tracking import run_list
 from pcl_ray.tracking.run_list import RecordedRun
 
 KILLED = "its process was killed"
+_LOOK_S = 1.0
 _MOST_RUNNING = 1000
 _COLUMNS = ("run", "state", "epoch", "left", "figure", "waits for", "job")
 
@@ -81,6 +82,21 @@ def local_runs() -> list[StatusRow]:
             except (TypeError, ValueError, AttributeError):  # a damaged file
                 rows.append(StatusRow(folder.name, str(state["state"]), of_kind))
     return sorted(rows, key=lambda row: row.name)  # a sweep, then its trials
+
+
+def mark_ended(name: str, limit_s: float = 60.0) -> None:
+    """Marks the run of this name as stopped once its process is gone, which may have children that hold on
+    for a moment. Leaves alone what has ended in good order, or runs again.
+    """
+    folder = home() / RunFolder.ROOT / name
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        state = read_state_at(folder)
+        if state.get("state") != "running":
+            return
+        if _is_gone(folder, state) and _mark(folder, state):
+            return
+        time.sleep(_LOOK_S)
 
 
 def _is_here(state: dict[str, Any]) -> bool:

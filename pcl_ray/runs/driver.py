@@ -27,6 +27,7 @@ from pcl_ray.runs.final_artifacts import RunResult
 from pcl_ray.runs.folder import EndState, RunFolder, State
 from pcl_ray.runs.request import Request
 from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
+from pcl_ray.runs.upkeep import guardian
 from pcl_ray.support import machine, redaction
 from pcl_ray.support.signals import stopped_by_signals
 from pcl_ray.training.events import Event
@@ -211,11 +212,12 @@ class _Run:
         """Trains the run, and gives back its result. Raises RunFailed or Stopped where it does not finish,
         after everything that is known is written.
         """
-        self._begin()
-        try:
-            self._train()
-        finally:
-            result = self._conclude()
+        with guardian.guarded(self._folder.name):
+            self._begin()
+            try:
+                self._train()
+            finally:
+                result = self._conclude()
         return result
 
     def _begin(self) -> None:
