@@ -40,6 +40,10 @@ class NotFinite(RunFailed):
     """Loss or weights are not finite: going on from here is of no use, from an earlier state perhaps."""
 
 
+class OutOfMemory(RunFailed):
+    """The memory of one worker was not enough: the others do not know of it, and may have had enough."""
+
+
 class Stopped(Exception):
     """The run or sweep was told to stop by Ctrl-C or SIGTERM; its last checkpoint stands."""
 

@@ -32,7 +32,7 @@ from pcl_ray.config.figures import (
     WITH_MATE,
 )
 from pcl_ray.contrasts import ClusterTargets, StepContrasts, seed_of
-from pcl_ray.errors import NotFinite
+from pcl_ray.errors import NotFinite, OutOfMemory
 from pcl_ray.meters import (
     GAUGE_EVERY,
     EpochTally,
@@ -40,6 +40,7 @@ from pcl_ray.meters import (
     StepClock,
     gauge_names,
     gauges,
+    is_out_of_memory,
     memory_gb,
     reset_memory,
 )
@@ -122,7 +123,12 @@ def run_epoch(
             group["lr"] = plan.lr_at(step) * course.rate_scale
         learner.pair.momentum = plan.momentum_at(step)
         gauge = tally.seen % GAUGE_EVERY == 0
-        losses, fresh = _train_step(learner, batch, targets, config, plan, step, gauge=gauge)
+        try:
+            losses, fresh = _train_step(learner, batch, targets, config, plan, step, gauge=gauge)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(_memory_sentence(len(batch.indices), plan, step, error)) from error
         tally.gauged = fresh if fresh is not None else tally.gauged
         assert tally.gauged is not None
         meter.add(torch.cat([losses, tally.gauged]))  # between two readings the last one stands
@@ -210,6 +216,19 @@ def _pairs_of_views(learner: Learner, batch: Any, config: RunConfig) -> list[tup
     """
     first, second = views_for(learner, batch.query_views), views_for(learner, batch.key_views)
     return [(first, second), (second, first)] if config.loss.symmetric else [(first, second)]
+
+
+def _memory_sentence(count: int, plan: RunPlan, step: int, error: BaseException) -> str:
+    """What to do where the memory was not enough for a pass of the worker's `count` images of a step."""
+    rows = -(-count // plan.micro_batches)
+    way_out = (
+        f"train.micro_batch={rows // 2} takes about half" if rows > 3 else "take a smaller encoder or views"
+    )
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"out of memory in epoch {step // plan.steps_per_epoch + 1}, step {step + 1}, with {rows} images in a"
+        f" pass ({reason}). {way_out}"
+    )
 
 
 def _parts(count: int, parts: int) -> list[slice]:

@@ -26,7 +26,7 @@ from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.data import datasets
 from pcl_ray.e_step import ShardInput, ShardResult
-from pcl_ray.errors import ConfigError, RunFailed
+from pcl_ray.errors import ConfigError, OutOfMemory, RunFailed
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.distributed import any_worker, rank, world_size
 from pcl_ray.on_ray.connection import SharedData
@@ -88,6 +88,8 @@ def run_worker(config: dict[str, WorkerInput]) -> str:
                 post=post,
                 mark=recorder.mark,
             )
+    except OutOfMemory:
+        raise  # of this worker alone: the others wait for it, until Ray ends them
     except (RunFailed, ConfigError) as failure:
         return str(failure)
     finally:

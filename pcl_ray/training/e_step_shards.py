@@ -13,6 +13,7 @@ import socket
 import threading
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from pcl_ray.e_step import (
     When,
     cluster_shard,
 )
+from pcl_ray.errors import OutOfMemory
 from pcl_ray.features import FeatureShard, Gathering
 
 # Names of the parts in which features travel: the head's of all training images; the backbone's, the head's
@@ -85,17 +87,31 @@ def shard_result(
 ) -> ShardResult:
     """`cluster_shard`, with what it refuses as a result: all processes of the group come to the same one.
     What is the same on all is in the result of rank 0 alone, so that it travels once.
+
+    Where a process alone has not enough memory on its GPU, it clusters on the CPU instead, and says so.
+    Raises OutOfMemory in a group, whose other processes cannot know.
     """
+    when = When(request.epoch, request.step)
+    clustered = partial(
+        cluster_shard,
+        shard,
+        config.e_step,
+        when,
+        temperature=config.loss.temperature,
+        seed=config.seed,
+        previous=previous,
+    )
     try:
-        result = cluster_shard(
-            shard,
-            config.e_step,
-            When(request.epoch, request.step),
-            temperature=config.loss.temperature,
-            seed=config.seed,
-            previous=previous,
-            gpu=gpu,
-        )
+        try:
+            result = clustered(gpu=gpu)
+        except torch.OutOfMemoryError as error:
+            reason = f"the GPU's memory was not enough ({str(error).splitlines()[0]})"
+            if shard.group.size > 1:
+                raise OutOfMemory(f"{when}: {reason}; e_step.mode=single clusters in the actor") from error
+            torch.cuda.empty_cache()
+            result = clustered(gpu=False)
+            text = f"{when}: {reason}, so the CPU clustered; resources.e_step_gpus=0 does without the try"
+            result = replace(result, warnings=(*result.warnings, text))
     except EStepRefused as error:
         return _refusal(error)
     return result if shard.group.rank == 0 else replace(result, clusterings=())

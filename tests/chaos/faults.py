@@ -40,7 +40,7 @@ KNOBS = (
     "tracking.enabled=true",
     "tracking.model=false",
     "tracking.report=false",
-    "tracking.pictures=false",
+    "tracking.pictures=0",
 )
 LIMIT_S = 420.0  # a guard against hanging
 M_STEP, E_STEP, CHECKPOINT = "the M-step", "the features and the E-step", "the checkpoint"

@@ -20,7 +20,7 @@ from pcl_ray import plan as plans
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.e_step import cluster
-from pcl_ray.errors import RunFailed
+from pcl_ray.errors import OutOfMemory, RunFailed
 from pcl_ray.losses import info_nce, proto_nce
 from pcl_ray.m_step import EpochCourse, EpochMetrics, Learner, build_learner, run_epoch
 from pcl_ray.model.bank import FeatureBank
@@ -730,3 +730,37 @@ def test_small_views_leave_the_momentum_encoders_statistics_alone() -> None:
     run_epoch(plain, [batch], None, config, plan, 0)
     for mine, others in zip(learner.pair.key.buffers(), plain.pair.key.buffers(), strict=True):
         assert torch.equal(mine, others)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB\nand more"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize(("micro_batch", "half"), [(None, 8), (8, 4)])
+def test_memory_that_is_not_enough_says_what_would_fit(
+    error: Exception, micro_batch: int | None, half: int
+) -> None:
+    config, plan, learner = setup(train__micro_batch=micro_batch)
+
+    def refuse(*arguments: Any) -> None:
+        raise error
+
+    hook = learner.query.register_forward_pre_hook(refuse)
+    with pytest.raises(
+        OutOfMemory, match=rf"epoch 2, step 5, with {2 * half} .*train.micro_batch={half} takes"
+    ):
+        run_epoch(learner, batches(1), None, config, plan, 1)
+    hook.remove()
+
+
+def test_another_error_stays_what_it_is() -> None:
+    config, plan, learner = setup()
+    learner.query.register_forward_pre_hook(lambda *arguments: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="^a bug$"):
+        run_epoch(learner, batches(), None, config, plan, 0)
