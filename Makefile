@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: install demo test test-slow fuzz chaos soak bench check format clean
+.PHONY: install demo test test-slow fuzz chaos soak bench docs check format clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ soak: install
 bench: install
 	for name in mstep scaling mstep_quality estep estep_scale estep_quality num_clusters sweep embed time_to_accuracy; do $(BIN)/python benchmarks/$$name.py $(QUICK) --json benchmarks/$$name.json || exit 1; done
 
+# The pages as a site, in site/: open site/index.html. A link that leads nowhere is an error. Nothing is fetched, search included.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,4 +62,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis *.egg-info

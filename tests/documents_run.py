@@ -42,7 +42,7 @@ SMALL = {
 WORDS = [f"{name}={value}" for name, value in SMALL.items()]
 ADDED = {
     "train": WORDS,
-    "fork": WORDS,
+    "fork": [*WORDS, "train.epochs=4"],
     "resume": ["train.epochs=3"],
     "sweep": [*WORDS, "--samples", "2"],
     "embed": ["--workers", "0"],
