@@ -11,13 +11,15 @@ import json
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 
-from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.support.files import atomic_file
+
+if TYPE_CHECKING:  # who looks at snapshots needs no torch
+    from pcl_ray.clustering import Clustering, ClusterSet
 
 Role = Literal["tightest", "loosest", "largest", "smallest"]
 ROLES: tuple[Role, ...] = ("tightest", "loosest", "largest", "smallest")

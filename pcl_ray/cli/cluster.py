@@ -42,7 +42,7 @@ def _add_up_arguments(parser: argparse.ArgumentParser) -> None:
 def _up(arguments: argparse.Namespace) -> int:
     from pcl_ray.cluster import head_processes, local_head, submit
     from pcl_ray.on_ray import local_head_record
-    from pcl_ray.tracking import server
+    from pcl_ray.tracking import dashboard, server
 
     ports = local_head_record.Ports(
         arguments.port, arguments.dashboard_port, arguments.metrics_port, arguments.mlflow_port
@@ -67,6 +67,8 @@ def _up(arguments: argparse.Namespace) -> int:
     folder, words = submit.uploaded(["digits"])
     shown = submit.example(head_processes.cluster_of(head), folder, words)
     print(f"Ray         {head.dashboard_address}   (asks for the token in {local_head_record.token_file()})")
+    if dashboard.served(head.mlflow_uri):
+        print(f"runs        {head.mlflow_uri}{dashboard.PATH}")
     print(f"MLflow      {head.mlflow_uri}/#/experiments?workflowType=machine_learning")
     print(f"submit      pcl-ray submit digits\n            {shown}")
     if head.host != local_head_record.LOOPBACK:

@@ -141,14 +141,13 @@ def _add_ui_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from pcl_ray import tracking
-    from pcl_ray.config import TrackingConfig
+    from pcl_ray.cluster import status
     from pcl_ray.support.paths import home
     from pcl_ray.tracking import server
 
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise ConfigError(f"--port {arguments.port}: a port is a number from 1 to 65535")
-    uri = tracking.tracking_uri(TrackingConfig(), home())
+    uri = status.uri()  # where `pcl-ray up` serves this store already, its server
     return server.ui(
         uri,
         home(),

@@ -1,8 +1,9 @@
 """What is shown of runs and sweeps, made from files alone: pages, comparisons, pictures, findings.
 
 run_record is a run as it is looked at; page and comparison write HTML files, collection_page those of a
-collection; evaluations is what `pcl-ray evaluate` has measured; pictures and projection draw what a run shows
-meanwhile; doctor says what its curves mean; sweep has the leaderboard and the plots of a sweep.
+collection, overview that of all runs; evaluations is what `pcl-ray evaluate` has measured; pictures and
+projection draw what a run shows meanwhile; doctor says what its curves mean; sweep has the leaderboard and
+the plots of a sweep.
 """
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "comparison",
     "doctor",
     "evaluations",
+    "overview",
     "page",
     "pictures",
     "projection",

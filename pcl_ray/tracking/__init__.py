@@ -1,7 +1,7 @@
 """MLflow: what a run records there. The only room that knows MLflow.
 
-Other rooms open runs and look at them by the names below; `evaluations`, `models` (which loads torch),
-`reachability`, `run_list`, `saved_views` and `server` are modules of their own.
+Other rooms open runs and look at them by the names below; `dashboard`, `evaluations`, `models` (which loads
+torch), `reachability`, `run_list`, `saved_views` and `server` are modules of their own.
 """
 
 from pcl_ray.tracking.address import check_uri, is_server, tracking_uri, ui_command
@@ -23,6 +23,7 @@ __all__ = [
     "RunDescription",
     "Sweep",
     "check_uri",
+    "dashboard",
     "evaluations",
     "is_server",
     "models",

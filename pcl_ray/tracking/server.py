@@ -28,7 +28,7 @@ from pcl_ray.config import figures
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.support import processes, redaction, telemetry
 from pcl_ray.support.processes import StartedProcess
-from pcl_ray.tracking import saved_views
+from pcl_ray.tracking import dashboard, saved_views
 from pcl_ray.tracking.address import is_server
 from pcl_ray.tracking.client import open_client, set_defaults
 
@@ -75,7 +75,7 @@ def ui(
         )
     experiment_id, views = _prepare(uri, experiment)
     artifacts = home.absolute() / "mlflow" / "artifacts"
-    with ended_by_signals(), serving(uri, artifacts, host=host, port=port) as server:
+    with ended_by_signals(), serving(uri, artifacts, host=host, port=port, home=home) as server:
         _show(server.address, experiment_id, views, open_browser)
         print("Ctrl-C ends it", flush=True)
         code = server.process.wait()
@@ -102,36 +102,53 @@ class Server:
 
 
 def start(
-    uri: str, artifacts: Path, *, host: str, port: int, log: Path, direct_artifacts: bool = False
+    uri: str,
+    artifacts: Path,
+    *,
+    host: str,
+    port: int,
+    log: Path,
+    home: Path | None = None,
+    direct_artifacts: bool = False,
 ) -> Server:
     """Starts an MLflow server on this store, in a session of its own, and does not wait until it answers.
 
-    log: what it prints. direct_artifacts: runs that use the store without this server can read and write the
-    artifacts of experiments that are made through it, because those name the folder itself.
+    log: what it prints. home: whose runs its first page shows; None: PCL_RAY_HOME's. direct_artifacts: runs
+    that use the store without this server can read and write the artifacts of experiments that are made
+    through it, because those name the folder itself.
     """
     artifacts.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", host, "--port", str(port), "--artifacts-destination", artifacts.as_uri()]
+    command += ["--app-name", dashboard.APP_NAME] if dashboard.installed() else []
     command += allowed_hosts(host, port)
     if direct_artifacts:
         command += ["--default-artifact-root", artifacts.as_uri()]
     # the store's address goes by the environment: a password in it must not be seen among the processes
     variables = redaction.without_credentials(dict(os.environ)) | _VARIABLES
     variables["MLFLOW_BACKEND_STORE_URI"] = uri
+    if home is not None:
+        variables["PCL_RAY_HOME"] = str(home)
     process = processes.start_child(command, variables, artifacts.parent, log)
     return Server(f"http://{reached_at(host)}:{port}", process, StartedProcess.of_child(process), log)
 
 
 @contextmanager
 def serving(
-    uri: str, artifacts: Path, *, host: str, port: int, start_timeout_s: float = _START_S
+    uri: str,
+    artifacts: Path,
+    *,
+    host: str,
+    port: int,
+    home: Path | None = None,
+    start_timeout_s: float = _START_S,
 ) -> Iterator[Server]:
     """An MLflow server on this store, once it answers; it ends with the block.
 
     Raises RunFailed if it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="pcl_ray_mlflow_") as folder:
-        server = start(uri, artifacts, host=host, port=port, log=Path(folder, "mlflow.log"))
+        server = start(uri, artifacts, host=host, port=port, log=Path(folder, "mlflow.log"), home=home)
         try:
             _wait_for(server, start_timeout_s)
             yield server
@@ -291,10 +308,14 @@ def _show(address: str, experiment_id: str | None, views: bool, open_browser: bo
         first = saved_views.link(
             address, experiment_id, view=saved_views.RUNS if views else None, charts=True
         )
+    own = f"{address.rstrip('/')}{dashboard.PATH}" if dashboard.served(address) else None
+    if own is not None:
+        print(f"runs        {own}   (begin here: it also tells the browser how to open MLflow's pages)")
     print(f"dashboard   {first}")
     if views and experiment_id is not None:
         print(f"all trials  {saved_views.link(address, experiment_id, view=saved_views.ALL_RUNS)}")
     sys.stdout.flush()
+    first = own or first
     if open_browser:
         with suppress(webbrowser.Error):
             webbrowser.open(first)

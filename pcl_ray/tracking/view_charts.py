@@ -18,6 +18,8 @@ from pcl_ray.config.final_figures import FINAL_FIGURES
 RUNS, ALL_RUNS = "pcl", "pcl-all"  # keys of the views of single runs, and of all with the trials of sweeps
 _OF_ACCURACIES = [figure.name.rpartition("/")[0] for figure in (figures.HEAD_KNN_TOP1, *figures.REFERENCES)]
 _AT_THE_END = tuple(figure for figure in FINAL_FIGURES if figure.charted)
+_DATA = "attributes.`Dataset`"
+_WIDTH = 92  # px of a column
 _AXES = {"e_step.num_clusters": "plan.num_clusters_0"}  # the knob's own value is text, as "250,500"
 
 
@@ -58,7 +60,7 @@ def runs_view(clusterings: int, *, trials: bool = False) -> View:
     _training(layout, clusterings)
     layout.section("Pictures through training", _pictures(clusterings, step=0), columns=2, height=440)
     layout.leftovers([*_rest(clusterings), "sweep", figures.SWEEP_IMPORTANCE.name.rpartition("/")[0]])
-    params = ["loss.temperature", "e_step.alpha", "e_step.num_clusters"]
+    params = ["train.epochs", "e_step.num_clusters", "loss.temperature", "e_step.alpha", "encoder.backbone"]
     return View(key, name, _state(layout, figures.KNN_TOP1.name, params, {"searchFilter": wanted}))
 
 
@@ -101,7 +103,11 @@ def sweep_view(sweep: Sweep, clusterings: int) -> View:
         "orderByAsc": sweep.direction == "min",
         "runsHiddenMode": "SHOW_ALL",
     }
-    return View(key, f"Sweep {sweep.name}", _state(layout, sweep.objective, [*sweep.knobs, "seed"], own))
+    return View(
+        key,
+        f"Sweep {sweep.name}",
+        _state(layout, sweep.objective, [*sweep.knobs, "seed"], own, leaderboard=True),
+    )
 
 
 def _points(objective: str, axes: Mapping[str, str], others: Iterable[str]) -> list[dict[str, Any]]:
@@ -177,15 +183,21 @@ def _rest(clusterings: int) -> list[str]:
     ]
 
 
-def _state(layout: _Layout, objective: str, params: list[str], own: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the dashboard restores. own: what differs from other views."""
-    beside = (figures.KNN_TOP1, figures.AMI.at(0), figures.RANKME, figures.LOSS, figures.DEVICE_MINUTES)
+def _state(
+    layout: _Layout, objective: str, params: list[str], own: dict[str, Any], *, leaderboard: bool = False
+) -> dict[str, Any]:
+    """Everything that the dashboard restores. own: what differs from other views. leaderboard: whether the
+    objective stands first.
+    """
+    beside = (figures.KNN_TOP1, *figures.REFERENCES, figures.AMI.at(0), figures.DEVICE_MINUTES)
     metrics = dict.fromkeys([objective, *(figure.name for figure in beside)])
-    columns = [
-        *(f"metrics.`{name}`" for name in metrics),
-        *(f"params.`{name}`" for name in params),
-        "tags.`trial.status`",
-    ]
+    knob_columns = [f"params.`{name}`" for name in params]
+    figure_columns = [f"metrics.`{name}`" for name in metrics]
+    # Of single runs: on what, how, then how well, all in a window of 1,440 px. Of trials, which are alike in
+    # the rest: how well first.
+    ordered = [*figure_columns, *knob_columns] if leaderboard else [_DATA, *knob_columns, *figure_columns]
+    columns = [*ordered, "tags.`trial.status`"]
+    widths = {**dict.fromkeys(columns, _WIDTH), "attributes.`Run Name`": 2 * _WIDTH}
     common = {
         "searchFilter": "",
         "orderByKey": f"metrics.`{objective}`",
@@ -197,7 +209,7 @@ def _state(layout: _Layout, objective: str, params: list[str], own: dict[str, An
         "selectedColumns": [*columns, "attributes.`Duration`"],
         # the grid's own names
         "columnOrder": ["1", "attributes.`Run Name`", "runDateAndNestInfo", *columns, "duration"],
-        "columnWidths": {},
+        "columnWidths": widths,
         "runsHiddenMode": "FIRST_10_RUNS",
         "compareRunCharts": layout.cards,
         "compareRunSections": layout.sections,
@@ -222,7 +234,7 @@ class _Layout:
         self.cards: list[dict[str, Any]] = []
 
     def section(
-        self, name: str, cards: Iterable[dict[str, Any] | None], *, columns: int = 3, height: int = 360
+        self, name: str, cards: Iterable[dict[str, Any] | None], *, columns: int = 2, height: int = 360
     ) -> None:
         """A section with these cards; none where there are no cards."""
         drawn = [card for card in cards if card is not None]

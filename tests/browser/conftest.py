@@ -54,11 +54,12 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def dashboard(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Dashboard]:
     folder = tmp_path_factory.mktemp("dashboard")
+    home = folder / "home"
+    store = f"sqlite:///{folder}/mlflow.db"
     with server.serving(
-        f"sqlite:///{folder}/mlflow.db", folder / "artifacts", host="127.0.0.1", port=free_port()
+        store, folder / "artifacts", host="127.0.0.1", port=free_port(), home=home
     ) as mlflow_server:
         uri = mlflow_server.address
-        home = folder / "home"
         for number, temperature in enumerate((0.2, 0.1)):
             pcl_ray(
                 home,

@@ -105,13 +105,12 @@ def lines(page: Page, *metrics: str) -> None:
 
 def test_the_table_of_runs(page: Page, dashboard: Any) -> None:
     opened(page, link(dashboard.uri, dashboard.experiment_id, view=saved_views.RUNS))
-    metrics = [
-        f"metrics.`{name}`"
-        for name in ("eval/knn_top1", "cluster/0/ami", "eval/rankme", "train/loss", "perf/device_minutes")
-    ]
-    params = [f"params.`{name}`" for name in ("loss.temperature", "e_step.alpha", "e_step.num_clusters")]
+    accuracies = ("eval/knn_top1", "eval/pixels/knn_top1", "eval/untrained/knn_top1")
+    metrics = [f"metrics.`{name}`" for name in (*accuracies, "cluster/0/ami", "perf/device_minutes")]
+    knobs = ("train.epochs", "e_step.num_clusters", "loss.temperature", "e_step.alpha", "encoder.backbone")
+    params = [f"params.`{name}`" for name in knobs]
     shown = headers(page)
-    assert [name for name in shown if name.startswith(("metrics.", "params."))] == [*metrics, *params]
+    assert [name for name in shown if name.startswith(("metrics.", "params."))] == [*params, *metrics]
     names = page.locator(".ag-pinned-left-cols-container [col-id='attributes.`Run Name`'] a")
     expect(names).to_have_count(3)  # no trials
     found = names.all_inner_texts()

@@ -18,8 +18,11 @@ from pathlib import Path
 import pytest
 from processes import free_port
 
+from pcl_ray import cli
 from pcl_ray.errors import ConfigError, RunFailed
-from pcl_ray.tracking import server
+from pcl_ray.on_ray import local_head_record
+from pcl_ray.on_ray.local_head_record import LocalHead, Ports
+from pcl_ray.tracking import dashboard, server
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before any test imports mlflow
 
@@ -115,6 +118,24 @@ def test_every_signal_that_means_the_end_is_one(ending: signal.Signals) -> None:
         threading.Event().wait(HANG)
         pytest.fail("the signal was not heard")
     assert signal.getsignal(ending) == before
+
+
+def test_the_server_of_up_is_named_and_no_other_started(
+    home: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PCL_RAY_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (home / "service").mkdir()
+    ports = Ports(mlflow=free_port())
+    with server.serving(
+        store, home / "mlflow/artifacts", host="127.0.0.1", port=ports.mlflow, home=home
+    ) as running:
+        local_head_record.write(LocalHead("127.0.0.1", ports, running.address, mlflow=running.started))
+        assert cli.main(["ui"]) == 0
+    printed = capsys.readouterr().out
+    assert f"dashboard   {running.address}/#/experiments/1/runs?workflowType=machine_learning" in printed
+    assert "Ctrl-C" not in printed
+    assert (f"runs        {running.address}/pcl" in printed) == dashboard.installed()
 
 
 def test_a_taken_port_is_a_mistake_where_it_was_chosen(home: Path, store: str, taken: int) -> None:

@@ -73,21 +73,21 @@ def asset(name: str) -> str:
     return (resources.files("pcl_ray.report.drawing") / "assets" / name).read_text(encoding="utf-8")
 
 
-def document(title: str, *body: Child) -> str:
-    """A whole page with its style and script."""
+def document(title: str, *body: Child, policy: str = _POLICY, script: str = "report.js") -> str:
+    """A whole page with its style and script. policy: what it may fetch, where it may fetch anything."""
     head = (
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
         tag("link", rel="icon", href="data:,"),  # else browsers ask the server for one
         tag("style", Html(asset("report.css"))),
     )
-    script = tag("script", Html(asset("report.js")))
+    code = tag("script", Html(asset(script)))
     return (
         "<!doctype"
-        f" html>\n{tag('html', tag('head', head), tag('body', tag('main', *body), script), lang='en')}\n"
+        f" html>\n{tag('html', tag('head', head), tag('body', tag('main', *body), code), lang='en')}\n"
     )
 
 
