@@ -8,7 +8,9 @@ numpy, as everything that Ray carries.
 from __future__ import annotations
 
 import json
+import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pcl_ray.support.files import atomic_file
+from pcl_ray.support.paths import path_text
 
 if TYPE_CHECKING:  # who looks at snapshots needs no torch
     from pcl_ray.clustering import Clustering, ClusterSet
@@ -27,6 +30,7 @@ NEAREST, FARTHEST = 12, 4  # images of a prototype
 MAP_POINTS = 600  # t-SNE of more takes many times as long, beside the training
 _PIECE = 65536  # rows
 _EACH = 4  # prototypes for each role
+_MOST_MEMBERS = 100_000  # images of which every one is listed
 _SHOWN = 96  # prototypes of one clustering that are shown with images
 
 
@@ -78,6 +82,9 @@ class Snapshot:
     assignments: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))  # [M, n]
     # [n, 2] coordinates on the map, once it is drawn
     projection: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    # [M, N] int32, the prototype of every image, −1 without; [M, 0] of too many images, and of a sample
+    members: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    distances: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))  # of these, as in φ
     map_name: str = ""  # t-SNE, UMAP, PCA
     note: str = ""  # what the reader should know, e.g. that these are a sample's clusters
 
@@ -103,7 +110,14 @@ class Snapshot:
             replace(clustering, nearest=whole(clustering.nearest), farthest=whole(clustering.farthest))
             for clustering in self.clusterings
         )
-        return replace(self, clusterings=clusterings, sample=whole(self.sample))
+        is_whole = np.array_equal(ids, np.arange(len(ids)))
+        return replace(
+            self,
+            clusterings=clusterings,
+            sample=whole(self.sample),
+            members=self.members if is_whole else self.members[:, :0],
+            distances=self.distances if is_whole else self.distances[:, :0],
+        )
 
     def with_map(self, projection: np.ndarray, name: str) -> Snapshot:
         """The same snapshot with coordinates [n, 2] of its sample, and the name of what projected it."""
@@ -139,6 +153,7 @@ def make_snapshot(
     assignments = np.empty((0, len(sample)), np.int64)
     if clusterings:
         assignments = np.stack([clustering.assignments.numpy()[sample] for clustering in clusterings])
+    members, distances = _members(features_nC, ids_n, clusterings, num_images)
     return Snapshot(
         epoch,
         step,
@@ -149,7 +164,31 @@ def make_snapshot(
         labels,
         assignments,
         note=note,
+        members=members,
+        distances=distances,
     )
+
+
+def _members(
+    features_nC: np.ndarray, ids_n: np.ndarray, clusterings: Sequence[Clustering], num_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """[M, N] int32, [M, N] float32: the prototype of every image, and how far its feature is from the raw
+    centroid; NaN where the feature is elsewhere. [M, 0] of too many images, and of a sample's clusters.
+    """
+    count = len(clusterings)
+    if not count or num_images > _MOST_MEMBERS or any(len(c.assignments) != num_images for c in clusterings):
+        return np.empty((count, 0), np.int32), np.empty((count, 0), np.float32)
+    members = np.stack([c.assignments.numpy() for c in clusterings]).astype(np.int32)
+    distances = np.full(members.shape, np.nan, np.float32)
+    for m, clustering in enumerate(clusterings):
+        centroids = clustering.prototypes if clustering.centroids is None else clustering.centroids
+        centroids_KC = centroids.numpy()
+        for start in range(0, len(ids_n), _PIECE):
+            ids = ids_n[start : start + _PIECE]
+            apart = features_nC[start : start + _PIECE].astype(np.float32) - centroids_KC[members[m, ids]]
+            distances[m, ids] = np.linalg.norm(apart, axis=1)
+    distances[members < 0] = np.nan
+    return members, distances
 
 
 def roles_of(concentration: np.ndarray, sizes: np.ndarray) -> dict[Role, np.ndarray]:
@@ -284,6 +323,12 @@ class Thumbnails:
 
     ids: np.ndarray  # [t] int64, rising
     pixels: np.ndarray  # [t, s, s, 3] uint8
+    # [N] utf-8 bytes, the files of all images, or shards and members; [0] where they have none
+    names: np.ndarray = field(default_factory=lambda: np.empty(0, "S1"))
+
+    def name(self, image: int) -> str:
+        """What an image is called: its file, as `path_text`, or its number."""
+        return path_text(os.fsdecode(self.names[image])) if 0 <= image < len(self.names) else f"image {image}"
 
     def picture(self, image: int) -> np.ndarray | None:
         """[s, s, 3] uint8; None for an image without a picture."""
@@ -301,6 +346,7 @@ _SNAPSHOT_ARRAYS = {
     **{name: name for name in ("sample", "features", "labels", "assignments")},
     "places": "projection",
 }
+_LATER_ARRAYS = ("members", "distances")
 
 
 def save_snapshot(path: Path, snapshot: Snapshot, thumbnails: Thumbnails) -> None:
@@ -315,7 +361,8 @@ def save_snapshot(path: Path, snapshot: Snapshot, thumbnails: Thumbnails) -> Non
     }
     arrays: dict[str, Any] = {"told": np.array(json.dumps(header))}
     arrays |= {key: getattr(snapshot, name) for key, name in _SNAPSHOT_ARRAYS.items()}
-    arrays |= {"thumbnail_ids": thumbnails.ids, "thumbnails": thumbnails.pixels}
+    arrays |= {name: getattr(snapshot, name) for name in _LATER_ARRAYS}
+    arrays |= {"thumbnail_ids": thumbnails.ids, "thumbnails": thumbnails.pixels, "names": thumbnails.names}
     for m, clustering in enumerate(snapshot.clusterings):
         arrays |= {f"{m}/{key}": getattr(clustering, name) for key, name in _CLUSTERING_ARRAYS.items()}
     with atomic_file(path) as partial, partial.open("wb") as file:
@@ -332,7 +379,10 @@ def load_snapshot(path: Path) -> tuple[Snapshot, Thumbnails] | None:
                 for m in range(header.pop("clusterings"))
             )
             whole = {name: arrays[key] for key, name in _SNAPSHOT_ARRAYS.items()}
+            # earlier versions wrote none of these
+            whole |= {name: arrays[name] for name in _LATER_ARRAYS if name in arrays}
+            names = {"names": arrays["names"]} if "names" in arrays else {}
             snapshot = Snapshot(clusterings=clusterings, **header, **whole)
-            return snapshot, Thumbnails(arrays["thumbnail_ids"], arrays["thumbnails"])
+            return snapshot, Thumbnails(arrays["thumbnail_ids"], arrays["thumbnails"], **names)
     except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error):
         return None

@@ -33,10 +33,12 @@ def with_knobs(record: RunRecord, *words: str) -> RunRecord:
 
 
 def rules_of(record: RunRecord, *severities: str) -> set[str]:
+    """What is found of a run, but that it was still improving: so short a run may be."""
     return {
         finding.rule
         for finding in diagnosis.findings(record)
         if finding.severity in (severities or ("problem", "warning", "note"))
+        and finding.rule != "still_improving"
     }
 
 

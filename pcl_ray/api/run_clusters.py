@@ -90,12 +90,12 @@ def read(checkpoint: Path, config: RunConfig, run: str, fingerprint: str) -> tup
     """
     from pcl_ray.checkpoints import run_state
     from pcl_ray.data import datasets
-    from pcl_ray.support.paths import home
+    from pcl_ray.support.paths import CHECKED_IMAGES, home
 
     clusters = run_state.load(checkpoint).clusters
     if clusters is None:
         return ()
-    images = datasets.load(config.data, cache_dir=home() / "checked_images").train
+    images = datasets.load(config.data, cache_dir=home() / CHECKED_IMAGES).train
     if fingerprint and images.fingerprint != fingerprint:
         raise DataError(f"the images of run {run!r} have changed since it was trained")
     names = _names(images)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pcl_ray.config import EStepConfig, RunConfig
+from pcl_ray.data import datasets
 from pcl_ray.plan import FILE_SOURCES, RunPlan, decoded_bytes, why_so_many
 from pcl_ray.runs.request import Request
+from pcl_ray.support.paths import CHECKED_IMAGES, home
 from pcl_ray.support.text import binary_size, count
 
 
@@ -34,6 +36,8 @@ def show(request: Request) -> None:
     }
     for name, value in rows.items():
         print(f"{name:<12} {value}")
+    for line in datasets.preview(config.data, home() / CHECKED_IMAGES):
+        print(f"{'pictures':<12} {line}")
     for note in request.notes:
         print(f"{'note':<12} {note}")
 

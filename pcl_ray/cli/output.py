@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pcl_ray import config
 from pcl_ray.config import figures
 from pcl_ray.config.final_figures import final_rows
+from pcl_ray.config.knn_figures import row_with_error
 from pcl_ray.config.knobs import Knob
 from pcl_ray.support import machine, redaction
 
@@ -34,10 +35,10 @@ def print_result(result: RunResult) -> None:
     for title, value in _table(result.metrics):
         if stored.encoder.init_from is not None and title == figures.UNTRAINED_KNN_TOP1.title:
             title = "kNN accuracy of the weights as they came"
-        print(f"{title:<34} {value}")
-    print(f"{'run':<34} {result.run_name} ({result.state})")
+        print(f"{title:<38} {value}")
+    print(f"{'run':<38} {result.run_name} ({result.state})")
     if (report := Path(result.run_dir, REPORT_FILE)).exists():
-        print(f"{'report':<34} {report}")
+        print(f"{'report':<38} {report}")
     print("\nNext:")
     if stored.tracking.enabled:
         link = read_state_at(Path(result.run_dir)).get("link")
@@ -64,12 +65,13 @@ def _as_typed(command: str) -> str:
 def _table(metrics: dict[str, float]) -> list[tuple[str, str]]:
     """The rows of the closing table; figures that a run without labels does not have are left out."""
     metrics = figures.with_present_names(metrics)
-    before = (figures.LOSS, figures.KNN_TOP1, *figures.REFERENCES, figures.HEAD_KNN_TOP1)
+    lines = (*figures.REFERENCES, figures.LARGEST_CLASS)
+    before = (figures.LOSS, figures.KNN_TOP1, *lines, figures.HEAD_KNN_TOP1)
     after = (
         *(figures.RANKME, figures.IMAGES_PER_SECOND),
         *(figures.E_STEP_SECONDS_TOTAL, figures.EPOCH_SECONDS_TOTAL),
     )
-    rows = [figure.row(metrics[figure.name]) for figure in before if figure.name in metrics]
+    rows = [row_with_error(figure, metrics) for figure in before if figure.name in metrics]
     for m in figures.clusterings_in(metrics):
         agreement, count = figures.AMI.at(m), figures.NUM_CLUSTERS.at(m)
         if agreement.name in metrics:

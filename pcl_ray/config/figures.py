@@ -14,6 +14,15 @@ from pcl_ray.config.fault_figures import FAILURES, ROLLBACKS
 from pcl_ray.config.figure import Direction as Direction
 from pcl_ray.config.figure import Figure
 from pcl_ray.config.final_figures import FINAL_FIGURES
+from pcl_ray.config.knn_figures import HEAD_KNN_TOP1 as HEAD_KNN_TOP1
+from pcl_ray.config.knn_figures import KNN_ERROR as KNN_ERROR
+from pcl_ray.config.knn_figures import KNN_TOP1 as KNN_TOP1
+from pcl_ray.config.knn_figures import LARGEST_CLASS as LARGEST_CLASS
+from pcl_ray.config.knn_figures import PIXELS_KNN_TOP1 as PIXELS_KNN_TOP1
+from pcl_ray.config.knn_figures import SAMPLED_KNN_TOP1 as SAMPLED_KNN_TOP1
+from pcl_ray.config.knn_figures import TEST_KNN_TOP1 as TEST_KNN_TOP1
+from pcl_ray.config.knn_figures import TEST_KNN_TOP1_LEAST as TEST_KNN_TOP1_LEAST
+from pcl_ray.config.knn_figures import UNTRAINED_KNN_TOP1 as UNTRAINED_KNN_TOP1
 
 EPOCH = Figure("epoch", "Epoch", "Epochs before this one.", format="{:.0f}")
 
@@ -54,52 +63,6 @@ FEATURE_STD = Figure(
 LEARNING_RATE = Figure("train/lr", "Learning rate", "The learning rate of the last step.")
 
 # ---- evaluation
-KNN_TOP1 = Figure(
-    "eval/knn_top1",
-    "kNN top-1",
-    "Share of held-out images whose nearest neighbours, by the backbone's features, give the right class.",
-    title="kNN accuracy, held-out images",
-    short="kNN",
-    format="{:.4f}",
-    short_format="{:.3f}",
-    direction="max",
-)
-HEAD_KNN_TOP1 = Figure(
-    "eval/head/knn_top1",
-    "kNN top-1 of the head",
-    "The same by the head's output, which the loss compares and the E-step clusters; it is not transferred.",
-    title="kNN accuracy of the head's output",
-    short="head kNN",
-    format="{:.4f}",
-    short_format="{:.3f}",
-    direction="max",
-)
-PIXELS_KNN_TOP1 = Figure(
-    "eval/pixels/knn_top1",
-    "kNN top-1 of raw pixels",
-    "The same by the pixels of the evaluation view: what no training reaches. Measured once, at the start.",
-    title="kNN accuracy of raw pixels",
-    short="pixels",
-    format="{:.4f}",
-    short_format="{:.3f}",
-)
-UNTRAINED_KNN_TOP1 = Figure(
-    "eval/untrained/knn_top1",
-    "kNN top-1 of the untrained encoder",
-    "The same by the backbone before the first step. Measured once, at the start.",
-    title="kNN accuracy of the untrained encoder",
-    short="untrained",
-    format="{:.4f}",
-    short_format="{:.3f}",
-)
-SAMPLED_KNN_TOP1 = Figure(
-    "eval/sampled/knn_top1",
-    "kNN top-1 where reference lines are measured",
-    "That of the backbone on those held-out images that pixels and untrained encoder were measured on; only"
-    " where these are not all.",
-    direction="max",
-    charted=False,
-)
 RANKME = Figure(
     "eval/rankme",
     "RankMe",
@@ -125,18 +88,6 @@ UNIFORMITY = Figure(
     "eval/uniformity", "Uniformity", "How evenly the head's features cover the sphere.", charted=False
 )
 ALIGNMENT = Figure("eval/alignment", "Alignment", "How far apart an image's two views are.", charted=False)
-TEST_KNN_TOP1 = Figure(
-    "eval/test_knn_top1",
-    "kNN top-1, test split",
-    "kNN accuracy of the best configuration on images that no trial was compared by, mean over its seeds.",
-    direction="max",
-)
-TEST_KNN_TOP1_LEAST = Figure(
-    "eval/test_knn_top1_least",
-    "kNN top-1, test split, least",
-    "That of the seed that did worst.",
-    direction="max",
-)
 
 # ---- all clusterings of an E-step together
 CONE = Figure("cluster/cone", "Cone", "Mean cosine of two images: 1 where all point one way.", charted=False)
@@ -330,7 +281,8 @@ _OF_A_CLUSTERING = (
 CATALOGUE: tuple[Figure, ...] = (
     *(EPOCH, LOSS, LOSS_INSTANCE, LOSS_PROTOTYPE, ACCURACY_INSTANCE, ACCURACY_PROTOTYPE),
     *(LOSS_MATES, WITH_MATE, GRADIENT_NORM, FEATURE_STD, LEARNING_RATE, ROLLBACKS),
-    *(KNN_TOP1, HEAD_KNN_TOP1, PIXELS_KNN_TOP1, UNTRAINED_KNN_TOP1, SAMPLED_KNN_TOP1),
+    *(KNN_TOP1, KNN_ERROR, HEAD_KNN_TOP1, PIXELS_KNN_TOP1, UNTRAINED_KNN_TOP1, SAMPLED_KNN_TOP1),
+    LARGEST_CLASS,
     *(RANKME, LIDAR, AREQ, UNIFORMITY, ALIGNMENT, TEST_KNN_TOP1, TEST_KNN_TOP1_LEAST, *FINAL_FIGURES),
     *(CONE, SPREAD, RANK, FAILURES, NUM_CLUSTERS, AMI, ARI, NMI, PURITY, LARGEST_SHARE, EMPTY, NMI_PREVIOUS),
     *(DRIFT, COLLISIONS, PHI_P10, PHI_P50, PHI_P90, PHI_MIN, PHI_MEAN, PHI_MAX, PHI_ZEROS, PHI_IMPUTED),
@@ -344,7 +296,8 @@ CATALOGUE: tuple[Figure, ...] = (
 )
 OBJECTIVES = (KNN_TOP1, RANKME)  # what runs are compared by: the first that a run has
 WITHOUT_LABELS = (RANKME, LIDAR, AREQ)  # criteria of how good features are that need no labels
-REFERENCES = (PIXELS_KNN_TOP1, UNTRAINED_KNN_TOP1)  # lines that the backbone's kNN accuracy is held against
+# lines that the backbone's kNN accuracy is held against: what is reached without training
+REFERENCES = (PIXELS_KNN_TOP1, UNTRAINED_KNN_TOP1)
 HEADLINES = (KNN_TOP1, HEAD_KNN_TOP1, RANKME, LOSS)  # what a list shows of a run: the first that it has
 _BY_NAME = {figure.name: figure for figure in CATALOGUE}
 _NUMBERED = re.compile(r"(cluster/|train/accuracy_prototype_)(\d+)(.*)")

@@ -43,6 +43,10 @@ def load_stored(path: Path) -> RunConfig:
     tree = _read_recipe(path)
     if not tree:
         raise ConfigError(f"{path} is empty: the configuration of that run is lost")
+    # Before there was the knob, held-out files were a random choice: a run that goes on keeps them.
+    data = tree.get("data")
+    if isinstance(data, dict) and data.get("source") in ("folder", "parquet", "webdataset"):
+        data.setdefault("split", "random")
     return _validated(tree, ())
 
 
@@ -140,6 +144,13 @@ def as_words(overrides: Iterable[str] | Mapping[str, Any]) -> list[str]:
     if not isinstance(overrides, Mapping):
         return list(overrides)
     return [f"{name}={value_text(value, digits=None)}" for name, value in overrides.items()]
+
+
+def names_of(overrides: Iterable[str] | Mapping[str, Any]) -> set[str]:
+    """The knobs that overrides name."""
+    if isinstance(overrides, Mapping):
+        return {str(name) for name in overrides}
+    return {text.partition("=")[0].strip() for text in overrides}
 
 
 def parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Problem]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from pcl_ray.config import AugmentConfig
-from pcl_ray.data.images import Scale, cut, decode_reduced
+from pcl_ray.data.pictures.decoding import Scale, cut, decode_reduced
 
 _CROP_FROM = 64  # px: from this size on, evaluation cuts the centre out of a somewhat larger image
 
@@ -58,7 +58,7 @@ def view_of_file(
 ) -> Tensor:
     """The evaluation view [channels, S, S] uint8 of a picture that is decoded now.
 
-    decode: as `FileImages.read`, or `images.decode` of one file. view: `evaluation_view(config)`. reduced:
+    decode: as `FileImages.read`, or `decoding.decode` of one file. view: `evaluation_view(config)`. reduced:
     whether a JPEG may be decoded no larger than the view needs, which is several times faster.
     """
     picture = decode_reduced(

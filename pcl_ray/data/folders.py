@@ -1,20 +1,16 @@
-"""Trees of image files: which files, which labels, and which of them cannot be decoded."""
+"""Trees of image files: which files, and which labels."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from pcl_ray.data.images import NO_LABEL, EncodedImages, FileImages, decode, quiet
+from pcl_ray.data.images import NO_LABEL, EncodedImages, FileImages
+from pcl_ray.data.pictures.looks import BadImage
 from pcl_ray.errors import DataError
 from pcl_ray.support.paths import path_text
 
@@ -22,19 +18,10 @@ SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"]
     + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2"]
 )
-_LEGIBLE = 64  # px: at such a scale it shows whether a picture decodes
 TRAIN_NAMES, HOLDOUT_NAMES = ("train", "training"), ("val", "valid", "validation", "holdout", "test")
 
 
 T = TypeVar("T", bound=EncodedImages)
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """A file that does not decode, and why."""
-
-    file: str  # as `path_text` or `EncodedImages.name` writes it
-    reason: str
 
 
 def find_parts(root: Path) -> tuple[Path, Path | None]:
@@ -84,34 +71,6 @@ def images_of(
     return FileImages(str(root), encoded, channels, labels, class_names)
 
 
-def find_bad(images: EncodedImages, cache_dir: Path, progress: Callable[[int, int], None]) -> list[BadImage]:
-    """The files that do not decode, with reasons. The result is stored under `cache_dir`, and holds until a
-    file's name, size or time changes.
-    """
-    state = repr(images.content_state).encode(errors="surrogateescape")
-    if b"\\" in state:  # earlier notes have such names as they are, and not as `path_text`
-        state += b"path_text"
-    key = hashlib.blake2b(state, digest_size=16).hexdigest()
-    cached = cache_dir / f"{key}.json"
-    try:
-        return [BadImage(**entry) for entry in json.loads(cached.read_text())]
-    except (OSError, ValueError, TypeError):
-        pass  # not checked yet, or a damaged note of it
-    bad: list[BadImage] = []
-    with quiet(), ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        for done, problem in enumerate(pool.map(partial(_check, images), range(len(images))), start=1):
-            if problem:
-                bad.append(problem)
-            if done % 1000 == 0:
-                progress(done, len(images))
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        cached.write_text(json.dumps([vars(entry) for entry in bad]))
-    except OSError:
-        pass  # only costs the next run a second look
-    return bad
-
-
 def without(images: T, bad: list[BadImage]) -> T:
     """The images but these."""
     if not bad:
@@ -141,18 +100,3 @@ def _walk(root: Path) -> Iterator[str]:
             for name in files:
                 if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
                     yield (relative / name).as_posix()
-
-
-def _check(images: EncodedImages, index: int) -> BadImage | None:
-    name = images.name(index)
-    try:
-        encoded = images.encoded(index)
-        if (encoded.stat().st_size if isinstance(encoded, Path) else encoded.seek(0, os.SEEK_END)) == 0:
-            return BadImage(name, "empty file")
-        if not isinstance(encoded, Path):
-            encoded.seek(0)
-        decode(encoded, 3, scale=lambda height, width: _LEGIBLE / max(min(height, width), 1))
-        return None
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        reason = str(error).replace(name, "").replace("''", "").strip() or type(error).__name__
-        return BadImage(name, reason.splitlines()[0])

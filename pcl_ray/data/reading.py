@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from pcl_ray.config import RunConfig
 from pcl_ray.data.draws import ViewDraws, view_draws
 from pcl_ray.data.evaluation_view import as_tensor, evaluation_view, view_of_file
-from pcl_ray.data.images import EncodedImages, Images, Scale, cut, decode_reduced
+from pcl_ray.data.images import EncodedImages, Images
+from pcl_ray.data.pictures.decoding import Scale, cut, decode_reduced
 from pcl_ray.data.reference_views import random_view
 from pcl_ray.errors import DataError
 from pcl_ray.plan import batches_ahead, small_crop_size

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pcl_ray.data import images as pictures
+from pcl_ray.data.images import to_channels
+from pcl_ray.data.pictures import decoding
 
 Picture: TypeAlias = np.ndarray | torch.Tensor | str | Path | bytes | Image.Image
 
@@ -72,12 +73,15 @@ def _as_uint8(images: np.ndarray, called: str) -> np.ndarray:
     return (images * 255).round().astype(np.uint8)
 
 
-def of_array(image: np.ndarray, channels: int, called: str) -> np.ndarray:
-    """The pixels [H, W, channels] uint8 of one image; `called`: what error messages call it."""
+def of_array(image: np.ndarray, channels: int, called: str, background: str = "white") -> np.ndarray:
+    """The pixels [H, W, channels] uint8 of one image. called: what error messages call it. background: the
+    colour under transparency.
+    """
     image = _as_uint8(image, called)
     flat = image[..., None] if image.ndim == 2 else image
     if flat.ndim != 3 or not 1 <= flat.shape[2] <= 4 or 0 in flat.shape:
         raise ValueError(f"{called} must be [H, W] or [H, W, 1 … 4], not {list(image.shape)}")
     if flat.shape[2] in (1, 3):
-        return pictures.to_channels(flat[None], channels)[0]
-    return pictures.as_array(Image.fromarray(np.ascontiguousarray(flat)), channels)  # with transparency
+        return to_channels(flat[None], channels)[0]
+    picture = Image.fromarray(np.ascontiguousarray(flat))
+    return decoding.as_array(picture, channels, background)  # it has transparency

@@ -26,10 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pcl_ray.config import AugmentConfig, EncoderConfig
-from pcl_ray.data import images as pictures
+from pcl_ray.config import AugmentConfig, DataConfig, EncoderConfig
 from pcl_ray.data.colour import to_floats
 from pcl_ray.data.evaluation_view import as_tensor, evaluation_view, view_of_file
+from pcl_ray.data.images import to_channels
+from pcl_ray.data.pictures import decoding
+from pcl_ray.data.pictures.decoding import AS_THEY_ARE, DecodingOptions
 from pcl_ray.embedding.conversion import Picture, as_batch, of_array, of_tensor
 from pcl_ray.errors import DataError
 from pcl_ray.model import encoder as encoders
@@ -41,7 +43,6 @@ FORMAT, _HEADLESS = 1, 2  # an encoder without a head is none that earlier versi
 SETTINGS_FILE, WEIGHTS_FILE = "embedder.json", "embedder.safetensors"
 _BATCH = 256  # images
 _PIECE = 2**24  # numbers in a batch of views, or of distances: memory stays bounded
-
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, SafetensorError)
 
 
@@ -60,7 +61,7 @@ class Embedded:
     e_step.num_clusters, none for a run without clusters yet and for weights of others.
     """
 
-    embeddings: np.ndarray  # [n, C] float32, unit vectors: the head's, or without a head the backbone's
+    embeddings: np.ndarray  # [n, C] float32, unit vectors: the head's, or else the backbone's
     prototypes: tuple[np.ndarray, ...]  # [n] int64, the nearest prototype that has images
     distances: tuple[np.ndarray, ...]  # [n] float32, Euclidean: 0 … 2
     backbone: np.ndarray  # [n, D] float32, the features before the head, as they come
@@ -70,7 +71,7 @@ class Embedded:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What the encoder makes of b images in one pass, on its device."""
+    """What the encoder makes of b images, on its device."""
 
     backbone: Tensor  # [b, D] float32
     head: Tensor  # [b, C] float32, unit vectors; of an encoder without a head the backbone's, normalised
@@ -91,6 +92,7 @@ class Embedder:
         self.augment = AugmentConfig(**settings["view"])
         self.encoder = encoder.to(device).eval().requires_grad_(False)
         self._view = evaluation_view(self.augment)
+        self._options = DecodingOptions.of_settings(settings)
         self._reading = threading.Lock()
 
     @classmethod
@@ -114,7 +116,7 @@ class Embedder:
             "activation": activation_of(weights.encoder.get_submodule("head")),
             "channels": weights.channels,
             "view": weights.view.model_dump(mode="json", include={"image_size", "mean", "std"}),
-            "reduced_decoding": weights.run is None or weights.run.data.reduced_decoding,
+            **DecodingOptions.of(weights.run.data if weights.run else DataConfig()).as_settings(),
             "note": weights.note,
         }
         return cls(weights.encoder, settings, _prototypes_at(weights.path), torch.device(device))
@@ -129,9 +131,11 @@ class Embedder:
         return self.settings.get("note") or f"momentum encoder after {self.settings['epoch']} epochs"
 
     @classmethod
-    def of_checkpoint(cls, path: Path, augment: AugmentConfig, *, reduced_decoding: bool = True) -> Embedder:
-        """The embedder of a checkpoint of ours; torch's random state stays as it is. reduced_decoding:
-        `data.reduced_decoding` of the run. Raises RunFailed.
+    def of_checkpoint(
+        cls, path: Path, augment: AugmentConfig, options: DecodingOptions = AS_THEY_ARE
+    ) -> Embedder:
+        """The embedder of a checkpoint of ours; torch's random state stays as it is. options: how the run
+        decodes its pictures. Raises RunFailed.
         """
         from pcl_ray.checkpoints import run_state  # not at the top: whoever serves needs no k-means
 
@@ -149,11 +153,10 @@ class Embedder:
             "encoder": state.encoder.model_dump(mode="json"),
             "channels": state.channels,
             "view": augment.model_dump(mode="json", include={"image_size", "mean", "std"}),
-            "reduced_decoding": reduced_decoding,
+            **options.as_settings(),
         }
-        prototypes = _prototypes_of(state.clusters)
         encoder = _encoder(state.encoder, state.channels, weights)
-        return cls(encoder, settings, prototypes, torch.device("cpu"))
+        return cls(encoder, settings, _prototypes_of(state.clusters), torch.device("cpu"))
 
     def save(self, folder: Path) -> None:
         """Two files, JSON and safetensors: nothing in them is executed when they are read."""
@@ -187,7 +190,7 @@ class Embedder:
         for name, value in tensors:
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        digest.update(json.dumps([self.settings["view"], self.settings["reduced_decoding"]]).encode())
+        digest.update(json.dumps([self.settings["view"], *self._options.as_settings().values()]).encode())
         return digest.hexdigest()
 
     @classmethod
@@ -236,16 +239,14 @@ class Embedder:
         both say which image it is.
         """
         batch, count = as_batch(images), self.batch_size
-        parts = [
-            self.features(self._views(batch, start, start + count)) for start in range(0, len(batch), count)
-        ]
-        return self.embedded(parts)
+        starts = range(0, len(batch), count)
+        return self.embedded([self.features(self._views(batch, start, start + count)) for start in starts])
 
     @torch.no_grad()
     def embed_readable(self, images: np.ndarray | Sequence[Picture] | Picture) -> Embedded:
         """What `embed` gives of the images that can be read; `broken` are the positions of the others."""
         batch, views, broken = as_batch(images), [], []
-        with self._reading, pictures.quiet():
+        with self._reading, decoding.quiet():
             for number in range(len(batch)):
                 try:
                     views.append(self.view(batch[number], number))
@@ -285,24 +286,26 @@ class Embedder:
 
     def view(self, image: Picture, number: int = 0) -> Tensor:
         """The evaluation view [channels, S, S] uint8 of one image, read from any thread within
-        `data.images.quiet`. number: what it is called in errors, which are those of `embed`.
+        `decoding.quiet`. number: what it is called in errors, which are those of `embed`.
         """
         if isinstance(image, torch.Tensor):
             image = of_tensor(image, f"image {number}")
         if isinstance(image, np.ndarray):
-            return self._view(as_tensor(of_array(image, self.channels, f"image {number}")))
+            return self._view(
+                as_tensor(of_array(image, self.channels, f"image {number}", self._options.background))
+            )
         with self._named(image, number):
             if isinstance(image, Image.Image):
-                return self._view(as_tensor(pictures.as_array(pictures.upright(image), self.channels)))
+                return self._view(as_tensor(decoding.pixels_of(image, self.channels, self._options)))
             return self._of_file(BytesIO(image) if isinstance(image, bytes) else Path(image).expanduser())
 
     def _views(self, batch: np.ndarray | Sequence[Picture], start: int, end: int) -> Tensor:
         """The evaluation views [b, channels, S, S] uint8 of the images start … end − 1."""
         # of one size: resized as one batch
         if isinstance(batch, np.ndarray) and batch.ndim == 4 and batch.shape[3] in (1, 3):
-            pixels = torch.from_numpy(pictures.to_channels(batch[start:end], self.channels).copy())
+            pixels = torch.from_numpy(to_channels(batch[start:end], self.channels).copy())
             return self._view(pixels.permute(0, 3, 1, 2))
-        with self._reading, pictures.quiet():
+        with self._reading, decoding.quiet():
             return torch.stack(
                 [self.view(image, number) for number, image in enumerate(batch[start:end], start)]
             )
@@ -310,11 +313,11 @@ class Embedder:
     def _of_file(self, file: Path | BytesIO) -> Tensor:
         """The evaluation view as the E-step reads it: a JPEG is decoded no larger than the view needs."""
 
-        def decode(scale: pictures.Scale) -> np.ndarray:
+        def decode(scale: decoding.Scale) -> np.ndarray:
             # pyrefly: ignore[bad-argument-type]  # Pillow opens both
-            return pictures.decode(file, self.channels, scale=scale)
+            return decoding.decode(file, self.channels, scale=scale, options=self._options)
 
-        return view_of_file(decode, self.augment, self._view, reduced=self.settings["reduced_decoding"])
+        return view_of_file(decode, self.augment, self._view, reduced=self._options.reduced)
 
     @contextmanager
     def _named(self, image: Picture, number: int) -> Iterator[None]:

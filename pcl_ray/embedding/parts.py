@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pcl_ray.data import images as pictures
+from pcl_ray.data.pictures import decoding
 from pcl_ray.embedding.collection import PARTS_FOLDER, Manifest, part_path, schema_of, write_part
 from pcl_ray.embedding.embedder import Embedded, Embedder, Features
 from pcl_ray.embedding.inputs import ImageReader
@@ -99,7 +99,7 @@ class PartMaker:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="images")
         waiting: deque[list[Future[_Read]]] = deque()
         try:
-            with pictures.quiet():
+            with decoding.quiet():
                 for start in range(0, len(names), size):
                     waiting.append([pool.submit(self._read, name) for name in names[start : start + size]])
                     if len(waiting) > _AHEAD:

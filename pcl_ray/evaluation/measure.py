@@ -13,13 +13,16 @@ from pcl_ray.config import EvaluationConfig
 from pcl_ray.config.figures import (
     AREQ,
     HEAD_KNN_TOP1,
+    KNN_ERROR,
     KNN_TOP1,
+    LARGEST_CLASS,
     PIXELS_KNN_TOP1,
     RANKME,
     SAMPLED_KNN_TOP1,
     UNIFORMITY,
     UNTRAINED_KNN_TOP1,
 )
+from pcl_ray.config.knn_figures import half_width
 from pcl_ray.evaluation.knn import knn_hits, share_of
 from pcl_ray.evaluation.labelled import LabelledFeatures
 from pcl_ray.evaluation.labels import agreement
@@ -40,11 +43,16 @@ def measure_labelled(
     reference_queries: np.ndarray,
     config: EvaluationConfig,
 ) -> dict[str, float]:
-    """The figures eval/knn_top1 and eval/head/knn_top1, on the same images; where reference lines are
-    measured on fewer queries, those at the positions `reference_queries`, eval/sampled/knn_top1 on these.
+    """The figures eval/knn_top1 with its ±, eval/head/knn_top1 and eval/largest_class, on the same images;
+    where reference lines are measured on fewer queries, those at the positions `reference_queries`,
+    eval/sampled/knn_top1 on these.
     """
     hits = _hits(backbone, config)
-    figures = {KNN_TOP1.name: share_of(hits), HEAD_KNN_TOP1.name: share_of(_hits(head, config))}
+    accuracy, labels = share_of(hits), backbone.query_labels_Q
+    figures = {KNN_TOP1.name: accuracy, HEAD_KNN_TOP1.name: share_of(_hits(head, config))}
+    if len(labels):
+        figures[KNN_ERROR.name] = half_width(accuracy, len(labels))
+        figures[LARGEST_CLASS.name] = float(np.bincount(labels).max() / len(labels))
     if config.reference_lines and len(reference_queries) < len(hits):
         figures[SAMPLED_KNN_TOP1.name] = share_of(hits[torch.from_numpy(reference_queries)])
     return _numbers(figures)

@@ -5,6 +5,7 @@ together. Imports neither torch nor numpy.
 from pcl_ray.plan.checks import check, check_alone, notes
 from pcl_ray.plan.cluster_counts import resolve_num_clusters, why_so_many
 from pcl_ray.plan.e_step_epochs import e_step_epochs, e_step_number
+from pcl_ray.plan.fitting import Surroundings, fit
 from pcl_ray.plan.run_plan import RunPlan, make
 from pcl_ray.plan.sizes import (
     FILE_SOURCES,
@@ -26,12 +27,14 @@ __all__ = [
     "SMALL_CROP_MIN",
     "EStepMode",
     "RunPlan",
+    "Surroundings",
     "batches_ahead",
     "check",
     "check_alone",
     "decoded_bytes",
     "e_step_epochs",
     "e_step_number",
+    "fit",
     "in_memory",
     "loader_workers",
     "make",

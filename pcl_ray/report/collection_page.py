@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from pcl_ray.data import images as pictures
+from pcl_ray.data.pictures import decoding
 from pcl_ray.errors import DataError
 from pcl_ray.report.drawing.html import Html, document, section, tag
 from pcl_ray.report.drawing.sprites import Sheet, sheet_of
@@ -90,7 +90,7 @@ def thumbnails_of(names: Sequence[str], images: ImageBytes) -> Thumbnails:
     ids are their positions.
     """
     ids, pixels = [], []
-    with pictures.quiet():
+    with decoding.quiet():
         # in this order: the rows of a table are read one after the other
         for position in sorted(range(len(names)), key=lambda i: names[i].partition("#")[0]):
             try:
@@ -113,7 +113,7 @@ def _fitted(content: bytes) -> np.ndarray:
     def scale(height: int, width: int) -> float:
         return _SIDE / max(height, width)
 
-    picture = Image.fromarray(pictures.decode(BytesIO(content), 3, scale=scale))  # pyrefly: ignore[bad-argument-type]
+    picture = Image.fromarray(decoding.decode(BytesIO(content), 3, scale=scale))  # pyrefly: ignore[bad-argument-type]
     shrunk = _SIDE / max(picture.size)
     width, height = (max(1, round(side * shrunk)) for side in picture.size)
     way = Image.Resampling.BOX if shrunk < 1 else Image.Resampling.NEAREST

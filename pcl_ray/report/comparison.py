@@ -108,7 +108,13 @@ def _figures(records: Sequence[RunRecord], knobs: Sequence[KnobValues], epoch: i
     if not compared:
         return [tag("p", "No run has recorded a figure yet.", class_="none")]
     first = letters(records)[0]
-    parts = [tag("p", f"Small: the difference to {first}. Green: the best of a row.", class_="lead")]
+    parts = [
+        tag(
+            "p",
+            f"Small: the difference to {first}. Green: the best of a row, where that is an aim.",
+            class_="lead",
+        )
+    ]
     if epoch is None:
         parts.append(tag("p", "There is no epoch after which all of them were evaluated.", class_="none"))
     else:
@@ -128,19 +134,27 @@ def _table(records: Sequence[RunRecord], compared: Sequence[Measure], epochs: Se
     rows = []
     for measure in compared:
         values = [measure.at(record, epoch) for record, epoch in zip(records, epochs, strict=True)]
+        errors = [
+            None if measure.error is None else measure.error(record, epoch)
+            for record, epoch in zip(records, epochs, strict=True)
+        ]
         if any(value is not None for value in values):
             best = best_of(measure, values) if fair or measure.title != "Time" else set()
             name = Html(tag("span", measure.title) + (tag("small", measure.note) if measure.note else ""))
-            rows.append([name, *(_figure(measure, values, run, run in best) for run in range(len(values)))])
+            cells = [_figure(measure, values, run, errors[run], run in best) for run in range(len(values))]
+            rows.append([name, *cells])
     return table(["", *names], rows, class_="numbers wide")
 
 
-def _figure(measure: Measure, values: Sequence[float | None], run: int, best: bool) -> Html:
+def _figure(
+    measure: Measure, values: Sequence[float | None], run: int, error: float | None, best: bool
+) -> Html:
     value, first = values[run], values[0]
     if value is None:
         return tag("td", "–")
     change = tag("small", difference(measure, value, first)) if run and first is not None else None
-    return tag("td", measure.write(value), change, class_="best" if best else None)
+    text = measure.write(value) + (f" ± {measure.write(error)}" if error is not None else "")
+    return tag("td", text, change, class_="best" if best else None)
 
 
 def _sheets(records: Sequence[RunRecord]) -> list[Html]:

@@ -15,6 +15,7 @@ from pcl_ray.report.summary import setting
 from pcl_ray.support.text import listed, measured_duration, number
 
 _SAME = 0.1  # times that differ by less than this share are called the same
+_PLUS_MINUS = "±: 95 %, from the number of held-out images"
 _NAMED = 4  # knobs that a sentence names
 
 
@@ -28,6 +29,8 @@ class Measure:
     write: Callable[[float], str] = number
     relative: bool = False  # differences in per cent
     note: str = ""
+    is_aim: bool = True  # whether the best value is worth marking: of a sign that may mislead it is not
+    error: Callable[[RunRecord, int], float | None] | None = None  # its ±
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,15 @@ def measures(records: Sequence[RunRecord], knobs: Sequence[KnobValues]) -> list[
     rank_note = "" if ranks_compare else "of other dimensions: not to be compared"
     loss_note = "" if losses_compare else "on other scales: not to be compared"
     every = [
-        Measure(figures.KNN_TOP1.label, 1, _value(figures.KNN_TOP1)),
+        Measure(
+            figures.KNN_TOP1.label, 1, _value(figures.KNN_TOP1), note=_PLUS_MINUS, error=RunRecord.knn_error
+        ),
         Measure(figures.HEAD_KNN_TOP1.label, 1, _value(figures.HEAD_KNN_TOP1)),
-        *(Measure(line.label, 0, _value(line)) for line in figures.REFERENCES),
+        *(Measure(line.label, 0, _value(line)) for line in (*figures.REFERENCES, figures.LARGEST_CLASS)),
         *_of_clusterings(records),
-        Measure(figures.RANKME.label, int(ranks_compare), _value(figures.RANKME), note=rank_note),
+        Measure(
+            figures.RANKME.label, int(ranks_compare), _value(figures.RANKME), note=rank_note, is_aim=False
+        ),
         Measure(figures.LOSS.label, -int(losses_compare), _value(figures.LOSS), note=loss_note),
         Measure(figures.IMAGES_PER_SECOND.label, 1, _median(figures.IMAGES_PER_SECOND), relative=True),
         Measure(figures.E_STEP_SECONDS.label, -1, _median(figures.E_STEP_SECONDS), relative=True),
@@ -145,7 +152,7 @@ def best_of(measure: Measure, values: Sequence[float | None]) -> set[int]:
     measured = {run: value for run, value in enumerate(values) if value is not None}
     # what reads the same is equally good
     texts = {run: measure.write(value) for run, value in measured.items()}
-    if not measure.better or len(set(texts.values())) < 2:
+    if not measure.better or not measure.is_aim or len(set(texts.values())) < 2:
         return set()
     top = max(measured, key=lambda run: measured[run] * measure.better)
     return {run for run in measured if texts[run] == texts[top]}
@@ -239,7 +246,7 @@ def _chief(records: Sequence[RunRecord], compared: Sequence[Measure], epoch: int
         for measure in compared
         if measure.better
         and not measure.relative
-        and not measure.note
+        and measure.note in ("", _PLUS_MINUS)
         and measure.title != figures.LOSS.label
     ]
     common = [
@@ -308,7 +315,8 @@ def _of_chance(
     groups: dict[str, list[int]] = {}
     for run in range(len(records)):
         groups.setdefault(str([knob.values[run] for knob in knobs if knob.name != "seed"]), []).append(run)
-    texts = []
+    texts = _of_few_images(records, chief, epoch)
+    few = len(texts)
     for runs in groups.values():
         values = []
         if chief and epoch:
@@ -319,9 +327,27 @@ def _of_chance(
                 f"{listed([names[run] for run in runs])} differ in nothing but the seed: {spread}."
                 " Differences of that size are chance."
             )
-    if texts:
+    if len(texts) > few:
         return texts
     return [
+        *texts,
         "Each configuration ran with one seed, so that nobody can tell how much of a difference is chance;"
-        " the same with other seeds would show it."
+        " the same with other seeds would show it.",
+    ]
+
+
+def _of_few_images(records: Sequence[RunRecord], chief: Sequence[Measure], epoch: int | None) -> list[str]:
+    """Which differences of the kNN accuracy the number of held-out images alone explains."""
+    if not chief or not epoch or chief[0].error is None:
+        return []
+    errors = [error for record in records if (error := chief[0].error(record, epoch)) is not None]
+    values = [value for record in records if (value := chief[0].at(record, epoch)) is not None]
+    if not errors or len(values) < 2:
+        return []
+    largest, spread = max(errors), max(values) - min(values)
+    if spread > largest * 2**0.5:
+        return []
+    return [
+        f"{chief[0].title} is known to ± {number(largest)} with so few held-out images: the differences here,"
+        f" up to {number(spread)}, may be chance."
     ]

@@ -14,6 +14,7 @@ from pcl_ray.support.text import count, cut, number, percent
 
 STRIP = 6  # pictures of a card
 _FIRST, _MOST = 24, 36  # cards before "show all", and how many are shown without that
+_MOST_LISTED = 20_000  # images up to which a prototype lists all of its own
 _PHONE = 12  # the same on a narrow screen, as in report.css
 
 
@@ -65,7 +66,7 @@ def summary_sentence(snapshot: Snapshot) -> str:
     text = f"{count(snapshot.num_images, 'image')} in {counts} clusters, {after}. "
     text += "Each card is a prototype with the images nearest to it."
     if len(order) > 1:
-        text += " Open one to see its other images and which finer prototypes lie inside it."
+        text += " Open one to see all its images and which finer prototypes lie inside it."
     partial = [one for one in order if len(one.selected) < int((one.sizes > 0).sum())]
     if partial:
         counts = " and ".join(f"{clustering.num_clusters:,}" for clustering in partial)
@@ -75,19 +76,47 @@ def summary_sentence(snapshot: Snapshot) -> str:
 
 
 def data_of(snapshot: Snapshot, sheet: Sheet | None, class_names: Sequence[str]) -> dict[str, Any]:
-    """The script's data: levels from coarse to fine, with selected prototypes; pictures as image numbers."""
-    order = [snapshot.clusterings[m] for m in snapshot.coarse_to_fine()]
+    """The script's data: levels from coarse to fine, with selected prototypes; pictures as image numbers, and
+    the names of those.
+    """
+    numbers = snapshot.coarse_to_fine()
+    order = [snapshot.clusterings[m] for m in numbers]
     finer: list[ClusteringSnapshot | None] = [*order[1:], None]
-    levels = [
-        {"k": clustering.num_clusters, "prototypes": _prototypes(clustering, below, class_names)}
-        for clustering, below in zip(order, finer, strict=True)
-    ]
+    levels = []
+    for m, clustering, below in zip(numbers, order, finer, strict=True):
+        prototypes = _prototypes(clustering, below, class_names)
+        if snapshot.members.size and snapshot.num_images <= _MOST_LISTED:
+            _add_members(prototypes, snapshot.members[m], snapshot.distances[m])
+        levels.append({"k": clustering.num_clusters, "prototypes": prototypes})
     return {
         "images": snapshot.num_images,
         "strip": STRIP,
         "sheet": sheet.script_data() if sheet else None,
+        "names": _names(levels, sheet),
         "levels": levels,
     }
+
+
+def _add_members(prototypes: list[dict[str, Any]], members: np.ndarray, distances: np.ndarray) -> None:
+    """Gives each prototype all of its images, the nearest first; those without a distance last."""
+    order = np.lexsort((np.arange(len(members)), distances))
+    own = members[order]
+    for entry in prototypes:
+        entry["members"] = order[own == entry["id"]].tolist()
+
+
+def _names(levels: Sequence[dict[str, Any]], sheet: Sheet | None) -> dict[str, str]:
+    """The files of all images that the data name, where they came from files."""
+    if sheet is None or not sheet.names:
+        return {}
+    images = {
+        image
+        for level in levels
+        for entry in level["prototypes"]
+        for part in ("near", "far", "members")
+        for image in entry.get(part, ())
+    }
+    return {str(image): sheet.names[image] for image in sorted(images) if image in sheet.names}
 
 
 def class_name(label: int, class_names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pcl_ray.config.figures import NUM_CLUSTERS
+from pcl_ray.data.inspection import summary as data_summary
 from pcl_ray.report.curves import charts, clustering_names
 from pcl_ray.report.doctor import diagnosis
 from pcl_ray.report.drawing.html import Html, document, section, tag
@@ -41,6 +42,7 @@ def html_of(record: RunRecord) -> str:
     parts = [
         section("summary", "Summary", tiles(record)),
         section("findings", "What the curves say", _findings(record)),
+        *_pictures(record),
         section("prototypes", "Prototypes", *_prototypes(record, sheet)),
         section("curves", "Curves", charts(record)),
         *evaluations_section(record.evaluations),
@@ -58,6 +60,7 @@ def _head(record: RunRecord, parts: list[Html]) -> Html:
     names = {
         "summary": "Summary",
         "findings": "Findings",
+        "pictures": "Pictures",
         "prototypes": "Prototypes",
         "curves": "Curves",
         "evaluations": "Protocols",
@@ -111,6 +114,17 @@ def _finding(finding: diagnosis.Finding) -> Html:
         class_=f"finding {finding.severity}",
         data_rule=finding.rule,
     )
+
+
+def _pictures(record: RunRecord) -> list[Html]:
+    """What was found of the pictures before the run."""
+    if record.data is None:
+        return []
+    items = [
+        tag("li", f"{text[:1].upper()}{text[1:]}.")
+        for text in (*data_summary.lines(record.data), *data_summary.cautions(record.data))
+    ]
+    return [section("pictures", "The pictures", tag("ul", items, class_="sentences"))] if items else []
 
 
 def _prototypes(record: RunRecord, sheet: Sheet | None) -> list[Html]:

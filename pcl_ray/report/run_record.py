@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pcl_ray.config import RunConfig
-from pcl_ray.config.figures import Figure
+from pcl_ray.config.figures import HEAD_KNN_TOP1, KNN_ERROR, KNN_TOP1, Figure
+from pcl_ray.config.knn_figures import half_width
+from pcl_ray.data.inspection.summary import DataSummary
 from pcl_ray.plan import resolve_num_clusters
 from pcl_ray.report.evaluations import StoredEvaluation
 from pcl_ray.snapshot import Snapshot, Thumbnails
@@ -39,6 +41,7 @@ class RunRecord:
     snapshot: Snapshot | None = None  # of the last E-step that was shown
     thumbnails: Thumbnails | None = None
     evaluations: tuple[StoredEvaluation, ...] = ()
+    data: DataSummary | None = None  # what was found of its pictures
 
     def series(self, figure: Figure) -> list[tuple[int, float]]:
         """The curve of a figure: (epoch from 1, value) of each epoch that it is known of."""
@@ -51,6 +54,18 @@ class RunRecord:
     def finite(self, figure: Figure) -> list[tuple[int, float]]:
         """The curve of a figure without values that are not finite."""
         return [point for point in self.series(figure) if math.isfinite(point[1])]
+
+    def knn_error(self, epoch: int | None = None) -> float | None:
+        """The ± of the kNN accuracy after an epoch (None: the last that was evaluated), from the number of
+        held-out images; None where that or the accuracy is not known.
+        """
+        for figure in (KNN_ERROR, KNN_TOP1, HEAD_KNN_TOP1):
+            values = [value for done, value in self.finite(figure) if epoch is None or done == epoch]
+            if values and figure == KNN_ERROR:
+                return values[-1]
+            if values and self.num_holdout:  # recorded by an earlier version
+                return half_width(values[-1], min(self.num_holdout, self.config.evaluation.query_images))
+        return None
 
     @property
     def configured_clusters(self) -> tuple[int | float, ...]:

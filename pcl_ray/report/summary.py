@@ -96,10 +96,16 @@ def _knn(record: RunRecord) -> Tile:
         return None
     best_epoch, best = max(points, key=lambda point: point[1])
     more = f" Best: {number(best)} after epoch {best_epoch:.0f}." if best > points[-1][1] + 5e-4 else ""
-    for line, name in ((figures.PIXELS_KNN_TOP1, "Raw pixels"), (figures.UNTRAINED_KNN_TOP1, "Untrained")):
+    lines = ((figures.PIXELS_KNN_TOP1, "Raw pixels"), (figures.UNTRAINED_KNN_TOP1, "Untrained"))
+    for line, name in (*lines, (figures.LARGEST_CLASS, "Largest class")):
         if values := record.finite(line):
             more += f" {name}: {number(values[-1][1])}."
-    return figure.label, number(points[-1][1]), f"{figure.sentence}{more}"
+    error = record.knn_error()
+    value = number(points[-1][1])
+    if error is not None:
+        value = Html(f"{value}{tag('small', f' ± {number(error)}')}")
+        more += " ±: 95 %, from the number of held-out images."
+    return figure.label, value, f"{figure.sentence}{more}"
 
 
 def _few_labels(record: RunRecord) -> Tile:

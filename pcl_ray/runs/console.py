@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import TextIO
 
 from rich.console import Console
@@ -75,6 +77,18 @@ class Display:
         self._wait = threading.Timer(self._patience_s, self.say, [f"waiting    for {text}"])
         self._wait.daemon = True
         self._wait.start()
+
+    def counting(self, text: str) -> Callable[[int, int], None]:
+        """What takes the numbers done and of all, and says them where it takes long: "TEXT 400 of 1,205"."""
+        said_at = time.monotonic()
+
+        def count(done: int, total: int) -> None:
+            nonlocal said_at
+            if time.monotonic() - said_at >= self._patience_s:
+                said_at = time.monotonic()
+                self.say(f"{text} {done:,} of {total:,}")
+
+        return count
 
     def _stop_waiting(self) -> None:
         if self._wait is not None:

@@ -7,6 +7,7 @@ request → data → folder (new or resumed) → training (in this process, or o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from pcl_ray import tracking
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import RunConfig, public_config, stored_secret
 from pcl_ray.data.datasets import DataSplits
+from pcl_ray.data.inspection import summary
 from pcl_ray.errors import DataError, RunFailed, Stopped
 from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan, why_so_many
@@ -24,7 +26,7 @@ from pcl_ray.runs import request as requests
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.event_router import EventRouter
 from pcl_ray.runs.final_artifacts import RunResult
-from pcl_ray.runs.folder import EndState, RunFolder, State
+from pcl_ray.runs.folder import DATA_FILE, EndState, RunFolder, State
 from pcl_ray.runs.request import Request
 from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
 from pcl_ray.runs.upkeep import guardian
@@ -224,6 +226,9 @@ class _Run:
         """Says that it trains now, in state.json and on the screen."""
         folder, display = self._folder, self._display
         display.say(f"run        {folder.name} in {folder.path}")
+        if self._splits.summary is not None:
+            with suppress(OSError):  # the report lacks it then
+                summary.write(self._splits.summary, folder.path / DATA_FILE)
         job, history = current_job.current(), folder.read_history()
         folder.write_state(
             state="running",

@@ -35,9 +35,11 @@ from pcl_ray.config.figures import (
     with_present_names,
 )
 from pcl_ray.config.final_figures import final_rows
+from pcl_ray.config.knn_figures import LARGEST_CLASS, row_with_error
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.folder import (
     FIGURES_FILE,
+    MEMBERS_FILE,
     REPORT_FILE,
     RunFolder,
     State,
@@ -48,7 +50,17 @@ from pcl_ray.runs.folder import (
 from pcl_ray.support import provenance, redaction
 from pcl_ray.support.files import atomic_file
 
-_SHOWN = (KNN_TOP1, *REFERENCES, HEAD_KNN_TOP1, AMI.at(0), RANKME, LOSS, IMAGES_PER_SECOND, DEVICE_MINUTES)
+_SHOWN = (
+    KNN_TOP1,
+    *REFERENCES,
+    LARGEST_CLASS,
+    HEAD_KNN_TOP1,
+    AMI.at(0),
+    RANKME,
+    LOSS,
+    IMAGES_PER_SECOND,
+    DEVICE_MINUTES,
+)
 _TOTALS = {
     E_STEP_SECONDS: E_STEP_SECONDS_TOTAL,
     M_STEP_SECONDS: M_STEP_SECONDS_TOTAL,
@@ -163,7 +175,7 @@ def dashboard_note(
         ),
     ]
     metrics = with_present_names(metrics)
-    rows = [figure.row(metrics[figure.name]) for figure in _SHOWN if figure.name in metrics]
+    rows = [row_with_error(figure, metrics) for figure in _SHOWN if figure.name in metrics]
     rows += final_rows(metrics)
     results = [f"| {title} | {value} |" for title, value in rows]
     if results and state != "running":
@@ -198,6 +210,8 @@ def write_artifacts(
     try:
         write_figures(history, folder.path / FIGURES_FILE)
         tracker.log_file(folder.path / FIGURES_FILE, FIGURES_FILE)
+        if (folder.path / MEMBERS_FILE).exists():
+            tracker.log_file(folder.path / MEMBERS_FILE, MEMBERS_FILE)
         if config.tracking.report:
             from pcl_ray.report import page
             from pcl_ray.runs import record_reader

@@ -28,6 +28,8 @@ from pcl_ray.support.text import suggestion
 
 STATE_FILE, LOCK_FILE = "state.json", "lock"
 REPORT_FILE, FIGURES_FILE, SNAPSHOT_FILE = "report.html", "figures.csv", "exhibit.npz"
+MEMBERS_FILE = "prototypes.csv"  # the prototypes of each image
+DATA_FILE = "data.json"  # what was found of its pictures
 # stopped early: by the scheduler of its sweep
 EndState = Literal["finished", "failed", "stopped", "stopped early"]
 State = Literal["running"] | EndState

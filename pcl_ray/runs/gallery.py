@@ -7,6 +7,7 @@ exhibit.npz, from which reports are made
 
 from __future__ import annotations
 
+import csv
 import os
 import queue
 import threading
@@ -19,14 +20,18 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from pcl_ray.data.images import ArrayImages, EncodedImages, Images
+from pcl_ray.data.images import NO_LABEL, ArrayImages, EncodedImages, Images
 from pcl_ray.errors import DataError
-from pcl_ray.runs.folder import SNAPSHOT_FILE
-from pcl_ray.snapshot import Snapshot, Thumbnails, save_snapshot
+from pcl_ray.runs.folder import MEMBERS_FILE, SNAPSHOT_FILE
+from pcl_ray.snapshot import ClusteringSnapshot, Snapshot, Thumbnails, save_snapshot
+from pcl_ray.support.files import atomic_file
+from pcl_ray.support.paths import path_text
 from pcl_ray.training.events import Event
 
 _SIDE = 48  # px of a thumbnail at the most
 _BEHIND = 2  # snapshots or views that wait; with more of them, maps are left out until it has caught up
+_MOST_NAMES = 20_000  # images whose files' names go with the thumbnails
+_ALL_SHOWN = 2_000  # images of which all get a thumbnail at the end
 _NICE = 5  # the training comes first, and yet the pictures come
 
 
@@ -59,7 +64,8 @@ class Gallery:
         self._warn = warn
         self._small = small
         self._waiting: queue.Queue[Event | None] = queue.Queue()
-        self._last: Snapshot | None = None
+        self._last: Snapshot | None = None  # with a map
+        self._shown: Snapshot | None = None
         self._failed = self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -88,20 +94,38 @@ class Gallery:
         with suppress(OSError, AttributeError):  # not everywhere may a thread have a priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (event := self._waiting.get()) is not None:
-            try:
-                if event.snapshot is not None:
-                    self._show(event.snapshot)
-                elif event.views is not None:
-                    from pcl_ray.report import pictures
+            self._try(lambda event=event: self._draw(event))
+        self._try(self._list_members)
 
-                    self._leave("views", pictures.views_sheet(event.views), event.step)
-            except Exception as error:  # a full disk, a picture that went meanwhile
-                if not self._failed:
-                    self._warn(
-                        f"pictures of the clusters could not be drawn ({type(error).__name__}: {error});"
-                        " training is not affected"
-                    )
-                self._failed = True
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # a full disk, a picture that went meanwhile
+            if not self._failed:
+                self._warn(
+                    f"pictures of the clusters could not be drawn ({type(error).__name__}: {error});"
+                    " training is not affected"
+                )
+            self._failed = True
+
+    def _draw(self, event: Event) -> None:
+        if event.snapshot is not None:
+            self._show(event.snapshot)
+        elif event.views is not None:
+            from pcl_ray.report import pictures
+
+            self._leave("views", pictures.views_sheet(event.views), event.step)
+
+    def _list_members(self) -> None:
+        """Writes the prototypes of every image, and pictures of all of them where they are few."""
+        snapshot = self._shown
+        if snapshot is None or not snapshot.members.size or self._closed:
+            return
+        images = self._images()
+        write_members(snapshot, images, self._folder / MEMBERS_FILE)
+        if not self._small and snapshot.num_images <= _ALL_SHOWN:
+            thumbnails = thumbnails_of(images, np.arange(snapshot.num_images))
+            save_snapshot(self._folder / SNAPSHOT_FILE, snapshot, thumbnails)
 
     def _show(self, snapshot: Snapshot) -> None:
         from pcl_ray.report import pictures
@@ -121,6 +145,7 @@ class Gallery:
         self._folder.mkdir(parents=True, exist_ok=True)
         without_features = replace(snapshot, features=np.empty((0, 0), np.float16))
         save_snapshot(self._folder / SNAPSHOT_FILE, without_features, thumbnails)
+        self._shown = without_features
         for number in range(len(snapshot.clusterings)):
             self._leave(
                 f"prototypes/{number}",
@@ -156,18 +181,22 @@ def _on_sheets(snapshot: Snapshot) -> np.ndarray:
 
 
 def thumbnails_of(images: Images, ids: np.ndarray) -> Thumbnails:
-    """Thumbnails of these images [t]: middle squares of at most 48 px; grey where a file cannot be read."""
+    """Thumbnails of these images [t]: squares of at most 48 px with the whole picture on white; grey where a
+    file cannot be read.
+    """
     pictures = [_read(images, int(index)) for index in ids]
     side = min(_SIDE, max((max(picture.size) for picture in pictures if picture is not None), default=_SIDE))
     pixels = np.full((len(ids), side, side, 3), 200, np.uint8)
     for row, picture in enumerate(pictures):
         if picture is not None:
             pixels[row] = np.asarray(_square(picture, side))
-    return Thumbnails(np.asarray(ids, np.int64), pixels)
+    names = getattr(images, "file_names", None)
+    names = np.empty(0, "S1") if names is None or len(names) > _MOST_NAMES else names
+    return Thumbnails(np.asarray(ids, np.int64), pixels, names)
 
 
 def _read(images: Images, index: int) -> Image.Image | None:
-    """The image, its shorter side at most 48 px so that thousands fit; None where it cannot be read."""
+    """The image, its longer side at most 48 px so that thousands fit; None where it cannot be read."""
 
     def enough(height: int, width: int) -> float:
         return min(1.0, 2 * _SIDE / max(1, min(height, width)))
@@ -183,7 +212,7 @@ def _read(images: Images, index: int) -> Image.Image | None:
         wide = max(1, round(picture.width * width / max(height, width)))
         high = max(1, round(picture.height * height / max(height, width)))
         picture = picture.resize((wide, high))
-    factor = _SIDE / min(picture.size)
+    factor = _SIDE / max(picture.size)
     if factor >= 1:
         return picture
     wide, high = (max(1, round(length * factor)) for length in picture.size)
@@ -191,11 +220,48 @@ def _read(images: Images, index: int) -> Image.Image | None:
 
 
 def _square(picture: Image.Image, side: int) -> Image.Image:
-    width, height = picture.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    middle = picture.crop((left, top, left + short, top + short))
-    if short == side:
-        return middle
-    way = Image.Resampling.NEAREST if short <= side // 2 else Image.Resampling.LANCZOS
-    return middle.resize((side, side), way)
+    """The whole picture in the middle of a white square."""
+    factor = side / max(picture.size)
+    wide, high = (max(1, round(length * factor)) for length in picture.size)
+    if picture.size != (wide, high):
+        way = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
+        picture = picture.resize((wide, high), way)
+    if wide == high:
+        return picture
+    page = Image.new("RGB", (side, side), "white")
+    page.paste(picture, ((side - wide) // 2, (side - high) // 2))
+    return page
+
+
+def write_members(snapshot: Snapshot, images: Images, path: Path) -> None:
+    """Writes a table of all training images: number, file (empty where it came from none), label, and for
+    every clustering the number of its prototype, how far its feature is from the raw centroid, and φ of that
+    prototype; empty where an image has none. Files are written as `path_text`.
+
+    Raises OSError.
+    """
+    names = getattr(images, "file_names", None)
+    labels = images.labels
+    header = ["image", "file", "label"]
+    for clustering in snapshot.clusterings:
+        header += [f"{what}_{clustering.num_clusters}" for what in ("prototype", "distance", "phi")]
+    with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(header)
+        for image in range(snapshot.num_images):
+            name = "" if names is None else path_text(os.fsdecode(names[image]))
+            label = ""
+            if labels is not None and labels[image] != NO_LABEL:
+                number = int(labels[image])
+                label = images.class_names[number] if number < len(images.class_names) else str(number)
+            row: list[object] = [image, name, label]
+            for m, clustering in enumerate(snapshot.clusterings):
+                row += _membership(clustering, int(snapshot.members[m, image]), snapshot.distances[m, image])
+            rows.writerow(row)
+
+
+def _membership(clustering: ClusteringSnapshot, prototype: int, distance: float) -> tuple[object, str, str]:
+    if prototype < 0:
+        return "", "", ""
+    apart = "" if np.isnan(distance) else f"{distance:.5g}"
+    return prototype, apart, f"{clustering.concentration[prototype]:.5g}"

@@ -13,6 +13,7 @@ from pcl_ray import tracking
 from pcl_ray.config import RunConfig, public_config
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits, in_memory
+from pcl_ray.data.inspection import summary as summaries
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan
@@ -20,7 +21,7 @@ from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import RunFolder
 from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
 from pcl_ray.support import provenance
-from pcl_ray.support.paths import check_writable, home, path_text
+from pcl_ray.support.paths import CHECKED_IMAGES, check_writable, home, path_text
 from pcl_ray.support.text import count
 
 
@@ -47,20 +48,13 @@ def prepare_evaluation() -> None:
 
 def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
     """The images, decoded into memory where the plan says so, and the plan. Raises DataError."""
-
-    def show_checked(done: int, total: int) -> None:
-        display.say(f"checking images: {done} of {total}")
-
-    def show_shards(done: int, total: int) -> None:
-        if done % max(total // 20, 1) == 0:
-            display.say(f"reading shards: {done} of {total}")
-
-    def show_decoded(done: int, total: int) -> None:
-        display.say(f"decoding images: {done} of {total}")
-
+    show_shards = display.counting("shards     read:")
     try:
         splits = datasets.load(
-            config.data, cache_dir=home() / "checked_images", progress=show_checked, shards=show_shards
+            config.data,
+            cache_dir=home() / CHECKED_IMAGES,
+            progress=display.counting("pictures   looked at:"),
+            shards=show_shards,
         )
     except OSError as error:  # a folder that may be listed but not read, a disk that fails
         file = error.filename or config.data.path
@@ -69,13 +63,16 @@ def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]
         lines = "\n".join(f"  {entry.file}: {entry.reason}" for entry in splits.bad)
         are = "is" if len(splits.bad) == 1 else "are"
         display.warn(f"{count(len(splits.bad), 'image')} cannot be read and {are} left out:\n{lines}")
-    for note in splits.notes:
+    if splits.summary is not None:
+        for line in summaries.lines(splits.summary):
+            display.say(f"pictures   {line}")
+    for note in (*splits.notes, *(summaries.cautions(splits.summary) if splits.summary else ())):
         display.say(f"note       {note}")
     plan = plans.make(config, len(splits.train), splits.num_holdout)
     if not plan.in_memory and not config.resources.workers:
         datasets.fetch(splits, show_shards)
     if plan.in_memory and config.data.source in plans.FILE_SOURCES:
-        splits = in_memory(splits, plan.memory_side, show_decoded)
+        splits = in_memory(splits, plan.memory_side, display.counting("pictures   decoded:"), home())
     return splits, plan
 
 

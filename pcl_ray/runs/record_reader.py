@@ -10,10 +10,12 @@ from typing import Any
 
 from pcl_ray import config as configs
 from pcl_ray.config import figures, public_config
+from pcl_ray.data.inspection import summary
 from pcl_ray.report.run_record import RunRecord
 from pcl_ray.runs.evaluation.stored import evaluations_of
 from pcl_ray.runs.folder import (
     CONFIG_FILE,
+    DATA_FILE,
     FIGURES_FILE,
     SNAPSHOT_FILE,
     RunFolder,
@@ -53,6 +55,7 @@ def read(name: str, history: Sequence[Mapping[str, Any]] | None = None) -> RunRe
         snapshot=snapshot,
         thumbnails=thumbnails,
         evaluations=evaluations_of(path),
+        data=summary.read(path / DATA_FILE),
     )
 
 

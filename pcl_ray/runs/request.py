@@ -6,7 +6,7 @@ import glob
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pcl_ray import config as configs
@@ -17,7 +17,7 @@ from pcl_ray.data import datasets
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs import folder, storage_mirror
-from pcl_ray.support import paths, storage
+from pcl_ray.support import machine, paths, storage
 from pcl_ray.support.text import value_text
 
 _CONNECT_S = 5
@@ -36,9 +36,31 @@ class Request:
 
 def check(recipe_or_path: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Request:
     """The request, or ConfigError / DataError with all mistakes: of the configuration, data and machine."""
+    overrides = dict(overrides) if isinstance(overrides, Mapping) else list(overrides)
     config, problems = configs.load_leniently(recipe_or_path, overrides)
     config, more_problems = with_backbone_of_weights(with_storage(config))
-    return _checked(_Case.of(config), problems + more_problems)
+    case = _Case.of(config)
+    notes: tuple[str, ...] = ()
+    if recipe_or_path in configs.recipe_names() and not (problems or more_problems):
+        case, notes = _fitted(case, configs.names_of(overrides))
+    request = _checked(case, problems + more_problems)
+    return replace(request, notes=(*notes, *request.notes))
+
+
+def _fitted(case: _Case, given: set[str]) -> tuple[_Case, tuple[str, ...]]:
+    """The case with what of a shipped recipe depends on the images and the machine, and what to say of it.
+    given: knobs that the user has set, which stay.
+    """
+    side = (
+        datasets.typical_side(case.config.data) if case.config.train.fit_to_data and case.num_images else None
+    )
+    on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    around = plans.Surroundings(case.num_images, side, machine.cores(), gpus_here(), on_cluster)
+    fitting = plans.fit(case.config, given, around)
+    config = configs.with_overrides(case.config, fitting.changes)
+    uses_ray = config.resources.workers > 0
+    address = os.environ.get("RAY_ADDRESS", "") if uses_ray else ""
+    return replace(case, config=config, address=address), fitting.notes
 
 
 def check_config(config: RunConfig, *, on_ray: bool = False, stored: bool = False) -> Request:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pcl_ray.errors import ConfigError
 
 RUNS = "runs"  # the folder of all runs below it
+CHECKED_IMAGES = "checked_images"  # the folder with what was found of images that were looked at
 CONFIG_FILE = "config.yaml"  # what makes a folder a run's
 
 # What breaks a line, turns the direction of writing, is for terminals and not for people, or is no text

@@ -27,8 +27,25 @@ class InputStall:
         if share <= _TOLERATED or self._given or (number == 0 and self._epochs > 1):
             return ""
         self._given = True
+        if self._makes_views_between():
+            return self._cheaper_views(share)
         remedy = self._remedy()
         return f"training waits for images {share:.0%} of the time: {remedy}" if remedy else ""
+
+    def _makes_views_between(self) -> bool:
+        """Whether nothing is waited for: the views are made between two steps, by the same process."""
+        in_batches = self._config.augment.engine == "batch"
+        return in_batches and self._plan.in_memory and self._device.type != "cuda"
+
+    def _cheaper_views(self, share: float) -> str:
+        """What can be left out of the views; "" where that is nothing."""
+        costly = [f"{name}=0" for name in self._costly()]
+        if not costly:
+            return ""
+        return (
+            f"making the views takes {share:.0%} of a step, much for an encoder this small;"
+            f" {' and '.join(costly)} would save most of it"
+        )
 
     def _remedy(self) -> str:
         """The knob that helps; "" where none does."""
@@ -46,17 +63,7 @@ class InputStall:
                 f"{more}, or keep the decoded images in memory with data.in_memory=true, which takes"
                 f" {gigabytes:.1f} GB"
             )
-        if self._device.type == "cuda":
-            return f"raise data.prefetch (now {batches_ahead(self._config)}){cpus}"
-        # Here nothing waits: the views are made in between. Only where some of that can be left out is it
-        # worth a word.
-        costly = [f"{name}=0" for name in self._costly()]
-        if not costly:
-            return ""
-        return (
-            f"making the views is a large part of the work for an encoder this small; {' and '.join(costly)}"
-            " would save most of it"
-        )
+        return f"raise data.prefetch (now {batches_ahead(self._config)}){cpus}"
 
     def _costly(self) -> list[str]:
         """The views' slow parts that are switched on, by their knobs."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from pcl_ray import snapshot
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.data.images import ArrayImages
-from pcl_ray.runs.folder import SNAPSHOT_FILE
+from pcl_ray.runs.folder import MEMBERS_FILE, SNAPSHOT_FILE
 from pcl_ray.runs.gallery import Gallery, thumbnails_of
 from pcl_ray.training.events import Event
 
@@ -105,8 +107,54 @@ def test_thumbnails_are_the_images_themselves_where_these_are_small() -> None:
     assert thumbnails_of(images(200), np.array([5])).pixels.shape == (1, 48, 48, 3)
 
 
-def test_a_squeezed_picture_is_cut_from_its_true_shape() -> None:
+def test_a_squeezed_picture_is_shown_whole_in_its_true_shape() -> None:
     pixels = np.zeros((1, 60, 60, 3), np.uint8)
-    pixels[0, :, 20:40] = 255  # the middle third of a picture three times as wide as high
+    pixels[0, :, 20:40] = 200  # the middle third of a picture three times as wide as high
     [picture] = thumbnails_of(ArrayImages(pixels, sizes=np.array([[100, 300]])), np.array([0])).pixels
-    assert picture[2:-2, 4:-4].min() > 200  # which a square cut from the middle holds alone
+    assert (picture[:16] == 255).all()  # white above and below
+    assert (picture[32:] == 255).all()
+    assert picture[18:30, :14].max() < 20
+    assert np.abs(picture[18:30, 18:30].astype(int) - 200).max() < 20
+    assert picture[18:30, 34:].max() < 20
+
+
+def named(count: int = N) -> ArrayImages:
+    files = np.array([f"cat/{number}.png".encode() for number in range(count - 1)] + [b"caf\xe9,1.png"])
+    return replace(images(), file_names=files)
+
+
+def test_every_image_is_listed_with_its_file_and_prototypes(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path, named, Recorder(), pytest.fail)
+    gallery.handle(Event("snapshot", 2, 9, snapshot=shown()))
+    gallery.close(60)
+    with (tmp_path / MEMBERS_FILE).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        *("image", "file", "label"),
+        *("prototype_4", "distance_4", "phi_4", "prototype_8", "distance_8", "phi_8"),
+    ]
+    assert [row["image"] for row in rows] == [str(number) for number in range(N)]
+    assert (rows[4]["file"], rows[4]["label"]) == ("cat/4.png", "one")
+    assert rows[-1]["file"] == r"caf\xe9,1.png"
+    made = shown()
+    for number, row in enumerate(rows):
+        for m, k in enumerate((4, 8)):
+            prototype = int(row[f"prototype_{k}"])
+            assert prototype == made.members[m, number]
+            assert float(row[f"phi_{k}"]) == pytest.approx(
+                float(made.clusterings[m].concentration[prototype]), rel=1e-3
+            )
+            assert float(row[f"distance_{k}"]) == pytest.approx(float(made.distances[m, number]), rel=1e-3)
+    # the first prototypes are the first images themselves
+    assert [float(row["distance_8"]) for row in rows[:8]] == pytest.approx([0.0] * 8, abs=1e-3)
+
+
+def test_few_images_all_have_a_thumbnail_and_a_name_at_the_end(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path, named, Recorder(), pytest.fail)
+    gallery.handle(Event("snapshot", 2, 9, snapshot=shown()))
+    gallery.close(60)
+    kept, thumbnails = snapshot.load_snapshot(tmp_path / SNAPSHOT_FILE) or pytest.fail("no snapshot was kept")
+    assert thumbnails.ids.tolist() == list(range(N))
+    assert (thumbnails.name(4), thumbnails.name(N - 1)) == ("cat/4.png", r"caf\xe9,1.png")
+    assert kept.members.shape == kept.distances.shape == (2, N)
+    assert kept.map_name == "t-SNE"

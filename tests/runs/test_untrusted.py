@@ -25,7 +25,9 @@ import pcl_ray
 from pcl_ray import cli, config, snapshot, tracking
 from pcl_ray.checkpoints import run_state
 from pcl_ray.config import DataConfig, TrackingConfig
-from pcl_ray.data import datasets, folders, images
+from pcl_ray.data import datasets, folders
+from pcl_ray.data.inspection import looks_cache
+from pcl_ray.data.pictures import decoding
 from pcl_ray.embedding.embedder import SETTINGS_FILE, WEIGHTS_FILE, Embedder
 from pcl_ray.errors import ConfigError, DataError, RunFailed
 from pcl_ray.model.weights import load_encoder
@@ -183,10 +185,8 @@ def test_pictures_that_are_programs(tmp_path: Path, ran: Path, monkeypatch: pyte
     picture.parent.mkdir()
     picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
     with pytest.raises(OSError):
-        images.decode(picture, 3)
-    [bad] = folders.find_bad(
-        folders.find_images(picture.parent, 3), tmp_path / "cache", lambda done, total: None
-    )
+        decoding.decode(picture, 3)
+    [bad] = looks_cache.inspect(folders.find_images(picture.parent, 3), tmp_path / "cache").bad
     assert bad.file == str(picture)
     assert not ran.exists()
     with Image.open(picture) as opened, pytest.raises(OSError):
@@ -227,10 +227,10 @@ def test_notes_of_checked_images(tmp_path: Path, ran: Path) -> None:
     (tmp_path / "data").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "data" / "a.png")
     found = folders.find_images(tmp_path / "data", 3)
-    folders.find_bad(found, tmp_path / "cache", lambda done, total: None)
+    looks_cache.inspect(found, tmp_path / "cache")
     [note] = (tmp_path / "cache").iterdir()
     as_pickle(note, Evil(ran))
-    assert folders.find_bad(found, tmp_path / "cache", lambda done, total: None) == []
+    assert looks_cache.inspect(found, tmp_path / "cache").bad == []
     assert not ran.exists()
 
 

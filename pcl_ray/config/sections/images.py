@@ -35,6 +35,14 @@ class DataConfig(Section):
         ge=0,
         le=0.9,
     )
+    split: Literal["content", "random"] = knob(
+        "content",
+        IMAGES,
+        (
+            "How the held-out part of files is chosen. content: copies of a picture stay on one side; random:"
+            " each picture for itself."
+        ),
+    )
     limit: int | None = knob(
         None, IMAGES, "Train on a fixed random choice of this many images; null takes all.", ge=2
     )
@@ -87,6 +95,21 @@ class DataConfig(Section):
     )
     memory_gb: float = knob(
         4.0, VIEWS, "GB of decoded files up to which in_memory = auto keeps them in memory.", gt=0
+    )
+    background: str = knob(
+        "white",
+        VIEWS,
+        "Colour under transparent parts of files: white, black, grey or #rrggbb.",
+        pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$",
+    )
+    trim: bool = knob(
+        False, VIEWS, "Cut the margins of files that are transparent or have the one colour of the corners."
+    )
+    max_pixels: int = knob(
+        100_000_000,
+        VIEWS,
+        "Files with more pixels, of JPEGs as they are decoded, count as broken: one can fill the memory.",
+        ge=10_000,
     )
     reduced_decoding: bool = knob(
         True, VIEWS, "Decode large JPEGs at a half, a quarter or an eighth where the views need no more."

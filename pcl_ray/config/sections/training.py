@@ -49,6 +49,14 @@ class TrainConfig(Section):
 
     epochs: int = knob(200, MACHINERY, "Passes over the training images.", ge=1)
     batch_size: int = knob(256, IMAGES, "Images per step over all workers together.", ge=2)
+    fit_to_data: bool = knob(
+        False,
+        MACHINERY,
+        (
+            "A shipped recipe's epochs, batch, queue, warm-up, image size and workers follow from the number"
+            " and size of the images and from the machine, where nobody sets them."
+        ),
+    )
     micro_batch: int | None = knob(
         None,
         TRAINING,

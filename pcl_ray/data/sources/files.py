@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from pcl_ray.config import DataConfig
 from pcl_ray.data import folders
 from pcl_ray.data.images import FileImages
+from pcl_ray.data.pictures.looks import BadImage
 from pcl_ray.data.sources import arrays, label_table
 from pcl_ray.data.sources.exclusion import matcher
 from pcl_ray.data.sources.label_table import full_path
@@ -71,7 +72,7 @@ def _listed(config: DataConfig) -> EncodedParts:
             f"data.list = {config.list!r}: {len(missing)} of {count(len(files), 'file')} are not there, e.g."
             f" {_examples(missing)} (looked for below {root})"
         )
-    bad = tuple(folders.BadImage(path_text(os.path.join(root, file)), "it is not there") for file in missing)
+    bad = tuple(BadImage(path_text(os.path.join(root, file)), "it is not there") for file in missing)
     gone = set(missing)
     files = [file for file in files if file not in gone]
     images = folders.images_of(root, files, config.channels)

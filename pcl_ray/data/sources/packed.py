@@ -20,6 +20,7 @@ import numpy as np
 
 from pcl_ray.data.images import EncodedImages, digest
 from pcl_ray.data.label_sets import LabelSets, label_bytes
+from pcl_ray.data.pictures.decoding import DecodingOptions
 from pcl_ray.data.sources import parquet
 from pcl_ray.data.sources.cache import ShardCache
 from pcl_ray.data.sources.parquet import Columns
@@ -236,9 +237,14 @@ class PackedImages(EncodedImages):
     class_names: tuple[str, ...] = ()
     label_sets: LabelSets | None = None
     reasons: tuple[str, ...] = ()  # why images are not there; offset_N of such an image says which
+    options: DecodingOptions = DecodingOptions()
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def file_names(self) -> np.ndarray:
+        return self.names
 
     def name(self, index: int) -> str:
         member = self.names[index].decode("utf-8", "surrogateescape")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pcl_ray.data.folders import BadImage
 from pcl_ray.data.images import NO_LABEL, EncodedImages
 from pcl_ray.data.label_sets import LabelSets
+from pcl_ray.data.pictures.decoding import DecodingOptions
+from pcl_ray.data.pictures.looks import BadImage
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class EncodedParts:
     def counts(self) -> tuple[int, int]:
         """The numbers of images of both parts."""
         return len(self.train), len(self.holdout) if self.holdout is not None else 0
+
+    def with_options(self, options: DecodingOptions) -> EncodedParts:
+        """The same images, decoded otherwise."""
+        holdout = None if self.holdout is None else self.holdout.with_options(options)
+        return replace(self, train=self.train.with_options(options), holdout=holdout)
 
 
 def class_order(labels: Iterable[str]) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from pcl_ray.config import DataConfig
-from pcl_ray.data.folders import BadImage
 from pcl_ray.data.images import EncodedImages, FileImages
+from pcl_ray.data.pictures.looks import BadImage
 from pcl_ray.data.sources import parquet, webdataset
 from pcl_ray.data.sources.cache import ShardCache
 from pcl_ray.data.sources.exclusion import matcher

@@ -21,6 +21,9 @@ from pcl_ray.support.text import listed
 
 # instance accuracy of a task that has become too easy; a kNN accuracy that leaves nothing to wish for
 _TOLD_APART, _GOOD_KNN = 0.9, 0.9
+_FEWEST_EPOCHS, _FEWEST_EVALUATIONS = 6, 4
+_RISE = 0.01  # of the accuracy from one third of the evaluations to the next
+_FALL = 0.02  # of the loss, relative
 _FEW_STEPS = 20_000  # published runs on small images take 40,000 to 200,000
 
 
@@ -38,15 +41,21 @@ def no_better_than_pixels(record: RunRecord) -> Finding | None:
     near = [line for line, value in lines.items() if trained - noise <= value < trained]
     if not reached and not near:
         return None
-    values = listed([f"{LINES[line]} {value:.3f} ({line.name})" for line, value in lines.items()])
+    shown = [f"{LINES[line]} {value:.3f} ({line.name})" for line, value in lines.items()]
+    if (largest := newest(record, figures.LARGEST_CLASS)) is not None:
+        shown.append(f"always naming the largest class {largest:.3f}")
+    values = listed(shown)
     meaning = (
-        f"By {figure.name} the trained backbone reaches {trained:.3f}; on the same images reach {values}."
+        f"By {figure.name} the trained backbone reaches {trained:.3f}{_plus_minus(record)}; on the same"
+        f" images reach {values}."
     )
     if not reached:
         names = listed([LINES[line] for line in near])
         meaning += f" A difference below {noise:.3f} may be chance with so few held-out images."
         title = f"The encoder is hardly better than {names}"
-        return Finding("no_better_than_pixels", "note", title, meaning, _against_pixels(record))
+        learned_little = figures.UNTRAINED_KNN_TOP1 in near and record.state != "running"
+        severity = "warning" if learned_little else "note"
+        return Finding("no_better_than_pixels", severity, title, meaning, _against_pixels(record))
     names = " and ".join(LINES[line] for line in reached)
     meaning += (
         " So far training has taught it nothing about these classes that"
@@ -57,12 +66,51 @@ def no_better_than_pixels(record: RunRecord) -> Finding | None:
     return Finding("no_better_than_pixels", severity, title, meaning, _against_pixels(record))
 
 
+def _plus_minus(record: RunRecord) -> str:
+    error = record.knn_error()
+    return "" if error is None else f" ± {error:.3f}"
+
+
+def still_improving(record: RunRecord) -> Finding | None:
+    """A run that ended while its accuracy was rising; one without labels, while its loss was falling."""
+    if record.state not in ("finished", "stopped") or len(record.history) < _FEWEST_EPOCHS:
+        return None
+    knn, loss = record.finite(accuracy_figure(record)), record.finite(figures.LOSS_INSTANCE)
+    if len(knn) >= _FEWEST_EVALUATIONS:
+        third = max(2, len(knn) // 3)
+        before, last = mean(knn[-2 * third : -third] or knn[:1]), mean(knn[-third:])
+        if last - before < _RISE or knn[-1][1] < max(value for _, value in knn) - _RISE / 2:
+            return None
+        meaning = (
+            f"{accuracy_figure(record).name} was {before:.3f} on average and then {last:.3f} in the last"
+            f" {third} of {len(knn)} evaluations: it has not levelled off."
+        )
+    else:
+        if knn or len(loss) < _FEWEST_EPOCHS:
+            return None
+        third = len(loss) // 3
+        before, last = mean(loss[-2 * third : -third]), mean(loss[-third:])
+        if before - last < _FALL * before:
+            return None
+        meaning = (
+            f"{figures.LOSS_INSTANCE.name} was {before:.3f} on average and then {last:.3f} in the last"
+            f" {third} epochs: it has not levelled off."
+        )
+    more = 2 * max(record.epochs, record.config.train.epochs)
+    advice = (f"go on with it: pcl-ray resume {record.name} train.epochs={more}",)
+    return Finding("still_improving", "note", "The run was still improving when it ended", meaning, advice)
+
+
 def _against_pixels(record: RunRecord) -> tuple[str, ...]:
     config, advice = record.config, []
     steps = record.epochs * record.steps_per_epoch
     if 0 < steps < _FEW_STEPS:
         more = 4 * config.train.epochs
-        advice.append(f"more steps: train.epochs={more} (so far {steps:,} steps in {record.epochs} epochs)")
+        so_far = f"so far {steps:,} steps in {record.epochs} epochs"
+        way = f"pcl-ray resume {record.name} train.epochs={more}"
+        advice.append(
+            f"more steps: {way} ({so_far})" if record.state != "running" else f"more steps ({so_far})"
+        )
     weight = config.loss.prototype_weight
     if prototype_epochs(record) and weight > 0.3:
         advice.append(f"less pull to the prototypes: loss.prototype_weight=0.1 (now {weight:g})")

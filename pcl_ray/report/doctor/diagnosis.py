@@ -1,5 +1,5 @@
 """What the curves of a run mean, in plain words, and what to try. The rules are in curve_rules,
-accuracy_rules, cluster_rules and time_rules; what they share is in findings.
+accuracy_rules, cluster_rules, data_rules and time_rules; what they share is in findings.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable
 
 from pcl_ray.config import figures
-from pcl_ray.report.doctor import accuracy_rules, cluster_rules, curve_rules, time_rules
+from pcl_ray.report.doctor import accuracy_rules, cluster_rules, curve_rules, data_rules, time_rules
 from pcl_ray.report.doctor.findings import (
     LINES,
     Finding,
@@ -24,17 +24,21 @@ from pcl_ray.support.text import listed
 
 __all__ = ["RULES", "Finding", "Severity", "as_text", "findings"]
 
+# in the order in which findings of one severity are shown: what matters most to a user first
 RULES: tuple[Callable[[RunRecord], Finding | None], ...] = (
     curve_rules.failed,
     curve_rules.diverged,
     curve_rules.collapse,
+    accuracy_rules.no_better_than_pixels,
+    accuracy_rules.still_improving,
+    data_rules.copies,
+    data_rules.blank,
     cluster_rules.rejected,
     curve_rules.instance_stuck,
     curve_rules.rank_lost,
     cluster_rules.prototype_accuracy_zero,
     curve_rules.prototype_stuck,
     accuracy_rules.knn_falling,
-    accuracy_rules.no_better_than_pixels,
     cluster_rules.never_settles,
     cluster_rules.dominant_cluster,
     cluster_rules.empty_clusters,

@@ -14,11 +14,13 @@ _E_STEP_LONG = 60.0  # seconds of the whole run from which it is a warning
 
 
 def waiting_for_data(record: RunRecord) -> Finding | None:
-    """Training that waits for images, where something would help against it."""
+    """Training that waits for images, or makes costly views."""
     shares = record.finite(DATA_SHARE)
     share = mean(shares[1:] or shares) if shares else 0.0  # loader processes start in the first epoch
+    if _makes_views_between(record):
+        return _costly_views(record, share) if share > _WAITING else None
     helps = _what_helps_waiting(record)
-    if share <= _WAITING or not helps:
+    if share <= _WAITING:
         return None
     meaning = f"Training waits for images {share:.0%} of the time of an M-step."
     return Finding("waiting_for_data", "warning", "Training waits for images", meaning, helps)
@@ -37,14 +39,29 @@ def _what_helps_waiting(record: RunRecord) -> tuple[str, ...]:
             f"more data.loader_workers (now {plan.loader_workers(config, images)} a worker){cpus}",
             f"data.in_memory=true keeps the decoded images in memory{size}",
         )
-    if config.resources.gpus_per_worker:
-        return (f"more data.prefetch (now {plan.batches_ahead(config)}){cpus}",)
-    augment, costly = config.augment, []
+    return (f"more data.prefetch (now {plan.batches_ahead(config)}){cpus}",)
+
+
+def _makes_views_between(record: RunRecord) -> bool:
+    """Whether nothing is waited for: the views are made between two steps, by the same process."""
+    config, images = record.config, record.num_images + record.num_holdout
+    in_batches = config.augment.engine == "batch"
+    return in_batches and plan.in_memory(config, images) and not config.resources.gpus_per_worker
+
+
+def _costly_views(record: RunRecord, share: float) -> Finding | None:
+    """What can be left out of views that are a large part of the work."""
+    config, costly = record.config, []
+    augment = config.augment
     if augment.hue > 0 and config.data.channels == 3:
         costly.append("augment.hue=0")
     if augment.blur > 0 and augment.version == "v2":
         costly.append("augment.blur=0")
-    return (f"{' and '.join(costly)} would save most of the work of making views",) if costly else ()
+    if not costly:
+        return None
+    meaning = f"Making the views takes {share:.0%} of the time of an M-step, much for an encoder this small."
+    advice = (f"{' and '.join(costly)} would save most of it; whether it costs accuracy, a second run shows",)
+    return Finding("views", "note", "Views are a large part of the work", meaning, advice)
 
 
 def e_step_seconds(record: RunRecord) -> Finding | None:

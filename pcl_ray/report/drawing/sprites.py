@@ -32,6 +32,7 @@ class Sheet:
     columns: int
     rows: int
     slots: dict[int, int] = field(default_factory=dict)  # image → its number on the sheet
+    names: dict[int, str] = field(default_factory=dict)  # image → its file
 
     def slot(self, image: int) -> int:
         """The number of an image's picture on the sheet; −1 for an image without a picture."""
@@ -65,7 +66,7 @@ class Sheet:
         title: what is said of it under the pointer, if not its number.
         """
         label = {"role": "img", "aria_label": words} if words else {}
-        title = title or f"image {image}"
+        title = title or self.names.get(int(image)) or f"image {image}"
         slot = self.slot(image)
         if slot < 0:
             return tag("i", class_="im none", title=title, **label)
@@ -93,13 +94,15 @@ def sheet_of(thumbnails: Thumbnails | None, images: Sequence[int] | np.ndarray |
     if not len(rows):
         return None
     slots = {int(image): slot for slot, image in enumerate(thumbnails.ids[rows])}
+    named = range(len(thumbnails.names)) if images is None else slots
+    names = {image: thumbnails.name(image) for image in named if image < len(thumbnails.names)}
     pixels = thumbnails.pixels[rows]
     side = pixels.shape[1]
     if side <= _LOSSLESS_SIDE:
         sheet, cell, columns = _tiled(pixels, side + 2)
-        return Sheet(_uri("png", _png(sheet)), side, cell, columns, sheet.shape[0] // cell, slots)
+        return Sheet(_uri("png", _png(sheet)), side, cell, columns, sheet.shape[0] // cell, slots, names)
     data, sheet, side, cell, columns = _compressed(pixels)
-    return Sheet(_uri("webp", data), side, cell, columns, sheet.shape[0] // cell, slots)
+    return Sheet(_uri("webp", data), side, cell, columns, sheet.shape[0] // cell, slots, names)
 
 
 def _compressed(pixels: np.ndarray) -> tuple[bytes, np.ndarray, int, int, int]:

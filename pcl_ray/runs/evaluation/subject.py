@@ -23,7 +23,7 @@ from pcl_ray.plan import resolve_num_clusters
 from pcl_ray.runs import storage_mirror
 from pcl_ray.runs.evaluation.data_choice import evaluation_config
 from pcl_ray.support.machine import cores
-from pcl_ray.support.paths import home
+from pcl_ray.support.paths import CHECKED_IMAGES, home
 from pcl_ray.support.text import count
 
 WhichEncoder = Literal["query", "momentum", "auto"]
@@ -119,7 +119,7 @@ def load_images(
     try:
         splits = datasets.load(
             config.data,
-            cache_dir=home() / "checked_images",
+            cache_dir=home() / CHECKED_IMAGES,
             progress=lambda done, total: say(f"checking images: {done} of {total}"),
         )
     except OSError as error:  # a folder that may be listed but not read, a disk that fails

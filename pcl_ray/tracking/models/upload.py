@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pcl_ray.config import RunConfig
+from pcl_ray.data.pictures.decoding import DecodingOptions
 from pcl_ray.embedding.embedder import Embedder
 from pcl_ray.support.text import value_text
 from pcl_ray.tracking.client import clean_name, open_client
@@ -36,9 +37,8 @@ def log(uri: str, request: ModelRequest, warn: Callable[[str], None]) -> LoggedM
     logged = models.logged()
     logged_before = EMBEDDER in logged
     if not logged_before:
-        served = Embedder.of_checkpoint(
-            request.checkpoint, request.config.augment, reduced_decoding=request.config.data.reduced_decoding
-        )
+        options = DecodingOptions.of(request.config.data)
+        served = Embedder.of_checkpoint(request.checkpoint, request.config.augment, options)
         params = _params(served, request.config)
         if ENCODER not in logged and (encoder_id := _upload_encoder(models, served, params, warn)):
             logged[ENCODER] = encoder_id

@@ -127,6 +127,7 @@ PROPERTIES = {
         data.path data.list data.labels data.cache_gb data.loader_workers
         data.prefetch e_step.backend e_step.mode e_step.shards
         e_step.memory_gb e_step.patience e_step.threads e_step.timeout_s train.epochs
+        train.fit_to_data
         train.log_every_steps train.checkpoint_every_epochs train.checkpoint_every_steps
         train.checkpoint_every_minutes train.keep_checkpoints train.keep_best train.on_divergence
         resources.workers
@@ -140,16 +141,18 @@ PROPERTIES = {
         evaluation.reference_lines evaluation.final evaluation.lidar_images evaluation.lidar_views
     """,
     "fixed_in_fork": """
-        data.source data.channels data.holdout data.limit data.image_column data.label_column
+        data.source data.channels data.holdout data.split data.limit data.image_column data.label_column
         data.exclude data.unlabelled encoder.backbone
         encoder.stem encoder.width encoder.blocks encoder.stem_stride encoder.head
         encoder.head_width encoder.head_batch_norm encoder.dim encoder.init_from loss.queue_size
         optimizer.name optimizer.decay_biases train.batch_size
     """,
     "acts_before_first_e_step": """
-        data.source data.path data.channels data.holdout data.limit data.image_column data.label_column
+        data.source data.path data.channels data.holdout data.split data.limit data.image_column
+        data.label_column
         data.list data.labels data.exclude data.cache_gb data.unlabelled
-        data.on_bad_image data.check_images data.in_memory data.memory_gb data.reduced_decoding
+        data.on_bad_image data.check_images data.in_memory data.memory_gb data.background data.trim
+        data.max_pixels data.reduced_decoding
         data.loader_workers data.prefetch augment.engine augment.version augment.image_size
         augment.min_crop augment.flip augment.jitter augment.hue augment.grey augment.blur
         augment.shift augment.rotate augment.shear augment.erase
@@ -163,7 +166,8 @@ PROPERTIES = {
         optimizer.momentum optimizer.weight_decay
         optimizer.decay_biases optimizer.schedule optimizer.milestones
         optimizer.gamma optimizer.warmup_epochs optimizer.fused train.epochs train.batch_size
-        train.micro_batch train.precision train.memory_format train.compile train.log_every_steps
+        train.fit_to_data train.micro_batch train.precision train.memory_format train.compile
+        train.log_every_steps
         train.on_divergence
         resources.workers resources.gpus_per_worker resources.cpus_per_worker resources.e_step_cpus
         resources.e_step_gpus resources.max_failures resources.start_timeout_s
@@ -177,9 +181,11 @@ PROPERTIES = {
         optimizer.lr
     """,
     "scales_the_loss": """
-        data.source data.path data.channels data.holdout data.limit data.image_column data.label_column
+        data.source data.path data.channels data.holdout data.split data.limit data.image_column
+        data.label_column
         data.list data.labels data.exclude data.cache_gb data.unlabelled
-        data.on_bad_image data.check_images data.in_memory data.memory_gb data.reduced_decoding
+        data.on_bad_image data.check_images data.in_memory data.memory_gb data.background data.trim
+        data.max_pixels data.reduced_decoding
         data.loader_workers data.prefetch augment.engine augment.version augment.image_size
         augment.min_crop augment.flip augment.jitter augment.hue augment.grey augment.blur
         augment.shift augment.rotate augment.shear augment.erase

@@ -124,3 +124,20 @@ def test_a_recipe_file_wins_over_no_shipped_name(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert configs.load("digits") == configs.load("digits", [])
     assert yaml.safe_load(configs.load("digits").to_yaml())["data"]["source"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("data: {source: folder, path: /x}", "random"),  # begun before there was the knob
+        ("data: {source: parquet, path: /x}", "random"),
+        ("data: {source: folder, path: /x, split: content}", "content"),
+        ("data: {source: digits}", "content"),  # which it does not concern
+        ("seed: 1", "content"),
+    ],
+)
+def test_a_run_goes_on_with_the_split_that_it_began_with(tmp_path: Path, text: str, split: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert configs.load_stored(path).data.split == split
+    assert configs.load(path).data.split == "content"  # a new run by its recipe

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pcl_ray.data.images import NO_LABEL, ArrayImages, FileImages, as_array, decode, quiet, to_channels
+from pcl_ray.data.images import NO_LABEL, ArrayImages, FileImages, to_channels
+from pcl_ray.data.pictures.decoding import as_array, decode, quiet
 
 MODES = [
     "1",

@@ -19,6 +19,7 @@ from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import RunConfig
 from pcl_ray.data.images import ArrayImages, FileImages, Images
 from pcl_ray.data.loaders import EvaluationLoader
+from pcl_ray.data.pictures.decoding import DecodingOptions
 from pcl_ray.e_step import extract_features
 from pcl_ray.embedding.embedder import Embedded, Embedder
 from pcl_ray.errors import DataError, RunFailed
@@ -165,7 +166,7 @@ def test_files_of_all_kinds_have_the_features_of_training(
     expected = trained_features(
         FileImages(str(folder), np.array([name.encode() for name in names]), channels), settings, path
     )
-    embedder = Embedder.of_checkpoint(path, settings.augment, reduced_decoding=reduced)
+    embedder = Embedder.of_checkpoint(path, settings.augment, DecodingOptions(reduced=reduced))
     assert embedder.embed(files).prototypes == ()  # no clusters yet
     same(embedder.embed(files), expected)
     same(embedder.embed([str(file) for file in files]), expected)

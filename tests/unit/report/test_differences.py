@@ -62,6 +62,7 @@ def test_what_reads_the_same_is_equally_good() -> None:
     assert best_of(measure, [0.71301, 0.71304]) == set()
     assert best_of(measure, [None, 0.7, 0.6]) == {1}
     assert best_of(replace(measure, better=-1), [None, 0.7, 0.6]) == {2}
+    assert best_of(replace(measure, is_aim=False), [None, 0.7, 0.6]) == set()
 
 
 @pytest.mark.parametrize(

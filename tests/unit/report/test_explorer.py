@@ -124,3 +124,32 @@ def test_empty_clusters_are_left_out(tmp_path: Path) -> None:
             digits_record(snapshot=replace(shown, clusterings=(none,)), thumbnails=thumbnails), tmp_path
         ).text
     )
+
+
+def test_a_prototype_lists_all_of_its_images_the_nearest_first_by_their_files(tmp_path: Path) -> None:
+    record = digits_record()
+    snapshot, thumbnails = record.snapshot, record.thumbnails
+    assert snapshot is not None
+    assert thumbnails is not None
+    files = np.array([f"digits/{image}.png".encode() for image in range(snapshot.num_images)])
+    named = replace(record, thumbnails=replace(thumbnails, names=files))
+    data = explorer_of(read_report(named, tmp_path))
+    assert snapshot.members.shape == (2, snapshot.num_images)
+    for m, level in zip(snapshot.coarse_to_fine(), data["levels"], strict=True):
+        for one in level["prototypes"]:
+            own = np.flatnonzero(snapshot.members[m] == one["id"])
+            assert sorted(one["members"]) == own.tolist()
+            assert len(own) == one["size"]
+            apart = snapshot.distances[m][one["members"]]
+            assert (np.diff(apart) >= 0).all()
+            assert {data["names"][str(image)] for image in one["members"]} == {f"digits/{i}.png" for i in own}
+
+
+def test_of_a_run_of_before_the_nearest_alone_are_known(tmp_path: Path) -> None:
+    record = digits_record()
+    assert record.snapshot is not None
+    empty = record.snapshot.members[:, :0]
+    before = replace(record, snapshot=replace(record.snapshot, members=empty, distances=empty))
+    data = explorer_of(read_report(before, tmp_path))
+    assert data["names"] == {}
+    assert all("members" not in one for level in data["levels"] for one in level["prototypes"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from small import DIGITS_RUN
 
 from pcl_ray import cli
@@ -172,3 +173,29 @@ def test_going_on_changes_where_a_run_is_computed_and_not_what() -> None:
         "loss.temperature = 0.3: cannot change when a run goes on; it is 0.2 there. Start a new run, or go on"
         " from its weights: pcl-ray fork mine loss.temperature=0.3",
     ]
+
+
+def test_what_a_recipe_chose_is_adjusted_and_what_the_user_did_is_refused() -> None:
+    few = ["data.limit=40", "resources.workers=0", "e_step.num_clusters=4", "train.epochs=12"]
+    checked = request.check("digits", few)
+    assert checked.config.train.batch_size == 32
+    assert checked.config.loss.queue_size == 256
+    assert sum("the recipe's" in note for note in checked.notes) == 2
+    assert problem_names(*few, "train.batch_size=64") == ["train.batch_size"]
+    assert problem_names(*few, "loss.queue_size=512") == ["loss.queue_size"]
+
+
+def test_a_recipe_file_of_the_user_is_what_the_user_chose(tmp_path: Path) -> None:
+    config = request.check("digits", ["data.limit=400"]).config
+    (tmp_path / "mine.yaml").write_text(config.to_yaml())
+    with pytest.raises(ConfigError, match=r"train\.batch_size"):
+        request.check(str(tmp_path / "mine.yaml"), ["data.limit=40", "e_step.num_clusters=4"])
+
+
+def test_the_folder_recipe_says_what_it_has_chosen(tmp_path: Path) -> None:
+    for number in range(60):
+        Image.new("RGB", (50, 40), (4 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    checked = request.check("folder", [f"data.path={tmp_path}", "train.epochs=9"])
+    assert checked.notes[0].startswith("chosen for 48 pictures of about 40 px, ")
+    assert (checked.config.train.epochs, checked.config.e_step.warmup_epochs) == (9, 2)
+    assert (checked.config.resources.workers, checked.config.train.batch_size) == (0, 8)

@@ -75,23 +75,25 @@
   document.querySelectorAll("figure.chart").forEach(readable);
 
   // ---- pictures of the sheet
-  let sheet = null, slots = new Map();
+  let sheet = null, slots = new Map(), names = {};
+  const nameOf = (image) => names[image] || "image " + image;
   function take(told) {
     sheet = told;
     slots = new Map(told ? told.images.map((image, slot) => [image, slot]) : []);
   }
   function picture(image) {
     const slot = slots.get(image);
-    if (slot === undefined) return element("i", { class: "im none", title: "image " + image });
+    if (slot === undefined) return element("i", { class: "im none", title: nameOf(image), "data-image": image });
     const x = slot % sheet.columns, y = Math.floor(slot / sheet.columns);
     const share = (place, amount) => (100 * (place * sheet.cell + 1)) / (amount * sheet.cell - sheet.side);
-    return element("i", { class: "im", title: "image " + image, style: "background-position:" + share(x, sheet.columns).toFixed(3) + "% " + share(y, sheet.rows).toFixed(3) + "%" });
+    return element("i", { class: "im", title: nameOf(image), "data-image": image, style: "background-position:" + share(x, sheet.columns).toFixed(3) + "% " + share(y, sheet.rows).toFixed(3) + "%" });
   }
 
   // ---- the explorer
   const told = dataOf("explorer-data");
   if (told) {
     take(told.sheet);
+    names = told.names || {};
     const panel = byId("explorer-panel"), crumbs = byId("explorer-crumbs"), cards = byId("explorer-cards");
     const levels = told.levels.map((level) => new Map(level.prototypes.map((one) => [one.id, one])));
     let path = []; // numbers of the prototypes opened, one a level
@@ -117,6 +119,28 @@
     function group(title, images) {
       return element("div", {}, element("h4", { text: title }), element("div", { class: "big" }, ...images.map(picture)));
     }
+    // All images of a prototype: pictures of those that have one, the names of the others.
+    function everyone(one) {
+      const members = one.members || [], shown = sheet ? members.filter((image) => slots.has(image)) : [];
+      const known = new Set([...one.near, ...one.far]);
+      if (!members.some((image) => !known.has(image)) && !(sheet === null && members.length)) return [];
+      const rest = members.filter((image) => !slots.has(image)), first = 200;
+      const list = (images) => element("ul", { class: "names" }, ...images.map((image) => element("li", { text: nameOf(image) })));
+      return [element("div", { class: "members" }, element("h4", { text: "All of its images, the nearest first" }),
+        shown.length ? element("div", { class: "big" }, ...shown.map(picture)) : null,
+        rest.length ? list(rest.slice(0, first)) : null,
+        rest.length > first ? element("p", { class: "summary-line", text: "… and " + count(rest.length - first, "further image") + ", which prototypes.csv in the run's folder lists" }) : null)];
+    }
+    // A picture under the pointer is shown large, with its file's name.
+    function large(event) {
+      const found = event.target.closest ? event.target.closest(".im[data-image], .card .im") : null;
+      if (!found || found.classList.contains("none")) { hideTip(); return; }
+      const copy = found.cloneNode(false);
+      copy.removeAttribute("title");
+      showTip(event.clientX, event.clientY, element("span", { class: "sheet zoom" }, copy), element("div", { class: "name", text: found.dataset.name || found.getAttribute("title") || found.dataset.title }));
+    }
+    byId("explorer").addEventListener("pointerover", large);
+    byId("explorer").addEventListener("pointerleave", hideTip);
     function draw(focus) {
       document.querySelectorAll("#explorer .card").forEach((found) => {
         found.setAttribute("aria-expanded", String(Number(found.dataset.level) < path.length && path[found.dataset.level] === Number(found.dataset.prototype)));
@@ -132,6 +156,7 @@
         element("p", { class: "summary-line", text: text }),
         sheet ? element("div", { class: "pictures" }, group("Nearest to it", one.near), one.far.length ? group("At its edge", one.far) : null)
           : element("p", { class: "summary-line", text: "There are no pictures of its images." }),
+        ...everyone(one),
         ...inner(level, one));
       const steps = [{ text: "All of K = " + told.levels[0].k.toLocaleString("en-US"), depth: 0 }, ...path.map((id, place) => ({ text: "K = " + told.levels[place].k.toLocaleString("en-US") + " #" + id, depth: place + 1 }))];
       crumbs.replaceChildren(...steps.flatMap((step, place) => [
@@ -188,7 +213,7 @@
         here.setAttribute("cx", points.points[best][0]); here.setAttribute("cy", points.points[best][1]); here.classList.add("on");
         const image = points.images[best], said = points.ways.map((way) => element("div", { text: [way.title, way.said[best]].filter(Boolean).join(": ") }));
         const shown = slots.has(image) ? element("span", { class: "sheet" }, picture(image)) : null;
-        showTip(event.clientX, event.clientY, ...[shown, element("div", {}, element("b", { text: "image " + image })), ...said].filter(Boolean));
+        showTip(event.clientX, event.clientY, ...[shown, element("div", {}, element("b", { text: nameOf(image) })), ...said].filter(Boolean));
       };
       svg.addEventListener("pointermove", move);
       svg.addEventListener("pointerdown", move);

@@ -106,3 +106,42 @@ def test_held_out_images_that_take_no_part_do_not_lower_the_noise(good: RunRecor
     many = replace(good, num_holdout=1_000_000)
     assert knn_noise(many, 0.8) == pytest.approx(2 * (2 * 0.16 / 10_000) ** 0.5)
     assert knn_noise(many, 0.8, most=2000) == pytest.approx(2 * (2 * 0.16 / 2000) ** 0.5)
+
+
+RISING = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+
+
+def test_a_run_that_still_improved_says_how_to_go_on(good: RunRecord) -> None:
+    record = with_curve(good, eval__knn_top1=None)
+    rising = with_curve(record, eval__knn_top1=RISING)
+    finding = the(rising, "still_improving")
+    assert finding.severity == "note"
+    assert f"pcl-ray resume {good.name} train.epochs={2 * good.config.train.epochs}" in finding.advice[0]
+    for other in (
+        with_curve(record, eval__knn_top1=[0.5, 0.6, 0.7, 0.7, 0.7, 0.7]),
+        with_curve(record, eval__knn_top1=[0.5, 0.6, 0.7, 0.6, 0.7, 0.5]),
+        with_curve(record, eval__knn_top1=[0.5, 0.7]),
+        replace(rising, state="running"),
+    ):
+        assert accuracy_rules.still_improving(other) is None
+
+
+def test_without_labels_the_loss_tells(good: RunRecord) -> None:
+    record = with_curve(good, eval__knn_top1=None, eval__head__knn_top1=None)
+    count = len(good.history)
+    falling = [5.0 - 0.1 * number for number in range(count)]
+    assert accuracy_rules.still_improving(with_curve(record, train__loss_instance=falling)) is not None
+    assert accuracy_rules.still_improving(with_curve(record, train__loss_instance=4.0)) is None
+
+
+def test_hardly_better_than_untrained_is_a_warning_once_the_run_has_ended(good: RunRecord) -> None:
+    record = with_lines(good, -0.3, -0.01)
+    assert the(record, "no_better_than_pixels").severity == "warning"
+    assert the(replace(record, state="running"), "no_better_than_pixels").severity == "note"
+
+
+def test_chance_and_the_error_stand_beside_it(good: RunRecord) -> None:
+    record = with_curve(with_lines(good, 0.1, 0.1), eval__largest_class=0.123, eval__knn_top1_error=0.0456)
+    meaning = the(record, "no_better_than_pixels").meaning
+    assert f"{last(good):.3f} ± 0.046" in meaning
+    assert "always naming the largest class 0.123" in meaning

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from diagnosed import rules_of, the, with_curve, with_knobs
 
+from pcl_ray.report.doctor import diagnosis
 from pcl_ray.report.run_record import RunRecord
 
 
@@ -27,7 +28,6 @@ def test_waiting_for_data(made: Callable[..., RunRecord], good: RunRecord) -> No
             "data.loader_workers (now 3",
         ),
         (("resources.workers=1", "resources.gpus_per_worker=1"), "data.prefetch"),
-        (("data.channels=3", "augment.hue=0.1"), "augment.hue=0"),
     ],
 )
 def test_what_helps_against_waiting(good: RunRecord, words: tuple[str, ...], advice: str) -> None:
@@ -35,6 +35,17 @@ def test_what_helps_against_waiting(good: RunRecord, words: tuple[str, ...], adv
         advice
         in the(with_curve(with_knobs(good, *words), perf__data_share=0.3), "waiting_for_data").advice[0]
     )
+
+
+def test_making_views_is_a_note_and_no_waiting(good: RunRecord) -> None:
+    slow = with_curve(with_knobs(good, "data.channels=3", "augment.hue=0.1"), perf__data_share=0.3)
+    finding = the(slow, "views")
+    assert (finding.severity, "waiting" in f"{finding.title} {finding.meaning}") == ("note", False)
+    assert "augment.hue=0" in finding.advice[0]
+    assert "waiting_for_data" not in rules_of(slow)
+    assert "views" not in rules_of(with_curve(slow, perf__data_share=0.05))
+    assert "views" not in rules_of(with_curve(good, perf__data_share=0.3))  # nothing can be left out
+    assert any(finding.severity == "good" for finding in diagnosis.findings(slow))  # never the only one
 
 
 def test_e_step_seconds(made: Callable[..., RunRecord], good: RunRecord) -> None:
