@@ -13,8 +13,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pcl_ray.support.machine import let_idle_threads_sleep
+
 if TYPE_CHECKING:
     from pcl_ray.api import Run, RunClustering, fork, open_run, resume, train
+
+let_idle_threads_sleep()  # in every process, before it loads torch
 
 __version__ = "0.1.0"
 __all__ = ["Run", "RunClustering", "__version__", "fork", "open_run", "resume", "sweep", "train"]

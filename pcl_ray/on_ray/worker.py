@@ -30,8 +30,7 @@ from pcl_ray.errors import ConfigError, OutOfMemory, RunFailed
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.distributed import any_worker, rank, world_size
 from pcl_ray.on_ray.connection import SharedData
-from pcl_ray.support import worker_positions
-from pcl_ray.support.machine import cores
+from pcl_ray.support import machine, worker_positions
 from pcl_ray.support.worker_positions import PositionRecorder
 from pcl_ray.training import loop
 from pcl_ray.training.e_step_actor import EStepAnswer, evaluation_stride
@@ -125,7 +124,7 @@ def _threads(task: TrainingTask) -> int:
     """CPU threads of this worker: as planned, and never more than this node's cores for all its workers,
     since a laptop's Ray promises more CPUs than there are.
     """
-    return max(1, min(task.plan.threads, cores() // get_context().get_local_world_size()))
+    return machine.threads(min(task.plan.threads, machine.cores() // get_context().get_local_world_size()))
 
 
 class RayCalls:

@@ -370,7 +370,7 @@ def _train_in_this_process(task: TrainingTask, splits: DataSplits, handle: Calla
     watch = SystemWatch(config.tracking.system_metrics_s if config.tracking.enabled else 0, handle)
     device = torch.device("cuda" if config.resources.gpus_per_worker else "cpu")
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(threads, task.plan.threads))
+    torch.set_num_threads(machine.threads(task.plan.threads))
     try:
         train(
             task,

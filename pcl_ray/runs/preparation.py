@@ -20,16 +20,14 @@ from pcl_ray.plan import RunPlan
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import RunFolder
 from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
-from pcl_ray.support import provenance
+from pcl_ray.support import machine, provenance
 from pcl_ray.support.paths import CHECKED_IMAGES, check_writable, home, path_text
 from pcl_ray.support.text import count
 
 
 def prepare_process() -> None:
     """Sets what has to be set before torch is loaded. Raises ConfigError where nothing can be written."""
-    # Idle OpenMP threads that spin instead of sleeping slow small work down a hundredfold where others want
-    # the cores. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    machine.let_idle_threads_sleep()
     current_job.hide_gpus()
     check_writable()
 
@@ -40,7 +38,7 @@ def prepare_evaluation() -> None:
     Ray lets the driver of a job see every GPU, unless it was submitted with --entrypoint-num-gpus: then those
     that are not its own are hidden.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    machine.let_idle_threads_sleep()
     if current_job.current() is not None:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     check_writable()

@@ -14,6 +14,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def let_idle_threads_sleep() -> None:
+    """Makes OpenMP's threads sleep while they have nothing to do, unless the environment says otherwise.
+    Those that spin slow small work down a hundredfold where others want the cores. Read when torch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def threads(of_its_own: int) -> int:
+    """How many threads a process computes with, whichever kind of process it is: as many as it has cores of
+    its own, never more than this machine has, nor than OMP_NUM_THREADS says.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    wanted = min(of_its_own, cores(), int(limit) if limit.isdecimal() and int(limit) else of_its_own)
+    return max(wanted, 1)
+
+
 def multiplies_bfloat16() -> bool:
     """Whether this machine's CPU does, by AMX or AVX-512; False where that is not known."""
     try:

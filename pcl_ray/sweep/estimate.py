@@ -16,6 +16,7 @@ from pcl_ray.e_step import extract_features
 from pcl_ray.m_step import run_epoch
 from pcl_ray.model.learner import build_learner, precision, views_for
 from pcl_ray.plan import RunPlan
+from pcl_ray.support import machine
 
 _STEPS = 3
 
@@ -44,7 +45,15 @@ def measure(config: RunConfig) -> Cost | None:
     wants_gpu = config.resources.gpus_per_worker > 0
     if wants_gpu and not torch.cuda.is_available():
         return None
-    device = torch.device("cuda" if wants_gpu else "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(machine.threads(int(config.resources.cpus_per_worker)))  # as a trial has
+    try:
+        return _measured(config, torch.device("cuda" if wants_gpu else "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(config: RunConfig, device: torch.device) -> Cost:
     batch = config.train.batch_size
     side, count = config.augment.image_size, batch * _STEPS
     pixels = np.random.default_rng(0).integers(

@@ -21,7 +21,7 @@ from ray import tune
 from pcl_ray.data.images import Images
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.on_ray.connection import SharedData
-from pcl_ray.support import redaction
+from pcl_ray.support import machine, redaction
 from pcl_ray.sweep.trial_point import point_of
 from pcl_ray.sweep.trials.context import SweepContext
 from pcl_ray.sweep.trials.epoch_thread import EpochThread
@@ -49,8 +49,6 @@ class TrialProcess(tune.Trainable):
     def setup(self, config: dict[str, Any], context: SweepContext, handles: RayHandles) -> None:  # type: ignore[override]
         os.environ["PCL_RAY_HOME"] = context.home
         redaction.take_tracking_environment(context.tracking_environment)
-        # as in `preparation.prepare_process`; on a cluster the driver's environment is not ours
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self.context = context
         self.handles = handles
         self._splits: Any = None
@@ -145,9 +143,7 @@ class TrialProcess(tune.Trainable):
         from pcl_ray.training.loop import epochs
 
         self._images()
-        torch.set_num_threads(
-            max(1, min(torch.get_num_threads(), int(task.config.resources.cpus_per_worker)))
-        )
+        torch.set_num_threads(machine.threads(int(task.config.resources.cpus_per_worker)))
         device = torch.device("cuda" if task.config.resources.gpus_per_worker else "cpu")
         return epochs(
             task,

@@ -29,6 +29,13 @@ def test_a_few_steps_are_timed_here() -> None:
     assert cost.passed > 0
 
 
+def test_they_are_timed_on_as_many_threads_as_a_trial_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, used = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    measure(BASE)
+    assert used == [1, *used[1:-1], before]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_trials_with_gpus_are_not_timed_on_a_machine_without() -> None:
     assert measure(config.with_overrides(BASE, {"resources.gpus_per_worker": 1})) is None
