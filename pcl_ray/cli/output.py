@@ -13,6 +13,7 @@ from pcl_ray.config.final_figures import final_rows
 from pcl_ray.config.knn_figures import row_with_error
 from pcl_ray.config.knobs import Knob
 from pcl_ray.support import machine, redaction
+from pcl_ray.support.text import count
 
 if TYPE_CHECKING:
     from pcl_ray.runs.final_artifacts import RunResult
@@ -36,6 +37,9 @@ def print_result(result: RunResult) -> None:
         if stored.encoder.init_from is not None and title == figures.UNTRAINED_KNN_TOP1.title:
             title = "kNN accuracy of the weights as they came"
         print(f"{title:<38} {value}")
+    if not figures.clusterings_in(result.metrics):
+        warmup = stored.e_step.warmup_epochs
+        print(f"{'prototypes':<38} none: no E-step came after the warm-up of {count(warmup, 'epoch')}")
     print(f"{'run':<38} {result.run_name} ({result.state})")
     if (report := Path(result.run_dir, REPORT_FILE)).exists():
         print(f"{'report':<38} {report}")

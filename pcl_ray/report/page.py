@@ -151,6 +151,8 @@ def _why_none(record: RunRecord) -> str:
         )
     if any(NUM_CLUSTERS.at(0).name in entry["metrics"] for entry in record.history):
         return "The run has clustered, but no pictures of its prototypes were kept."
+    if record.epochs <= warmup:
+        return f"The run ended within its warm-up of {warmup} epochs: no E-step made prototypes."
     return "The run has no clusters to show."
 
 

@@ -106,6 +106,17 @@ def _begin_with(
         folder.write_state(state="failed", error=str(failure))
         raise
     display.say(f"fork       {origin.text}")
+    config = folder.read_config()
+    if epoch_files.epochs_done(origin.checkpoint) < config.e_step.warmup_epochs:
+        display.say(f"note       {_within_warmup(config)}")
+
+
+def _within_warmup(config: RunConfig) -> str:
+    """What a fork from within the warm-up has to know of prototypes."""
+    warmup, epochs = config.e_step.warmup_epochs, config.train.epochs
+    if warmup >= epochs:
+        return f"the run ends within its warm-up ({warmup} epochs of {epochs}): it will have no prototypes"
+    return f"it begins within the warm-up: there are no prototypes before epoch {warmup + 1}"
 
 
 def resume(

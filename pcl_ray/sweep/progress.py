@@ -214,7 +214,13 @@ class ProgressCallback(tune.Callback):
             )
         minutes = (time.monotonic() - self._begun) / 60
         counts = f"{len(self._runs_ended)} of {self._total} trials ended, {len(running)} running"
-        return Group(table, Text(f"{counts}, {minutes:.1f} minutes"))
+        best = self._best()
+        shown = (
+            f"{_state_of(best).get('title', '')} {best['objective']:.4f}"
+            if best and "objective" in best
+            else "–"
+        )
+        return Group(table, Text(f"best so far {shown}; {counts}, {minutes:.1f} minutes"))
 
 
 def _state_of(result: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ State = Literal["finished", "stopped early", "failed", "unfinished"]
 SHORT = {"loss.temperature": "τ", "e_step.alpha": "α", "e_step.num_clusters": "K"}
 _WORST_FIRST: tuple[State, ...] = ("unfinished", "failed", "stopped early", "finished")
 _COMPLETE, _PARTIAL, _REFUSED, _NOTHING = range(4)  # standings of a configuration, best first
-_FEWEST = 4  # trials that importances and rank correlations are taken of
+_FEWEST = 4  # trials that rank correlations are taken of
+_FEWEST_FOR_IMPORTANCES = 10  # forests of fewer find shares in noise
 _NOTE_CHARACTERS = 120
 _LOG_FACTOR = 20.0
 
@@ -163,13 +164,13 @@ def importances(records: Sequence[TrialRecord], direction: Direction) -> dict[st
     """Share of the objective's variance that each knob alone explains, largest first, summing to 1: fANOVA
     (Hutter et al., ICML 2014).
 
-    {} where it cannot be known: below 4 trials with a value, one value for all, or no knob that varies. Knobs
-    that do not vary are left out.
+    {} where it cannot be known: below 10 trials with a value, one value for all, or no knob that varies.
+    Knobs that do not vary are left out.
     """
     measured = [record for record in records if not record.refused and value_of(record) is not None]
     values = [value for record in measured if (value := value_of(record)) is not None]
     scores = [score(value, direction) for value in values]
-    if len(measured) < _FEWEST or len(set(scores)) < 2:
+    if len(measured) < _FEWEST_FOR_IMPORTANCES or len(set(scores)) < 2:
         return {}
     columns = {name: column for name in measured[0].point if (column := _column(name, measured)) is not None}
     return _fanova(columns, scores) if columns else {}
@@ -246,6 +247,41 @@ def agreement_with_labels(
     return correlations
 
 
+@dataclass(frozen=True)
+class MeasuredShare:
+    """A share, 0..1, that was counted on so many images."""
+
+    value: float
+    images: int
+
+    @property
+    def error(self) -> float:
+        """Its standard error, as far as that follows from the number of images."""
+        return math.sqrt(max(self.value * (1 - self.value), 0.0) / max(self.images, 1))
+
+    @property
+    def text(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f} on {self.images} images"
+
+
+def selection_and_test(selected: MeasuredShare, test: MeasuredShare, trials: int) -> list[str]:
+    """Lines with the accuracy that the best of so many trials was chosen by, that on images which chose none,
+    and what their difference means.
+    """
+    apart, noise = selected.value - test.value, math.hypot(selected.error, test.error)
+    if abs(apart) <= 2 * noise:
+        meaning = f"{abs(apart):.3f} apart, within the noise of so few images (± {noise:.3f})"
+    elif apart > 0:
+        meaning = f"{apart:.3f} lower, more than noise: the best of {trials} trials was also the luckiest"
+    else:
+        meaning = f"{-apart:.3f} higher, more than noise: the images of the test split are easier"
+    return [
+        f"selected    kNN accuracy of the best {selected.text} that it was chosen by",
+        f"test split  {test.text} that chose no trial",
+        f"            {meaning}",
+    ]
+
+
 def short(knob: str) -> str:
     """A knob's name for a column: τ, α, K, else the leaf of the dotted name."""
     return SHORT.get(knob, knob.rpartition(".")[2])
@@ -266,14 +302,14 @@ def table(rows: Sequence[Configuration], knobs: Sequence[str], objective: str, l
     """The heading and at most `limit` lines of the leaderboard, for people."""
     leaves = Counter(short(knob) for knob in knobs)
     names = [short(knob) if leaves[short(knob)] == 1 else knob for knob in knobs]
-    lines = [["rank", objective, "seeds", *names, "device min", "state", "note"]]
+    lines = [["rank", objective, *names, "seeds", "device min", "state", "note"]]
     for rank, row in enumerate(rows[:limit], start=1):
         measured = "–" if row.mean is None else f"{row.mean:.4f}"
         if row.spread is not None:
             measured += f" ± {row.spread:.4f}"
         values = [value_text(row.point[knob]) if knob in row.point else "–" for knob in knobs]
         minutes = f"{row.device_seconds / 60:.1f}"
-        lines.append([str(rank), measured, str(len(row.trials)), *values, minutes, row.state, row.note])
+        lines.append([str(rank), measured, *values, str(len(row.trials)), minutes, row.state, row.note])
     return lines
 
 

@@ -18,6 +18,7 @@ from pcl_ray import tracking
 from pcl_ray.checkpoints import epoch_files
 from pcl_ray.config import with_overrides
 from pcl_ray.config.figures import (
+    KNN_TOP1,
     SWEEP_BEST,
     SWEEP_DEVICE_MINUTES,
     SWEEP_FAILED,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_SHOWN = 12
+_WIDE = 100  # columns of a terminal
+_NARROWEST = 6
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ def _test_accuracy(session: SweepSession, whole: DataSplits, best: Configuration
 def _show(session: SweepSession, ranking: Ranking, test: dict[str, float]) -> None:
     console, totals = session.console, ranking.totals
     _show_leaderboard(console, ranking, session.context.objective.metric)
+    if not ranking.importances and len(ranking.knobs) > 1:
+        console.print("importance  not said of fewer than ten trials, or of equal ones")
     if ranking.importances:
         by_share = sorted(ranking.importances.items(), key=lambda entry: -entry[1])
         shares = ", ".join(f"{leaderboard.short(name)} {share:.0%}" for name, share in by_share)
@@ -162,25 +167,44 @@ def _show(session: SweepSession, ranking: Ranking, test: dict[str, float]) -> No
             " stronger one (exploits.json)",
             markup=False,
         )
-    if test:
-        console.print(
-            f"test split  kNN accuracy of the best configuration {test[TEST_KNN_TOP1.name]:.4f}, on images"
-            " that no trial was chosen by",
-            markup=False,
-        )
+    if test and ranking.best is not None:
+        for line in _selection_and_test(session, ranking, test[TEST_KNN_TOP1.name]):
+            console.print(line, markup=False, soft_wrap=True)
     for reason in sorted({record.error for record in ranking.records if record.state == "failed"})[:5]:
         console.print(f"failed      {reason}", markup=False, soft_wrap=True)
 
 
+def _selection_and_test(session: SweepSession, ranking: Ranking, test: float) -> list[str]:
+    """The accuracy that the best configuration was chosen by, and that on the test split beside it."""
+    context, best = session.context, ranking.best
+    tested = round(context.num_holdout * context.settings.test_share)
+    if context.objective.metric != KNN_TOP1.name or best is None or best.mean is None:
+        return [f"test split  kNN accuracy of the best {test:.3f}, on {tested} images that chose no trial"]
+    selected = leaderboard.MeasuredShare(best.mean, context.num_holdout - tested)
+    return leaderboard.selection_and_test(
+        selected, leaderboard.MeasuredShare(test, tested), len(ranking.records)
+    )
+
+
 def _show_leaderboard(console: Console, ranking: Ranking, metric: str) -> None:
     heading, *lines = leaderboard.table(ranking.rows, ranking.knobs, metric, _ROWS_SHOWN)
-    table = Table(*heading, box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 1 if console.width < _WIDE else 2, 0, 0))
+    # what tells configurations apart is never cut, at whatever width; the others may be folded
+    whole = 2 + len(ranking.knobs)
+    for number, title in enumerate(heading):
+        table.add_column(title, no_wrap=number == 0, overflow="fold", min_width=_least(lines, number, whole))
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))  # a reason may hold brackets, which are no markup
     console.print()
     console.print(table, markup=False)
     if len(ranking.rows) > _ROWS_SHOWN:
         console.print(f"… and {len(ranking.rows) - _ROWS_SHOWN} more in leaderboard.csv")
+
+
+def _least(lines: list[list[str]], number: int, whole: int) -> int:
+    """The width that a column has at least: the first ones, which are read whole, that of their cells."""
+    widest = max((len(line[number]) for line in lines), default=0)
+    return widest if number < whole else min(widest, _NARROWEST)
 
 
 def _show_next(session: SweepSession, recipe: Path | None, unfinished: str) -> None:

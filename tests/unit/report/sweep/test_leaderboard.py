@@ -202,13 +202,13 @@ def test_importance_leaves_out_failed_and_refused_trials() -> None:
     "records",
     [
         [],
-        made_up(3, TAU),
-        [trial(0.5, 0.1 * number) for number in range(1, 9)],
-        [trial(0.1 * number, seed=number) for number in range(8)],
-        [trial(0.1 * number, number, state="failed") for number in range(8)],
-        [trial(0.1 * number, seed=number, point={"only.some": 1} if number else {}) for number in range(8)],
+        made_up(9, TAU),
+        [trial(0.5, 0.1 * number) for number in range(1, 13)],
+        [trial(0.1 * number, seed=number) for number in range(12)],
+        [trial(0.1 * number, number, state="failed") for number in range(12)],
+        [trial(0.1 * number, seed=number, point={"only.some": 1} if number else {}) for number in range(12)],
     ],
-    ids=["none", "three", "all equal", "no knob varies", "all failed", "a knob that some lack"],
+    ids=["none", "nine", "all equal", "no knob varies", "all failed", "a knob that some lack"],
 )
 def test_importance_is_empty_where_it_cannot_be_known(records: list[TrialRecord]) -> None:
     assert leaderboard.importances(records, "max") == {}
@@ -218,7 +218,7 @@ def test_importance_is_silent_and_leaves_optuna_as_it_was(capfd: pytest.CaptureF
     import optuna
 
     before = optuna.logging.get_verbosity()
-    leaderboard.importances(made_up(8, TAU), "max")
+    leaderboard.importances(made_up(12, TAU), "max")
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == before
 
@@ -242,8 +242,8 @@ def test_csv_reads_back_with_full_numbers() -> None:
 
 def test_markdown_is_a_table_whatever_is_in_the_note() -> None:
     lines = leaderboard.as_markdown(rows_to_show(), KNOBS, "eval/knn_top1").splitlines()
-    assert lines[0] == "| rank | eval/knn_top1 | seeds | τ | α | K | device min | state | note |"
-    assert lines[2] == "| 1 | 0.8124 ± 0.0003 | 2 | 0.123457 | 10 | 0.02,0.04 | 2.0 | finished |  |"
+    assert lines[0] == "| rank | eval/knn_top1 | τ | α | K | seeds | device min | state | note |"
+    assert lines[2] == "| 1 | 0.8124 ± 0.0003 | 0.123457 | 10 | 0.02,0.04 | 2 | 2.0 | finished |  |"
     assert len(lines) == 4
     assert {line.replace("\\|", "").count("|") for line in lines} == {10}
 
@@ -267,12 +267,8 @@ def test_json_reads_back_and_has_no_nan() -> None:
 def test_a_table_has_its_heading_first_and_no_more_lines_than_asked_for() -> None:
     rows = leaderboard.ranked([trial(0.1 * number, number) for number in range(1, 6)], "max")
     heading, *lines = leaderboard.table(rows, [*KNOBS, "optimizer.lr"], "eval/knn_top1", 3)
-    assert heading == ["rank", "eval/knn_top1", "seeds", "τ", "α", "K", "lr", "device min", "state", "note"]
-    assert [line[:4] for line in lines] == [
-        ["1", "0.5000", "1", "5"],
-        ["2", "0.4000", "1", "4"],
-        ["3", "0.3000", "1", "3"],
-    ]
+    assert heading == ["rank", "eval/knn_top1", "τ", "α", "K", "lr", "seeds", "device min", "state", "note"]
+    assert [line[:3] for line in lines] == [["1", "0.5000", "5"], ["2", "0.4000", "4"], ["3", "0.3000", "3"]]
     assert lines[0][6] == "–"  # a knob that the trial does not have
 
 
@@ -284,7 +280,7 @@ def test_names_are_short_unless_two_would_be_the_same() -> None:
         "lr",
         "seed",
     ]
-    assert leaderboard.table([], ["a.lr", "b.lr", TAU], "x", 1)[0][3:6] == ["a.lr", "b.lr", "τ"]
+    assert leaderboard.table([], ["a.lr", "b.lr", TAU], "x", 1)[0][2:5] == ["a.lr", "b.lr", "τ"]
 
 
 def measured(**columns: list[float]) -> list[TrialRecord]:
@@ -322,3 +318,17 @@ def test_agreement_leaves_out_what_cannot_be_known() -> None:
 def test_the_leaderboard_is_imported_without_what_is_slow(loaded_by: Callable[..., list[str]]) -> None:
     slow = ("matplotlib", "optuna", "torch", "ray", "mlflow", "scipy")
     assert loaded_by("pcl_ray.report.sweep.leaderboard", *slow) == []
+
+
+def test_selection_and_test_are_told_apart_from_noise() -> None:
+    share = leaderboard.MeasuredShare
+    assert share(0.5, 100).error == pytest.approx(0.05)
+    selected, test, meaning = leaderboard.selection_and_test(share(0.39, 120), share(0.36, 120), 12)
+    assert (
+        selected == "selected    kNN accuracy of the best 0.390 ± 0.045 on 120 images that it was chosen by"
+    )
+    assert test == "test split  0.360 ± 0.044 on 120 images that chose no trial"
+    assert meaning.strip() == "0.030 apart, within the noise of so few images (± 0.062)"
+    lower = leaderboard.selection_and_test(share(0.39, 1200), share(0.27, 1200), 12)[2]
+    assert lower.strip() == "0.120 lower, more than noise: the best of 12 trials was also the luckiest"
+    assert "easier" in leaderboard.selection_and_test(share(0.27, 1200), share(0.39, 1200), 12)[2]

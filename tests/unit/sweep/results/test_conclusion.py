@@ -85,3 +85,17 @@ def test_without_a_configuration_that_finished_there_is_no_winner(
     assert "failed      the loss is nan [in epoch 1]" in printed(session)
     assert json.loads((session.folder.path / "importances.json").read_text()) == {}
     assert not (session.folder.path / "best.yaml").exists()
+
+
+def test_eighty_columns_show_every_swept_knob(session: SweepSession, whole: DataSplits) -> None:
+    session.console.width = 80
+    write_finished(session, {"loss.temperature": 0.0549469, "e_step.alpha": 10}, 0.4)
+    reason = "a reason that is much longer than what is left of a line"
+    write_trial(session, {"loss.temperature": 0.0519395, "e_step.alpha": 1}, state="failed", error=reason)
+    conclude(session, whole, seconds=5.0, unfinished="")
+    text = printed(session)
+    heading = next(line for line in text.splitlines() if line.startswith("rank"))
+    assert heading.split()[:4] == ["rank", "eval/knn_top1", "τ", "α"]
+    assert "0.0549469" in text
+    assert "0.0519395" in text
+    assert "importance  not said of fewer than ten trials" in text
