@@ -269,7 +269,7 @@ def test_a_table_has_its_heading_first_and_no_more_lines_than_asked_for() -> Non
     heading, *lines = leaderboard.table(rows, [*KNOBS, "optimizer.lr"], "eval/knn_top1", 3)
     assert heading == ["rank", "eval/knn_top1", "τ", "α", "K", "lr", "seeds", "device min", "state", "note"]
     assert [line[:3] for line in lines] == [["1", "0.5000", "5"], ["2", "0.4000", "4"], ["3", "0.3000", "3"]]
-    assert lines[0][6] == "–"  # a knob that the trial does not have
+    assert lines[0][5] == "–"  # a knob that the trial does not have
 
 
 def test_names_are_short_unless_two_would_be_the_same() -> None:
