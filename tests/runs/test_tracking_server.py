@@ -88,7 +88,7 @@ def test_it_serves_until_it_is_told_to_end_and_leaves_nothing(home: Path, store:
     guard.start()
     try:
         assert process.stdout is not None
-        shown = [process.stdout.readline() for _ in range(3)]
+        shown = [process.stdout.readline() for _ in range(3 + dashboard.installed())]
         if shown[-1] != "Ctrl-C ends it\n":
             pytest.fail(f"{shown} {process.communicate()}")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as page:
@@ -102,7 +102,12 @@ def test_it_serves_until_it_is_told_to_end_and_leaves_nothing(home: Path, store:
         guard.cancel()
         process.kill()
     page = f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey="
-    assert shown[:2] == [f"dashboard   {page}pcl&compareRunsMode=CHART\n", f"all trials  {page}pcl-all\n"]
+    own = [line for line in shown if line.startswith(f"runs        http://127.0.0.1:{port}/pcl ")]
+    assert len(own) == dashboard.installed()
+    assert shown[len(own) :][:2] == [
+        f"dashboard   {page}pcl&compareRunsMode=CHART\n",
+        f"all trials  {page}pcl-all\n",
+    ]
     assert wrong == ""
     assert process.returncode == 0
     assert not [pid for pid in began if Path(f"/proc/{pid}").exists()]
