@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from pcl_ray.config.figures import OBJECTIVES
 
 FOLDER = "checkpoints"  # below the folder of a run, here and in a storage
 
@@ -71,6 +74,18 @@ def progress_text(path: Path) -> str:
     """How far a checkpoint is, for a sentence: `epoch 12`, `epoch 12 and 340 steps`."""
     epochs, steps = position(path)
     return f"epoch {epochs}" + (f" and {steps} steps" if steps else "")
+
+
+def best_epochs(history: Sequence[Mapping[str, Any]], count: int) -> list[int]:
+    """The epochs, counted from 1, after which a run was best by what runs are compared by; of equal ones the
+    earlier. history: {"epoch", "metrics"} of each.
+    """
+    for objective in OBJECTIVES:
+        measured = [entry for entry in history if objective.name in entry["metrics"]]
+        if measured:
+            measured.sort(key=lambda entry: -entry["metrics"][objective.name])
+            return [entry["epoch"] + 1 for entry in measured[:count]]
+    return []
 
 
 def superseded(names: Collection[str], keep: int, kept_epochs: Collection[int] = ()) -> list[str]:

@@ -5,7 +5,6 @@ storage of the run where it has one.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from pcl_ray.checkpoints.run_state import DamagedCheckpoint, EpochPart, EStepSta
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.config import TrainConfig
-from pcl_ray.config.figures import E_STEP_SECONDS, FEATURE_SECONDS, OBJECTIVES
+from pcl_ray.config.figures import E_STEP_SECONDS, FEATURE_SECONDS
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
 from pcl_ray.m_step import Learner
@@ -234,7 +233,7 @@ def save(
             progress.rollbacks,
         )
         settings, before = task.config.train, epoch_files.latest(folder)
-        best = best_epochs(progress.history, settings.keep_best)
+        best = epoch_files.best_epochs(state.history, settings.keep_best)
         try:
             path = run_state.save(state, folder, settings.keep_checkpoints, best)
             run_storage = _storage_of(task) if folder == task.checkpoints else None
@@ -245,18 +244,6 @@ def save(
             problem = str(error)
     if problem := broadcast(problem):
         raise RunFailed(problem)
-
-
-def best_epochs(history: Sequence[EpochRecord], count: int) -> list[int]:
-    """The epochs, counted from 1, after which the run was best by what runs are compared by; of equal ones
-    the earlier.
-    """
-    for objective in OBJECTIVES:
-        measured = [record for record in history if objective.name in record.metrics]
-        if measured:
-            measured.sort(key=lambda record: -record.metrics[objective.name])
-            return [record.epoch + 1 for record in measured[:count]]
-    return []
 
 
 def buffers_of_workers(learner: Learner) -> Tensor:

@@ -44,6 +44,7 @@ KNOBS = (
 )
 LIMIT_S = 420.0  # a guard against hanging
 M_STEP, E_STEP, CHECKPOINT = "the M-step", "the features and the E-step", "the checkpoint"
+_SHARED = ("plasma", "ray", "torch_", "psm_", "pymp")
 _CLOCK = ("seconds", "per_second", "minutes", "share", "memory", "perf/")
 
 
@@ -181,7 +182,8 @@ def assert_nothing_left(run: Run, shared_before: set[str]) -> None:
 
 
 def shared_files() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("*")}
+    """What runs put into shared memory: Ray's store, torch's tensors on their way between processes."""
+    return {path.name for path in Path("/dev/shm").glob("*") if path.name.startswith(_SHARED)}
 
 
 def assert_same_course(run: Run, undisturbed: RunState) -> None:
@@ -201,7 +203,8 @@ def _assert_equal(a: Any, b: Any, at: str) -> None:
         assert torch.equal(a, b), at
     elif isinstance(a, dict):
         names = [name for name in a if not _of_a_clock(name)]
-        assert names == [name for name in b if not _of_a_clock(name)], at
+        others = {name for name in b if not _of_a_clock(name)}
+        assert set(names) == others, f"{at}: {set(names) ^ others}"
         for name in names:
             _assert_equal(a[name], b[name], f"{at}.{name}")
     elif isinstance(a, list | tuple):

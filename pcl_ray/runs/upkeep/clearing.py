@@ -11,6 +11,7 @@ from typing import Any
 
 from pcl_ray import config as configs
 from pcl_ray.checkpoints import epoch_files, remote
+from pcl_ray.data.decoded import decoded_cache
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.runs import final_artifacts
 from pcl_ray.runs.folder import (
@@ -29,9 +30,9 @@ from pcl_ray.support.files import is_unlocked
 from pcl_ray.support.paths import CONFIG_FILE, home
 
 _PARTIAL_AGE_S = 3600.0  # a younger file may still be written, by a report for one, which takes no lock
-_PARTIAL = "*.partial"
+_PARTIAL, _DAMAGED = "*.partial", "*.damaged*"
 _ENDED = ("finished", "failed", "stopped", "stopped early")
-_SHARDS, _CHECKED = "cache", "checked_images"
+_SHARDS, _CHECKED, _DECODED = "cache", "checked_images", decoded_cache.FOLDER
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,14 @@ def _folders(kind: type[RunFolder]) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _partial_files(warn: Callable[[str], None]) -> Iterator[Clearable]:
-    """Files that were being written, and runs that were being deleted, when a process was killed."""
+    """Files that were being written, and runs that were being deleted, when a process was killed; damaged
+    checkpoints.
+    """
     yield from (Clearable((path,)) for path in (home() / disk.LEAVING).glob("*"))
     for kind in (RunFolder, SweepFolder):
         for folder, _ in _folders(kind):
-            if paths := tuple(path for path in folder.rglob(_PARTIAL) if _is_old(path)):
+            damaged = epoch_files.folder_of(folder).glob(_DAMAGED)
+            if paths := tuple(path for path in (*folder.rglob(_PARTIAL), *damaged) if _is_old(path)):
                 yield Clearable(paths, folder)
     for folder in (home() / _SHARDS, home() / _CHECKED):
         yield from (Clearable((path,)) for path in folder.glob(_PARTIAL) if _is_old(path))
@@ -135,24 +139,32 @@ def _earlier_checkpoints(warn: Callable[[str], None]) -> Iterator[Clearable]:
     for folder, state in _folders(RunFolder):
         if state.get("state") not in ("finished", "stopped early"):
             continue
-        paths = tuple(epoch_files.complete(epoch_files.folder_of(folder))[:-1])
-        uri, stored = "", {}
+        uri, stored, best = "", {}, []
         with suppress(ConfigError):  # a damaged configuration names no storage
-            uri = configs.load_stored(folder / CONFIG_FILE).resources.storage or ""
+            config = configs.load_stored(folder / CONFIG_FILE)
+            uri = config.resources.storage or ""
+            if config.train.keep_best:
+                best = epoch_files.best_epochs(read_history_at(folder), config.train.keep_best)
+        checkpoints = epoch_files.folder_of(folder)
+        names = [path.name for path in epoch_files.complete(checkpoints)]
+        paths = tuple(checkpoints / name for name in epoch_files.superseded(names, 1, best))
         if uri:
             try:
-                stored = _stored_checkpoints(uri, folder.name)
+                stored = _stored_checkpoints(uri, folder.name, best)
             except RunFailed as failure:
                 warn(str(failure))
         if paths or stored:
             yield Clearable(paths, folder, storage=uri, stored=stored)
 
 
-def _stored_checkpoints(uri: str, run: str) -> dict[str, int]:
-    """The objects of checkpoints before the newest, and their sizes. Raises RunFailed."""
+def _stored_checkpoints(uri: str, run: str, best: Sequence[int]) -> dict[str, int]:
+    """The objects of checkpoints before the newest, but for those after the epochs `best`, and their sizes.
+    Raises RunFailed.
+    """
     run_storage = storage.of_run(uri, run, hurried=True)
     versions = run_storage.list_objects(epoch_files.FOLDER)
-    return {f"{epoch_files.FOLDER}/{name}": versions[name].size for name in remote.names(run_storage)[:-1]}
+    names = epoch_files.superseded(remote.names(run_storage), 1, best)
+    return {f"{epoch_files.FOLDER}/{name}": versions[name].size for name in names}
 
 
 def _trials(warn: Callable[[str], None]) -> Iterator[Clearable]:
@@ -201,5 +213,6 @@ KINDS = (
     Kind("warm-ups", "shared warm-ups of finished sweeps", _warm_ups),
     Kind("ray", "Ray's own files of runs that have ended", _ray_files),
     Kind("shards", "shards fetched and unpacked (made anew)", lambda warn: _cached(home() / _SHARDS)),
+    Kind("decoded", "decoded pictures (decoded anew)", lambda warn: _cached(home() / _DECODED)),
     Kind("checks", "which images can be read (looked at anew)", lambda warn: _cached(home() / _CHECKED)),
 )

@@ -16,7 +16,7 @@ from pcl_ray.training.events import Event
 from pcl_ray.training.local_e_step import LocalEStep
 from pcl_ray.training.loop import train
 from pcl_ray.training.training_task import TrainingTask
-from pcl_ray.training.worker_checkpoints import CheckpointCadence, EpochRecord, best_epochs
+from pcl_ray.training.worker_checkpoints import CheckpointCadence
 
 EVERY_TWO_STEPS = ("train.epochs=3", "train.log_every_steps=1", "train.checkpoint_every_steps=2")
 _SECONDS = ("seconds", "images_per_second", "memory", "minutes", "share", "waited", "data_")
@@ -205,11 +205,12 @@ def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
 
 
 def test_of_equal_ones_the_earlier_is_best_and_without_labels_rankme_decides() -> None:
-    accuracy = [EpochRecord(e, metrics={"eval/knn_top1": value}) for e, value in enumerate((0.5, 0.7, 0.7))]
-    assert best_epochs(accuracy, 2) == [2, 3]
-    rank = [EpochRecord(e, metrics={"eval/rankme": value}) for e, value in enumerate((5.0, 9.0, 7.0))]
-    assert best_epochs(rank, 1) == [2]
-    assert best_epochs([EpochRecord(0)], 1) == []
+    def history(name: str, *values: float) -> list[dict[str, Any]]:
+        return [{"epoch": epoch, "metrics": {name: value}} for epoch, value in enumerate(values)]
+
+    assert epoch_files.best_epochs(history("eval/knn_top1", 0.5, 0.7, 0.7), 2) == [2, 3]
+    assert epoch_files.best_epochs(history("eval/rankme", 5.0, 9.0, 7.0), 1) == [2]
+    assert epoch_files.best_epochs(history("train/loss", 1.0), 1) == []
 
 
 def test_the_clock_makes_one_due_once() -> None:

@@ -11,6 +11,9 @@ import pytest
 from stored_runs import made
 
 from pcl_ray import cli
+from pcl_ray.checkpoints import run_state
+from pcl_ray.checkpoints.run_state import RunState
+from pcl_ray.config import EncoderConfig
 from pcl_ray.runs.folder import RunFolder, SweepFolder
 from pcl_ray.support.paths import home
 
@@ -90,6 +93,33 @@ def test_files_of_killed_processes_go_when_nobody_can_be_writing_them() -> None:
     left = write(home() / ".leaving" / "gone-1" / "config.yaml")
     assert cli.main(["prune", "partial", "--yes"]) == 0
     assert (old.exists(), young.exists(), left.exists()) == (False, True, False)
+
+
+def test_damaged_checkpoints_and_decoded_pictures_can_go() -> None:
+    path = made("mine")
+    damaged = write(path / "checkpoints" / "epoch_00009.pt.damaged")
+    decoded = write(home() / "decoded" / "abc.npy")
+    assert cli.main(["prune", "partial", "--yes"]) == 0
+    assert not damaged.exists()
+    assert checkpoints("mine")
+    assert cli.main(["prune", "decoded", "--yes"]) == 0
+    assert not decoded.exists()
+
+
+def test_the_best_checkpoint_stays_where_it_is_to_be_kept() -> None:
+    for name, words in (("keeps", ("train.keep_best=1",)), ("plain", ())):
+        folder = made(name, overrides=words) / "checkpoints"
+        for epoch in (1, 2, 3):
+            history = [
+                {"epoch": e, "step": e, "metrics": {"eval/knn_top1": 0.9 - e / 10}} for e in range(epoch)
+            ]
+            state = RunState(
+                epoch, {"model": {}, "queue": {}, "optimizer": {}}, None, [], history, EncoderConfig(), 1
+            )
+            run_state.save(state, folder, keep=9)
+    assert cli.main(["prune", "checkpoints", "--yes"]) == 0
+    assert checkpoints("keeps") == ["epoch_00001.pt", "epoch_00003.pt"]
+    assert checkpoints("plain") == ["epoch_00003.pt"]
 
 
 def test_a_copy_in_a_storage_is_cleared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
