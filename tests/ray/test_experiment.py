@@ -63,6 +63,7 @@ def assert_recorded(result: dict[str, Any]) -> None:
         "config.yaml",
         "figures.csv",
         "images",
+        "prototypes.csv",
         "report.html",
     ]
 
