@@ -73,7 +73,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunRecord]:
     def make(*words: str, pictures: str = "") -> RunRecord:
         key = (pictures, *words)
         if key not in known:
-            home = folder / hashlib.sha256(repr(key).encode()).hexdigest()[:12]  # a failed one is not met again
+            home = (
+                folder / hashlib.sha256(repr(key).encode()).hexdigest()[:12]
+            )  # a failed one is not met again
             data = ()
             if pictures:
                 np.savez(folder / f"{pictures}.npz", **_pictures(pictures))
