@@ -199,6 +199,8 @@ def test_measuring_without_clustering() -> None:
         "eval/areq",
         "eval/uniformity",
         "eval/knn_top1",
+        "eval/knn_top1_error",
+        "eval/largest_class",
         "eval/head/knn_top1",
         "perf/evaluation_seconds",
     }

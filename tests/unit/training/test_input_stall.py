@@ -42,8 +42,13 @@ def test_silent_while_images_keep_up(share: float) -> None:
 
 
 def test_the_share_is_said_in_per_cent() -> None:
-    assert watch().advice_after(1, 0.101).startswith("training waits for images 10% of the time: ")
-    assert watch().advice_after(1, 0.996).startswith("training waits for images 100% of the time: ")
+    assert watch(CUDA).advice_after(1, 0.101).startswith("training waits for images 10% of the time: ")
+    assert watch(CUDA).advice_after(1, 0.996).startswith("training waits for images 100% of the time: ")
+
+
+def test_making_views_between_two_steps_is_not_called_waiting() -> None:
+    assert watch().advice_after(1, 0.101).startswith("making the views takes 10% of a step")
+    assert watch().advice_after(1, 0.996).startswith("making the views takes 100% of a step")
 
 
 def test_the_first_of_several_epochs_does_not_count() -> None:
