@@ -106,6 +106,11 @@ def prune(folder: Path, keep: int, kept_epochs: Collection[int] = ()) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def damaged(folder: Path) -> list[Path]:
+    """What `set_aside` has left in the folder."""
+    return sorted(folder.glob(f"epoch_*{_DAMAGED}*"))
+
+
 def set_aside(path: Path) -> Path:
     """Gives a damaged checkpoint another name, under which nothing goes on from it; returns that.
 

@@ -48,11 +48,15 @@ class EStepState:
 class EpochPart:
     """The part of an epoch that is trained already: what makes its figures and its workers go on exactly."""
 
-    steps: int  # of the epoch that are done; the next one is this
     metrics: dict[str, float]  # of the epoch's record so far
     seconds: float  # since the epoch began, with its E-step
     tally: dict[str, Any]  # `meters.EpochTally.state_dict()`
     buffers: Tensor  # [W, n], floating-point buffers of each worker, in rank order: averaged between epochs
+
+    @property
+    def steps(self) -> int:
+        """The steps of the epoch that are done; the next one is this."""
+        return self.tally["seen"]
 
 
 @dataclass

@@ -62,17 +62,31 @@ def any_worker(flag: bool, device: torch.device) -> bool:
     return bool(shared)
 
 
+def _float_buffers(module: nn.Module) -> list[Tensor]:
+    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+
+
+def flat_buffers(module: nn.Module) -> Tensor:
+    """[n], the floating-point buffers (batch-norm statistics) one after the other."""
+    buffers = _float_buffers(module)
+    return torch.cat([buffer.flatten() for buffer in buffers]) if buffers else torch.zeros(0)
+
+
+@torch.no_grad()
+def fill_buffers(module: nn.Module, flat: Tensor) -> None:
+    """Copies `flat_buffers` of a module like this one back, in place."""
+    buffers = _float_buffers(module)
+    for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))
+
+
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
     """Averages floating-point buffers (batch-norm statistics) over workers, so all evaluate with the same."""
     if world_size() == 1:
         return
-    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    if not buffers:
-        return
-    flat = mean_over_workers(torch.cat([buffer.flatten() for buffer in buffers]))
-    for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(part.view_as(buffer))
+    if len(flat := flat_buffers(module)):
+        fill_buffers(module, mean_over_workers(flat))
 
 
 @torch.no_grad()

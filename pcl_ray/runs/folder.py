@@ -248,7 +248,7 @@ def read_history_at(path: Path) -> list[dict[str, Any]]:
         from pcl_ray.checkpoints import run_state  # it loads torch: where there is something to read
 
         try:
-            return run_state.load(file).history
+            return run_state.load(file, check=False).history  # a report need not read all of it twice
         except RunFailed:
             continue
     return []

@@ -88,8 +88,20 @@ def shard_result(
     """`cluster_shard`, with what it refuses as a result: all processes of the group come to the same one.
     What is the same on all is in the result of rank 0 alone, so that it travels once.
 
-    Where a process alone has not enough memory on its GPU, it clusters on the CPU instead, and says so.
-    Raises OutOfMemory in a group, whose other processes cannot know.
+    Raises OutOfMemory as `_on_gpu_or_cpu` does.
+    """
+    try:
+        result = _on_gpu_or_cpu(shard, request, config, previous, gpu=gpu)
+    except EStepRefused as error:
+        return _refusal(error)
+    return result if shard.group.rank == 0 else replace(result, clusterings=())
+
+
+def _on_gpu_or_cpu(
+    shard: ShardInput, request: EStepRequest, config: RunConfig, previous: ClusterSet | None, *, gpu: bool
+) -> ShardResult:
+    """`cluster_shard`. Where a process alone has not enough memory on its GPU, it clusters on the CPU
+    instead, and says so. Raises OutOfMemory in a group, whose other processes cannot know.
     """
     when = When(request.epoch, request.step)
     clustered = partial(
@@ -102,19 +114,15 @@ def shard_result(
         previous=previous,
     )
     try:
-        try:
-            result = clustered(gpu=gpu)
-        except torch.OutOfMemoryError as error:
-            reason = f"the GPU's memory was not enough ({str(error).splitlines()[0]})"
-            if shard.group.size > 1:
-                raise OutOfMemory(f"{when}: {reason}; e_step.mode=single clusters in the actor") from error
-            torch.cuda.empty_cache()
-            result = clustered(gpu=False)
-            text = f"{when}: {reason}, so the CPU clustered; resources.e_step_gpus=0 does without the try"
-            result = replace(result, warnings=(*result.warnings, text))
-    except EStepRefused as error:
-        return _refusal(error)
-    return result if shard.group.rank == 0 else replace(result, clusterings=())
+        return clustered(gpu=gpu)
+    except torch.OutOfMemoryError as error:
+        reason = f"the GPU's memory was not enough ({str(error).splitlines()[0]})"
+        if shard.group.size > 1:
+            raise OutOfMemory(f"{when}: {reason}; e_step.mode=single clusters in the actor") from error
+    torch.cuda.empty_cache()
+    result = clustered(gpu=False)
+    text = f"{when}: {reason}, so the CPU clustered; resources.e_step_gpus=0 does without the try"
+    return replace(result, warnings=(*result.warnings, text))
 
 
 def _refusal(error: EStepRefused) -> ShardResult:

@@ -142,8 +142,8 @@ def _epochs(start: _Start, rollbacks: Rollbacks, post_once: Post) -> Iterator[in
     schedule = EStepSchedule(attempt, learner, features, progress, config, plan, start.e_step, post_once)
     stall = InputStall(config, plan, device, plan.epochs - progress.epoch)
     cadence = CheckpointCadence(config.train, device)
-    cadence.restart(progress.part.steps if progress.part else 0)
-    steps_done = progress.epoch * plan.steps_per_epoch + (progress.part.steps if progress.part else 0)
+    cadence.restart(progress.steps)
+    steps_done = progress.epoch * plan.steps_per_epoch + progress.steps
     if not rollbacks.of_this_start:
         post_once(Event("start", progress.epoch, steps_done))
 
@@ -162,12 +162,12 @@ def _epochs(start: _Start, rollbacks: Rollbacks, post_once: Post) -> Iterator[in
     first_figures |= _before_first_epoch(schedule, progress, config, plan, post_once)
     for epoch in range(first, plan.epochs):
         record = EpochRecord(epoch, metrics=first_figures if epoch == first else {})
-        part, progress.part = progress.part, None
+        first_step, part = progress.steps, progress.part
+        progress.part = None
         if part is not None:
             record.metrics = dict(part.metrics)
             began -= part.seconds
         conclude = partial(_conclude_overlap, progress, record, post_once)
-        first_step = part.steps if part else 0
         save_part = partial(
             _save_part, start, learner, progress, record, schedule=schedule, cadence=cadence, began=began
         )
@@ -240,7 +240,7 @@ def _save_part(
     start.mark("the checkpoint", record.epoch, step)
     buffers = worker_checkpoints.buffers_of_workers(learner)
     seconds = time.perf_counter() - began
-    part = EpochPart(tally.seen, dict(record.metrics), seconds, tally.state_dict(), buffers)
+    part = EpochPart(dict(record.metrics), seconds, tally.state_dict(), buffers)
     now = replace(progress, part=part)
     worker_checkpoints.save(start.task, learner, now, start.broadcast, start.task.checkpoints)
     cadence.restart(tally.seen)

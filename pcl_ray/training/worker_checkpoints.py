@@ -24,7 +24,7 @@ from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
 from pcl_ray.m_step import Learner
 from pcl_ray.model.bank import FeatureBank
-from pcl_ray.model.distributed import all_gather, any_worker, rank, world_size
+from pcl_ray.model.distributed import all_gather, any_worker, fill_buffers, flat_buffers, rank, world_size
 from pcl_ray.support import storage
 from pcl_ray.support.storage import Storage
 from pcl_ray.training.events import Event, Post
@@ -62,6 +62,11 @@ class Progress:
     e_step: EStepState = EStepState()
     part: EpochPart | None = None
     rollbacks: int = 0
+
+    @property
+    def steps(self) -> int:
+        """The steps of the epoch that are done; 0 between two epochs."""
+        return self.part.steps if self.part is not None else 0
 
 
 class CheckpointCadence:
@@ -248,21 +253,13 @@ def save(
 
 def buffers_of_workers(learner: Learner) -> Tensor:
     """[W, n] on the CPU: the floating-point buffers (batch-norm statistics) of each worker, in rank order."""
-    flat = [buffer.flatten() for buffer in _float_buffers(learner)]
-    own = torch.cat(flat) if flat else torch.zeros(0, device=learner.device)
-    return all_gather(own[None]).cpu()
+    return all_gather(flat_buffers(learner.pair).to(learner.device)[None]).cpu()
 
 
 def _set_buffers(learner: Learner, rows: Tensor) -> None:
     """Those of this worker out of [W, n]; their mean where there were more workers, or fewer."""
     own = rows[rank()] if len(rows) == world_size() else rows.mean(dim=0)
-    buffers = _float_buffers(learner)
-    for buffer, part in zip(buffers, own.split([buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(part.view_as(buffer))
-
-
-def _float_buffers(learner: Learner) -> list[Tensor]:
-    return [buffer for buffer in learner.pair.buffers() if buffer.is_floating_point()]
+    fill_buffers(learner.pair, own)
 
 
 def _whole_bank(learner: Learner) -> Tensor | None:

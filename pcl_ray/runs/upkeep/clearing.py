@@ -30,7 +30,7 @@ from pcl_ray.support.files import is_unlocked
 from pcl_ray.support.paths import CONFIG_FILE, home
 
 _PARTIAL_AGE_S = 3600.0  # a younger file may still be written, by a report for one, which takes no lock
-_PARTIAL, _DAMAGED = "*.partial", "*.damaged*"
+_PARTIAL = "*.partial"
 _ENDED = ("finished", "failed", "stopped", "stopped early")
 _SHARDS, _CHECKED, _DECODED = "cache", "checked_images", decoded_cache.FOLDER
 
@@ -121,7 +121,7 @@ def _partial_files(warn: Callable[[str], None]) -> Iterator[Clearable]:
     yield from (Clearable((path,)) for path in (home() / disk.LEAVING).glob("*"))
     for kind in (RunFolder, SweepFolder):
         for folder, _ in _folders(kind):
-            damaged = epoch_files.folder_of(folder).glob(_DAMAGED)
+            damaged = epoch_files.damaged(epoch_files.folder_of(folder))
             if paths := tuple(path for path in (*folder.rglob(_PARTIAL), *damaged) if _is_old(path)):
                 yield Clearable(paths, folder)
     for folder in (home() / _SHARDS, home() / _CHECKED):
