@@ -21,8 +21,9 @@ demo: install
 	$(BIN)/pcl-ray train digits
 
 # One Ray per host: its tests run one after the other. All others need little of a machine, and each file stays with one process.
+# A process of theirs that dies ends them: started again, the others would wait for it for ever.
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/unit tests/runs tests/gloo tests/browser tests/gpu tests/fuzz
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --max-worker-restart=0 tests/unit tests/runs tests/gloo tests/browser tests/gpu tests/fuzz
 	$(BIN)/python -m pytest -m "not slow" tests/ray
 
 test-slow: install

@@ -72,9 +72,6 @@ def make_pictures(folder: Path) -> Path:
     (folder / "shards").mkdir()
     choices = "loss.temperature: {type: choice, values: [0.1, 0.2]}"
     (folder / "mine.yaml").write_text(f"base: folder\nspace: {{{choices}}}\n")
-    (folder / "mine.yaml").write_text(
-        "base: folder\nspace: {loss.temperature: {type: choice, values: [0.1, 0.2]}}\n"
-    )
     return folder
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from collections_made import checkpoint, embedded, pictures
 
 from pcl_ray.embedding.collection import Collection
@@ -21,6 +22,7 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "pcl_ray.cli", "embed", *words]
 
 
+@pytest.mark.slow
 def test_parts_by_workers_are_those_of_one_process_also_after_a_kill(tmp_path: Path) -> None:
     run, files = checkpoint(tmp_path / "run"), pictures(tmp_path / "pictures", 400)
     files[7].write_bytes(b"broken")

@@ -32,6 +32,7 @@ def runs() -> Path:
     return Path(os.environ["PCL_RAY_HOME"], "runs")
 
 
+@pytest.mark.slow
 def test_the_digits_recipe_learns_the_digits(pcl_ray: Callable[..., Any], tmp_path: Path) -> None:
     ended = pcl_ray("digits", "train.epochs=40", "--name", "digits")
     assert ended.code == 0, ended.err
@@ -68,6 +69,7 @@ def assert_recorded(result: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_fashion_mnist(pcl_ray: Callable[..., Any]) -> None:
     if not FASHION_MNIST.is_dir() and "CI" not in os.environ:
         pytest.skip(

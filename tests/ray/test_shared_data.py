@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -49,6 +51,7 @@ print("shared")
 """
 
 
+@pytest.mark.slow
 def test_one_copy_serves_the_workers_of_several_runs(
     run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

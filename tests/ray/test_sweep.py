@@ -89,6 +89,7 @@ space:
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_goes_on_and_ends_as_one_that_was_not(
     tmp_path: Path, sweep: Sweep, command: Callable[..., list[str]]
 ) -> None:
@@ -189,6 +190,7 @@ def _wait_until_nothing_trains(sweep_name: str) -> None:
                     time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_weak_trials_are_stopped_after_the_warmup_and_two_e_steps(sweep: Sweep) -> None:
     done = sweep(
         "all_three",
@@ -267,6 +269,7 @@ def test_many_that_fail_end_the_sweep_with_the_common_cause_and_it_can_go_on(
     assert sum(state["state"] == "failed" for state in runs_of("all-fail").values()) == 6
 
 
+@pytest.mark.slow
 def test_without_labels_trials_are_compared_by_their_rank(tmp_path: Path, sweep: Sweep) -> None:
     images = np.random.default_rng(0).integers(0, 255, (300, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)

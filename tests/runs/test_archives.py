@@ -49,6 +49,7 @@ def test_everything_works_where_it_is_opened(
         "config.yaml",
         "exhibit.npz",
         "figures.csv",
+        "prototypes.csv",
         "report.html",
         "state.json",
     ]

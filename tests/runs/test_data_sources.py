@@ -111,7 +111,10 @@ def assert_same_runs(name: str, other: str) -> None:
     [
         ("data.in_memory=true",),
         ("data.in_memory=false", "data.loader_workers=0"),
-        ("data.in_memory=false", "data.loader_workers=2", "augment.engine=torchvision"),
+        pytest.param(
+            ("data.in_memory=false", "data.loader_workers=2", "augment.engine=torchvision"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["memory", "files", "processes"],
 )
@@ -130,7 +133,7 @@ def test_every_source_trains_the_same(tmp_path: Path, reading: tuple[str, ...]) 
     assert all(name in report for name in CLASSES)
 
 
-@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+@pytest.mark.parametrize("kind", [pytest.param("webdataset", marks=pytest.mark.slow), "parquet"])
 def test_object_storage_trains_the_same(tmp_path: Path, bucket: str, kind: str) -> None:
     words = as_source(kind, tmp_path / "local")
     storage = Storage(bucket)
@@ -144,7 +147,8 @@ def test_object_storage_trains_the_same(tmp_path: Path, bucket: str, kind: str) 
 COMMAND = [sys.executable, "-m", "pcl_ray.cli", "train"]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("webdataset", marks=pytest.mark.slow), "parquet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
 def test_a_killed_run_goes_on(tmp_path: Path, kind: str) -> None:
     """Its cache is gone as well; and yet it ends as one that was never stopped."""
     words = [*as_source(kind, tmp_path / "d"), "data.in_memory=false", "train.epochs=8"]

@@ -30,7 +30,13 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_mine(pictures, tmp_path_factory.mktemp("trained"))
 
 
-@pytest.mark.parametrize("document", WITH_BLOCKS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(path, id=path.name, marks=[] if path.name == "README.md" else [pytest.mark.slow])
+        for path in WITH_BLOCKS
+    ],
+)
 def test_a_document_does_what_it_says(
     document: Path,
     pictures: Path,

@@ -83,6 +83,7 @@ def test_a_run_writes_result_checkpoint_and_table(tmp_path: Path, capsys: pytest
         assert shown in out
 
 
+@pytest.mark.slow
 def test_nothing_is_written_into_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def test_nothing_is_written_into_the_working_directory(
     assert list(empty.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_tracking_server_that_is_down_costs_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         train(
@@ -133,7 +135,9 @@ OTHER_ENCODER = (
 )
 
 
-@pytest.mark.parametrize("words", [(), OTHER_ENCODER], ids=["", "another encoder"])
+@pytest.mark.parametrize(
+    "words", [(), pytest.param(OTHER_ENCODER, marks=pytest.mark.slow)], ids=["", "another encoder"]
+)
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, ...]) -> None:
     class StopsAfterTwo(Display):
         def handle(self, event: Event) -> None:
@@ -307,6 +311,7 @@ sys.exit(cli.main(["train", "--resume", "full"]))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_good_checkpoint(run_python: Any) -> None:
     from pcl_ray.runs import request
 
@@ -375,6 +380,7 @@ def test_a_run_that_ended_in_its_warm_up_and_is_made_longer_clusters_at_once() -
     assert_same(weights("warm", 4), weights("straight", 4))
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_means_of_the_epochs(tmp_path: Path) -> None:
     result = tmp_path / "r.json"
     assert train("tracking.enabled=true", "--result", str(result)) == 0
@@ -476,6 +482,7 @@ def test_pictures_in_files_decoded_once_or_each_time(tmp_path: Path, words: list
     perf_of(tmp_path / "r.json")
 
 
+@pytest.mark.slow
 def test_a_process_that_decodes_changes_no_bit(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     words = [
@@ -491,6 +498,7 @@ def test_a_process_that_decodes_changes_no_bit(tmp_path: Path) -> None:
     assert_same(weights("loaders0", 2), weights("loaders1", 2))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_read_ahead_otherwise_but_not_compute_otherwise(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -61,31 +61,27 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
+OFTEN_RESUMED = {
+    "overlap": OVERLAP,
+    "both": ("e_step.features=bank", *OVERLAP),
+    "mates, symmetric": ("loss.cluster_positives=0.3", "loss.symmetric=true"),
+}
+SELDOM_RESUMED = {
+    "bank": ("e_step.features=bank",),
+    "bank, mixed, half": ("e_step.features=bank", "e_step.fresh_every=2", "e_step.feature_dtype=float16"),
+    "nested, balanced": ("e_step.nested=true", "e_step.balance=1.5"),
+    "ramp": ("loss.prototype_ramp_epochs=4.3",),
+    "other clusters": ("loss.queue_negatives=other_clusters",),
+    "seldom at first": ("e_step.early_epochs=4", "e_step.early_every_epochs=2", "e_step.restart_every=3"),
+    "auto": ("e_step.num_clusters=auto",),
+}
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        OVERLAP,
-        ("e_step.features=bank",),
-        ("e_step.features=bank", "e_step.fresh_every=2", "e_step.feature_dtype=float16"),
-        ("e_step.features=bank", *OVERLAP),
-        ("e_step.nested=true", "e_step.balance=1.5"),
-        ("loss.prototype_ramp_epochs=4.3",),
-        ("loss.queue_negatives=other_clusters",),
-        ("e_step.early_epochs=4", "e_step.early_every_epochs=2", "e_step.restart_every=3"),
-        ("e_step.num_clusters=auto",),
-        ("loss.cluster_positives=0.3", "loss.symmetric=true"),
-    ],
-    ids=[
-        "overlap",
-        "bank",
-        "bank, mixed, half",
-        "both",
-        "nested, balanced",
-        "ramp",
-        "other clusters",
-        "seldom at first",
-        "auto",
-        "mates, symmetric",
+        *(pytest.param(words, id=name) for name, words in OFTEN_RESUMED.items()),
+        *(pytest.param(words, id=name, marks=pytest.mark.slow) for name, words in SELDOM_RESUMED.items()),
     ],
 )
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, ...]) -> None:
@@ -98,6 +94,7 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(words: tuple[str, .
         assert_same(numbers("whole", epoch), numbers("cut", epoch))
 
 
+@pytest.mark.slow
 def test_auto_chooses_k_and_says_so(
     tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,6 +363,7 @@ def test_dry_run_says_where_features_come_from_and_are_clustered(
         assert text in out
 
 
+@pytest.mark.slow
 def test_where_a_run_clusters_may_change_when_it_goes_on() -> None:
     assert train("--name", "moved", "train.epochs=2") == 0
     assert (

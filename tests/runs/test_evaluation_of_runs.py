@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def test_a_run_is_measured_as_it_was_in_training(at_home: dict[str, Any]) -> Non
     )
 
 
+@pytest.mark.slow
 def test_all_of_it_stands_in_the_table_the_file_and_mlflow(
     at_home: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +182,7 @@ def folder_of(root: Path, classes: tuple[str, ...], count: int = 12) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_weights_of_others_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = published(tmp_path / "PCL.pth.tar")
     images = folder_of(tmp_path / "shades", ("dark", "grey", "light"))
@@ -291,15 +294,17 @@ def test_svms_of_very_many_classes_are_made_only_when_asked_for(
 
 
 def test_a_job_takes_the_same_words(
-    at_home: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    at_home: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # which a process of its own would have replaced
     job = Path(__file__).parents[2] / "jobs" / "evaluate.py"
     words = ["evaluate.py", "one", "--protocols", "knn", "--no-references", "--no-tracking"]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(job), run_name="__main__")
     assert end.value.code == 0
-    assert "knn k10, top-1" in capsys.readouterr().out
+    assert "knn k10, top-1" in capfd.readouterr().out
 
 
 def voc_folder(root: Path, images: int = 90) -> Path:

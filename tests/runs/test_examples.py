@@ -43,6 +43,7 @@ def test_outputs_are_kept(notebook: Path) -> None:
     assert not re.search(r"/(home|root|work|Users|tmp)/", notebook.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_they_run(notebook: Path, tmp_path: Path) -> None:
     content = read(notebook)

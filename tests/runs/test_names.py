@@ -85,6 +85,7 @@ def pictures(tmp_path: Path) -> tuple[bytes, list[bytes]]:
     return root, paths
 
 
+@pytest.mark.slow
 def test_every_locale_sees_the_same_pictures(tmp_path: Path, pictures: tuple[bytes, list[bytes]]) -> None:
     root, paths = pictures
     below = [path.removeprefix(root + b"/") for path in (paths[2], paths[3], paths[11])]

@@ -167,6 +167,7 @@ def figures(logged: list[Any]) -> dict[str, float]:
     return {metric.key: metric.value for metric in logged[0].metrics}
 
 
+@pytest.mark.slow
 def test_both_models_are_logged_once_and_load_where_pcl_ray_is_not_installed(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from processes import free_port
@@ -125,6 +126,7 @@ def test_every_signal_that_means_the_end_is_one(ending: signal.Signals) -> None:
     assert signal.getsignal(ending) == before
 
 
+@pytest.mark.slow
 def test_the_server_of_up_is_named_and_no_other_started(
     home: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,7 +241,7 @@ def test_other_hosts_are_warned_of_and_can_use_the_page(
     answers: list[int] = []
 
     def ask(address: str) -> None:
-        root = address.partition("/#")[0]
+        root = f"http://{urlsplit(address).netloc}"
         for host in (f"{name}:{port}", "evil.example.com"):
             headers = {"Host": host, "Origin": f"http://{host}", "Content-Type": "application/json"}
             asked = urllib.request.Request(

@@ -33,7 +33,7 @@ from pcl_ray.errors import ConfigError, DataError, RunFailed
 from pcl_ray.model.weights import load_encoder
 from pcl_ray.runs import record_reader
 from pcl_ray.runs.folder import RunFolder, SweepFolder, read_state_at
-from pcl_ray.support.paths import home
+from pcl_ray.support.paths import home, path_text
 from pcl_ray.sweep import pickle_safety
 from pcl_ray.tracking import client, pending
 
@@ -520,7 +520,7 @@ def test_folders_of_classes_with_odd_names(
     os.symlink(data, data / names[0] / "back")  # a loop
     os.symlink(data / "nowhere", data / "dead")
     found = folders.find_images(data, 3)
-    assert (len(found), found.class_names) == (40, tuple(sorted(names)))
+    assert (len(found), found.class_names) == (40, tuple(sorted(map(path_text, names))))
     assert all(found.path(i).parent.parent == data for i in range(40))
     before = set(tmp_path.iterdir())
     words = [
@@ -538,7 +538,7 @@ def test_folders_of_classes_with_odd_names(
     assert not any(f"could not be {thing}" in errors for thing in ("drawn", "shown", "written")), errors
     assert record_reader.read("odd").snapshot is not None  # with its pictures
     assert set(tmp_path.iterdir()) - before <= {home()}
-    assert read_state_at(home() / "runs/odd")["class_names"] == sorted(names)
+    assert read_state_at(home() / "runs/odd")["class_names"] == sorted(map(path_text, names))
     assert cli.main(["report", "odd"]) == 0
     assert "<b></" not in (home() / "runs/odd/report.html").read_text(encoding="utf-8")
 

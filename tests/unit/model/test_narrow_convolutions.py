@@ -21,17 +21,17 @@ MALLOC_CHECK = "libc_malloc_debug.so.0"
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_the_same_sums(size: int, layout: torch.memory_format) -> None:
+    """Against plain layers that are contiguous: in the other layout they overwrite this process's memory."""
     torch.manual_seed(0)
     plain = nn.Sequential(
         nn.Conv2d(6, 12, 1, stride=2), nn.ReLU(), nn.Conv2d(12, 8, 1, stride=(2, 1), groups=2)
     )
-    plain = plain.to(memory_format=layout)
-    other = copy.deepcopy(plain)
+    other = copy.deepcopy(plain).to(memory_format=layout)
     assert subsample_first(other) == ["0", "2"]
     assert other.state_dict().keys() == plain.state_dict().keys()
-    inputs = [torch.randn(5, 6, size, size).to(memory_format=layout).requires_grad_() for _ in range(2)]
-    inputs[1].data.copy_(inputs[0].data)
-    outputs = [model(given) for model, given in zip((plain, copy.deepcopy(other)), inputs, strict=True)]
+    images = torch.randn(5, 6, size, size)
+    inputs = [images.clone().requires_grad_(), images.to(memory_format=layout, copy=True).requires_grad_()]
+    outputs = [model(given) for model, given in zip((plain, other), inputs, strict=True)]
     for output in outputs:
         output.square().sum().backward()
     torch.testing.assert_close(outputs[0], outputs[1])
