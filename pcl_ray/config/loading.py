@@ -117,10 +117,16 @@ def _sections(tree: Mapping[Any, Any]) -> dict[str, Any]:
         field = RunConfig.model_fields.get(str(key))
         if value is None and field is not None and isinstance(field.default, Section):
             continue  # a section's heading with nothing below it
-        with_text_keys = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
-        (dotted if "." in str(key) else sections)[str(key)] = with_text_keys
+        (dotted if "." in str(key) else sections)[str(key)] = _with_text_keys(value)
     _apply(sections, dotted)
     return sections
+
+
+def _with_text_keys(value: Any) -> Any:
+    """A value whose mappings have texts as keys: YAML reads `~`, `3` and `yes` as others."""
+    if not isinstance(value, dict):
+        return value
+    return {str(key): _with_text_keys(inner) for key, inner in value.items()}
 
 
 def _apply(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> list[Problem]:
@@ -135,7 +141,7 @@ def _apply(tree: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -
             if not isinstance(node.get(parent), dict):
                 node[parent] = {}
             node = node[parent]
-        node[leaf] = value
+        node[leaf] = _with_text_keys(value)
     return problems
 
 

@@ -70,7 +70,7 @@ def test_from_coarse_to_fine_and_back(report: Path, shots: Path, size: tuple[int
         assert f"Prototype {first.get_attribute('data-prototype')} of K = 8" in panel.inner_text()
         assert "At its edge" in panel.inner_text()
         assert pictures(view, "#explorer-panel .pictures .big") == 16
-        assert pictures(view, "#explorer-panel .members .big") > 16  # all of its images that are kept as pictures
+        assert pictures(view, "#explorer-panel .members .big") > 16  # all of its images
         assert first.get_attribute("aria-expanded") == "true"
         view.screenshot(path=shots / f"report_{size[0]}_open.png")
         finer = panel.locator('[data-level="1"]')

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from pcl_ray.tracking import saved_views
 from pcl_ray.tracking.saved_views import link
 
+pytestmark = pytest.mark.slow
 PATIENCE_MS = 120_000  # a loaded machine draws its first chart after more than half a minute
 
 

@@ -30,6 +30,7 @@ def test_the_m_step_is_measured_where_there_is_no_ray_faiss_or_mlflow(
     assert "bare / ours" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_loop_of_scaling_runs_there_too(
     run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

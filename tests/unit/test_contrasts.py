@@ -413,6 +413,7 @@ def test_compiled_encoders_train_alike(knobs: dict[str, Any], monkeypatch: pytes
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_encoders_of_machine_code_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "build", lambda *_: smallest(SIDE, DIM))

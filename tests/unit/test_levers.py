@@ -207,6 +207,7 @@ for words in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.slow
 def test_some_levers_run_in_pieces_and_are_reported(
     run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

@@ -259,6 +259,7 @@ def test_results_replace_those_between_the_marks(study: SimpleNamespace, tmp_pat
     assert begin in (BENCHMARKS.parent / "docs" / "study.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_small_study_runs_and_is_reported_without_ray_faiss_or_mlflow(
     run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

@@ -75,6 +75,15 @@ def test_no_override_ends_in_anything_but_a_configuration_or_a_config_error(name
         assert isinstance(configs.load("digits", [f"{name}={value}"]), RunConfig)
 
 
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [("data={~: 1, 3: 4}", "data.None"), ("a.b.c={~: 1}", "a.b.c.None"), ("a={1: {yes: 2}}", "a.1.True")],
+)
+def test_keys_that_yaml_reads_as_no_text_are_unknown_ones(word: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{named} = .*unknown key"):
+        configs.load("digits", [word])
+
+
 @pytest.mark.parametrize("name", configs.recipe_names())
 def test_shipped_recipes_load(name: str) -> None:
     assert isinstance(configs.load(name), RunConfig)

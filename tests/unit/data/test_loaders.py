@@ -279,6 +279,7 @@ def test_processes_that_decode_files_change_nothing(tmp_path: Path, engine: str,
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_the_same_processes_read_for_training_and_evaluation(tmp_path: Path) -> None:
     data, settings = photographs(tmp_path / "data", 7, 90, 120), config(3, channels=3)
     readers, before = Readers(settings, CPU, 1), len(multiprocessing.active_children())
@@ -292,6 +293,7 @@ def test_the_same_processes_read_for_training_and_evaluation(tmp_path: Path) -> 
         assert len(multiprocessing.active_children()) == before + 1
 
 
+@pytest.mark.slow
 def test_a_process_that_decodes_for_evaluation_changes_nothing_and_names_a_broken_file(
     tmp_path: Path,
 ) -> None:

@@ -358,6 +358,7 @@ def test_errors_of_reading_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         pass
 
 
+@pytest.mark.slow
 def test_weights_of_others_are_embedded_by(tmp_path: Path) -> None:
     """A torchvision state dict, and a transformer of timm's: saved, loaded, and the features of their own
     models.

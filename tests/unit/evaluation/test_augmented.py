@@ -255,11 +255,13 @@ def test_a_run_trains_as_it_would_without(words: tuple[str, ...]) -> None:
     assert "perf/lidar_seconds" not in state_of("without", epochs).history[-1]["metrics"]
 
 
+@pytest.mark.slow
 def test_only_where_the_run_is_evaluated() -> None:
     assert train("--name", "second", *LIDAR, "evaluation.every_epochs=2") == 0
     assert [figure is not None for figure in figures_of("second", 4)] == [False, True, False, True]
 
 
+@pytest.mark.slow
 def test_its_seconds_are_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the epoch, so that the sum would be too large if the E-step's held them too."""
     monkeypatch.setattr(augmented, "lidar", lambda features: time.sleep(2) or lidar(features))
@@ -270,6 +272,7 @@ def test_its_seconds_are_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(metrics[f"perf/{part}_seconds"] for part in parts) <= metrics["perf/epoch_seconds"]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_figures_at_the_same_epochs() -> None:
     """With overlap, epoch 2's E-step begins again: its figures are not epoch 3's, even if LiDAR is new."""
     words = ("e_step.overlap=true", "e_step.switch_step=2")

@@ -118,6 +118,7 @@ def test_formats_for_every_backbone(
     assert described["encoder"]["backbone"] == backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "mlp", "wide"])
 @pytest.mark.parametrize("knobs", [{}, {"data.channels": 1}, {"encoder.stem": "small"}])
 def test_torchvision(home: Path, head: str, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +197,7 @@ def test_what_mlflow_cannot_be_told(home: Path, words: list[str], capsys: pytest
     assert f"leave out {' '.join(words)}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mlflow(home: Path, tmp_path: Path) -> None:
     import mlflow
 

@@ -157,6 +157,7 @@ def test_nothing_is_compiled_unless_asked_for(traced: list[nn.Module]) -> None:
     assert traced == []
 
 
+@pytest.mark.slow
 def test_both_encoders_are_compiled_and_a_checkpoint_does_not_show_it(traced: list[nn.Module]) -> None:
     plain, _ = built()
     made, said = built({"train.compile": True})
@@ -299,6 +300,7 @@ def test_all_go_on_without_where_another_worker_cannot_compile(monkeypatch: pyte
     assert fallen.query is fallen.pair.query
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_what_is_really_compiled_trains_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "build", lambda *_: smallest(SIDE, dim=4))
@@ -316,6 +318,7 @@ def test_what_is_really_compiled_trains_alike(tmp_path: Path, monkeypatch: pytes
     assert list(made.state_dict()["model"]) == list(plain.state_dict()["model"])
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_trains_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

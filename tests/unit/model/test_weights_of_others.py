@@ -126,6 +126,7 @@ def test_moco_v3_resnet(tmp_path: Path, which: str) -> None:
     assert "left out: predictor" in weights.note
 
 
+@pytest.mark.slow
 def test_moco_v3_vit_small_has_twelve_heads(tmp_path: Path) -> None:
     options = {"num_classes": 0, "img_size": 32, "num_heads": 12}
     models = [trained(timm.create_model("vit_small_patch16_224", **options), seed) for seed in (1, 2)]
@@ -291,6 +292,7 @@ def test_torchvision_state_dict(tmp_path: Path, prefix: str, safe: bool) -> None
     assert (weights.channels, weights.view.image_size) == (3, 224)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "resnet101"])
 def test_other_resnets_of_torchvision(tmp_path: Path, name: str) -> None:
     model = getattr(torchvision.models, name)()
@@ -351,6 +353,7 @@ def test_timm_with_a_moving_average_beside(tmp_path: Path, words: tuple[str, str
     assert_same(alone, "momentum", models[0], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
