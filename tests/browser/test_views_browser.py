@@ -133,7 +133,9 @@ def test_the_charts_of_runs(page: Page, dashboard: Any) -> None:
     ]
     assert sections(page)[:9] == [*ours, "Throughput (3)", "Pictures through training (6)"]
     lines(page, "train/loss_prototype")
+    section(page, "Accuracy of both heads")
     lines(page, "train/accuracy_prototype_1")
+    section(page, "Evaluation")
     lines(page, "eval/knn_top1", "eval/pixels/knn_top1", "eval/untrained/knn_top1", "eval/head/knn_top1")
     lines(page, "cluster/0/ami", "cluster/1/ami")
     section(page, "Few labels")
@@ -148,16 +150,14 @@ def test_the_charts_of_runs(page: Page, dashboard: Any) -> None:
         expect(card(page, f"eval/{name}").locator(".barlayer .point")).to_have_count(2)
     section(page, "Concentration")
     lines(page, "cluster/0/phi_p10", "cluster/0/phi_p50", "cluster/0/phi_p90")
+    section(page, "Cluster health")
     for name in ("largest_share", "empty", "nmi_previous", "drift", "collisions"):
         lines(page, f"cluster/0/{name}", f"cluster/1/{name}")
     section(page, "Training health")
-    for name in (
-        "train/gradient_norm",
-        "train/feature_std",
-        "train/lr",
-        "perf/images_per_second",
-        "perf/data_share",
-    ):
+    for name in ("train/gradient_norm", "train/feature_std", "train/lr"):
+        lines(page, name)
+    section(page, "Throughput")
+    for name in ("perf/images_per_second", "perf/data_share"):
         lines(page, name)
     lines(page, "perf/m_step_seconds", "perf/e_step_seconds")
 
