@@ -9,6 +9,7 @@ from random_features import features, labels
 
 from pcl_ray.clustering import Clustering, ClusterSet
 from pcl_ray.config import EvaluationConfig
+from pcl_ray.config.knn_figures import half_width
 from pcl_ray.evaluation import (
     LabelledFeatures,
     agreement,
@@ -55,12 +56,6 @@ def test_without_labels_figures_are_those_of_the_heads_features() -> None:
     assert all(isinstance(value, float) and math.isfinite(value) for value in figures.values())
 
 
-def half_interval(share: float, number: int) -> float:
-    """Half of Wilson's 95 % interval of a share that was counted on so many."""
-    z = 1.96
-    return z / (1 + z**2 / number) * (share * (1 - share) / number + z**2 / (4 * number**2)) ** 0.5
-
-
 def test_backbone_and_head_have_a_figure_each() -> None:
     settings = EvaluationConfig(knn_neighbours=7, knn_temperature=0.5)
     backbone, head = labelled(32), labelled(8, seed=5)
@@ -68,7 +63,7 @@ def test_backbone_and_head_have_a_figure_each() -> None:
     assert figures == {
         "eval/knn_top1": accuracy(backbone, neighbours=7, temperature=0.5),
         "eval/head/knn_top1": accuracy(head, neighbours=7, temperature=0.5),
-        "eval/knn_top1_error": pytest.approx(half_interval(figures["eval/knn_top1"], 20)),
+        "eval/knn_top1_error": half_width(figures["eval/knn_top1"], 20),
         "eval/largest_class": np.bincount(backbone.query_labels_Q).max() / len(backbone.query_labels_Q),
     }
     assert figures["eval/knn_top1"] != figures["eval/head/knn_top1"]
