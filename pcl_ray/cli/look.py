@@ -10,7 +10,8 @@ from pathlib import Path
 from pcl_ray.cli.output import print_table, public_tracking_uri
 from pcl_ray.cli.verb import Verb, add_experiment_argument
 from pcl_ray.errors import ConfigError
-from pcl_ray.support.text import count
+from pcl_ray.support.paths import home
+from pcl_ray.support.text import count, suggestion
 
 _MOST_RUNS = 20
 
@@ -56,7 +57,7 @@ def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         nargs="?",
         metavar="RUN",
-        help="name of a run: what its curves mean; left out: whether this machine is fit for runs",
+        help="name of a run or a sweep: what it has shown; left out: whether this machine is fit for runs",
     )
 
 
@@ -71,6 +72,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
         checks = machine_check.check()
         print(machine_check.as_text(checks))
         return int(any(check.level == "failed" for check in checks))
+    if _is_sweep(arguments.run):
+        from pcl_ray.report.sweep import sweep_rules
+        from pcl_ray.sweep.results import sweep_reader
+
+        sweep = sweep_reader.read(arguments.run)
+        print(sweep_rules.as_text(sweep, sweep_rules.findings(sweep)))
+        return 0
     from pcl_ray.report.doctor import diagnosis as rules
     from pcl_ray.runs import record_reader
 
@@ -79,19 +87,47 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _is_sweep(name: str) -> bool:
+    """Whether a sweep has this name, and no run. Raises ConfigError where neither has."""
+    from pcl_ray.runs import record_reader
+    from pcl_ray.runs.folder import RunFolder, SweepFolder
+
+    try:
+        record_reader.folder_of(name)
+    except ConfigError as error:
+        bare = name.rstrip("/").rpartition("/")[2]
+        sweeps = SweepFolder.names()
+        if bare in sweeps:
+            return True
+        if hint := suggestion(bare, [*RunFolder.names(), *sweeps], start="; "):
+            raise ConfigError(
+                f"there is no run {name!r}, and no sweep of that name, under {home()}{hint}"
+            ) from None
+        raise error from None
+    return False
+
+
 def _add_out_argument(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help=meaning)
 
 
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="name of a run, or of a trial of a sweep")
-    _add_out_argument(parser, "where to write it; left out: report.html in the run's folder")
+    parser.add_argument("run", metavar="RUN", help="name of a run, of a sweep, or of one of its trials")
+    _add_out_argument(parser, "where to write it; left out: report.html in the folder of the run or sweep")
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from pcl_ray.api import open_run
     from pcl_ray.runs.folder import REPORT_FILE
 
+    if _is_sweep(arguments.run):
+        from pcl_ray.report.sweep import sweep_page
+        from pcl_ray.sweep.results import sweep_reader
+
+        sweep = sweep_reader.read(arguments.run)
+        page = arguments.out or sweep_reader.folder_of(arguments.run) / REPORT_FILE
+        print(f"report      {_written(lambda: sweep_page.write(sweep, page), page)}")
+        return 0
     run = open_run(arguments.run)
     target = arguments.out or run.path / REPORT_FILE
     print(f"report      {_written(lambda: run.report(target), target)}")
@@ -108,7 +144,6 @@ def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: argparse.Namespace) -> int:
     from pcl_ray.report import comparison
     from pcl_ray.runs import record_reader
-    from pcl_ray.support.paths import home
 
     names = list(dict.fromkeys(arguments.runs))
     if not 2 <= len(names) <= _MOST_RUNS:
@@ -160,11 +195,11 @@ def _ui(arguments: argparse.Namespace) -> int:
 
 RUNS = Verb("runs", "list the runs that MLflow has", _add_runs_arguments, _runs)
 UI = Verb("ui", "open the MLflow dashboard", _add_ui_arguments, _ui)
-REPORT = Verb("report", "write the report of a run as one HTML file", _add_report_arguments, _report)
+REPORT = Verb("report", "write the report of a run or sweep as one HTML file", _add_report_arguments, _report)
 COMPARE = Verb("compare", "write one page that compares runs", _add_compare_arguments, _compare)
 DOCTOR = Verb(
     "doctor",
-    "say what the curves of a run mean and what to try; without a run, check this machine",
+    "say what a run or a sweep has shown and what to try; without a name, check this machine",
     _add_doctor_arguments,
     _doctor,
 )

@@ -74,7 +74,7 @@ def _card(letter: str, number: int, record: RunRecord) -> Html:
     if record.num_images:
         data += f", {count(record.num_images, 'image')}"
     summary = f"{data} · {count(record.epochs, 'epoch')} · {_counts(record)}"
-    head = tag("p", swatch(number), tag("b", f"{letter}  "), record.name, " ", state_badge(record))
+    head = tag("p", swatch(number), tag("b", f"{letter}  "), record.name, " ", state_badge(record.state))
     error = tag("p", record.error, class_="summary-line") if record.error else ""
     return Html(head + tag("p", summary, class_="summary-line") + error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,14 @@ def html_of(record: RunRecord) -> str:
     sheet = sheet_of(record.thumbnails)
     parts = [
         section("summary", "Summary", tiles(record)),
-        section("findings", "What the curves say", _findings(record)),
+        section("findings", "What the curves say", finding_list(diagnosis.findings(record))),
         *_pictures(record),
         section("prototypes", "Prototypes", *_prototypes(record, sheet)),
         section("curves", "Curves", charts(record)),
         *evaluations_section(record.evaluations),
         *_histograms(record),
         *_map(record, sheet),
-        section("configuration", "Configuration", knob_table(record), _origin(record)),
+        section("configuration", "Configuration", knob_table(record.config), _origin(record)),
     ]
     return document(
         f"{record.name} – pcl_ray", sheet.style() if sheet else None, _head(record, parts), parts, footer()
@@ -56,7 +57,7 @@ def html_of(record: RunRecord) -> str:
 
 
 def _head(record: RunRecord, parts: list[Html]) -> Html:
-    link = _link(record.link)
+    link = dashboard_link(record.link)
     names = {
         "summary": "Summary",
         "findings": "Findings",
@@ -67,24 +68,29 @@ def _head(record: RunRecord, parts: list[Html]) -> Html:
         "feature-map-section": "Map",
         "configuration": "Configuration",
     }
-    contents = [
-        tag("a", name, href=f"#{anchor}")
-        for anchor, name in names.items()
-        if any(f'id="{anchor}"' in part for part in parts)
-    ]
     return tag(
         "header",
         tag("p", "Prototypical Contrastive Learning", class_="kind"),
-        tag("h1", record.name, " ", state_badge(record)),
+        tag("h1", record.name, " ", state_badge(record.state)),
         tag("p", tag("b", "The run failed: "), record.error, class_="error") if record.error else None,
         pairs(recipe(record)),
         tag("p", tag("code", record.command), class_="command") if record.command else None,
         tag("p", link) if link else None,
-        tag("nav", contents, class_="contents", aria_label="Parts of this page"),
+        contents(names, parts),
     )
 
 
-def _link(link: str) -> Html | None:
+def contents(names: Mapping[str, str], parts: Sequence[Html]) -> Html:
+    """Links to those sections that the page has. names: anchor → text."""
+    links = [
+        tag("a", name, href=f"#{anchor}")
+        for anchor, name in names.items()
+        if any(f'id="{anchor}"' in part for part in parts)
+    ]
+    return tag("nav", links, class_="contents", aria_label="Parts of this page")
+
+
+def dashboard_link(link: str) -> Html | None:
     """The link to the dashboard. Only web addresses are made links: a name must not smuggle in a script."""
     if not link:
         return None
@@ -93,8 +99,8 @@ def _link(link: str) -> Html | None:
     return tag("a", "Open in the dashboard", href=link, rel="noreferrer noopener")
 
 
-def _findings(record: RunRecord) -> Html:
-    findings = diagnosis.findings(record)
+def finding_list(findings: list[diagnosis.Finding]) -> Html:
+    """What the doctor says, as a list; a sentence where that is nothing."""
     if not findings:
         return tag("p", "Nothing stands out.", class_="none")
     return tag("ul", [_finding(finding) for finding in findings], class_="findings")

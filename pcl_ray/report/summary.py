@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pcl_ray import config
-from pcl_ray.config import figures
+from pcl_ray.config import RunConfig, figures
 from pcl_ray.config.figures import Figure
 from pcl_ray.config.final_figures import (
     CLUSTERS_ACCURACY,
@@ -31,8 +31,8 @@ _STATES = {
 }
 
 
-def state_badge(record: RunRecord) -> Html:
-    return tag("span", record.state, class_=f"badge {_STATES.get(record.state, 'note')}")
+def state_badge(state: str) -> Html:
+    return tag("span", state, class_=f"badge {_STATES.get(state, 'note')}")
 
 
 def recipe(record: RunRecord) -> list[tuple[str, str]]:
@@ -72,6 +72,11 @@ def tiles(record: RunRecord) -> Html:
     drawn = [tile for measure in measures if (tile := measure(record)) is not None]
     if not drawn:
         return tag("p", "Nothing has been measured yet: figures come with the first epoch.", class_="none")
+    return tile_list(drawn)
+
+
+def tile_list(drawn: list[tuple[str, Any, str]]) -> Html:
+    """(name, value, meaning) of each."""
     return tag("dl", [_tile(*tile) for tile in drawn], class_="tiles")
 
 
@@ -208,10 +213,10 @@ def total(record: RunRecord, figure: Figure) -> float:
     return sum(value for _, value in record.finite(figure))
 
 
-def knob_table(record: RunRecord) -> Html:
+def knob_table(run_config: RunConfig) -> Html:
     """Knobs that were changed, and all of them to unfold."""
     described = {knob.name: knob for knob in config.describe()}
-    values = record.config.flatten()
+    values = run_config.flatten()
     changed = [
         name for name, value in values.items() if name in described and value != described[name].default
     ]

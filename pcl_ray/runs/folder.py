@@ -62,6 +62,11 @@ class StateEntries(TypedDict, total=False):
     steps_per_epoch: int
     class_names: list[str]
     versions: dict[str, str]
+    # sweeps alone
+    objective: dict[str, str]  # "metric", "direction"
+    knobs: dict[str, str]  # those of its space, and what they may be, in words
+    recipe_point: dict[str, Any] | None  # the recipe's own values of the swept knobs
+    results: dict[str, float]  # figures of the best configuration on the test split
     # trials of a sweep alone
     sweep: str
     title: str
@@ -120,10 +125,14 @@ class RunFolder:
         """Where the folder of this name is. Raises ConfigError where there is none."""
         path = cls.path_of(name)
         if not (path / CONFIG_FILE).is_file():
-            names = sorted(entry.parent.name for entry in (home() / cls.ROOT).glob(f"*/{CONFIG_FILE}"))
-            hint = suggestion(name, names, start="; ")
+            hint = suggestion(name, cls.names(), start="; ")
             raise ConfigError(f"there is no {cls.KIND} {name!r} under {home() / cls.ROOT}{hint}")
         return path
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of all that there are here."""
+        return sorted(entry.parent.name for entry in cls.root().glob(f"*/{CONFIG_FILE}"))
 
     @classmethod
     def root(cls) -> Path:

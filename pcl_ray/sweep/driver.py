@@ -32,7 +32,7 @@ from pcl_ray.on_ray import current_job
 from pcl_ray.report.sweep.leaderboard import is_number
 from pcl_ray.runs import final_artifacts, preparation
 from pcl_ray.runs.console import Display
-from pcl_ray.runs.folder import SweepFolder
+from pcl_ray.runs.folder import StateEntries, SweepFolder
 from pcl_ray.support import machine, redaction
 from pcl_ray.support.paths import home
 from pcl_ray.sweep import pickle_safety, tune_run
@@ -107,6 +107,7 @@ def stored(folder: SweepFolder, words: list[str], options: Mapping[str, Any]) ->
         )
     settings = {f"sweep.{key}": value for key, value in content["settings"].items() if value is not None}
     settings.pop("sweep.budget_s", None)  # it was for that session
+    settings.setdefault("sweep.with_recipe", False)  # an earlier version's had no such trials
     request = requests.check(
         str(folder.path / content["space"]),
         list(content["words"]),
@@ -196,7 +197,8 @@ def _sweep(
     folder: SweepFolder, request: SweepRequest, data: _SweepData, result_file: Path | None, *, resumed: bool
 ) -> SweepResult:
     session = _session(folder, request, data)
-    if link := session.tracker.link(view=True):
+    link = session.tracker.link(view=True) or ""
+    if link:
         session.console.print(f"dashboard   {link}", markup=False, soft_wrap=True)
     folder.write_state(
         state="running",
@@ -207,6 +209,8 @@ def _sweep(
         waits_for="",
         mlflow_run_id=session.tracker.run_id,
         fingerprint=data.whole.train.fingerprint,
+        link=link,
+        **_report_entries(session),
     )
     result, interruption = _train_and_conclude(session, data, resumed=resumed)
     final_artifacts.write_result(result, result_file)
@@ -221,6 +225,19 @@ def _sweep(
     if interruption is None and not trained:
         raise RunFailed("all trials failed; the reasons are above and in the leaderboard")
     return result
+
+
+def _report_entries(session: SweepSession) -> StateEntries:
+    """What the sweep's page and the doctor need of it beside its trials."""
+    request, context = session.request, session.context
+    return {
+        "objective": {"metric": context.objective.metric, "direction": context.objective.direction},
+        "knobs": dict(spaces.described(request.space)),
+        "recipe_point": request.recipe_point,
+        "num_images": context.num_images,
+        "num_holdout": context.num_holdout,
+        "class_names": list(context.class_names),
+    }
 
 
 def _session(folder: SweepFolder, request: SweepRequest, data: _SweepData) -> SweepSession:

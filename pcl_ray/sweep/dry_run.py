@@ -18,11 +18,12 @@ def show(request: SweepRequest) -> None:
     """Prints it. Asks the cluster that RAY_ADDRESS names how large it is; starts no Ray of its own."""
     space, settings = request.space, request.settings
     size = spaces.size(space)
-    points = search.points(space, settings, request.base)
-    trials = search.samples(space, settings) * settings.seeds if points is None else len(points)
+    trials = search.num_trials(space, settings, request.base, request.recipe_point)
     count = f"{trials}"
     if settings.seeds > 1:
         count += f": {trials // settings.seeds} configurations, {settings.seeds} seeds each"
+    if request.recipe_point is not None:
+        count += ", the recipe's own values among them (sweep.with_recipe)"
     nodes, where = _nodes(request)
     fits = bundles.fitting(_trial(request), nodes)
     at_a_time = min(fits, settings.concurrency or fits)
@@ -92,7 +93,7 @@ def _each(request: SweepRequest) -> str:
 
 def _groups(request: SweepRequest) -> int | None:
     """Different warm-ups among the trials; None where they are not known beforehand."""
-    points = search.points(request.space, request.settings, request.base)
+    points = search.points(request.space, request.settings, request.base, request.recipe_point)
     if points is None:
         return None
     configs = [point_of({POINT: point}, request.base.seed).config(request.base) for point in points]

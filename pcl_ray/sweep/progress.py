@@ -18,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pcl_ray.config.figures import SWEEP_BEST_SCORE, SWEEP_ENDED, SWEEP_FAILED
+from pcl_ray.report.sweep.leaderboard import OF_RECIPE
 from pcl_ray.runs.folder import RunFolder, read_state_at, write_state_at
 from pcl_ray.sweep.interruption import Interrupter
 from pcl_ray.sweep.session import SweepSession
-from pcl_ray.sweep.trial_point import point_of, run_name_of
+from pcl_ray.sweep.trial_point import TrialPoint, point_of, run_name_of
 
 _LINES_EVERY_S = 30.0
 _NOTE_EVERY_S = 2.0
@@ -144,9 +145,11 @@ class ProgressCallback(tune.Callback):
         state = _state_of(result)
         value = (state.get("trial") or {}).get("objective")
         objective = f"  {self._session.context.objective.metric} {value:.4f}" if value is not None else ""
+        own = self._session.request.recipe_point
+        of_recipe = own is not None and state.get("point") == own
         self._session.console.print(
             f"trial {len(self._runs_ended)}/{self._total}  {state.get('title', trial_id)}  {how},"
-            f" {result.get('epoch', 0)} epochs{objective}",
+            f" {result.get('epoch', 0)} epochs{objective}{f'  ({OF_RECIPE})' if of_recipe else ''}",
             markup=False,
             soft_wrap=True,
         )
@@ -213,6 +216,7 @@ class ProgressCallback(tune.Callback):
                 title, state[:60], f"{result.get('epoch', 0)}/{result.get('of', self._epochs)}", value
             )
         minutes = (time.monotonic() - self._begun) / 60
+        own = self._of_recipe()
         counts = f"{len(self._runs_ended)} of {self._total} trials ended, {len(running)} running"
         best = self._best()
         shown = (
@@ -220,7 +224,22 @@ class ProgressCallback(tune.Callback):
             if best and "objective" in best
             else "–"
         )
-        return Group(table, Text(f"best so far {shown}; {counts}, {minutes:.1f} minutes"))
+        lines = [f"best so far {shown}; {counts}, {minutes:.1f} minutes"]
+        return Group(table, *map(Text, [*lines, *([f"recipe      {own}"] if own else [])]))
+
+    def _of_recipe(self) -> str:
+        """What the recipe's own values reach so far; "" where they are not tried."""
+        point, context = self._session.request.recipe_point, self._session.context
+        if point is None:
+            return ""
+        seeds = range(context.base.seed, context.base.seed + context.settings.seeds)
+        names = [run_name_of(context.sweep, TrialPoint(point, seed)) for seed in seeds]
+        summaries = [read_state_at(RunFolder.path_of(name)).get("trial") or {} for name in names]
+        values = [summary["objective"] for summary in summaries if summary.get("objective") is not None]
+        if not values:
+            return "its own values are not measured yet"
+        of = f", {len(values)} of {len(names)} seeds" if len(names) > 1 else ""
+        return f"its own values reach {sum(values) / len(values):.4f}{of}"
 
 
 def _state_of(result: dict[str, Any]) -> dict[str, Any]:

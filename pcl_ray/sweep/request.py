@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pcl_ray import config as configs
+from pcl_ray import plan as plans
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import LIDAR
 from pcl_ray.errors import ConfigError, DataError, Problem
 from pcl_ray.plan import FILE_SOURCES, RunPlan, resolve_num_clusters
 from pcl_ray.runs import request
 from pcl_ray.support.text import value_text
-from pcl_ray.sweep.space import checks, domains, objective, search_checks, settings, spaces
+from pcl_ray.sweep.space import checks, domains, objective, search, search_checks, settings, spaces
 from pcl_ray.sweep.space.objective import Objective
 from pcl_ray.sweep.space.settings import PREFIX, SweepConfig
 from pcl_ray.sweep.space.spaces import Space
@@ -29,6 +30,7 @@ class SweepRequest:
     base: RunConfig  # the same as trials run it: what all of them have in common
     plan: RunPlan  # of the recipe itself
     settings: SweepConfig
+    recipe_point: dict[str, Any] | None  # its own values of the swept knobs; None: they are not tried
     words: tuple[str, ...]  # KEY=VALUE of the recipe
     notes: tuple[str, ...]
 
@@ -70,6 +72,10 @@ def check(
         different = {(problem.name, str(problem.value), problem.message): problem for problem in problems}
         raise ConfigError(list(different.values()))
     assert plan is not None
+    recipe_point = None
+    if sweep_settings.with_recipe and sweep_settings.scheduler != "pbt":
+        recipe_point, note = _recipe_point(recipe, base, space, plan)
+        notes += [note] if note else []
     return SweepRequest(
         space=space,
         space_source=name_or_path,
@@ -77,6 +83,7 @@ def check(
         base=base,
         plan=plan,
         settings=sweep_settings,
+        recipe_point=recipe_point,
         words=tuple(word for word in words if not word.startswith(PREFIX)),
         notes=tuple(notes),
     )
@@ -92,6 +99,21 @@ def with_first_values(recipe: RunConfig, space: Space) -> RunConfig:
         except (ConfigError, ValueError, TypeError):
             continue
     return recipe
+
+
+def _recipe_point(
+    recipe: RunConfig, base: RunConfig, space: Space, plan: RunPlan
+) -> tuple[dict[str, Any] | None, str]:
+    """The recipe's own values as a point, or None and why there is none: they need not fit these data."""
+    point = search.recipe_point(space, recipe)
+    try:
+        config = configs.with_overrides(base, point)
+        problems = plans.check(config, plan.num_images, plan.num_holdout)[0]
+    except ConfigError as error:
+        problems = list(error.problems)
+    if not problems:
+        return point, ""
+    return None, f"the recipe's own values are not tried: {problems[0]}"
 
 
 def as_trials(recipe: RunConfig, user_set: set[str]) -> tuple[RunConfig, list[str]]:

@@ -184,8 +184,8 @@ def concurrency(request: SweepRequest, context: SweepContext, nodes: Sequence[Ma
 def schedule_of(request: SweepRequest, context: SweepContext, at_a_time: int) -> TrialSchedule:
     """Raises ConfigError for a population that must train all at once, and cannot."""
     settings = request.settings
-    listed = search.points(request.space, settings, context.base)
-    total = search.samples(request.space, settings) * settings.seeds if listed is None else len(listed)
+    listed = search.points(request.space, settings, context.base, request.recipe_point)
+    total = search.num_trials(request.space, settings, context.base, request.recipe_point)
     if settings.scheduler == "pbt" and context.base.resources.workers and at_a_time < total:
         message = (
             f"a population whose members have workers trains all at once, and {at_a_time} fit the"
@@ -267,6 +267,8 @@ def _new_tuner(
         algorithm = search.Listed([{POINT: point} for point in schedule.listed])
     else:
         algorithm = search.optuna(space, settings)
+        if request.recipe_point is not None:
+            algorithm = search.after_recipe(algorithm, request.recipe_point, settings, base)
     return tune.Tuner(
         trainable,
         param_space=param_space,

@@ -26,7 +26,9 @@ SMALL = (
     *[word for word in DIGITS_RUN if not word.startswith(("tracking", "e_step.num_clusters"))],
     "train.epochs=6",
     "e_step.warmup_epochs=2",
+    "sweep.with_recipe=false",
 )
+WITH_RECIPE = SMALL[:-1]
 
 Sweep = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -93,16 +95,18 @@ space:
 def test_a_sweep_killed_in_the_middle_goes_on_and_ends_as_one_that_was_not(
     tmp_path: Path, sweep: Sweep, command: Callable[..., list[str]]
 ) -> None:
-    whole = sweep(space(tmp_path, GRID), *SMALL, "tracking.enabled=false", "--name", "whole")
+    whole = sweep(space(tmp_path, GRID), *WITH_RECIPE, "tracking.enabled=false", "--name", "whole")
     assert whole.returncode == 0, whole.stderr
     assert whole.stderr == ""
     expected = json.loads((tmp_path / "result.json").read_text())
-    assert expected["trials"] == 8
-    assert expected["metrics"]["sweep/trials_on_shared_warmup"] == 6  # of 8 trials, 2 temperatures
+    assert expected["trials"] == 9
+    assert "(the recipe's own)" in whole.stdout
+    assert "recipe      " in whole.stdout
+    assert expected["metrics"]["sweep/trials_on_shared_warmup"] == 6  # of 9 trials, 3 temperatures
     assert 0 <= expected["metrics"]["eval/test_knn_top1"] <= 1
 
     process = subprocess.Popen(
-        command(space(tmp_path, GRID), *SMALL, "--name", "cut"),
+        command(space(tmp_path, GRID), *WITH_RECIPE, "--name", "cut"),
         stdout=subprocess.DEVNULL,
         cwd=tmp_path,
         start_new_session=True,
@@ -116,7 +120,7 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_ends_as_one_that_was_not(
     process.wait(30)
     _wait_until_nothing_trains("cut")
     rows = {row.name: row for row in status.local_runs()}
-    assert (rows["cut"].state, rows["cut"].trials) == ("stopped", 8)
+    assert (rows["cut"].state, rows["cut"].trials) == ("stopped", 9)
     assert all(row.state == "stopped" and row.kind == "trial" for row in rows.values() if row.name != "cut")
     status.close_ended("pcl_ray")
     assert {run.state for run in run_list.recorded(status.uri(), "pcl_ray", trials=True)} <= {

@@ -61,6 +61,11 @@ def findings(record: RunRecord) -> list[Finding]:
         finding.severity in ("problem", "warning") or finding.rule == "too_early" for finding in every
     ):
         every += healthy(record)
+    return problems_first(every)
+
+
+def problems_first(every: list[Finding]) -> list[Finding]:
+    """The findings by severity, else in their order."""
     return sorted(every, key=lambda finding: _ORDER.index(finding.severity))
 
 
@@ -145,8 +150,15 @@ def _agreement(record: RunRecord) -> tuple[str, str] | None:
 def as_text(record: RunRecord, findings: list[Finding], width: int = 100) -> str:
     """The findings for a terminal: plain, wrapped, problems first."""
     done, planned = len(record.history), record.config.train.epochs
-    lines = [f"{record.name} ({record.state}): {done} of {planned} epochs"]
-    for finding in sorted(findings, key=lambda finding: _ORDER.index(finding.severity)):
+    nothing = "nothing to say: no epoch is done" if not done else "nothing to say"
+    heading = f"{record.name} ({record.state}): {done} of {planned} epochs"
+    return text_of(heading, findings, nothing, width)
+
+
+def text_of(heading: str, findings: list[Finding], nothing: str, width: int = 100) -> str:
+    """The heading, then the findings, problems first; `nothing` where there are none."""
+    lines = [heading]
+    for finding in problems_first(findings):
         lines += [
             "",
             f"{_MARKS[finding.severity]}: {finding.title} [{finding.rule}]",
@@ -154,7 +166,7 @@ def as_text(record: RunRecord, findings: list[Finding], width: int = 100) -> str
         ]
         lines += [_wrapped(text, "  - ", width) for text in finding.advice]
     if not findings:
-        lines += ["", "nothing to say: no epoch is done" if not done else "nothing to say"]
+        lines += ["", nothing]
     return "\n".join(lines)
 
 

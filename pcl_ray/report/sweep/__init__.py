@@ -1,3 +1,3 @@
-"""What a sweep found, from plain records: its leaderboard and its plots."""
+"""What a sweep found, from plain records: its leaderboard, plots, page, and what there is to say about it."""
 
-__all__ = ["leaderboard", "plots"]
+__all__ = ["leaderboard", "plots", "sweep_page", "sweep_record", "sweep_rules"]

@@ -22,6 +22,7 @@ from pcl_ray.support.text import cut, value_text
 
 State = Literal["finished", "stopped early", "failed", "unfinished"]
 
+OF_RECIPE = "the recipe's own"
 SHORT = {"loss.temperature": "τ", "e_step.alpha": "α", "e_step.num_clusters": "K"}
 _WORST_FIRST: tuple[State, ...] = ("unfinished", "failed", "stopped early", "finished")
 _COMPLETE, _PARTIAL, _REFUSED, _NOTHING = range(4)  # standings of a configuration, best first
@@ -54,7 +55,7 @@ class Configuration:
     """One configuration of the space with its trials, which differ in nothing but the seed.
 
     spread: the sample standard deviation over seeds, None with one value. values: the objective of the trials
-    that did not fail.
+    that did not fail. of_recipe: its values are the recipe's own.
     """
 
     point: dict[str, Any]
@@ -65,18 +66,24 @@ class Configuration:
     device_seconds: float
     state: State
     note: str
+    of_recipe: bool = False
 
 
-def ranked(records: Sequence[TrialRecord], direction: Direction) -> list[Configuration]:
+def ranked(
+    records: Sequence[TrialRecord], direction: Direction, recipe_point: Mapping[str, Any] | None = None
+) -> list[Configuration]:
     """Configurations, best first: all trials finished and passed the guards; stopped early or some failed;
     refused; without any value.
 
-    Within each of the four by mean objective, then by device seconds, fewer first.
+    Within each of the four by mean objective, then by device seconds, fewer first. recipe_point: the recipe's
+    own values of the swept knobs.
     """
     groups: dict[tuple[Any, ...], list[TrialRecord]] = {}
     for record in records:
-        groups.setdefault(_identity(record.point), []).append(record)
-    return sorted((_row(trials) for trials in groups.values()), key=lambda row: _sort_key(row, direction))
+        groups.setdefault(identity(record.point), []).append(record)
+    of_recipe = None if recipe_point is None else identity(recipe_point)
+    rows = [_row(trials, of_recipe=point == of_recipe) for point, trials in groups.items()]
+    return sorted(rows, key=lambda row: _sort_key(row, direction))
 
 
 def best(rows: Sequence[Configuration]) -> Configuration | None:
@@ -98,7 +105,7 @@ def score(value: float, direction: Direction) -> float:
     return {"max": value, "min": -value, "nearest_one": -abs(value - 1)}[direction]
 
 
-def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
+def identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
     """A point in a form to compare: equal points have equal ones, and 10 and 10.0 are the same K."""
     return tuple(
         (name, float(point[name]) if is_number(point[name]) else value_text(point[name]))
@@ -106,8 +113,10 @@ def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _row(trials: list[TrialRecord]) -> Configuration:
+def _row(trials: list[TrialRecord], *, of_recipe: bool) -> Configuration:
     values = tuple(value for trial in trials if (value := value_of(trial)) is not None)
+    notes = [OF_RECIPE] if of_recipe else []
+    notes += [note] if (note := _note(trials)) else []
     state = next(state for state in _WORST_FIRST if any(trial.state == state for trial in trials))
     return Configuration(
         point=trials[0].point,
@@ -117,7 +126,8 @@ def _row(trials: list[TrialRecord]) -> Configuration:
         values=values,
         device_seconds=sum(trial.device_seconds for trial in trials),
         state=state,
-        note=_note(trials),
+        note=cut("; ".join(notes), _NOTE_CHARACTERS),
+        of_recipe=of_recipe,
     )
 
 
@@ -133,7 +143,7 @@ def _note(trials: Sequence[TrialRecord]) -> str:
     unmeasured = sum(trial.state == "finished" and value_of(trial) is None for trial in trials)
     if unmeasured:
         parts.append(f"{unmeasured} of {len(trials)} without a value")
-    return cut(" ".join("; ".join(parts).split()), _NOTE_CHARACTERS)
+    return " ".join("; ".join(parts).split())
 
 
 def _share_of(trials: Sequence[TrialRecord], state: State, total: int) -> str:
@@ -268,18 +278,21 @@ def selection_and_test(selected: MeasuredShare, test: MeasuredShare, trials: int
     """Lines with the accuracy that the best of so many trials was chosen by, that on images which chose none,
     and what their difference means.
     """
-    apart, noise = selected.value - test.value, math.hypot(selected.error, test.error)
-    if abs(apart) <= 2 * noise:
-        meaning = f"{abs(apart):.3f} apart, within the noise of so few images (± {noise:.3f})"
-    elif apart > 0:
-        meaning = f"{apart:.3f} lower, more than noise: the best of {trials} trials was also the luckiest"
-    else:
-        meaning = f"{-apart:.3f} higher, more than noise: the images of the test split are easier"
     return [
         f"selected    kNN accuracy of the best {selected.text} that it was chosen by",
         f"test split  {test.text} that chose no trial",
-        f"            {meaning}",
+        f"            {what_test_means(selected, test, trials)}",
     ]
+
+
+def what_test_means(selected: MeasuredShare, test: MeasuredShare, trials: int) -> str:
+    """What the difference of the two means."""
+    apart, noise = selected.value - test.value, math.hypot(selected.error, test.error)
+    if abs(apart) <= 2 * noise:
+        return f"{abs(apart):.3f} apart, within the noise of so few images (± {noise:.3f})"
+    if apart > 0:
+        return f"{apart:.3f} lower, more than noise: the best of {trials} trials was also the luckiest"
+    return f"{-apart:.3f} higher, more than noise: the images of the test split are easier"
 
 
 def short(knob: str) -> str:

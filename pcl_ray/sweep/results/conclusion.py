@@ -31,11 +31,12 @@ from pcl_ray.config.figures import (
     TEST_KNN_TOP1_LEAST,
 )
 from pcl_ray.data.datasets import DataSplits
-from pcl_ray.report.sweep import leaderboard
+from pcl_ray.report.sweep import leaderboard, sweep_page
 from pcl_ray.report.sweep.leaderboard import Configuration
-from pcl_ray.runs.folder import RunFolder
+from pcl_ray.report.sweep.sweep_record import SweepRecord, against_recipe
+from pcl_ray.runs.folder import REPORT_FILE, RunFolder
 from pcl_ray.support.text import value_text
-from pcl_ray.sweep.results import files, trial_records
+from pcl_ray.sweep.results import files, sweep_reader, trial_records
 from pcl_ray.sweep.results.ranking import Ranking, ranking_of
 from pcl_ray.sweep.session import SweepSession
 
@@ -94,7 +95,10 @@ def conclude(session: SweepSession, whole: DataSplits, *, seconds: float, unfini
     written = files.write(session, ranking)
     trial_records.close_mlflow_runs(session.context)
     test = _test_accuracy(session, whole, best) if best and not unfinished else {}
-    _show(session, ranking, test)
+    folder.write_state(results=test)
+    record = sweep_reader.read_at(folder.path, state="stopped" if unfinished else "finished")
+    written += _write_page(session, record)
+    _show(session, ranking, test, against_recipe(record))
     _show_next(session, recipe, unfinished)
     _log(session, ranking, test, written, recipe)
     metrics = trial_records.means(best) | ranking.totals | test if best else ranking.totals
@@ -109,6 +113,18 @@ def conclude(session: SweepSession, whole: DataSplits, *, seconds: float, unfini
         trials=len(ranking.records),
         metrics=metrics,
     )
+
+
+def _write_page(session: SweepSession, record: SweepRecord) -> list[tuple[Path, str]]:
+    """The sweep's report in its folder; [] where it cannot be written: its results stand without it."""
+    folder = session.folder
+    try:
+        path = sweep_page.write(record, folder.path / REPORT_FILE, folder.path / files.FIGURES)
+    except OSError as error:
+        text = f"warning: no {REPORT_FILE} ({error.strerror or error})"
+        session.console.print(text, markup=False, soft_wrap=True)
+        return []
+    return [(path, REPORT_FILE)]
 
 
 def _test_accuracy(session: SweepSession, whole: DataSplits, best: Configuration) -> dict[str, float]:
@@ -138,9 +154,12 @@ def _test_accuracy(session: SweepSession, whole: DataSplits, best: Configuration
     return {TEST_KNN_TOP1.name: sum(values) / len(values), TEST_KNN_TOP1_LEAST.name: min(values)}
 
 
-def _show(session: SweepSession, ranking: Ranking, test: dict[str, float]) -> None:
+def _show(session: SweepSession, ranking: Ranking, test: dict[str, float], of_recipe: str) -> None:
+    """of_recipe: what the best gains over the recipe's own values, "" where that cannot be said."""
     console, totals = session.console, ranking.totals
     _show_leaderboard(console, ranking, session.context.objective.metric)
+    if of_recipe:
+        console.print(f"recipe      {of_recipe}", markup=False, soft_wrap=True)
     if not ranking.importances and len(ranking.knobs) > 1:
         console.print("importance  not said of fewer than ten trials, or of equal ones")
     if ranking.importances:
@@ -216,6 +235,7 @@ def _show_next(session: SweepSession, recipe: Path | None, unfinished: str) -> N
         text = (
             f"\nNext:\n  pcl-ray train {shlex.quote(str(recipe))}"
             f" train.epochs={4 * session.context.base.train.epochs}"
+            f"\n  pcl-ray doctor {session.folder.name}        what the sweep has shown, and what to try"
         )
         session.console.print(text, markup=False, soft_wrap=True)
     else:

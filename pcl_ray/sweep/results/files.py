@@ -13,6 +13,8 @@ from pcl_ray.sweep.results import trial_records
 from pcl_ray.sweep.results.ranking import Ranking
 from pcl_ray.sweep.session import SweepSession
 
+FIGURES = "figures"  # the folder of the drawn ones
+
 
 def write(session: SweepSession, ranking: Ranking) -> list[tuple[Path, str]]:
     """Writes leaderboard, importances and figures. Returns each file and its name as a parent's artifact."""
@@ -34,12 +36,12 @@ def write(session: SweepSession, ranking: Ranking) -> list[tuple[Path, str]]:
         path = session.folder.path / name
         path.write_text(text, encoding="utf-8")
         files.append((path, name))
-    figures = session.folder.path / "figures"
+    figures = session.folder.path / FIGURES
     figures.mkdir(exist_ok=True)
     paths = plots.write_all(
         ranking.records, knobs, objective.metric, objective.direction, ranking.importances, figures
     )
-    return files + [(path, f"figures/{path.name}") for path in paths]
+    return files + [(path, f"{FIGURES}/{path.name}") for path in paths]
 
 
 def write_best_recipe(session: SweepSession, best: Configuration) -> Path:

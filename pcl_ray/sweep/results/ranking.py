@@ -26,7 +26,7 @@ def ranking_of(session: SweepSession, seconds: float) -> Ranking:
     """The ranking of all trials that have begun. seconds: that this session took."""
     direction = session.context.objective.direction
     records = trial_records.read(session.folder.name)
-    rows = leaderboard.ranked(records, direction)
+    rows = leaderboard.ranked(records, direction, session.request.recipe_point)
     return Ranking(
         records,
         list(session.request.space.domains),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,14 @@ def samples(space: Space, settings: SweepConfig) -> int:
     return settings.samples or space.num_samples or _SAMPLES
 
 
-def points(space: Space, settings: SweepConfig, base: RunConfig) -> list[dict[str, Any]] | None:
+def points(
+    space: Space, settings: SweepConfig, base: RunConfig, recipe_point: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]] | None:
     """Every trial of a grid or a random search, None for Optuna, whose points are not known beforehand.
 
-    Of a grid, all seeds of the first value of α and K come before the second: trials that need a warm-up of
-    their own start first, so that those that share one seldom wait for it.
+    recipe_point: the recipe's own values, which come first; None: they are not tried. Of a grid, all seeds of
+    the first value of α and K come before the second: trials that need a warm-up of their own start first, so
+    that those that share one seldom wait for it.
     """
     how = method(space, settings)
     if how == "optuna":
@@ -67,17 +71,42 @@ def points(space: Space, settings: SweepConfig, base: RunConfig) -> list[dict[st
     different: list[dict[str, Any]] = []
     for point in drawn:
         written = _with_texts(spaces.snap(space, point, settings.temperature_levels))
-        if written not in different:
+        if written not in different and written != recipe_point:
             different.append(written)
     runs = [(values, base.seed + s) for values in different for s in range(settings.seeds)]
     if how == "grid" and settings.seeds > 1:
         groups = list(dict.fromkeys(map(_e_step_values, different)))
         runs = sorted(runs, key=lambda run: groups.index(_e_step_values(run[0])))
     in_population = settings.scheduler == "pbt"
+    if recipe_point is not None:
+        runs = [*_of_recipe(recipe_point, settings, base), *runs]
     return [
         {"values": values, "seed": seed, "member": number if in_population else None}
         for number, (values, seed) in enumerate(runs)
     ]
+
+
+def _of_recipe(
+    recipe_point: Mapping[str, Any], settings: SweepConfig, base: RunConfig
+) -> list[tuple[dict[str, Any], int]]:
+    """(values, seed) of each trial of the recipe itself."""
+    return [(dict(recipe_point), base.seed + s) for s in range(settings.seeds)]
+
+
+def recipe_point(space: Space, recipe: RunConfig) -> dict[str, Any]:
+    """The recipe's own values of the knobs that are swept, as points have them."""
+    values = recipe.flatten()
+    return _with_texts({name: values[name] for name in space.domains})
+
+
+def num_trials(
+    space: Space, settings: SweepConfig, base: RunConfig, recipe_point: Mapping[str, Any] | None
+) -> int:
+    """All trials that there will be, those of the recipe and every seed among them."""
+    listed = points(space, settings, base, recipe_point)
+    if listed is not None:
+        return len(listed)
+    return (samples(space, settings) + (recipe_point is not None)) * settings.seeds
 
 
 def _with_texts(point: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +153,74 @@ def optuna(space: Space, settings: SweepConfig) -> Any:
     return _Repeated(inner, repeat=settings.seeds) if settings.seeds > 1 else inner
 
 
+def after_recipe(
+    searcher: Any, recipe_point: Mapping[str, Any], settings: SweepConfig, base: RunConfig
+) -> Any:
+    """The trials of the recipe, then those that the searcher suggests."""
+    first = [
+        {POINT: {"values": values, "seed": seed, "member": None}}
+        for values, seed in _of_recipe(recipe_point, settings, base)
+    ]
+    return RecipeFirst(first, searcher)
+
+
+class RecipeFirst(Searcher):
+    """Points made beforehand, then those of a searcher, which learns from its own alone: the recipe's values
+    may lie outside of what it searches.
+    """
+
+    def __init__(self, configs: list[dict[str, Any]], searcher: Searcher):
+        super().__init__(metric=_SCORE, mode="max")
+        self._listed, self._searcher = Listed(configs), searcher
+        self._of_searcher: set[str] = set()  # trials
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        return self._searcher.set_search_properties(metric, mode, config, **spec)
+
+    def suggest(self, trial_id: str) -> Any:
+        listed = self._listed.suggest(trial_id)
+        if listed != Searcher.FINISHED:
+            return listed
+        self._of_searcher.add(trial_id)
+        return self._searcher.suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if trial_id in self._of_searcher:
+            self._searcher.on_trial_result(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        if trial_id in self._of_searcher:
+            self._searcher.on_trial_complete(trial_id, result=result, error=error)
+
+    def save(self, checkpoint_path: str) -> None:
+        state = (_state_of(self._listed), self._of_searcher, _state_of(self._searcher))
+        Path(checkpoint_path).write_bytes(pickle.dumps(state))
+
+    def restore(self, checkpoint_path: str) -> None:
+        listed, self._of_searcher, searcher = pickle.loads(Path(checkpoint_path).read_bytes())
+        _restore(self._listed, listed)
+        _restore(self._searcher, searcher)
+
+
+def _state_of(searcher: Searcher) -> bytes:
+    """What the searcher saves. Tune renames the one file that is saved: nothing may lie beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        searcher.save(str(path))
+        return path.read_bytes()
+
+
+def _restore(searcher: Searcher, state: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        path.write_bytes(state)
+        searcher.restore(str(path))
+
+
 class _Snapped(OptunaSearch):
     """Suggestions with τ on its levels, numbers as they are written."""
 
@@ -150,14 +247,13 @@ class _Repeated(Repeater):
     """Ray's Repeater, which forgets its groups in a restored experiment."""
 
     def save(self, checkpoint_path: str) -> None:  # type: ignore[override]
-        self.searcher.save(f"{checkpoint_path}.inner")
-        with open(checkpoint_path, "wb") as file:
-            pickle.dump(self.get_state(), file)
+        state = (self.get_state(), _state_of(self.searcher))
+        Path(checkpoint_path).write_bytes(pickle.dumps(state))
 
     def restore(self, checkpoint_path: str) -> None:  # type: ignore[override]
-        self.searcher.restore(f"{checkpoint_path}.inner")
-        with open(checkpoint_path, "rb") as file:
-            self.set_state(pickle.load(file))
+        groups, of_searcher = pickle.loads(Path(checkpoint_path).read_bytes())
+        self.set_state(groups)
+        _restore(self.searcher, of_searcher)
 
 
 def grace_epochs(config: RunConfig) -> int:

@@ -52,6 +52,12 @@ class SweepConfig(Section):
         le=100,
         description="Runs of each configuration, with the seeds seed, seed + 1, …; ranked by their mean.",
     )
+    with_recipe: bool = Field(
+        True,
+        description=(
+            "The recipe's own values are tried as well, first, to tell what the others gain; not with pbt."
+        ),
+    )
     concurrency: int | None = Field(
         None, ge=1, le=4096, description="Trials at a time; null: as many as the cluster holds."
     )

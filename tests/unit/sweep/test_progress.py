@@ -69,6 +69,31 @@ def test_a_finished_trial_is_printed_counted_and_logged(session: SweepSession) -
     assert ended.wait(30)
 
 
+def test_the_live_table_has_the_best_so_far_and_the_recipe(session: SweepSession) -> None:
+    def shown() -> str:
+        with session.console.capture() as captured:
+            session.console.print(progress._table())
+        return captured.get()
+
+    progress, _ = callback(session)
+    assert "recipe      its own values are not measured yet" in shown()
+    own = session.request.recipe_point
+    assert own == {"loss.temperature": 0.2, "e_step.alpha": 10.0}
+    recipe, other = FakeTrial(0), FakeTrial(1)
+    recipe.config = {POINT: {"values": own, "seed": 0, "member": None}}
+    for trial, values, objective in ((recipe, own, 0.7), (other, other.values, 0.8)):
+        run = write_trial(session, values, trial={"objective": objective})
+        result = {"epoch": 4, "of": 4, "run": run, "score": objective, "objective": objective}
+        progress.on_trial_result(1, [], trial, result)
+        progress.on_trial_complete(1, [], trial)
+    text = shown()
+    assert "best so far " in text
+    assert " 0.8000; 2 of 4 trials ended" in text
+    assert "recipe      its own values reach 0.7000" in text
+    assert printed(session).splitlines()[0].endswith("eval/knn_top1 0.7000  (the recipe's own)")
+    assert printed(session).splitlines()[1].endswith("eval/knn_top1 0.8000")
+
+
 def test_one_that_tune_stopped_is_marked_as_stopped_early(session: SweepSession) -> None:
     progress, _ = callback(session)
     trial = FakeTrial(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_a_wrong_request_gets_one_sentence_and_exit_code_2(
 
 
 def test_a_dry_run_says_space_size_trials_at_a_time_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "paper_grid", "--dry-run", "--seeds", "2"]) == 0
+    assert main(["sweep", "paper_grid", "--dry-run", "--seeds", "2", "sweep.with_recipe=false"]) == 0
     said = capsys.readouterr().out
     assert "24: 12 configurations, 2 seeds each" in said
     assert f"{os.cpu_count()} on this machine" in said
@@ -142,6 +143,33 @@ def test_a_recipe_whose_own_k_does_not_fit_can_be_swept_over_k(
     # K = 25,000 of the defaults
     assert main(["sweep", "alpha", "--recipe", str(recipe), *words, "--dry-run"]) == 2
     assert "25000 is more than the 1600 training images" in capsys.readouterr().err
+
+
+def test_the_recipe_s_own_values_are_tried_too_unless_they_do_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = written(
+        tmp_path, "base: digits\nspace:\n  loss.temperature: {type: choice, values: [0.1, 0.3]}\n"
+    )
+    assert main(["sweep", space, "--dry-run", "--seeds", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "6: 3 configurations, 2 seeds each, the recipe's own values among them" in said
+    assert main(["sweep", space, "--dry-run", "--scheduler", "pbt", "--samples", "4"]) == 0
+    assert re.search(r"^trials +2$", capsys.readouterr().out, re.MULTILINE)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: {source: digits, channels: 1}\naugment: {mean: [0.5], std: [0.5], image_size: 8}\n"
+        "encoder: {backbone: small_resnet, width: 4}\n"
+    )
+    of_k = written(
+        tmp_path, "base: digits\nspace:\n  e_step.num_clusters: {type: choice, values: [10, 20]}\n"
+    )
+    words = ("loss.queue_size=256", "train.batch_size=64", "train.epochs=30", "e_step.warmup_epochs=10")
+    assert main(["sweep", of_k, "--recipe", str(recipe), *words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    # K = 25,000 of the defaults
+    assert "the recipe's own values are not tried: e_step.num_clusters" in said
+    assert re.search(r"^trials +2$", said, re.MULTILINE)
 
 
 def test_every_knob_of_sweeps_is_described(capsys: pytest.CaptureFixture[str]) -> None:

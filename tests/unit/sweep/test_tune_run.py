@@ -44,10 +44,16 @@ def test_a_grid_lists_its_trials_a_searcher_suggests_them(tmp_path: Path) -> Non
     with open_session(tmp_path, "sweep.seeds=2") as session:
         schedule = tune_run.schedule_of(session.request, session.context, 3)
         assert schedule.listed is not None
-        assert (len(schedule.listed), schedule.total, schedule.at_a_time) == (8, 8, 3)
+        assert (len(schedule.listed), schedule.total, schedule.at_a_time) == (10, 10, 3)
+        recipe = {"loss.temperature": 0.2, "e_step.alpha": 10.0}  # of the digits
+        assert [point["values"] for point in schedule.listed].count(recipe) == 2
+        assert [(point["values"], point["seed"]) for point in schedule.listed[:2]] == [
+            (recipe, 0),
+            (recipe, 1),
+        ]
     with open_session(tmp_path, "sweep.search=optuna", "sweep.samples=5", name="suggested") as session:
         schedule = tune_run.schedule_of(session.request, session.context, 3)
-        assert (schedule.listed, schedule.total) == (None, 5)
+        assert (schedule.listed, schedule.total) == (None, 6)
 
 
 POPULATION = ("sweep.scheduler=pbt", "sweep.samples=4", "train.epochs=8")
@@ -105,7 +111,7 @@ def test_an_experiment_is_new_and_then_restored_with_another_callback_and_concur
     with open_session(tmp_path) as session:
         new, first = tuner_of(session, 2, resumed=True)  # nothing to restore: killed before Tune began
         assert new._tune_config.max_concurrent_trials == 2
-        assert new._tune_config.num_samples == 4
+        assert new._tune_config.num_samples == 5
         assert new._tune_config.reuse_actors
         assert new._run_config.callbacks == [first]
         assert (session.folder.path / "tune" / "experiment" / "tuner.pkl").is_file()

@@ -57,11 +57,25 @@ def test_files_figures_and_a_note_go_to_the_parent_run(session: SweepSession, wh
     conclude(session, whole, seconds=5.0, unfinished="")
     tracker: Any = session.tracker
     names = {"leaderboard.csv", "leaderboard.md", "leaderboard.json", "importances.json", "best.yaml"}
+    names |= {"report.html"}
     assert names <= set(tracker.files)
     assert any(name.startswith("figures/") for name in tracker.files)
     assert tracker.tags["best.e_step.alpha"] == "10"
     assert "**small**: 1 trials, 1 finished, 0 failed" in tracker.tags["mlflow.note.content"]
     assert {"sweep/best": 0.6} in [metrics for metrics, _ in tracker.logged]
+
+
+def test_the_best_is_set_against_the_recipe_s_own_values(session: SweepSession, whole: DataSplits) -> None:
+    session.folder.write_state(recipe_point=session.request.recipe_point)
+    assert session.request.recipe_point is not None
+    write_finished(session, session.request.recipe_point, 0.2)
+    write_finished(session, STRONG, 0.9)
+    conclude(session, whole, seconds=5.0, unfinished="")
+    assert "recipe      0.2000; the best is 0.7000 better" in printed(session)
+    second = list(csv.DictReader((session.folder.path / "leaderboard.csv").open()))[1]
+    assert second["note"] == "the recipe's own"
+    page = (session.folder.path / "report.html").read_text()
+    assert "The best is 0.7000 better" in page
 
 
 def test_an_interrupted_sweep_has_its_leaderboard_and_says_how_to_go_on(

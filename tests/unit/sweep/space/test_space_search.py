@@ -88,6 +88,60 @@ def test_listed_goes_on_after_the_last_one_it_gave(tmp_path: Path) -> None:
     assert restored.suggest("three") == search.Listed.FINISHED
 
 
+def test_the_recipe_comes_first_and_once() -> None:
+    base = configs.load("digits", ["seed=5"])
+    within = {"e_step.num_clusters": "40", "loss.temperature": 0.2}
+    points = search.points(GRID, SweepConfig(seeds=2), base, within)
+    assert points is not None
+    assert [(point["values"], point["seed"]) for point in points[:2]] == [(within, 5), (within, 6)]
+    assert len(points) == search.num_trials(GRID, SweepConfig(seeds=2), base, within) == 12
+    outside = within | {"loss.temperature": 0.9}
+    assert search.num_trials(GRID, SweepConfig(seeds=2), base, outside) == 14
+    assert search.num_trials(RANGE, SweepConfig(samples=3, seeds=2), base, {"e_step.alpha": 7.0}) == 8
+    assert search.recipe_point(GRID, configs.with_overrides(base, {"e_step.num_clusters": [7, 9]})) == {
+        "e_step.num_clusters": "7,9",
+        "loss.temperature": 0.2,
+    }
+
+
+def suggested(searcher: Any, trials: range) -> list[Any]:
+    return [searcher.suggest(f"trial{number}") for number in trials]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_searcher_after_the_recipe_goes_on_where_it_was(seeds: int, tmp_path: Path) -> None:
+    """Saved as Tune does it: one file, which is renamed."""
+    base, settings = configs.load("digits"), SweepConfig(seeds=seeds)
+
+    def new() -> Any:
+        return search.after_recipe(search.optuna(RANGE, settings), {"e_step.alpha": 500.0}, settings, base)
+
+    one = new()
+    first = suggested(one, range(2 * seeds))
+    assert [config["point"]["values"] for config in first[:seeds]] == [{"e_step.alpha": 500.0}] * seeds
+    assert all("e_step.alpha" in config for config in first[seeds:])
+    for number in range(2 * seeds):
+        one.on_trial_complete(f"trial{number}", {"score": 0.1 * number, "epoch": 1})
+    one.save_to_dir(str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 1  # nothing lies beside it
+    two = new()
+    two.restore_from_dir(str(tmp_path))
+    rest = range(2 * seeds, 6 * seeds)
+    assert suggested(two, rest) == suggested(one, rest)
+
+
+def test_the_searcher_learns_nothing_from_the_recipe_s_trials() -> None:
+    settings = SweepConfig()
+    inner = search.optuna(RANGE, settings)
+    searcher = search.after_recipe(inner, {"e_step.alpha": 500.0}, settings, configs.load("digits"))
+    searcher.suggest("recipe")
+    searcher.on_trial_result("recipe", {"epoch": 1, "training_iteration": 1, "score": 0.9})
+    searcher.on_trial_complete("recipe", {"epoch": 1, "training_iteration": 1, "score": 0.9})
+    searcher.suggest("own")
+    searcher.on_trial_complete("own", {"epoch": 1, "training_iteration": 1, "score": 0.5})
+    assert [trial.value for trial in inner._ot_study.trials] == [0.5]
+
+
 def test_optuna_hears_only_of_results_that_have_a_score() -> None:
     """A trial that waits for another's warm-up tells how far it is, and no score."""
     searcher = search.optuna(space_of({"e_step.alpha": tune.loguniform(1, 100)}), SweepConfig())
