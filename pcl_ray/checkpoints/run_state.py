@@ -75,6 +75,28 @@ class RunState:
     rollbacks: int = 0  # how often the run went back to an earlier state with a smaller learning rate
 
 
+def copied(state: RunState) -> RunState:
+    """The state as it is now, on the CPU: nothing that goes on training changes it any more."""
+    return replace(
+        state,
+        learner=_copy(state.learner),
+        random_states=_copy(state.random_states),
+        history=_copy(state.history),
+        e_step=replace(state.e_step, bank=_copy(state.e_step.bank)),
+        part=None if state.part is None else EpochPart(**_copy(vars(state.part))),
+    )
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: _copy(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_copy(part) for part in value])
+    return value
+
+
 def save(state: RunState, folder: Path, keep: int, kept_epochs: Collection[int] = ()) -> Path:
     """Writes `folder/epoch_00012.pt` (12 epochs done) and then removes those that it makes superfluous: all
     but the newest `keep` and those after `kept_epochs`.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+from pcl_ray.config.figures import IMAGES_PER_SECOND, LEARNING_RATE
+from pcl_ray.plan import RunPlan
 
 if TYPE_CHECKING:
     from pcl_ray.snapshot import Snapshot
@@ -54,6 +58,45 @@ class Event:
 Post = Callable[[Event], None]
 
 
+class OnceSafe:
+    """Posts events in their order, from that of an epoch on once its checkpoint is safe: until then they are
+    held. What says what is being done now is not. What is to be shown and cannot be costs a warning: others
+    would wait for this worker.
+    """
+
+    def __init__(self, post: Post, is_safe: Callable[[], bool] = lambda: True):
+        """is_safe: whether the checkpoint of the last epoch is."""
+        self._post, self._is_safe = post, is_safe
+        self._held: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        if event.kind in ("alive", "phase"):
+            self._post(event)
+        else:
+            self._held.append(event)
+            self.release(before_epoch=event.kind != "epoch" and len(self._held) == 1)
+
+    def release(self, *, before_epoch: bool = False) -> None:
+        """Posts what is held, where the checkpoint is safe. before_epoch: nothing of it waits for one."""
+        while self._held and (before_epoch or self._is_safe()):
+            self._deliver(self._held.pop(0))
+
+    def _deliver(self, event: Event) -> None:
+        if event.kind not in ("snapshot", "views"):
+            self._post(event)
+            return
+        try:
+            self._post(event)
+        except Exception as error:
+            self._post(not_shown(error))
+
+
+def not_shown(error: Exception) -> Event:
+    """The warning about something that could not be shown."""
+    text = f"something could not be shown ({type(error).__name__}: {error}); training goes on"
+    return Event("warning", text=text)
+
+
 class EventBoard:
     """Holds events until the driver takes them; an actor where the run has workers."""
 
@@ -69,3 +112,21 @@ class EventBoard:
         with self._lock:
             events, self._events = self._events, []
         return events
+
+
+def step_events(
+    epoch: int, first_step: int, plan: RunPlan, rate_scale: float, post: Post
+) -> Callable[[int, dict[str, float]], None]:
+    """What is called after some steps of an epoch, with their global number and means: it posts them with the
+    rate of this start, but for those of the epoch's last step.
+    """
+    start, first = time.perf_counter(), epoch * plan.steps_per_epoch + first_step
+
+    def on_progress(step: int, means: dict[str, float]) -> None:
+        if (step + 1) % plan.steps_per_epoch == 0:
+            return  # a step has one point: that of the last is the mean of the epoch, which follows
+        rate = (step + 1 - first) * plan.global_batch / (time.perf_counter() - start)
+        figures = means | {IMAGES_PER_SECOND.name: rate, LEARNING_RATE.name: plan.lr_at(step) * rate_scale}
+        post(Event("step", epoch, step, figures))
+
+    return on_progress

@@ -1,5 +1,5 @@
 """What is looked at before the first step: how the untrained encoder groups some images, and the reference
-lines that trained encoders are held against.
+lines that trained encoders are held against; and the views of a few images, then and later.
 """
 
 from __future__ import annotations
@@ -9,10 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from pcl_ray import e_step
 from pcl_ray.config import RunConfig
 from pcl_ray.config.figures import REFERENCE_SECONDS, REFERENCES
+from pcl_ray.data.colour import to_pixels
+from pcl_ray.data.datasets import DataSplits
+from pcl_ray.data.loaders import TrainingLoader
 from pcl_ray.evaluation.augmented import sampled
 from pcl_ray.m_step import Learner
 from pcl_ray.model.distributed import world_size
@@ -20,6 +25,7 @@ from pcl_ray.plan import RunPlan
 from pcl_ray.snapshot import Snapshot, make_snapshot
 from pcl_ray.training.e_step_schedule import EStep
 from pcl_ray.training.e_step_shards import EStepRequest
+from pcl_ray.training.events import Event
 from pcl_ray.training.feature_pass import FeaturePass
 from pcl_ray.training.worker_checkpoints import EpochRecord
 
@@ -87,6 +93,20 @@ def untrained_snapshot(
     return replace(shown.renumbered(rows), note=note)
 
 
-def rows_of_views(num_images: int) -> np.ndarray:
+def _rows_of_views(num_images: int) -> np.ndarray:
     """The images whose views are shown, the same at every epoch."""
     return sampled(num_images, _ROWS_OF_VIEWS)
+
+
+def views_event(
+    batches: TrainingLoader, epoch: int, step: int, splits: DataSplits, config: RunConfig
+) -> Event:
+    """The views of a few images in this epoch (−1: in the first, before it), as the network sees them but for
+    the normalisation; small ones are enlarged.
+    """
+    (batch,) = batches.views(max(epoch, 0), [_rows_of_views(len(splits.train))])
+    side = config.augment.image_size
+    small = [F.interpolate(views, (side, side)) for views in batch.small_views]
+    shown = torch.stack([batch.query_views, batch.key_views, *small], dim=1).cpu()
+    pixels = to_pixels(shown, config.augment).permute(0, 1, 3, 4, 2)
+    return Event("views", epoch + 1, step, views=pixels.numpy())

@@ -5,6 +5,9 @@ latest checkpoint or fresh learner (a first look at it)
                         │                                                         │     next epoch, figures
                         └─────────── checkpoint (rank 0, atomic) ←────────────────┘     → epoch event
 
+The checkpoint's content is copied, and written beside the next epoch; that epoch's event waits until it is
+safe. How the write went is learned at the next one, or at the end.
+
 With `e_step.overlap` the E-step goes on while the next epoch trains with the earlier clusters; all workers
 change over before the same step of that epoch, at its end at the latest. The checkpoint then holds the
 earlier clusters, and going on from it begins with the same E-step again.
@@ -21,13 +24,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
+from pcl_ray.checkpoints.background import BackgroundWriter
 from pcl_ray.checkpoints.run_state import EpochPart, EStepState
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.config import RunConfig
@@ -48,7 +52,6 @@ from pcl_ray.config.figures import (
     STEP_SECONDS_P95,
 )
 from pcl_ray.config.final_figures import FINAL_SECONDS
-from pcl_ray.data.colour import to_pixels
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.data.loaders import Batch, TrainingLoader
 from pcl_ray.data.reading import Readers
@@ -61,9 +64,9 @@ from pcl_ray.plan import RunPlan
 from pcl_ray.support.worker_positions import Mark, mark_nothing
 from pcl_ray.training import worker_checkpoints
 from pcl_ray.training.e_step_schedule import EStep, EStepOutput, EStepSchedule
-from pcl_ray.training.events import Event, Post
+from pcl_ray.training.events import Event, OnceSafe, Post, not_shown, step_events
 from pcl_ray.training.feature_pass import FeaturePass
-from pcl_ray.training.first_look import reference_lines, references_in, rows_of_views, untrained_snapshot
+from pcl_ray.training.first_look import reference_lines, references_in, untrained_snapshot, views_event
 from pcl_ray.training.input_stall import InputStall
 from pcl_ray.training.training_task import TrainingTask
 from pcl_ray.training.worker_checkpoints import Broadcast, CheckpointCadence, EpochRecord, Progress
@@ -87,8 +90,14 @@ def train(
     Raises RunFailed on all workers alike: loss not finite, features that cannot be clustered, checkpoint that
     cannot be written or read.
     """
-    for _ in epochs(task, splits, device=device, e_step=e_step, broadcast=broadcast, post=post, mark=mark):
-        pass
+    writer = BackgroundWriter()
+    start = _Start(task, splits, device, e_step, broadcast, post, mark, writer=writer)
+    try:
+        for _ in _from_newest_checkpoint(start):
+            pass
+    finally:
+        with suppress(Exception):  # what ends the training is told, else `settle` has told of it
+            writer.wait()
 
 
 def epochs(
@@ -102,20 +111,14 @@ def epochs(
     mark: Mark = mark_nothing,
 ) -> Iterator[int]:
     """`train`, epoch by epoch: gives back how many are done, after the checkpoint of each and its event."""
-    post_once: Post = post if rank() == 0 else _post_nothing
-    rollbacks = Rollbacks(task.config.train)
-    while True:
-        start = _Start(task, splits, device, e_step, broadcast, post, mark)
-        try:
-            yield from _epochs(start, rollbacks, post_once)
-            return
-        except NotFinite as failure:
-            post_once(Event("warning", text=rollbacks.after(failure)))
+    return _from_newest_checkpoint(_Start(task, splits, device, e_step, broadcast, post, mark))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Start:
-    """What `epochs` is given, for a start from the newest checkpoint."""
+    """What `epochs` is given, for a start from the newest checkpoint. writer: of checkpoints beside the
+    training; None: each is written before anything follows.
+    """
 
     task: TrainingTask
     splits: DataSplits
@@ -124,11 +127,37 @@ class _Start:
     broadcast: Broadcast
     post: Post
     mark: Mark
+    writer: BackgroundWriter | None = None
+
+    @cached_property
+    def post_once(self) -> OnceSafe:
+        """`post` on rank 0, in order; nothing on the others."""
+        post = self.post if rank() == 0 else _post_nothing
+        return OnceSafe(post, lambda: self.writer is None or self.writer.is_safe)
 
 
-def _epochs(start: _Start, rollbacks: Rollbacks, post_once: Post) -> Iterator[int]:
+def _from_newest_checkpoint(start: _Start) -> Iterator[int]:
+    """`_epochs`, and again after a roll-back."""
+    writer, post_once = start.writer, start.post_once
+    rollbacks = Rollbacks(start.task.config.train)
+    while True:
+        failure = None
+        try:
+            yield from _epochs(start, rollbacks)
+        except NotFinite as error:
+            failure = error
+        if writer is not None:
+            worker_checkpoints.settle(writer, start.broadcast)
+        post_once.release()
+        if failure is None:
+            return
+        post_once(Event("warning", text=rollbacks.after(failure)))
+
+
+def _epochs(start: _Start, rollbacks: Rollbacks) -> Iterator[int]:
     """`epochs` until loss or weights are not finite. Raises NotFinite, on all workers alike."""
     task, splits, broadcast, mark = start.task, start.splits, start.broadcast, start.mark
+    post_once = start.post_once
     config, plan, device = task.config, task.plan, start.device
     attempt = broadcast(uuid.uuid4().hex)
     learner = build_learner(config, device, warn=lambda text: post_once(Event("warning", 0, text=text)))
@@ -153,7 +182,7 @@ def _epochs(start: _Start, rollbacks: Rollbacks, post_once: Post) -> Iterator[in
             post_once,
             lambda: Event("snapshot", snapshot=untrained_snapshot(features, learner, labels, config, plan)),
         )
-        _show(post_once, partial(_views_event, batches, -1, 0, splits, config))
+        _show(post_once, partial(views_event, batches, -1, 0, splits, config))
     first_figures: dict[str, float] = {}
     if config.evaluation.reference_lines and not steps_done:
         first_figures = reference_lines(attempt, features, learner, start.e_step)
@@ -172,7 +201,7 @@ def _epochs(start: _Start, rollbacks: Rollbacks, post_once: Post) -> Iterator[in
             _save_part, start, learner, progress, record, schedule=schedule, cadence=cadence, began=began
         )
         course = EpochCourse(
-            on_progress=_step_events(epoch, first_step, plan, rollbacks.rate_scale, post_once),
+            on_progress=step_events(epoch, first_step, plan, rollbacks.rate_scale, post_once),
             switch=lambda step, conclude=conclude: conclude(schedule.switch(step)),
             on_reading=save_part,
             begun=part.tally if part else None,
@@ -209,15 +238,26 @@ def _epochs(start: _Start, rollbacks: Rollbacks, post_once: Post) -> Iterator[in
             post_once(Event("warning", epoch, text=advice))
         mark("the checkpoint", epoch, record.step)
         if progress.epoch == plan.epochs or progress.epoch % config.train.checkpoint_every_epochs == 0:
-            worker_checkpoints.save(task, learner, progress, broadcast, task.checkpoints)
+            _save(start, learner, progress)
             cadence.restart()
         else:
             cadence.next_epoch()
         post_once(Event("epoch", epoch, record.step, dict(record.metrics)))
         if config.tracking.enabled and plan.shows_after(epoch) and rank() == 0:
-            _show(post_once, partial(_views_event, batches, epoch, record.step, splits, config))
+            _show(post_once, partial(views_event, batches, epoch, record.step, splits, config))
         yield progress.epoch
         began = time.perf_counter()
+
+
+def _save(start: _Start, learner: Learner, progress: Progress) -> None:
+    """Writes a checkpoint of the run, beside what follows where there is a writer. The one before it is safe
+    by then, and what waited for it is posted.
+    """
+    if start.writer is not None:
+        worker_checkpoints.settle(start.writer, start.broadcast)
+        start.post_once.release()
+    folder = start.task.checkpoints
+    worker_checkpoints.save(start.task, learner, progress, start.broadcast, folder, start.writer)
 
 
 def _save_part(
@@ -241,8 +281,7 @@ def _save_part(
     buffers = worker_checkpoints.buffers_of_workers(learner)
     seconds = time.perf_counter() - began
     part = EpochPart(dict(record.metrics), seconds, tally.state_dict(), buffers)
-    now = replace(progress, part=part)
-    worker_checkpoints.save(start.task, learner, now, start.broadcast, start.task.checkpoints)
+    _save(start, learner, replace(progress, part=part))
     cadence.restart(tally.seen)
 
 
@@ -331,29 +370,15 @@ def _epoch_times(progress: Progress, seconds: float, plan: RunPlan) -> dict[str,
     }
 
 
-def _step_events(
-    epoch: int, first_step: int, plan: RunPlan, rate_scale: float, post: Post
-) -> Callable[[int, dict[str, float]], None]:
-    start, first = time.perf_counter(), epoch * plan.steps_per_epoch + first_step
-
-    def on_progress(step: int, means: dict[str, float]) -> None:
-        if (step + 1) % plan.steps_per_epoch == 0:
-            return  # a step has one point: that of the last is the mean of the epoch, which follows
-        rate = (step + 1 - first) * plan.global_batch / (time.perf_counter() - start)
-        figures = means | {IMAGES_PER_SECOND.name: rate, LEARNING_RATE.name: plan.lr_at(step) * rate_scale}
-        post(Event("step", epoch, step, figures))
-
-    return on_progress
-
-
 def _with_signs_of_life(
-    batches: Iterator[Batch], epoch: int, first_step: int, plan: RunPlan, post: Post, mark: Mark
+    batches: Iterator[Batch], epoch: int, first_step: int, plan: RunPlan, post: OnceSafe, mark: Mark
 ) -> Iterator[Batch]:
     """The batches, each of which is marked; now and then one is announced, so that the driver knows that
-    training goes on.
+    training goes on. Before each, what waits for a checkpoint is posted once that is safe.
     """
     last_sign = 0.0
     for step, batch in enumerate(batches, start=epoch * plan.steps_per_epoch + first_step):
+        post.release()
         if time.monotonic() - last_sign > _ALIVE_EVERY_S:
             post(Event("alive", epoch, step))
             last_sign = time.monotonic()
@@ -364,24 +389,10 @@ def _with_signs_of_life(
 def _show(post: Post, make: Callable[[], Event]) -> None:
     """Posts an event to show. A missing picture must not fail a run: others would wait for this worker."""
     try:
-        post(make())
+        event = make()
     except Exception as error:
-        text = f"something could not be shown ({type(error).__name__}: {error}); training goes on"
-        post(Event("warning", text=text))
-
-
-def _views_event(
-    batches: TrainingLoader, epoch: int, step: int, splits: DataSplits, config: RunConfig
-) -> Event:
-    """The views of a few images in this epoch (−1: in the first, before it), as the network sees them but for
-    the normalisation; small ones are enlarged.
-    """
-    (batch,) = batches.views(max(epoch, 0), [rows_of_views(len(splits.train))])
-    side = config.augment.image_size
-    small = [F.interpolate(views, (side, side)) for views in batch.small_views]
-    shown = torch.stack([batch.query_views, batch.key_views, *small], dim=1).cpu()
-    pixels = to_pixels(shown, config.augment).permute(0, 1, 3, 4, 2)
-    return Event("views", epoch + 1, step, views=pixels.numpy())
+        event = not_shown(error)
+    post(event)
 
 
 def _post_nothing(event: Event) -> None:

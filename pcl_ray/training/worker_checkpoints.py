@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pcl_ray.checkpoints import epoch_files, remote, run_state
+from pcl_ray.checkpoints.background import BackgroundWriter
 from pcl_ray.checkpoints.run_state import DamagedCheckpoint, EpochPart, EStepState, RunState
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
@@ -216,13 +218,20 @@ def _load(task: TrainingTask, run_storage: Storage | None, name: str) -> RunStat
 
 
 def save(
-    task: TrainingTask, learner: Learner, progress: Progress, broadcast: Broadcast, folder: Path
+    task: TrainingTask,
+    learner: Learner,
+    progress: Progress,
+    broadcast: Broadcast,
+    folder: Path,
+    writer: BackgroundWriter | None = None,
 ) -> None:
     """Writes a checkpoint into `folder` on rank 0 and, where that is the run's own folder, puts it into the
     run's storage. All workers learn whether that worked: RunFailed on all of them if not.
+
+    writer: it writes beside what follows, and `settle` has to be asked how that went before the next one.
     """
     states = list(all_gather(_random_state(learner.device)[None].to(learner.device)).cpu())
-    problem = None
+    problem = ""
     bank = _whole_bank(learner)
     if rank() == 0:
         state = RunState(
@@ -237,18 +246,32 @@ def save(
             progress.part,
             progress.rollbacks,
         )
-        settings, before = task.config.train, epoch_files.latest(folder)
-        best = epoch_files.best_epochs(state.history, settings.keep_best)
-        try:
-            path = run_state.save(state, folder, settings.keep_checkpoints, best)
-            run_storage = _storage_of(task) if folder == task.checkpoints else None
-            if run_storage is not None:
-                name_before = before.name if before else None
-                remote.upload(run_storage, path, settings.keep_checkpoints, name_before, best)
-        except RunFailed as error:
-            problem = str(error)
-    if problem := broadcast(problem):
+        if writer is not None:
+            writer.start(partial(_write, task, run_state.copied(state), folder))
+        else:
+            try:
+                _write(task, state, folder)
+            except RunFailed as error:
+                problem = str(error)
+    if writer is None and (problem := broadcast(problem)):
         raise RunFailed(problem)
+
+
+def settle(writer: BackgroundWriter, broadcast: Broadcast) -> None:
+    """Waits for the write that is under way. All workers learn whether it worked: RunFailed on all if not."""
+    if problem := broadcast(writer.wait()):
+        raise RunFailed(problem)
+
+
+def _write(task: TrainingTask, state: RunState, folder: Path) -> None:
+    """Raises RunFailed."""
+    settings, before = task.config.train, epoch_files.latest(folder)
+    best = epoch_files.best_epochs(state.history, settings.keep_best)
+    path = run_state.save(state, folder, settings.keep_checkpoints, best)
+    run_storage = _storage_of(task) if folder == task.checkpoints else None
+    if run_storage is not None:
+        name_before = before.name if before else None
+        remote.upload(run_storage, path, settings.keep_checkpoints, name_before, best)
 
 
 def buffers_of_workers(learner: Learner) -> Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
+from same_states import assert_equal
 from small import DIGITS_RUN
 
 from pcl_ray.checkpoints import epoch_files, run_state
@@ -45,7 +45,6 @@ KNOBS = (
 LIMIT_S = 420.0  # a guard against hanging
 M_STEP, E_STEP, CHECKPOINT = "the M-step", "the features and the E-step", "the checkpoint"
 _SHARED = ("plasma", "ray", "torch_", "psm_", "pymp")
-_CLOCK = ("seconds", "per_second", "minutes", "share", "memory", "perf/")
 
 
 @dataclass
@@ -190,33 +189,12 @@ def assert_same_course(run: Run, undisturbed: RunState) -> None:
     """Weights, queue, optimizer, random state, prototypes and figures are those of the undisturbed run."""
     state = run.newest()
     assert state.epoch == undisturbed.epoch == EPOCHS
-    _assert_equal(state.learner, undisturbed.learner, "learner")
-    _assert_equal(state.random_states, undisturbed.random_states, "random states")
+    assert_equal(state.learner, undisturbed.learner, "learner")
+    assert_equal(state.random_states, undisturbed.random_states, "random states")
     assert state.clusters is not None
     assert undisturbed.clusters is not None
-    _assert_equal(state.clusters.state_dict(), undisturbed.clusters.state_dict(), "clusters")
-    _assert_equal(state.history, undisturbed.history, "history")
-
-
-def _assert_equal(a: Any, b: Any, at: str) -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), at
-    elif isinstance(a, dict):
-        names = [name for name in a if not _of_a_clock(name)]
-        others = {name for name in b if not _of_a_clock(name)}
-        assert set(names) == others, f"{at}: {set(names) ^ others}"
-        for name in names:
-            _assert_equal(a[name], b[name], f"{at}.{name}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), at
-        for number, (x, y) in enumerate(zip(a, b, strict=True)):
-            _assert_equal(x, y, f"{at}[{number}]")
-    else:
-        assert a == b, at
-
-
-def _of_a_clock(name: object) -> bool:
-    return isinstance(name, str) and any(word in name for word in _CLOCK)
+    assert_equal(state.clusters.state_dict(), undisturbed.clusters.state_dict(), "clusters")
+    assert_equal(state.history, undisturbed.history, "history")
 
 
 def assert_recorded_once(run: Run, status: str = "FINISHED") -> None:
@@ -249,6 +227,17 @@ def kill(run: Run, title: str) -> None:
 def kill_worker(run: Run, phase: str, epoch: int) -> None:
     run.wait_for(phase, epoch)
     os.kill(run.positions()[-1].pid, signal.SIGKILL)
+
+
+def kill_writing_worker(run: Run, epoch: int) -> None:
+    """kill −9 of rank 0 while it writes a checkpoint of this epoch or a later one, beside the training."""
+    run.wait_for(M_STEP, epoch)
+    folder = run.folder / "checkpoints"
+    until = time.monotonic() + LIMIT_S
+    while not any(folder.glob("*.partial")):
+        assert time.monotonic() < until, "no checkpoint was seen being written"
+        time.sleep(0.0005)
+    os.kill(run.positions()[0].pid, signal.SIGKILL)
 
 
 def stop_process(run: Run, title: str) -> None:

@@ -29,6 +29,7 @@ SURVIVED: dict[str, Callable[[Run], None]] = {
     "a worker in the M-step": lambda run: faults.kill_worker(run, M_STEP, 6),
     "a worker in the feature pass": lambda run: faults.kill_worker(run, E_STEP, 6),
     "a worker while it saves": lambda run: faults.kill_worker(run, CHECKPOINT, 6),
+    "a worker while it writes beside the training": lambda run: faults.kill_writing_worker(run, 6),
     "the actor while it gathers": lambda run: _kill_actor(run, 0.0),
     "the actor while it clusters": lambda run: _kill_actor(run, 0.02),
     "the board of events": lambda run: _kill_in_m_step(run, "EventBoard"),

@@ -60,13 +60,13 @@ class InterruptingDisplay(Display):
         self._done = False
 
     def handle(self, event: Event) -> None:
-        if event.kind == "alive" and event.epoch == self._epoch and not self._done:
+        if event.kind == "epoch" and event.epoch == self._epoch - 1 and not self._done:
             self._done = True
             self._action()
 
 
 def train_with(action: Callable[[], None], epoch: int, name: str, uri: object) -> None:
-    """Trains a run on this storage; at the first step of the epoch, the action."""
+    """Trains a run on this storage; once the checkpoint before the epoch is safe, the action."""
     checked = request.check("digits", [*TINY, STORAGE.format(uri)])
     driver.start(checked, name=name, display=InterruptingDisplay(epoch, action))
 

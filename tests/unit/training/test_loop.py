@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from same_states import assert_equal
 from small_training import CPU, SmallTraining, alone
 
 from pcl_ray.checkpoints import epoch_files, run_state
 from pcl_ray.checkpoints.run_state import RunState
+from pcl_ray.errors import RunFailed
 from pcl_ray.evaluation import LabelledSample, knn_accuracy
 from pcl_ray.features import FeatureShard
 from pcl_ray.training.events import Event
@@ -64,6 +68,79 @@ def test_an_epochs_event_comes_after_its_checkpoint(tmp_path: Path) -> None:
     small.post = noting  # type: ignore[method-assign]
     trained(small, task)
     assert found == [1, 2]
+
+
+def test_a_checkpoint_is_written_beside_the_next_epoch_whose_events_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = SmallTraining.of("train.epochs=2", "train.log_every_steps=1")
+    steps, seen = small.plan.steps_per_epoch, threading.Event()
+    write, writes, marks = run_state.save, [], []
+
+    def slow(*arguments: Any) -> Path:
+        if not writes:
+            assert seen.wait(60)  # until the next epoch has begun
+        writes.append(list(small.events))
+        return write(*arguments)
+
+    def mark(phase: str, epoch: int, step: int) -> None:
+        marks.append((phase, step))
+        if (phase, step) == ("the M-step", steps + 1):
+            seen.set()
+
+    monkeypatch.setattr(run_state, "save", slow)
+    task = small.task(tmp_path)
+    options: dict[str, Any] = {"device": CPU, "broadcast": alone, "post": small.post, "mark": mark}
+    train(task, small.splits, e_step=LocalEStep(small.config, small.splits), **options)
+    before, _ = writes
+    assert "epoch" not in kinds(before)
+    told = [(event.kind, event.step) for event in small.events if event.kind in ("epoch", "step")]
+    assert told == [  # in their order, whatever they had to wait for
+        *(("step", step) for step in range(steps - 1)),
+        ("epoch", steps - 1),
+        *(("step", step) for step in range(steps, 2 * steps - 1)),
+        ("epoch", 2 * steps - 1),
+    ]
+
+
+def test_the_checkpoint_is_of_its_epoch_whatever_is_trained_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit what `epochs` writes, which waits for it."""
+    small = SmallTraining.of("train.epochs=3", "train.keep_checkpoints=3", "optimizer.warmup_epochs=0")
+    beside, waited = small.task(tmp_path / "beside"), small.task(tmp_path / "waited")
+    write = run_state.save
+
+    def slow(*arguments: Any) -> Path:
+        time.sleep(0.3)
+        return write(*arguments)
+
+    monkeypatch.setattr(run_state, "save", slow)
+    trained(small, beside)
+    monkeypatch.undo()
+    options: dict[str, Any] = {"device": CPU, "broadcast": alone, "post": small.post}
+    assert list(epochs(waited, small.splits, e_step=LocalEStep(small.config, small.splits), **options))
+    one, other = (epoch_files.complete(task.checkpoints) for task in (beside, waited))
+    assert [path.name for path in one] == [path.name for path in other]
+    assert len(one) == 3
+    for first, second in zip(one, other, strict=True):
+        states = run_state.load(first), run_state.load(second)
+        assert_equal(states[0].learner, states[1].learner)
+        assert [len(state.history) for state in states] == [states[0].epoch] * 2
+
+
+def test_a_write_that_failed_is_told_at_the_next_one_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: RunState, *arguments: Any) -> Path:
+        raise RunFailed(f"no space after epoch {state.epoch}")
+
+    monkeypatch.setattr(run_state, "save", full)
+    for count, name in ((3, "longer"), (1, "short")):
+        small = SmallTraining.of(f"train.epochs={count}", "optimizer.warmup_epochs=0")
+        with pytest.raises(RunFailed, match="no space after epoch 1"):
+            trained(small, small.task(tmp_path / name))
+        assert "epoch" not in kinds(small.events)  # it was not safe
 
 
 def test_what_is_told_is_what_the_checkpoint_holds(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from same_states import assert_equal
 from small_training import CPU, SmallTraining, alone
 
 from pcl_ray.checkpoints import epoch_files, run_state
@@ -19,7 +20,6 @@ from pcl_ray.training.training_task import TrainingTask
 from pcl_ray.training.worker_checkpoints import CheckpointCadence
 
 EVERY_TWO_STEPS = ("train.epochs=3", "train.log_every_steps=1", "train.checkpoint_every_steps=2")
-_SECONDS = ("seconds", "images_per_second", "memory", "minutes", "share", "waited", "data_")
 
 
 class Cut(Exception):
@@ -42,23 +42,6 @@ def end(task: TrainingTask) -> RunState:
     path = epoch_files.latest(task.checkpoints)
     assert path is not None
     return run_state.load(path)
-
-
-def assert_equal(a: Any, b: Any, at: str = "") -> None:
-    """Bit by bit; but for what a clock measured."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), at
-    elif isinstance(a, dict):
-        assert list(a) == list(b), at
-        for name in a:
-            if not any(word in str(name) for word in _SECONDS):
-                assert_equal(a[name], b[name], f"{at}.{name}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), at
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y, at)
-    else:
-        assert a == b, at
 
 
 @pytest.mark.parametrize(
