@@ -36,7 +36,7 @@ def show(request: Request) -> None:
     }
     for name, value in rows.items():
         print(f"{name:<12} {value}")
-    for line in datasets.preview(config.data, home() / CHECKED_IMAGES):
+    for line in datasets.preview(config.data, home() / CHECKED_IMAGES, plan.num_clusters):
         print(f"{'pictures':<12} {line}")
     for note in request.notes:
         print(f"{'note':<12} {note}")

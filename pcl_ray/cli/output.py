@@ -39,7 +39,10 @@ def print_result(result: RunResult) -> None:
         print(f"{title:<38} {value}")
     if not figures.clusterings_in(result.metrics):
         warmup = stored.e_step.warmup_epochs
-        print(f"{'prototypes':<38} none: no E-step came after the warm-up of {count(warmup, 'epoch')}")
+        why = f"no E-step came after the warm-up of {count(warmup, 'epoch')}"
+        if figures.RANK.name in result.metrics:  # an E-step has measured the features
+            why = "no E-step made clusters that can be used; the warnings say why"
+        print(f"{'prototypes':<38} none: {why}")
     print(f"{'run':<38} {result.run_name} ({result.state})")
     if (report := Path(result.run_dir, REPORT_FILE)).exists():
         print(f"{'report':<38} {report}")

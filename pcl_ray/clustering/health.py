@@ -16,6 +16,7 @@ from pcl_ray.config.figures import CONE, RANK, SPREAD
 
 # Mean squared distance of unit features to their mean below which all images sit on one point.
 COLLAPSED_SPREAD = 1e-4
+_SAME = 1e-9  # what rounding leaves between features of one image
 NORMS = (0.5, 1.5)  # features are L2-normalised; zero vectors and rows that were added up twice lie outside
 FEW = 1e-4  # share of rows that may be unusable; more, and the encoder is broken
 _SAMPLE = 8192  # rows that the gauges are taken from
@@ -81,9 +82,10 @@ def collapse(gauges: Gauges, dim: int, *, cone: float, rank: float) -> str:
     "" if they have not.
     """
     if gauges.spread < COLLAPSED_SPREAD:
+        alike = "; so near that the images may be all the same" if gauges.spread < _SAME else ""
         return (
             "the features have collapsed onto one point (mean squared distance to their mean"
-            f" {gauges.spread:.1e})"
+            f" {max(gauges.spread, 0.0):.1e}{alike})"
         )
     if gauges.cone > cone:
         return (

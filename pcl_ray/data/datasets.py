@@ -15,7 +15,7 @@ import numpy as np
 from pcl_ray.config import DataConfig
 from pcl_ray.data import folders
 from pcl_ray.data.decoded.in_memory import decoded
-from pcl_ray.data.images import NO_LABEL, EncodedImages, FileImages, Images
+from pcl_ray.data.images import NO_LABEL, EncodedImages, FileImages, Images, SeenFiles, digest
 from pcl_ray.data.inspection import looks_cache, splitting
 from pcl_ray.data.inspection import summary as summaries
 from pcl_ray.data.inspection.headers import read_headers
@@ -42,6 +42,7 @@ class DataSplits:
     bad: tuple[BadImage, ...] = ()  # skipped files
     notes: tuple[str, ...] = ()  # what is worth saying of the data, one sentence each
     summary: DataSummary | None = None  # of images that are decoded
+    content: str = ""  # a hash of what is in all files; "" where they were not looked at
 
     @property
     def num_holdout(self) -> int:
@@ -185,7 +186,14 @@ def _load_encoded(config: DataConfig, cache_dir: Path, progress: Progress, shard
     if config.limit and config.limit < len(train.images):
         train = train.take(np.sort(_fixed_order(len(train.images))[: config.limit]))
     held_images = holdout.images if holdout is not None and len(holdout.images) else None
-    return DataSplits(train.images, held_images, tuple(bad), parts.notes, _summary(train, holdout, reunited))
+    summary = _summary(train, holdout, reunited)
+    return DataSplits(train.images, held_images, tuple(bad), parts.notes, summary, _content(train, holdout))
+
+
+def _content(train: _EncodedPart, holdout: _EncodedPart | None) -> str:
+    """A hash of the content of all files, in their order; "" where they were not looked at."""
+    looks = [part.looks for part in (train, holdout) if part is not None and part.looks is not None]
+    return digest(*(each.content_hashes.tobytes() for each in looks)) if looks else ""
 
 
 def _summary(train: _EncodedPart, holdout: _EncodedPart | None, reunited: int) -> DataSummary:
@@ -199,11 +207,12 @@ def _summary(train: _EncodedPart, holdout: _EncodedPart | None, reunited: int) -
     return summary_of(train.images, held_images, looks, group, reunited)
 
 
-def preview(config: DataConfig, cache_dir: Path) -> list[str]:
+def preview(config: DataConfig, cache_dir: Path, num_clusters: Sequence[int] = ()) -> list[str]:
     """What is seen of pictures in seconds, a line each: of those that were looked at before, all; of others
-    the classes, and the headers of as many files as a few seconds allow.
+    the classes, and the headers of as many files as a few seconds allow. num_clusters: of the run.
 
-    Raises DataError with the files that cannot be read, where a run stops for them.
+    Raises DataError with the files that cannot be read, where a run stops for them, and where they are known
+    to be copies of too few.
     """
     if config.source not in FILE_SOURCES:
         return []
@@ -212,6 +221,8 @@ def preview(config: DataConfig, cache_dir: Path) -> list[str]:
     if config.check_images and all(looks_cache.earlier_inspection(side, cache_dir) for side in sides):
         splits = load(config, cache_dir=cache_dir)
         assert splits.summary is not None
+        if why := summaries.too_few_different(splits.summary, num_clusters):
+            raise DataError(why)
         lines = [*summaries.lines(splits.summary), *summaries.cautions(splits.summary)]
         return lines + [f"{entry.file} cannot be read: {entry.reason}" for entry in splits.bad]
     lines = summaries.lines(summary_of(parts.train, parts.holdout, None, None, 0))
@@ -251,8 +262,16 @@ def _readable(
         )
     held = None
     if holdout is not None:
-        held = _EncodedPart(folders.without(holdout, bad), inspections[1].looks)
-    return _EncodedPart(good, inspections[0].looks), held, bad
+        held = _seen(folders.without(holdout, bad), inspections[1].looks)
+    return _seen(good, inspections[0].looks), held, bad
+
+
+def _seen(images: EncodedImages, looks: looks_cache.Looks) -> _EncodedPart:
+    """The part, whose files, if any, must stay as they are."""
+    if isinstance(images, FileImages):
+        paths = map(images.path, range(len(images)))
+        images = replace(images, seen=SeenFiles.of(paths, looks.content_hashes))
+    return _EncodedPart(images, looks)
 
 
 def refuse_bad(bad: Sequence[BadImage], total: int, config: DataConfig) -> None:

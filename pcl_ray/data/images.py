@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, Self
@@ -206,8 +206,34 @@ class EncodedImages:
 
 
 @dataclass(frozen=True, eq=False)
+class SeenFiles:
+    """N files as they were when all of them were looked at."""
+
+    states: np.ndarray  # [N, 2] int64: size and time
+    hashes: np.ndarray  # [N] bytes: blake2b of the content, as hexadecimal digits
+
+    @classmethod
+    def of(cls, paths: Iterable[Path], hashes: np.ndarray) -> SeenFiles:
+        states = np.array([size_and_time(path) for path in paths], np.int64).reshape(-1, 2)
+        return cls(states, hashes)
+
+    def take(self, indices: np.ndarray) -> SeenFiles:
+        return SeenFiles(self.states[indices], self.hashes[indices])
+
+    def has_changed(self, index: int, path: Path) -> bool:
+        """Whether a file has other content now. One that has gone, or cannot be read, has not."""
+        state = size_and_time(path)
+        if state in ((-1, -1), tuple(self.states[index].tolist())):
+            return False
+        with suppress(OSError):
+            content = hashlib.blake2b(path.read_bytes(), digest_size=len(self.hashes[index]) // 2)
+            return content.hexdigest().encode() != self.hashes[index]
+        return False
+
+
+@dataclass(frozen=True, eq=False)
 class FileImages(EncodedImages):
-    """Images in files, decoded when they are read."""
+    """Images in files, decoded when they are read. seen: they must not change any more."""
 
     root: str
     # [N] bytes of names, relative to root: one numpy array serves all Ray workers of a node, a list does not.
@@ -217,6 +243,7 @@ class FileImages(EncodedImages):
     class_names: tuple[str, ...] = ()
     label_sets: LabelSets | None = None
     options: DecodingOptions = DecodingOptions()
+    seen: SeenFiles | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -235,6 +262,15 @@ class FileImages(EncodedImages):
     def encoded(self, index: int) -> Path:
         return self.path(index)
 
+    def decode(self, index: int, scale: Scale | None = None) -> np.ndarray:
+        """See `EncodedImages.decode`; raises DataError for a changed file too."""
+        if self.seen is not None and self.seen.has_changed(index, self.path(index)):
+            raise DataError(
+                f"{self.name(index)} has changed since the run looked at it: put the earlier file back,"
+                " or start a new run"
+            )
+        return super().decode(index, scale)
+
     @property
     def content_state(self) -> list[object]:
         return [(path, *size_and_time(path)) for path in map(self.path, range(len(self)))]
@@ -242,7 +278,8 @@ class FileImages(EncodedImages):
     def take(self, indices: np.ndarray) -> FileImages:
         labels = None if self.labels is None else self.labels[indices]
         sets = None if self.label_sets is None else self.label_sets.take(indices)
-        return replace(self, files=self.files[indices], labels=labels, label_sets=sets)
+        seen = None if self.seen is None else self.seen.take(indices)
+        return replace(self, files=self.files[indices], labels=labels, label_sets=sets, seen=seen)
 
     @property
     def fingerprint(self) -> str:

@@ -86,7 +86,7 @@ def start(
         RunFolder.create(name, request.config) as folder,
         storage_mirror.for_new_run(folder, request.config, display.warn) as mirror,
     ):
-        folder.write_state(fingerprint=splits.train.fingerprint, command=command)
+        folder.write_state(**preparation.image_entries(splits), command=command)
         if origin:
             _begin_with(origin, folder, mirror, display)
         preparation.begin_with_weights(folder, request.config, display.say, mirror)
@@ -141,12 +141,7 @@ def resume(
                 display.warn(secret)
             request = requests.check_config(config, stored=True)
             splits, plan = preparation.load_data(config, display)
-            fingerprint = state.get("fingerprint")
-            if fingerprint and fingerprint != splits.train.fingerprint:
-                raise DataError(
-                    f"the images of run {name!r} have changed since it began (others, or in another order);"
-                    " start a new run"
-                )
+            preparation.check_same_images(f"run {name!r}", state, splits)
             folder.write_config(config)
             preparation.begin_with_weights(folder, config, display.say, mirror)
             _show_plan(request, splits, plan, display)

@@ -43,6 +43,7 @@ class StateEntries(TypedDict, total=False):
     command: str  # what was typed
     began_at: float  # seconds since 1970
     fingerprint: str  # of the images
+    content: str  # a hash of what is in their files; "" where that is not known
     forked_from: str  # RUN@EPOCHS
     weights: str  # what it began with, where that is not random
     looked: bool  # whether the clusters of the first look have been shown

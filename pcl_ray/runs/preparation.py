@@ -18,7 +18,7 @@ from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.on_ray import current_job
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.console import Display
-from pcl_ray.runs.folder import RunFolder
+from pcl_ray.runs.folder import RunFolder, StateEntries
 from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
 from pcl_ray.support import machine, provenance
 from pcl_ray.support.paths import CHECKED_IMAGES, check_writable, home, path_text
@@ -67,11 +67,34 @@ def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]
     for note in (*splits.notes, *(summaries.cautions(splits.summary) if splits.summary else ())):
         display.say(f"note       {note}")
     plan = plans.make(config, len(splits.train), splits.num_holdout)
+    if splits.summary is not None and (why := summaries.too_few_different(splits.summary, plan.num_clusters)):
+        raise DataError(why)
     if not plan.in_memory and not config.resources.workers:
         datasets.fetch(splits, show_shards)
     if plan.in_memory and config.data.source in plans.FILE_SOURCES:
         splits = in_memory(splits, plan.memory_side, display.counting("pictures   decoded:"), home())
     return splits, plan
+
+
+def image_entries(splits: DataSplits) -> StateEntries:
+    """What state.json keeps of a run's images, by which they are known again."""
+    return {"fingerprint": splits.train.fingerprint, "content": splits.content}
+
+
+def check_same_images(whose: str, state: Mapping[str, Any], splits: DataSplits) -> None:
+    """Raises DataError where a run or sweep (`whose`) began with other images."""
+    kind = whose.partition(" ")[0]
+    fingerprint, content = state.get("fingerprint"), state.get("content")
+    if fingerprint and fingerprint != splits.train.fingerprint:
+        raise DataError(
+            f"the images of {whose} have changed since it began (others, or in another order); start a new"
+            f" {kind}"
+        )
+    if content and splits.content and content != splits.content:
+        raise DataError(
+            f"the images of {whose} have changed since it began: files of the same names have other content;"
+            f" put those back that were there, or start a new {kind}"
+        )
 
 
 def begin_with_weights(

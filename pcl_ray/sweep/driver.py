@@ -27,7 +27,7 @@ from pcl_ray.config import RunConfig, stored_secret
 from pcl_ray.config.figures import KNN_TOP1, SWEEP_FINISHED, SWEEP_STOPPED_EARLY
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
-from pcl_ray.errors import ConfigError, DataError, RunFailed, Stopped
+from pcl_ray.errors import ConfigError, RunFailed, Stopped
 from pcl_ray.on_ray import current_job
 from pcl_ray.report.sweep.leaderboard import is_number
 from pcl_ray.runs import final_artifacts, preparation
@@ -81,12 +81,7 @@ def resume(
     with SweepFolder.open(name) as folder:
         request = _secret_into_environment(stored(folder, words, options))
         data = _load(request)
-        fingerprint = folder.read_state().get("fingerprint")
-        if fingerprint and fingerprint != data.whole.train.fingerprint:
-            raise DataError(
-                f"the images of sweep {name!r} have changed since it began (others, or in another order);"
-                " start a new sweep"
-            )
+        preparation.check_same_images(f"sweep {name!r}", folder.read_state(), data.whole)
         return _sweep(folder, request, data, result_file, resumed=True)
 
 
@@ -208,7 +203,7 @@ def _sweep(
         submission_id=job.id if (job := current_job.current()) else None,
         waits_for="",
         mlflow_run_id=session.tracker.run_id,
-        fingerprint=data.whole.train.fingerprint,
+        **preparation.image_entries(data.whole),
         link=link,
         **_report_entries(session),
     )

@@ -183,6 +183,23 @@ def copies_sentence(summary: DataSummary) -> str:
     return f"{text}, e.g. {' and '.join(summary.copies[0])}"
 
 
+def too_few_different(summary: DataSummary, num_clusters: Sequence[int]) -> str:
+    """Why these pictures cannot be clustered into so many; "" where they can, as far as is known."""
+    different = summary.pictures - summary.identical
+    if not summary.identical or different >= max(num_clusters, default=0):
+        return ""
+    if different == 1:
+        return (
+            f"all {summary.pictures:,} pictures are the same one, byte for byte"
+            f" ({' and '.join(summary.copies[0])}, for two): there is nothing to tell apart"
+        )
+    return (
+        f"{summary.identical:,} of {summary.pictures:,} pictures are copies of others, byte for byte; the"
+        f" {different:,} different ones make no {max(num_clusters):,} clusters: use fewer"
+        " (e_step.num_clusters), or other pictures"
+    )
+
+
 def blank_sentence(summary: DataSummary) -> str:
     """How many show next to nothing; "" where none do."""
     if not summary.blank or summary.trimmed:
