@@ -51,7 +51,9 @@ def connected(cpus: float) -> Iterator[bool]:
                 ray.init(**quiet)
             else:
                 # More CPUs than cores if need be: on a laptop two workers and the actor take turns.
-                ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)), **quiet)
+                cores = max(os.cpu_count() or 1, int(cpus + 0.999))
+                # Nobody could open its dashboard, whose token is in our memory alone.
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
         raise RunFailed(
             f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}"
