@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import admission, node_checks
 from pcl_ray.on_ray.bundles import run_bundles
 from pcl_ray.on_ray.connection import SharedData, connected, share
+from pcl_ray.on_ray.processes import warm_start
 from pcl_ray.on_ray.processes.actors import EStepActorProcess
 from pcl_ray.on_ray.processes.worker_input import WorkerInput
 from pcl_ray.support import worker_positions
@@ -63,13 +64,17 @@ def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event
     handle(Event("phase", text="Ray to start" if not os.environ.get("RAY_ADDRESS") else "the cluster"))
     # A second of imports, while Ray starts its processes.
     threading.Thread(target=_load_trainer, name="imports", daemon=True).start()
-    with connected(cpus) as shared:
+    with _warm_start(resources) as py_executable, connected(cpus, py_executable) as shared:
         # nodes that are added for the run can only be asked when they are there
         later = shared and resources.autoscaling
         if shared and not later:
             check_nodes()
         on_admission = check_nodes if later else None
         train_shared(task, share(splits), handle, queue=shared, on_admission=on_admission)
+
+
+def _warm_start(resources: ResourcesConfig) -> AbstractContextManager[str | None]:
+    return warm_start.warm_parent() if warm_start.is_possible(resources) else nullcontext()
 
 
 def _load_trainer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pcl_ray.config import RunConfig
@@ -11,8 +12,13 @@ class EStepActorProcess:
     """`training.e_step_actor.EStepActor`, which see, in a process of its own."""
 
     def __init__(self, config: RunConfig):
+        import torch
+
         from pcl_ray.training.e_step_actor import EStepActor
 
+        # As torch reads it when it is loaded; a process that was forked has loaded it before.
+        if (granted := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(granted):
+            torch.set_num_threads(int(granted))
         self._actor = EStepActor(config)
 
     def ping(self) -> None:
