@@ -5,17 +5,20 @@ Images are uint8 here.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
 
 from pcl_ray.config import AugmentConfig
 from pcl_ray.data.pictures.decoding import Scale, cut, decode_reduced
 
 _CROP_FROM = 64  # px: from this size on, evaluation cuts the centre out of a somewhat larger image
+# CPUs on which torch resizes whole numbers as exactly as floats, and faster.
+_RESIZES_BYTES = ("AVX2", "AVX512"), ("aarch64", "arm64")
 
 
 def evaluation_view(config: AugmentConfig) -> nn.Module:
@@ -24,12 +27,51 @@ def evaluation_view(config: AugmentConfig) -> nn.Module:
     """
     size = config.image_size
     if size < _CROP_FROM:
-        return v2.Resize((size, size), antialias=True)
+        return _Squeeze(size)
+    # torchvision takes two seconds to import: only where it is needed
+    from torchvision.transforms import InterpolationMode, v2
+
     return v2.Compose(
         [
             v2.Resize(size * 8 // 7, interpolation=InterpolationMode.BILINEAR, antialias=True),
             v2.CenterCrop(size),
         ]
+    )
+
+
+class _Squeeze(nn.Module):
+    """Images [..., channels, H, W] to squares, bilinear with antialiasing, as torchvision's Resize."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        *before, height, width = images.shape
+        if (height, width) == (self.size, self.size):
+            return images
+        if not images.numel():
+            return images.new_empty((*before, self.size, self.size))
+        pixels = images.reshape(-1, *images.shape[-3:])
+        as_floats = not (images.is_floating_point() or _resizes_bytes(images))
+        resized = F.interpolate(
+            pixels.float() if as_floats else pixels,
+            size=[self.size, self.size],
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
+        if as_floats:
+            resized = resized.round_().to(images.dtype)
+        return resized.reshape(*before, self.size, self.size)
+
+
+def _resizes_bytes(images: Tensor) -> bool:
+    capabilities, machines = _RESIZES_BYTES
+    return (images.device.type, images.dtype) == ("cpu", torch.uint8) and (
+        torch.compiler.is_compiling()
+        or torch.backends.cpu.get_cpu_capability() in capabilities
+        or platform.machine() in machines
     )
 
 

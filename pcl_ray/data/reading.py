@@ -16,7 +16,6 @@ from pcl_ray.data.draws import ViewDraws, view_draws
 from pcl_ray.data.evaluation_view import as_tensor, evaluation_view, view_of_file
 from pcl_ray.data.images import EncodedImages, Images
 from pcl_ray.data.pictures.decoding import Scale, cut, decode_reduced
-from pcl_ray.data.reference_views import random_view
 from pcl_ray.errors import DataError
 from pcl_ray.plan import batches_ahead, small_crop_size
 
@@ -120,6 +119,8 @@ class ReferencePairs:
 
     def __init__(self, images: Images, config: RunConfig):
         self.images, self.seed = images, config.seed
+        from pcl_ray.data.reference_views import random_view  # torchvision, two seconds
+
         self.view = random_view(config.augment, config.data.channels)
         self.small_view = random_view(config.augment, config.data.channels, small=True)
         self.small_crops = config.augment.small_crops

@@ -8,13 +8,12 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-import torchvision
 import yaml
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, conv1x1
 
 from pcl_ray.config import EncoderConfig, RunConfig
 from pcl_ray.errors import ConfigError, Problem
+from pcl_ray.model.small_resnet import SmallResNet, initialise
 from pcl_ray.plan import small_crop_size
 from pcl_ray.support.text import alike
 
@@ -50,40 +49,6 @@ class Encoder(nn.Module):
         return F.normalize(self.head(features), dim=1)
 
 
-class SmallResNet(nn.Module):
-    """A ResNet of basic blocks that a CPU can train: `width` channels, doubled at each stage.
-
-    stem_stride: 2 halves the sides at the first convolution already.
-    """
-
-    def __init__(self, width: int, blocks: tuple[int, ...], channels: int, stem_stride: int = 1):
-        super().__init__()
-        # Of stride 2, an even kernel covers every pixel as often as its neighbours; 3 × 3 would not.
-        kernel = 3 if stem_stride == 1 else 4
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, kernel, stride=stem_stride, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        )
-        layers: list[nn.Module] = []
-        inner = width
-        for stage, count in enumerate(blocks):
-            outer = width * 2**stage
-            for block in range(count):
-                stride = 2 if stage and not block else 1
-                shortcut = None
-                if stride > 1 or inner != outer:
-                    shortcut = nn.Sequential(conv1x1(inner, outer, stride), nn.BatchNorm2d(outer))
-                layers.append(BasicBlock(inner, outer, stride, shortcut))
-                inner = outer
-        self.blocks = nn.Sequential(*layers)
-        self.width = inner
-        _initialise(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.blocks(self.stem(images)).mean(dim=(2, 3))
-
-
 def build(config: EncoderConfig, channels: int) -> Encoder:
     """A fresh encoder, from torch's global random state. Raises ConfigError if timm is needed and missing."""
     backbone, width = build_backbone(config, channels)
@@ -112,7 +77,9 @@ def build_backbone(config: EncoderConfig, channels: int) -> tuple[nn.Module, int
         return small, small.width
     if config.backbone.startswith("timm:"):
         return _timm_backbone(config.backbone, channels)
-    resnet = getattr(torchvision.models, config.backbone)(weights=None)
+    from torchvision import models  # takes two seconds, with torch's compiler: only where it is needed
+
+    resnet = getattr(models, config.backbone)(weights=None)
     width = resnet.fc.in_features
     resnet.fc = nn.Identity()
     if config.stem == "small":
@@ -120,7 +87,7 @@ def build_backbone(config: EncoderConfig, channels: int) -> tuple[nn.Module, int
         resnet.maxpool = nn.Identity()
     elif channels != 3:
         resnet.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    _initialise(resnet.conv1)
+    initialise(resnet.conv1)
     return resnet, width
 
 
@@ -207,9 +174,3 @@ def with_sync_batch_norm(model: nn.Module, config: EncoderConfig) -> nn.Module:
 
         return convert_sync_batchnorm(model)
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-
-
-def _initialise(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

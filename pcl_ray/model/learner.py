@@ -5,9 +5,12 @@ compiled where configured, optimizer, queue, bank.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -71,6 +74,8 @@ def build_learner(
 
     `warn` is called with the reason why something that was wanted cannot be had.
     """
+    if not config.train.compile:
+        _leave_compiler_out()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         query = encoder.build(config.encoder, config.data.channels)
@@ -93,8 +98,44 @@ def build_learner(
         query, key = PartwiseEncoder(query, parts), PartwiseEncoder(key, parts)
     if world_size() > 1:
         # Statistics are averaged once before each evaluation pass; at every forward pass it would be a waste.
-        query = DistributedDataParallel(query, broadcast_buffers=False, gradient_as_bucket_view=True)
+        query = _data_parallel(query)
     return Learner(pair, queue, optimizers.build(config.optimizer, pair.query), query, key, device, layout)
+
+
+def _leave_compiler_out() -> None:
+    """Spares this process torch's compiler, whose import takes almost as long as torch's own: what optimizers
+    and data-parallel models want left out of compiled code they mark at their first call, and import it for
+    that. Where nothing is compiled they may be marked as they are.
+    """
+    disable = getattr(torch, "_disable_dynamo", None)
+    if disable is None or "torch._dynamo" in sys.modules:
+        return
+    marking = disable(lambda: None).__code__
+    for owner in (Optimizer, DistributedDataParallel):
+        for method in vars(owner).values():
+            while (inner := getattr(method, "__wrapped__", None)) is not None:
+                if getattr(method, "__code__", None) is marking:
+                    vars(inner).setdefault("__dynamo_disable", inner)
+                method = inner
+
+
+def _data_parallel(query: nn.Module) -> nn.Module:
+    """The encoder wrapped for data-parallel training."""
+    wrap = partial(DistributedDataParallel, query, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if "torch._dynamo" in sys.modules:
+        return wrap()
+    # It asks the compiler for one setting, of which this is the default: see `_leave_compiler_out`.
+    settings = SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer")
+    vars(torch)["_dynamo"] = SimpleNamespace(utils=settings)
+    try:
+        return wrap()
+    except AttributeError:  # a version of torch that asks for more
+        del vars(torch)["_dynamo"]
+        return wrap()
+    finally:
+        vars(torch).pop("_dynamo", None)
+        if "torch._dynamo" in sys.modules:  # as an import of it leaves it
+            vars(torch)["_dynamo"] = sys.modules["torch._dynamo"]
 
 
 def _compiled(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -75,6 +76,22 @@ class LARS(Optimizer):
         return list(torch._foreach_mul(updates, list(scales.unbind())))
 
 
+class _EagerSGD(SGD):
+    """SGD whose step does not import torch's compiler, which takes as long as torch: nothing compiles it."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        return unwrap(SGD.step)(self, closure)
+
+
+class _EagerAdamW(AdamW):
+    """The same for AdamW."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        return unwrap(AdamW.step)(self, closure)
+
+
 def build(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     """The configured optimizer of the model's parameters."""
     parameters = list(model.parameters())
@@ -84,11 +101,11 @@ def build(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     groups = parameters if config.decay_biases else _groups_by_decay(parameters)
     match config.name:
         case "sgd":
-            return SGD(
+            return _EagerSGD(
                 groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
             )
         case "adamw":
-            return AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=fused)
+            return _EagerAdamW(groups, config.lr, weight_decay=config.weight_decay, fused=fused)
         case "lars":
             return LARS(groups, config.lr, config.momentum, config.weight_decay)
 

@@ -6,11 +6,11 @@ from itertools import accumulate
 from typing import Any
 
 from torch import nn
-from torchvision.models import ResNet
 
 from pcl_ray.config import EncoderConfig
 from pcl_ray.errors import ConfigError, Problem
-from pcl_ray.model.encoder import Encoder, SmallResNet
+from pcl_ray.model.encoder import Encoder
+from pcl_ray.model.small_resnet import SmallResNet
 
 
 def stages(backbone: nn.Module, config: EncoderConfig) -> list[list[str]]:
@@ -21,6 +21,8 @@ def stages(backbone: nn.Module, config: EncoderConfig) -> list[list[str]]:
     if isinstance(backbone, SmallResNet):
         ends = list(accumulate(config.blocks))
         return _grouped(names, lambda name: 0 if name.startswith("stem.") else _stage_of(name, ends))
+    from torchvision.models import ResNet  # takes two seconds
+
     if isinstance(backbone, ResNet):
         return _grouped(names, lambda name: int(name[5]) if name.startswith("layer") else 0)
     from timm.models import group_parameters

@@ -34,9 +34,10 @@ def share(splits: DataSplits) -> SharedData:
 
 
 @contextmanager
-def connected(cpus: float) -> Iterator[bool]:
+def connected(cpus: float, py_executable: str | None = None) -> Iterator[bool]:
     """Attaches to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or starts a Ray
     of our own, of at least so many CPUs, that ends with the run. Yields whether others may use it too.
+    py_executable: the command by which Ray starts its workers; None: Python.
 
     Raises RunFailed where Ray cannot be reached or started.
     """
@@ -44,6 +45,8 @@ def connected(cpus: float) -> Iterator[bool]:
         yield True
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if py_executable is not None:
+        quiet["runtime_env"] = {"py_executable": py_executable}
     shared = bool(os.environ.get("RAY_ADDRESS"))
     try:
         with _our_signals():
@@ -51,7 +54,9 @@ def connected(cpus: float) -> Iterator[bool]:
                 ray.init(**quiet)
             else:
                 # More CPUs than cores if need be: on a laptop two workers and the actor take turns.
-                ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)), **quiet)
+                cores = max(os.cpu_count() or 1, int(cpus + 0.999))
+                # Nobody could open its dashboard, whose token is in our memory alone.
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
         raise RunFailed(
             f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}"

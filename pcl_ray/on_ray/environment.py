@@ -30,6 +30,9 @@ def set_defaults() -> None:
         _set(LOOPBACK_ONLY)
         # Ray's workers run at niceness 15. On a full machine Ray's own helpers then interrupt every step.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # Those that start before anybody has work for them are of a kind that we have none for.
+        os.environ.setdefault("RAY_enable_worker_prestart", "0")
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

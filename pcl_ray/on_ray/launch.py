@@ -3,7 +3,9 @@
 driver ── EventBoard   ← events of rank 0
        ├─ EStepActor   ← features of every worker, → ClusterSet
        ├─ EStepShard … ← in mode sharded: the features of a range of the images each
-       └─ TorchTrainer → controller → workers (`worker.run_worker`)
+       └─ a trainer → controller → workers (`worker.run_worker`)
+
+Without torch, and so are driver and controller where there are no GPUs: two seconds each.
 """
 
 from __future__ import annotations
@@ -14,14 +16,12 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 import pcl_ray.config
 from pcl_ray.config import ResourcesConfig
@@ -30,14 +30,19 @@ from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import admission, node_checks
 from pcl_ray.on_ray.bundles import run_bundles
 from pcl_ray.on_ray.connection import SharedData, connected, share
-from pcl_ray.on_ray.worker import WorkerInput, run_worker
+from pcl_ray.on_ray.processes import warm_start
+from pcl_ray.on_ray.processes.actors import EStepActorProcess
+from pcl_ray.on_ray.processes.worker_input import WorkerInput
 from pcl_ray.support import worker_positions
 from pcl_ray.support.text import count
 from pcl_ray.support.worker_positions import WorkerPosition
-from pcl_ray.training.e_step_actor import EStepActor
-from pcl_ray.training.e_step_shards import EStepShard
 from pcl_ray.training.events import Event, EventBoard
 from pcl_ray.training.training_task import TrainingTask, longest_silence, longest_wait
+
+if TYPE_CHECKING:
+    from ray.train import BackendConfig
+
+    from pcl_ray.on_ray.processes.trainer import LeanTrainer
 
 _POLL_S = 0.5
 # not in the placement group of the trial that may have started us, which has room for itself alone
@@ -57,13 +62,23 @@ def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event
         node_checks.check(Path(task.run_dir), splits, task.config.data.path, resources.storage)
 
     handle(Event("phase", text="Ray to start" if not os.environ.get("RAY_ADDRESS") else "the cluster"))
-    with connected(cpus) as shared:
+    # A second of imports, while Ray starts its processes.
+    threading.Thread(target=_load_trainer, name="imports", daemon=True).start()
+    with _warm_start(resources) as py_executable, connected(cpus, py_executable) as shared:
         # nodes that are added for the run can only be asked when they are there
         later = shared and resources.autoscaling
         if shared and not later:
             check_nodes()
         on_admission = check_nodes if later else None
         train_shared(task, share(splits), handle, queue=shared, on_admission=on_admission)
+
+
+def _warm_start(resources: ResourcesConfig) -> AbstractContextManager[str | None]:
+    return warm_start.warm_parent() if warm_start.is_possible(resources) else nullcontext()
+
+
+def _load_trainer() -> None:
+    from pcl_ray.on_ray.processes import gloo_group, trainer  # noqa: F401
 
 
 def train_shared(
@@ -85,7 +100,7 @@ def train_shared(
         _check_cluster(config.resources, bundles)
         _check_nodes(bundles)
     if not queue:
-        _train(task, data, handle)
+        _train(task, data, handle, shared=False)
         return
     admitted = admission.admit(
         Path(task.run_dir).name,
@@ -102,15 +117,14 @@ def train_shared(
     try:
         if on_admission is not None:
             on_admission()
-        _train(task, data, started)
+        _train(task, data, started, shared=True)
     finally:
         admitted.release()
 
 
-def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]) -> None:
+def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None], *, shared: bool) -> None:
     """Starts the actors, trains, and ends the actors."""
     config = task.config
-    handle(Event("phase", text="the E-step actor to start"))
     actor = start_e_step_actor(config)
     count = task.plan.e_step_shards
     shards = tuple(start_shard_actor(config, number, count) for number in range(count))
@@ -118,13 +132,12 @@ def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]
         ray.remote(EventBoard).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
     )
     try:
-        for started in (actor, *shards):
-            _wait_until_up(started, config.resources)
+        up = _ActorStart((actor, *shards), config.resources)
         if config.tracking.enabled and config.tracking.system_metrics_s:
             actor.watch.remote(config.tracking.system_metrics_s, board)
         positions = Path(task.run_dir) / worker_positions.FOLDER / uuid.uuid4().hex[:8]
-        trainer = _trainer(WorkerInput(task, data, actor, board, positions, shards))
-        _fit(trainer, task, board, positions, handle)
+        worker_input = WorkerInput(task, data, actor, board, positions, shards)
+        _fit(_trainer(worker_input, shared=shared), worker_input, up, handle)
         worker_positions.remove(Path(task.run_dir))
     finally:
         for started in (actor, board, *shards):
@@ -180,18 +193,13 @@ def start_e_step_actor(config: pcl_ray.config.RunConfig) -> Any:
         "max_task_retries": 0,
         "max_concurrency": 8,
     }
-    return ray.remote(EStepActor).options(**options, scheduling_strategy=_ANYWHERE).remote(config)
-
-
-class EStepShardActor(EStepShard):
-    """An EStepShard that knows from Ray where its peers reach it."""
-
-    def address(self) -> str:
-        return self.address_at(ray.util.get_node_ip_address())
+    return ray.remote(EStepActorProcess).options(**options, scheduling_strategy=_ANYWHERE).remote(config)
 
 
 def start_shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int) -> Any:
     """The handle of a new EStepShard, number `number` of `count`."""
+    from pcl_ray.on_ray.processes.shard_actor import EStepShardActor  # torch
+
     # SPREAD: they exist because their features do not fit on one machine.
     options: Any = {
         "num_cpus": config.resources.e_step_cpus,
@@ -203,26 +211,47 @@ def start_shard_actor(config: pcl_ray.config.RunConfig, number: int, count: int)
     return ray.remote(EStepShardActor).options(**options).remote(config, number, count)
 
 
-def _wait_until_up(actor: Any, resources: ResourcesConfig) -> None:
-    try:
-        ray.get(actor.ping.remote(), timeout=resources.start_timeout_s)
-    except GetTimeoutError:
-        raise RunFailed(
-            f"the E-step actor did not start within resources.start_timeout_s = {resources.start_timeout_s:g}"
-            f" s: no node has {resources.e_step_cpus:g} CPUs and {resources.e_step_gpus:g} GPUs free"
-        ) from None
-    except RayActorError as error:
-        raise RunFailed(f"the E-step actor could not start: {_last_line(error)}") from error
+class _ActorStart:
+    """The actors on their way up, beside the workers: both load torch for seconds."""
+
+    def __init__(self, actors: Sequence[Any], resources: ResourcesConfig):
+        self._waiting = [actor.ping.remote() for actor in actors]
+        self._resources = resources
+        self._deadline = time.monotonic() + resources.start_timeout_s
+
+    def check(self) -> None:
+        """Returns at once. Raises RunFailed where one could not start, or has not in time."""
+        if not self._waiting:
+            return
+        ready, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0)
+        try:
+            ray.get(ready)
+        except RayActorError as error:
+            raise RunFailed(f"the E-step actor could not start: {_last_line(error)}") from error
+        if self._waiting and time.monotonic() > self._deadline:
+            resources = self._resources
+            raise RunFailed(
+                "the E-step actor did not start within resources.start_timeout_s ="
+                f" {resources.start_timeout_s:g} s: no node has {resources.e_step_cpus:g} CPUs and"
+                f" {resources.e_step_gpus:g} GPUs free"
+            )
 
 
-def _trainer(worker_input: WorkerInput) -> TorchTrainer:
+def _trainer(worker_input: WorkerInput, *, shared: bool) -> LeanTrainer:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    from pcl_ray.on_ray.processes.trainer import LeanTrainer
+
     task = worker_input.task
     resources = task.config.resources
-    for name, value in {
+    variables = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 0.5,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": resources.start_timeout_s,
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": longest_wait(task.config),
-    }.items():
+    }
+    if not shared:  # nobody takes this machine away from us; the watcher is a process
+        variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = 0
+    for name, value in variables.items():
         os.environ.setdefault(name, str(value))
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
@@ -244,18 +273,37 @@ def _trainer(worker_input: WorkerInput) -> TorchTrainer:
         ),
     }
     loop: Any = run_worker  # gives back a str; Ray declares None
-    return TorchTrainer(
+    return LeanTrainer(
         loop,
         train_loop_config={"input": worker_input},
-        torch_config=TorchConfig(timeout_s=int(longest_wait(task.config))),
+        shared=shared,
+        backend_config=_process_group(resources, int(longest_wait(task.config))),
         **settings,
     )
 
 
+def run_worker(config: dict[str, WorkerInput]) -> str:
+    """`worker.run_worker`, imported where it runs: the controller, which sends this on, needs no torch."""
+    from pcl_ray.on_ray import worker
+
+    return worker.run_worker(config["input"])
+
+
+def _process_group(resources: ResourcesConfig, timeout_s: int) -> BackendConfig:
+    if not resources.gpus_per_worker:
+        from pcl_ray.on_ray.processes.gloo_group import GlooGroupConfig
+
+        return GlooGroupConfig(timeout_s)
+    from ray.train.torch import TorchConfig  # torch, in driver and controller
+
+    return TorchConfig(backend="nccl", timeout_s=timeout_s)
+
+
 def _fit(
-    trainer: TorchTrainer, task: TrainingTask, board: Any, positions: Path, handle: Callable[[Event], None]
+    trainer: LeanTrainer, worker_input: WorkerInput, actors: _ActorStart, handle: Callable[[Event], None]
 ) -> None:
     """Runs the trainer in a thread, so this one can show events, take signals and notice a standstill."""
+    task, board = worker_input.task, worker_input.board
     ended: Future[Any] = Future()
 
     def fit() -> None:
@@ -265,12 +313,14 @@ def _fit(
             ended.set_exception(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    handle(Event("phase", text=f"{count(task.config.resources.workers, 'worker')} to start"))
+    workers = count(task.config.resources.workers, "worker")
+    handle(Event("phase", text=f"{workers} and the E-step actor to start"))
     thread.start()
     limit = longest_silence(task.config)
     last_sign = time.monotonic()
     while thread.is_alive():
         thread.join(_POLL_S)
+        actors.check()
         if _handle_events(board, handle):
             last_sign = time.monotonic()
         if time.monotonic() - last_sign > limit:
@@ -281,7 +331,7 @@ def _fit(
     _handle_events(board, handle)
     error = ended.exception()
     if error is not None:
-        raise RunFailed(_explanation(error, positions)) from error
+        raise RunFailed(_explanation(error, worker_input.positions)) from error
     if problem := ended.result().return_value:
         raise RunFailed(problem)
 

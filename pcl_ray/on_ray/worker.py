@@ -7,6 +7,7 @@ all again; the loop then goes on from the newest checkpoint.
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,7 +21,6 @@ import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 from ray.train import get_context
 from ray.train.collective import barrier, broadcast_from_rank_zero
-from ray.train.torch import get_device
 
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
@@ -29,7 +29,7 @@ from pcl_ray.e_step import ShardInput, ShardResult
 from pcl_ray.errors import ConfigError, OutOfMemory, RunFailed
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.distributed import any_worker, rank, world_size
-from pcl_ray.on_ray.connection import SharedData
+from pcl_ray.on_ray.processes.worker_input import WorkerInput
 from pcl_ray.support import machine, worker_positions
 from pcl_ray.support.worker_positions import PositionRecorder
 from pcl_ray.training import loop
@@ -46,21 +46,8 @@ _AHEAD = 4  # pieces that are on their way at a time
 _ACTOR_GONE = (ActorUnavailableError, ActorDiedError)
 
 
-@dataclass(frozen=True)
-class WorkerInput:
-    """What every worker of a run is given."""
-
-    task: TrainingTask
-    data: SharedData
-    e_step_actor: Any  # handle of an EStepActor
-    board: Any  # handle of an EventBoard
-    positions: Path  # where the workers of this start record where they are
-    e_step_shards: tuple[Any, ...] = ()  # handles of EStepShards, in mode sharded
-
-
-def run_worker(config: dict[str, WorkerInput]) -> str:
+def run_worker(worker_input: WorkerInput) -> str:
     """Trains to the end. Gives back "" or, on every worker alike, why the run cannot go on."""
-    worker_input = config["input"]
     task = worker_input.task
     settings = task.config
     torch.set_num_threads(_threads(task))
@@ -69,21 +56,21 @@ def run_worker(config: dict[str, WorkerInput]) -> str:
     if settings.tracking.enabled and get_context().get_local_rank() == 0:
         interval_s = settings.tracking.system_metrics_s
     post = worker_input.board.post.remote
-    begun = broadcast_from_rank_zero(_begin_attempt(worker_input) if rank() == 0 else None)
+    begun = _broadcast(_begin_attempt(worker_input) if rank() == 0 else None)
     if begun.problem:
         return begun.problem
     watch = SystemWatch(interval_s, post)
     try:
         with PositionRecorder(begun.folder, rank()) as recorder:
             datasets.fetch(splits)  # DataError: this node cannot have the images that others have
-            device = get_device()
+            device = _device(task)
             e_step = ActorEStep(worker_input, device)
             loop.train(
                 task,
                 splits,
                 device=device,
                 e_step=e_step,
-                broadcast=broadcast_from_rank_zero,
+                broadcast=_broadcast,
                 post=post,
                 mark=recorder.mark,
             )
@@ -94,6 +81,21 @@ def run_worker(config: dict[str, WorkerInput]) -> str:
     finally:
         watch.stop()
     return ""
+
+
+def _device(task: TrainingTask) -> torch.device:
+    if not task.config.resources.gpus_per_worker:
+        return torch.device("cpu")
+    from ray.train.torch import get_device
+
+    return get_device()
+
+
+def _broadcast(value: Any) -> Any:
+    """Rank 0's value, on every worker. Ray's actor for it gets bytes: unpacked there, a value of ours had it
+    import torch, which takes seconds of a core that the workers need.
+    """
+    return pickle.loads(broadcast_from_rank_zero(pickle.dumps(value)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class RayCalls:
         barrier()
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every worker."""
+        """Rank 0's value, on every worker: of types that any process knows, references among them."""
         return broadcast_from_rank_zero(value)
 
 
@@ -342,8 +344,10 @@ class PendingActorEStep:
         for number in range(_TRIES):
             if number:
                 self._answer = self._begin_try(number)
-            result = self._e_step.resolve(self._answer, self._request) if rank() == 0 else None
-            result = calls.broadcast(result)
+            result = TryResult()
+            if rank() == 0:
+                result = self._e_step.resolve(self._answer, self._request)
+            result = TryResult(*calls.broadcast((result.answer, result.problem, result.final)))
             if not result.problem:
                 return calls.get(result.answer, self._e_step.limit_s)
             if result.final:

@@ -39,6 +39,7 @@ from pcl_ray.training.training_task import TrainingTask
 # How long a run's end may wait for drawing and sending. One told to stop may be killed half a minute later.
 _DRAWING_S: dict[EndState, float] = {"finished": 180.0, "failed": 30.0, "stopped": 2.0}
 _SENDING_S, _SENDING_MODEL_S = 30.0, 180.0
+_START_S = 30.0  # MLflow and the pictures wait for the first step, which they would delay, but no longer
 
 
 @dataclass(frozen=True)
@@ -209,11 +210,13 @@ class _Run:
             config,
             splits.train.fingerprint,
             display.warn,
-            preparation.TrackingDetails(tags=tags, plan=plan, classes=self._classes),
+            preparation.TrackingDetails(tags=tags, plan=plan, classes=self._classes, hold_s=_START_S),
         )
-        from pcl_ray.runs.gallery import Gallery  # torch takes seconds to import: after the checks
+        from pcl_ray.runs.gallery import Gallery
 
-        self._gallery = Gallery(folder.path, lambda: splits.train, self._tracker, display.warn)
+        self._gallery = Gallery(
+            folder.path, lambda: splits.train, self._tracker, display.warn, hold_s=_START_S
+        )
         self._router = EventRouter(self._tracker, display, folder, plan, self._gallery)
 
     def to_its_end(self) -> RunResult:

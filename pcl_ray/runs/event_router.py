@@ -17,6 +17,8 @@ from pcl_ray.training.system_metrics import SystemLog
 if TYPE_CHECKING:
     from pcl_ray.runs.gallery import Gallery  # it loads torch
 
+FIRST_STEP = "first step"  # among the entries of `StateEntries.start`
+
 
 class EventRouter:
     """Passes events on to the display, to MLflow, to the gallery and to the metrics of the cluster; writes
@@ -36,6 +38,7 @@ class EventRouter:
         self._system = SystemLog(tracker.log, folder.read_state().get("began_at") or time.time())
         self._metrics = RayMetrics(folder.name, plan.epochs)
         self._started = False
+        self._start_times: dict[str, float] = {}
         self._phase = ""
         self._waits_since: float | None = None
         self._run_id: str | None = None
@@ -45,6 +48,7 @@ class EventRouter:
             step = event.step_text(self._plan.steps_per_epoch)
             self._display.warn(f"workers were lost and replaced; going on from epoch {event.epoch + 1}{step}")
         self._started = self._started or event.kind == "start"
+        self._note_start(event)
         if event.kind in ("step", "epoch", "figures"):
             self._tracker.log(event.metrics, event.step)
         self._system.handle(event, time.time())
@@ -63,6 +67,19 @@ class EventRouter:
             self._record_run_id()
         if event.kind not in ("snapshot", "views", "system"):
             self._display.handle(event)
+
+    def _note_start(self, event: Event) -> None:
+        """Writes down when each thing began that comes before this process's first step, for whoever asks
+        where the seconds from a command to its training go.
+        """
+        if FIRST_STEP in self._start_times:
+            return
+        name = {"phase": event.text, "start": "training", "alive": FIRST_STEP}.get(event.kind, "")
+        if name and name not in self._start_times:
+            self._start_times[name] = event.at
+            self._folder.write_state(start=self._start_times)
+        if name == FIRST_STEP or event.kind == "waiting":
+            self._tracker.release()
 
     def _note_phase(self, event: Event) -> None:
         """Writes down what the run does, when that is another thing than before."""

@@ -42,6 +42,7 @@ class StateEntries(TypedDict, total=False):
     error: str | None
     command: str  # what was typed
     began_at: float  # seconds since 1970
+    start: dict[str, float]  # when each thing was begun until the first training step, likewise
     fingerprint: str  # of the images
     content: str  # a hash of what is in their files; "" where that is not known
     forked_from: str  # RUN@EPOCHS

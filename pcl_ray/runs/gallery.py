@@ -46,7 +46,7 @@ class Gallery:
     Nothing that goes wrong here reaches the training.
 
     images: gives the training images, called in the thread. small: prototype sheets alone, as the many trials
-    of a sweep have them.
+    of a sweep have them. hold_s: what is shown before the first step is drawn after it, or after so long.
     """
 
     def __init__(
@@ -57,7 +57,9 @@ class Gallery:
         warn: Callable[[str], None],
         *,
         small: bool = False,
+        hold_s: float = 0.0,
     ):
+        self._hold_s, self._released = hold_s, threading.Event()
         self._folder = folder
         self._images = images
         self._recorder = recorder
@@ -70,6 +72,8 @@ class Gallery:
         self._thread: threading.Thread | None = None
 
     def handle(self, event: Event) -> None:
+        if event.kind == "alive":
+            self._released.set()
         if event.kind not in ("snapshot", "views") or (self._small and event.kind == "views"):
             return
         if self._thread is None:
@@ -79,6 +83,7 @@ class Gallery:
 
     def close(self, timeout_s: float = 120) -> None:
         """Waits until all is drawn; after `timeout_s` seconds what is left stays undrawn."""
+        self._released.set()
         if self._thread is not None:
             self._waiting.put(None)
             self._thread.join(timeout_s)
@@ -93,6 +98,7 @@ class Gallery:
     def _work(self) -> None:
         with suppress(OSError, AttributeError):  # not everywhere may a thread have a priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self._released.wait(self._hold_s)
         while (event := self._waiting.get()) is not None:
             self._try(lambda event=event: self._draw(event))
         self._try(self._list_members)

@@ -137,6 +137,7 @@ class TrackingDetails:
     sweep: tracking.Sweep | None = None  # what the saved view of a sweep is made from
     excluded_knobs: Iterable[str] = ()  # not recorded as parameters
     always_charted: Iterable[str] = ()  # figures that are charted in any case
+    hold_s: float = 0.0  # MLflow is left alone for so long, or until the tracker's `release`
 
 
 def open_tracker(
@@ -175,6 +176,7 @@ def open_tracker(
         home=home(),
         run_dir=folder.path,
         always_charted=details.always_charted,
+        hold_s=details.hold_s,
         warn=warn,
     )
 

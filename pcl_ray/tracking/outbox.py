@@ -41,11 +41,19 @@ class RunStore(Protocol):
 
 class Outbox:
     """Takes everything at once and sends it every `flush_s` seconds from a daemon thread. Over an outage it
-    is held in memory, and then in the file `path`. first: what is sent before anything else.
+    is held in memory, and then in the file `path`. first: what is sent before anything else. hold_s: it
+    begins after so many seconds, unless `release`, `announce` or `close` let it begin before.
     """
 
     def __init__(
-        self, store: RunStore, path: Path, flush_s: float, first: Unsent, warn: Callable[[str], None]
+        self,
+        store: RunStore,
+        path: Path,
+        flush_s: float,
+        first: Unsent,
+        warn: Callable[[str], None],
+        *,
+        hold_s: float = 0.0,
     ):
         self._store, self._path, self._flush_s, self._warn = store, path, flush_s, warn
         self._changed = threading.Condition()  # guards the buffer, the file and the two statuses
@@ -55,6 +63,8 @@ class Outbox:
         # close() took what was left; a thread still stuck in a request must touch nothing
         self._abandoned = False
         self._disk_failed = False
+        self._released = False
+        self._hold_s = hold_s
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
@@ -71,6 +81,12 @@ class Outbox:
         """Gives the run this status before all else. Signal handlers may call it: the lock is reentrant."""
         with self._changed:
             self._announced = status
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        """Lets it begin where it still holds back."""
+        with self._changed:
+            self._released = True
             self._changed.notify_all()
 
     def close(self, status: str, timeout_s: float) -> None:
@@ -100,6 +116,7 @@ class Outbox:
             logging.getLogger(__name__).debug("warning not delivered: %s (%s)", message, error)
 
     def _work(self) -> None:
+        self._hold()
         pause = 0.0  # above 0 while the server does not answer
         while True:
             with self._changed:
@@ -116,6 +133,13 @@ class Outbox:
             if status is not None:
                 return
             self._wait(pause)
+
+    def _hold(self) -> None:
+        def due() -> bool:
+            return self._released or self._last_status is not None or self._announced is not None
+
+        with self._changed:
+            self._changed.wait_for(due, timeout=self._hold_s)
 
     def _wait(self, pause: float) -> None:
         def due() -> bool:

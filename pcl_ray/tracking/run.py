@@ -49,6 +49,8 @@ class NullRun:
 
     def tag(self, tags: Mapping[str, str]) -> None: ...
 
+    def release(self) -> None: ...
+
     def announce(self, status: Status) -> None: ...
 
     def finish(self, status: Status, timeout_s: float = 30) -> None: ...
@@ -64,13 +66,15 @@ def open_run(
     home: Path,
     run_dir: Path,
     always_charted: Iterable[str] = (),
+    hold_s: float = 0.0,
     warn: Callable[[str], None],
 ) -> MlflowRun | NullRun:
     """The MLflow run that is described, found (by its id or by its name) or created in the background:
     returns at once and never raises.
 
     home: PCL_RAY_HOME. run_dir: the folder of the run, where the file lies of what the server did not take.
-    always_charted: figures that are recorded whatever the catalogue of figures says. warn: gets one plain
+    always_charted: figures that are recorded whatever the catalogue of figures says. hold_s: MLflow, which
+    takes seconds of a core to begin with, is left alone for so long, or until `release`. warn: gets one plain
     sentence when something is wrong with the server; it is called from another thread.
     """
     if not config.enabled:
@@ -89,7 +93,7 @@ def open_run(
     )
     first = Unsent.of("tag", as_texts(description.tags))
     first.add(Unsent.of("file", {"config.yaml": description.config_yaml}))
-    outbox = Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, warn_without_secrets)
+    outbox = Outbox(store, run_dir / PENDING_FILE, config.flush_s, first, warn_without_secrets, hold_s=hold_s)
     choice = Selection(None if config.metrics == "all" else tuple(always_charted), config.register_as)
     return MlflowRun(store, outbox, choice)
 
@@ -183,6 +187,10 @@ class MlflowRun:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         self._outbox.put(Unsent.of("tag", as_texts(tags)))
+
+    def release(self) -> None:
+        """Begins to record, where `hold_s` is not over yet."""
+        self._outbox.release()
 
     def announce(self, status: Status) -> None:
         """Sets the status at once, before anything that still waits to be sent; `finish` follows."""

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class Event:
     """One thing that happened, with what is to be shown or recorded of it.
 
-    kind: start (training begins or goes on at `epoch`), alive (a step was taken), step (means over some
-    steps), epoch (all figures of an epoch, after its checkpoint is safe), figures (more of an epoch that was
-    reported before), phase (what is being done now), warning, snapshot (what is to be shown of an E-step),
-    views (of some images), system (how busy a node is; `text` names it), waiting (for its turn and for
-    resources on the cluster; `text` says for what, "": no more).
+    kind: start (training begins or goes on at `epoch`), alive (a step is about to be taken), step (means over
+    some steps), epoch (all figures of an epoch, after its checkpoint is safe), figures (more of an epoch that
+    was reported before), phase (what is being done now), warning, snapshot (what is to be shown of an
+    E-step), views (of some images), system (how busy a node is; `text` names it), waiting (for its turn and
+    for resources on the cluster; `text` says for what, "": no more).
     """
 
     kind: Literal[
@@ -46,6 +46,7 @@ class Event:
     metrics: dict[str, float] = field(default_factory=dict)
     text: str = ""
     snapshot: Snapshot | None = None
+    at: float = field(default_factory=time.time, compare=False)  # seconds since 1970, where it was made
     # [n, v, S, S, channels] uint8, the v views of an image as the network sees them, before normalisation
     views: np.ndarray | None = None
 

@@ -176,6 +176,10 @@ def _epochs(start: _Start, rollbacks: Rollbacks) -> Iterator[int]:
     if not rollbacks.of_this_start:
         post_once(Event("start", progress.epoch, steps_done))
 
+    if not steps_done and (
+        task.first_look or (config.evaluation.reference_lines and features.reference_sizes[0])
+    ):
+        post_once(Event("phase", text="evaluation"))  # large images and encoders take minutes
     if task.first_look and not steps_done and rank() == 0:
         labels = splits.train.labels
         _show(

@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 _BITS = 2  # of 64, in which the difference hashes of two copies may differ
 _MEAN, _MOST = 3.0, 32  # of 255, by which their miniatures may differ: on average, anywhere
@@ -31,6 +29,10 @@ def groups(
     content_hashes: [N] bytes. difference_hashes: [N] uint64, None where bytes alone are compared; the others
     are then not needed. See `looks.Look`.
     """
+    # half a second, which runs on other data need not wait for
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     count = len(content_hashes)
     pairs = [_equal(content_hashes)]
     if difference_hashes is not None and count:

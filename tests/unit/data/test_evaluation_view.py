@@ -32,6 +32,25 @@ def test_the_evaluation_view_is_fixed_and_needs_no_randomness(size: int, channel
         assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_small_evaluation_views_are_torchvisions(dtype: torch.dtype) -> None:
+    from torchvision.transforms import v2
+
+    ours, theirs = evaluation_view(config(28)), v2.Resize((28, 28), antialias=True)
+    for shape in [(1, 28, 28), (3, 40, 31), (1, 5, 90), (2, 3, 17, 28), (2, 2, 4, 64, 64), (0, 3, 9, 9)]:
+        pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        assert torch.equal(ours(pixels), theirs(pixels))
+
+
+def test_cpus_that_cannot_resize_bytes_round_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.transforms import v2
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    picture = image(3, 31, 40)
+    assert torch.equal(evaluation_view(config(28))(picture), v2.Resize((28, 28), antialias=True)(picture))
+
+
 def test_small_evaluation_views_hold_the_whole_image() -> None:
     picture = image(1, 8, 8)
     assert torch.equal(evaluation_view(config(8))(picture), picture)

@@ -169,3 +169,22 @@ def test_same_seed_same_weights() -> None:
     first, again, other = (built(seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.2.weight"], other["head.2.weight"])
+
+
+def test_small_resnets_are_made_of_torchvisions_blocks() -> None:
+    """Names, draws and sums are those that checkpoints and seeds of earlier versions know."""
+    from torchvision.models.resnet import BasicBlock, conv1x1
+
+    torch.manual_seed(0)
+    ours = SmallResNet(4, (1, 1), 3)
+    torch.manual_seed(0)
+    stem = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU()
+    )
+    first = BasicBlock(4, 4)
+    second = BasicBlock(4, 8, 2, torch.nn.Sequential(conv1x1(4, 8, 2), torch.nn.BatchNorm2d(8)))
+    theirs = torch.nn.ModuleDict({"stem": stem, "blocks": torch.nn.Sequential(first, second)})
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    pictures = torch.randn(2, 3, 9, 9)
+    assert torch.equal(ours(pictures), theirs["blocks"](theirs["stem"](pictures)).mean(dim=(2, 3)))

@@ -93,7 +93,7 @@ def test_lars_goes_on_from_its_state() -> None:
 def test_built_by_name_with_the_settings(name: str, kind: type) -> None:
     model = nn.Linear(3, 2)
     optimizer = build(OptimizerConfig(name=name, lr=0.5, momentum=0.8, weight_decay=0.25), model)
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     (group,) = optimizer.param_groups
     assert group["lr"] == 0.5
     assert group["weight_decay"] == 0.25
@@ -341,3 +341,22 @@ def test_where_torch_has_no_fused_step_it_chooses() -> None:
     elsewhere = nn.Linear(2, 2, device="meta")
     for name in ("sgd", "adamw"):
         assert build(OptimizerConfig(name=name, fused=True), elsewhere).param_groups[0]["fused"] is None
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", SGD), ("adamw", AdamW)])
+def test_steps_are_torchs_own(name: str, kind: type[Optimizer]) -> None:
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 3)
+        config = OptimizerConfig(name=name, lr=0.1, weight_decay=0.01)
+        optimizer: Optimizer = build(config, model)
+        if not ours:
+            momentum = {"momentum": config.momentum} if name == "sgd" else {}
+            optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.01, fused=True, **momentum)  # type: ignore
+        for factor in range(3):
+            optimizer.zero_grad()
+            model(torch.full((2, 5), float(factor))).square().sum().backward()
+            optimizer.step()
+        results.append(model.weight)
+    assert torch.equal(*results)

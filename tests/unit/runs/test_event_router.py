@@ -30,6 +30,7 @@ class RecordingTracker:
         self.logged: list[tuple[dict[str, float], int]] = []
         self.tags: dict[str, str] = {}
         self.announced = ""
+        self.released = False
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         self.logged.append((metrics, step))
@@ -42,6 +43,9 @@ class RecordingTracker:
 
     def announce(self, state: str) -> None:
         self.announced = state
+
+    def release(self) -> None:
+        self.released = True
 
 
 class RecordingGallery:
@@ -78,6 +82,25 @@ def test_figures_go_to_the_tracker_and_progress_to_the_state(parts: Any, folder:
     progress = folder.read_state()["progress"]
     assert (progress["epoch"], progress["epochs"], progress["left_s"]) == (1, 4, 9.0)
     assert (progress["figure"], progress["value"]) == (KNN_TOP1.name, 0.5)
+
+
+def test_mlflow_begins_with_the_first_step_whose_time_is_written_down(parts: Any, folder: RunFolder) -> None:
+    router, tracker, _, _ = parts
+    events = [Event("phase", text="Ray to start"), Event("start"), Event("alive"), Event("alive")]
+    for event in events[:2]:
+        router.handle(event)
+    assert not tracker.released
+    for event in events[2:]:
+        router.handle(event)
+    assert tracker.released
+    written = {"Ray to start": events[0].at, "training": events[1].at, "first step": events[2].at}
+    assert folder.read_state()["start"] == written
+
+
+def test_a_run_that_waits_for_its_turn_is_in_mlflow(parts: Any) -> None:
+    router, tracker, _, _ = parts
+    router.handle(Event("waiting", text="waiting for 2 GPUs"))
+    assert tracker.released
 
 
 def test_without_labels_progress_shows_the_loss() -> None:

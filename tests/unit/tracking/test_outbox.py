@@ -235,3 +235,26 @@ def test_what_is_appended_after_a_crash_is_read_whole(file: Path) -> None:
     again = pending.read(file)
     assert [point.step for point in again.points] == [1, 2, 3]
     assert again.entries == whole.entries == everything(file).entries
+
+
+@pytest.mark.parametrize("occasion", ["release", "announce", "close", "time"])
+def test_what_is_held_back_goes_out_on_each_occasion(tmp_path: Path, occasion: str) -> None:
+    server = Server()
+    hold_s = 0.01 if occasion == "time" else HANG
+    outbox = Outbox(server, tmp_path / "pending", 0.01, points(1), print, hold_s=hold_s)
+    if occasion != "time":
+        outbox.put(points(2))
+        time.sleep(0.1)  # many times as long as it sends after
+        assert server.requests == []
+    match occasion:
+        case "release":
+            outbox.release()
+        case "announce":
+            outbox.announce("KILLED")
+        case "close":
+            outbox.close("FINISHED", HANG)
+    wait_until(lambda: server.requests)
+    outbox.close("FINISHED", HANG)
+    assert sum(len(content) for kind, content in server.requests if kind == "points") == 1 + (
+        occasion != "time"
+    )
