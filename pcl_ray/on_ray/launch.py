@@ -41,6 +41,7 @@ from pcl_ray.training.training_task import TrainingTask, longest_silence, longes
 
 if TYPE_CHECKING:
     from ray.train import BackendConfig
+    from ray.train.torch import TorchTrainer
 
     from pcl_ray.on_ray.processes.trainer import LeanTrainer
 
@@ -237,10 +238,8 @@ class _ActorStart:
             )
 
 
-def _trainer(worker_input: WorkerInput, *, shared: bool) -> LeanTrainer:
+def _trainer(worker_input: WorkerInput, *, shared: bool) -> LeanTrainer | TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-
-    from pcl_ray.on_ray.processes.trainer import LeanTrainer
 
     task = worker_input.task
     resources = task.config.resources
@@ -273,13 +272,15 @@ def _trainer(worker_input: WorkerInput, *, shared: bool) -> LeanTrainer:
         ),
     }
     loop: Any = run_worker  # gives back a str; Ray declares None
-    return LeanTrainer(
-        loop,
-        train_loop_config={"input": worker_input},
-        shared=shared,
-        backend_config=_process_group(resources, int(longest_wait(task.config))),
-        **settings,
-    )
+    settings["train_loop_config"] = {"input": worker_input}
+    timeout_s = int(longest_wait(task.config))
+    try:
+        from pcl_ray.on_ray.processes.trainer import LeanTrainer
+    except ImportError:  # a Ray whose inside is another one: with all its helpers
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        return TorchTrainer(loop, torch_config=TorchConfig(timeout_s=timeout_s), **settings)
+    return LeanTrainer(loop, shared=shared, backend_config=_process_group(resources, timeout_s), **settings)
 
 
 def run_worker(config: dict[str, WorkerInput]) -> str:
@@ -300,7 +301,10 @@ def _process_group(resources: ResourcesConfig, timeout_s: int) -> BackendConfig:
 
 
 def _fit(
-    trainer: LeanTrainer, worker_input: WorkerInput, actors: _ActorStart, handle: Callable[[Event], None]
+    trainer: LeanTrainer | TorchTrainer,
+    worker_input: WorkerInput,
+    actors: _ActorStart,
+    handle: Callable[[Event], None],
 ) -> None:
     """Runs the trainer in a thread, so this one can show events, take signals and notice a standstill."""
     task, board = worker_input.task, worker_input.board

@@ -5,8 +5,7 @@ latest checkpoint or fresh learner (a first look at it)
                         │                                                         │     next epoch, figures
                         └─────────── checkpoint (rank 0, atomic) ←────────────────┘     → epoch event
 
-The checkpoint's content is copied, and written beside the next epoch; that epoch's event waits until it is
-safe. How the write went is learned at the next one, or at the end.
+A checkpoint is copied, then written beside the next epoch; its epoch's event waits until it is safe.
 
 With `e_step.overlap` the E-step goes on while the next epoch trains with the earlier clusters; all workers
 change over before the same step of that epoch, at its end at the latest. The checkpoint then holds the
@@ -175,10 +174,8 @@ def _epochs(start: _Start, rollbacks: Rollbacks) -> Iterator[int]:
     steps_done = progress.epoch * plan.steps_per_epoch + progress.steps
     if not rollbacks.of_this_start:
         post_once(Event("start", progress.epoch, steps_done))
-
-    if not steps_done and (
-        task.first_look or (config.evaluation.reference_lines and features.reference_sizes[0])
-    ):
+    references = config.evaluation.reference_lines and features.reference_sizes[0]
+    if not steps_done and (task.first_look or references):
         post_once(Event("phase", text="evaluation"))  # large images and encoders take minutes
     if task.first_look and not steps_done and rank() == 0:
         labels = splits.train.labels

@@ -1,0 +1,46 @@
+"""The trainer of a run: the lean one, and Ray's own where Ray's inside is not the one that is known."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_training import SmallTraining
+
+from pcl_ray.on_ray import environment
+
+environment.set_defaults()  # before Ray is imported
+
+from pcl_ray.on_ray import launch  # noqa: E402
+from pcl_ray.on_ray.processes.worker_input import WorkerInput  # noqa: E402
+
+
+@pytest.fixture
+def worker_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerInput:
+    for name in ("HEALTH_CHECK_INTERVAL_S", "WORKER_GROUP_START_TIMEOUT_S", "COLLECTIVE_TIMEOUT_S"):
+        monkeypatch.setenv(f"RAY_TRAIN_{name}", "30")
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    small = SmallTraining.of("resources.workers=2")
+    nothing: Any = None
+    return WorkerInput(small.task(tmp_path), nothing, nothing, nothing, tmp_path, ())
+
+
+def test_the_helpers_that_a_run_has_no_use_for_are_left_out(worker_input: WorkerInput) -> None:
+    alone, shared = (launch._trainer(worker_input, shared=shared) for shared in (False, True))
+    left_out = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    for trainer, missing in ((alone, left_out), (shared, {"DatasetsCallback"})):
+        every = {type(made).__name__ for made in super(type(trainer), trainer)._create_default_callbacks()}
+        own = {type(made).__name__ for made in trainer._create_default_callbacks()}
+        assert every - own == missing & every
+        assert "DatasetsCallback" in every
+
+
+def test_a_ray_with_another_inside_has_all_its_helpers(
+    worker_input: WorkerInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train.torch import TorchTrainer
+
+    monkeypatch.setitem(sys.modules, "pcl_ray.on_ray.processes.trainer", None)
+    assert isinstance(launch._trainer(worker_input, shared=False), TorchTrainer)
