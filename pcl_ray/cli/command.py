@@ -26,11 +26,12 @@ from pcl_ray.cli.train import FORK, RECIPES, RESUME, TRAIN
 from pcl_ray.cli.upkeep import ARCHIVE, DELETE, PRUNE, UNARCHIVE
 from pcl_ray.cli.verb import Parser, Verb
 from pcl_ray.errors import ConfigError, DataError, Problem, RunFailed, Stopped
-from pcl_ray.support import redaction, telemetry
+from pcl_ray.support import redaction, signals, telemetry
 from pcl_ray.support.paths import escaped_sign, path_text, visible
 from pcl_ray.support.text import suggestion_sentence
 
 _UTF8 = ["-X", "utf8"]
+_BY_SIGNAL = 128  # exit codes above it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SPELLED = "pcl_ray.spelled"  # how streams handle what they cannot encode
 _ASCII = {
@@ -110,6 +111,8 @@ def entry(*words: str) -> None:
     _read_names_as_utf8()
     lost = _open_streams()
     code = main([*words, *sys.argv[1:]])
+    if code > _BY_SIGNAL:
+        signals.ignore()
     try:
         sys.stdout.flush()
     except OSError as error:

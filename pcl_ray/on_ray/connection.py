@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -16,6 +17,9 @@ from ray.exceptions import RayError
 
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
+
+_SIGACTION_BYTES = 256  # more than a C library's struct sigaction has
+_PUT_BACK_EVERY_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def connected(cpus: float, py_executable: str | None = None) -> Iterator[bool]:
     try:
         yield shared
     finally:
-        ray.shutdown()
+        with _sigterm_kept():
+            ray.shutdown()
 
 
 def _silence_raylet() -> None:
@@ -95,3 +100,28 @@ def _our_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray's library, at its end, has SIGTERM end the process where it stands, seconds before all of Ray is
+    ended: inside of the block a thread puts what was there back, again and again.
+    """
+    library = ctypes.CDLL(None)
+    before, ended = ctypes.create_string_buffer(_SIGACTION_BYTES), threading.Event()
+    if not hasattr(library, "sigaction") or library.sigaction(signal.SIGTERM, None, before):
+        yield
+        return
+
+    def put_back() -> None:
+        while not ended.wait(_PUT_BACK_EVERY_S):
+            library.sigaction(signal.SIGTERM, before, None)
+
+    thread = threading.Thread(target=put_back, name="sigterm", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        library.sigaction(signal.SIGTERM, before, None)

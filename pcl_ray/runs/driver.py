@@ -31,7 +31,7 @@ from pcl_ray.runs.request import Request
 from pcl_ray.runs.storage_mirror import NullMirror, StorageMirror
 from pcl_ray.runs.upkeep import guardian
 from pcl_ray.support import machine, redaction
-from pcl_ray.support.signals import stopped_by_signals
+from pcl_ray.support.signals import heard_as_before, stopped_by_signals
 from pcl_ray.training.events import Event
 from pcl_ray.training.system_metrics import SystemWatch
 from pcl_ray.training.training_task import TrainingTask
@@ -223,7 +223,7 @@ class _Run:
         """Trains the run, and gives back its result. Raises RunFailed or Stopped where it does not finish,
         after everything that is known is written.
         """
-        with guardian.guarded(self._folder.name):
+        with heard_as_before(), guardian.guarded(self._folder.name):
             self._begin()
             try:
                 self._train()
@@ -258,7 +258,7 @@ class _Run:
         """Trains to the end, or leaves in state.json why not."""
         folder = self._folder
         try:
-            with stopped_by_signals(folder.name, on_stop=self._router.announce_stop):
+            with stopped_by_signals(folder.name, self._router.announce_stop, then_deaf=True):
                 self._mirror.upload()
                 self._display.begin(self._plan)
                 _run_training(folder, self._config, self._plan, self._splits, self._handle)
@@ -289,7 +289,7 @@ class _Run:
         self._folder.write_state(state=self._state, phase="recording", mlflow_run_id=self._tracker.run_id)
         self._tracker.tag({tracking.PHASE_TAG: "recording"})
         # A second Ctrl-C, or one after the training: what waits is kept, nothing is waited for.
-        with stopped_by_signals(self._folder.name):
+        with stopped_by_signals(self._folder.name, then_deaf=True):
             try:
                 result = self._leave_results()
             finally:

@@ -10,23 +10,58 @@ from typing import Any
 
 from pcl_ray.errors import Stopped
 
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_INSISTING = 3  # signals
+
 
 @contextmanager
-def stopped_by_signals(name: str, on_stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+def stopped_by_signals(
+    name: str, on_stop: Callable[[], None] = lambda: None, *, then_deaf: bool = False
+) -> Iterator[None]:
     """Ctrl-C and SIGTERM call `on_stop` and then end the block with Stopped, which tells how to go on with
-    run `name`. In another thread than the main one, which alone may listen for signals, this does nothing.
+    run `name`. A second one changes nothing: what the first has begun, such as the end of Ray, is not to be
+    cut off. A third ends that as well. In another thread than the main one, which alone may listen for
+    signals, this does nothing.
+
+    then_deaf: after a block that was ended so, signals are not heard, until `heard_as_before` ends.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    count = 0
 
     def stop(number: int, _: Any) -> None:
-        on_stop()
-        raise Stopped(name, number)
+        nonlocal count
+        count += 1
+        if count == 1:
+            on_stop()
+        if count in (1, _INSISTING):
+            raise Stopped(name, number)
 
-    earlier_handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier_handlers = {number: signal.signal(number, stop) for number in _NUMBERS}
     try:
         yield
     finally:
         for number, handler in earlier_handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if then_deaf and count else handler)
+
+
+@contextmanager
+def heard_as_before() -> Iterator[None]:
+    """Gives signals their handlers back at the end of the block, whatever it has put in their place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier_handlers = {number: signal.getsignal(number) for number in _NUMBERS}
+    try:
+        yield
+    finally:
+        for number, handler in earlier_handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def ignore() -> None:
+    """What ends this process is not cut off by another signal."""
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_IGN)

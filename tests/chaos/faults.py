@@ -197,13 +197,18 @@ def assert_same_course(run: Run, undisturbed: RunState) -> None:
     assert_equal(state.history, undisturbed.history, "history")
 
 
-def assert_recorded_once(run: Run, status: str = "FINISHED") -> None:
-    """One MLflow run, in this state, with one point of a metric at each step."""
+def assert_recorded_once(run: Run, status: str = "FINISHED", *, perhaps_not_yet: bool = False) -> None:
+    """One MLflow run, in this state, with one point of a metric at each step. perhaps_not_yet: it was killed
+    in the seconds after its first step, in which MLflow may not have heard of it.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{run.home}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    (recorded,) = client.search_runs(experiments, f"attributes.run_name = '{run.name}'")
+    found = client.search_runs(experiments, f"attributes.run_name = '{run.name}'") if experiments else []
+    if perhaps_not_yet and not found:
+        return
+    (recorded,) = found
     assert recorded.info.status == status
     for metric in ("train/loss", "eval/knn_top1"):
         steps = [point.step for point in client.get_metric_history(recorded.info.run_id, metric)]
