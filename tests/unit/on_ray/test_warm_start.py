@@ -38,7 +38,12 @@ sys.exit(7 if "fail" in sys.argv else 0)
 @pytest.fixture(scope="module")
 def py_executable() -> Iterator[list[str]]:
     with warm_start.warm_parent() as command:
-        yield shlex.split(command)
+        words = shlex.split(command)
+        deadline = time.monotonic() + LIMIT_S
+        while not Path(words[-1]).exists():  # until it listens, a worker starts without it
+            assert time.monotonic() < deadline, "the warm process does not listen"
+            time.sleep(0.02)
+        yield words
 
 
 @pytest.fixture
