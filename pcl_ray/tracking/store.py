@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,7 +224,15 @@ def _one_process(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite"):
         yield
         return
-    database = Path(uri.partition(":///")[2].partition("?")[0])
+    address, _, options = uri.partition("?")
+    scheme, _, file = address.partition(":///")
+    database = Path(file)
     database.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(database.with_name(database.name + ".lock"), WAIT_FOREVER):
+        if not database.exists():
+            # Whole or not at all: one whose making was cut off by a kill could never be opened again.
+            new = f"{file}.new"
+            Path(new).unlink(missing_ok=True)
+            open_client(f"{scheme}:///{new}{'?' * bool(options)}{options}").search_experiments(max_results=1)
+            os.replace(new, database)
         yield

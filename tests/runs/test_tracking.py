@@ -312,6 +312,27 @@ def test_processes_that_open_a_new_store_at_once_all_succeed_and_print_nothing(t
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
+_KILLED_WHILE_IT_MAKES_TABLES = """
+import os
+from mlflow.store.db import utils
+utils._upgrade_db = lambda engine: os._exit(9)  # its tables are there, what says so is not
+"""
+
+
+def test_a_store_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[2])}
+    command = [sys.executable, "-c", _KILLED_WHILE_IT_MAKES_TABLES + _ONE_PROCESS, str(tmp_path / "new"), "a"]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+    assert subprocess.run(command, **options, timeout=HANG, check=False).returncode == 9
+    assert list(tmp_path.glob("new/**/*.db.new"))  # something was left, and is in nobody's way
+    command[2] = _ONE_PROCESS
+    done = subprocess.run(command, **options, timeout=HANG, check=False)
+    assert done.stdout.startswith("run "), done.stderr
+    assert "None" not in done.stdout
+    assert done.stderr == ""
+    assert not list(tmp_path.glob("new/**/*.db.new"))
+
+
 # --- when the server does not answer
 
 
