@@ -72,11 +72,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
         checks = machine_check.check()
         print(machine_check.as_text(checks))
         return int(any(check.level == "failed" for check in checks))
-    if _is_sweep(arguments.run):
+    if (folder := _sweep_folder(arguments.run)) is not None:
         from pcl_ray.report.sweep import sweep_rules
         from pcl_ray.sweep.results import sweep_reader
 
-        sweep = sweep_reader.read(arguments.run)
+        sweep = sweep_reader.read_at(folder)
         print(sweep_rules.as_text(sweep, sweep_rules.findings(sweep)))
         return 0
     from pcl_ray.report.doctor import diagnosis as rules
@@ -87,8 +87,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _is_sweep(name: str) -> bool:
-    """Whether a sweep has this name, and no run. Raises ConfigError where neither has."""
+def _sweep_folder(name: str) -> Path | None:
+    """The folder of the sweep of this name or path, None where a run has it. Raises ConfigError where neither
+    has.
+    """
     from pcl_ray.runs import record_reader
     from pcl_ray.runs.folder import RunFolder, SweepFolder
 
@@ -98,13 +100,13 @@ def _is_sweep(name: str) -> bool:
         bare = name.rstrip("/").rpartition("/")[2]
         sweeps = SweepFolder.names()
         if bare in sweeps:
-            return True
+            return SweepFolder.path_of(bare)
         if hint := suggestion(bare, [*RunFolder.names(), *sweeps], start="; "):
             raise ConfigError(
                 f"there is no run {name!r}, and no sweep of that name, under {home()}{hint}"
             ) from None
         raise error from None
-    return False
+    return None
 
 
 def _add_out_argument(parser: argparse.ArgumentParser, meaning: str) -> None:
@@ -120,12 +122,11 @@ def _report(arguments: argparse.Namespace) -> int:
     from pcl_ray.api import open_run
     from pcl_ray.runs.folder import REPORT_FILE
 
-    if _is_sweep(arguments.run):
+    if (folder := _sweep_folder(arguments.run)) is not None:
         from pcl_ray.report.sweep import sweep_page
         from pcl_ray.sweep.results import sweep_reader
 
-        sweep = sweep_reader.read(arguments.run)
-        page = arguments.out or sweep_reader.folder_of(arguments.run) / REPORT_FILE
+        sweep, page = sweep_reader.read_at(folder), arguments.out or folder / REPORT_FILE
         print(f"report      {_written(lambda: sweep_page.write(sweep, page), page)}")
         return 0
     run = open_run(arguments.run)

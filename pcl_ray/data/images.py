@@ -15,6 +15,7 @@ from PIL import Image
 
 from pcl_ray.data.label_sets import LabelSets, label_bytes
 from pcl_ray.data.pictures.decoding import DecodingOptions, Scale, decode, formats, quiet, upright_size
+from pcl_ray.data.pictures.looks import content_hash
 from pcl_ray.errors import DataError
 from pcl_ray.support.files import size_and_time
 from pcl_ray.support.paths import path_text
@@ -210,7 +211,7 @@ class SeenFiles:
     """N files as they were when all of them were looked at."""
 
     states: np.ndarray  # [N, 2] int64: size and time
-    hashes: np.ndarray  # [N] bytes: blake2b of the content, as hexadecimal digits
+    hashes: np.ndarray  # [N] bytes: `looks.content_hash`, as hexadecimal digits
 
     @classmethod
     def of(cls, paths: Iterable[Path], hashes: np.ndarray) -> SeenFiles:
@@ -226,8 +227,7 @@ class SeenFiles:
         if state in ((-1, -1), tuple(self.states[index].tolist())):
             return False
         with suppress(OSError):
-            content = hashlib.blake2b(path.read_bytes(), digest_size=len(self.hashes[index]) // 2)
-            return content.hexdigest().encode() != self.hashes[index]
+            return content_hash(path.read_bytes()).hex().encode() != self.hashes[index]
         return False
 
 

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
+from pcl_ray.support.signals import heard_as_before
 
 _SIGACTION_BYTES = 256  # more than a C library's struct sigaction has
 _PUT_BACK_EVERY_S = 0.002
@@ -53,7 +54,9 @@ def connected(cpus: float, py_executable: str | None = None) -> Iterator[bool]:
         quiet["runtime_env"] = {"py_executable": py_executable}
     shared = bool(os.environ.get("RAY_ADDRESS"))
     try:
-        with _our_signals():
+        # Ray replaces SIGTERM's handler by one that ends the process where it stands, and a run that is asked
+        # to stop would count as failed.
+        with heard_as_before():
             if shared:
                 ray.init(**quiet)
             else:
@@ -84,22 +87,6 @@ def _silence_raylet() -> None:
 
 def _log_message(data: dict[str, Any], ignore_prefix: bool = False) -> None:
     logging.getLogger(__name__).info("%s: %s", data.get("pid"), "\n".join(data.get("lines", ())))
-
-
-@contextmanager
-def _our_signals() -> Iterator[None]:
-    """Puts our signal handlers back afterwards: Ray replaces SIGTERM's by one that ends the process where it
-    stands, and a run that is asked to stop would count as failed.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 @contextmanager

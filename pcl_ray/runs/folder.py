@@ -66,7 +66,7 @@ class StateEntries(TypedDict, total=False):
     versions: dict[str, str]
     # sweeps alone
     objective: dict[str, str]  # "metric", "direction"
-    knobs: dict[str, str]  # those of its space, and what they may be, in words
+    knobs: dict[str, str]  # the swept ones, and what they may be, in words
     recipe_point: dict[str, Any] | None  # the recipe's own values of the swept knobs
     results: dict[str, float]  # figures of the best configuration on the test split
     # trials of a sweep alone

@@ -57,8 +57,7 @@ def heard_as_before() -> Iterator[None]:
         yield
     finally:
         for number, handler in earlier_handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def ignore() -> None:

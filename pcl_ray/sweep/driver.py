@@ -227,7 +227,9 @@ def _report_entries(session: SweepSession) -> StateEntries:
     request, context = session.request, session.context
     return {
         "objective": {"metric": context.objective.metric, "direction": context.objective.direction},
-        "knobs": dict(spaces.described(request.space)),
+        "knobs": {
+            name: words for name, words in spaces.described(request.space) if name in request.space.domains
+        },
         "recipe_point": request.recipe_point,
         "num_images": context.num_images,
         "num_holdout": context.num_holdout,

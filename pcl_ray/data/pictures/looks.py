@@ -39,6 +39,11 @@ class Look:
     contrast: int  # 0 … 255, from the darkest to the brightest grey on its background
 
 
+def content_hash(encoded: bytes) -> bytes:
+    """[16] of a file, by which it is known again."""
+    return hashlib.blake2b(encoded, digest_size=16).digest()
+
+
 def look(encoded: bytes, options: DecodingOptions) -> Look:
     """Decodes a file, a JPEG as small as suffices, within `decoding.quiet`. Raises as `decode` does."""
     sizes: list[tuple[int, int]] = []
@@ -57,7 +62,7 @@ def look(encoded: bytes, options: DecodingOptions) -> Look:
     part = shown.convert("RGB").crop(box or (0, 0, *shown.size))
     return Look(
         size=sizes[0],
-        content_hash=hashlib.blake2b(encoded, digest_size=16).digest(),
+        content_hash=content_hash(encoded),
         difference_hash=_difference_hash(part),
         miniature=np.asarray(part.resize((MINIATURE, MINIATURE), Image.Resampling.HAMMING)),
         shape=part.width / max(part.height, 1),

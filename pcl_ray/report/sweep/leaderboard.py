@@ -80,8 +80,8 @@ def ranked(
     """
     groups: dict[tuple[Any, ...], list[TrialRecord]] = {}
     for record in records:
-        groups.setdefault(identity(record.point), []).append(record)
-    of_recipe = None if recipe_point is None else identity(recipe_point)
+        groups.setdefault(_identity(record.point), []).append(record)
+    of_recipe = None if recipe_point is None else _identity(recipe_point)
     rows = [_row(trials, of_recipe=point == of_recipe) for point, trials in groups.items()]
     return sorted(rows, key=lambda row: _sort_key(row, direction))
 
@@ -105,7 +105,7 @@ def score(value: float, direction: Direction) -> float:
     return {"max": value, "min": -value, "nearest_one": -abs(value - 1)}[direction]
 
 
-def identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
+def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
     """A point in a form to compare: equal points have equal ones, and 10 and 10.0 are the same K."""
     return tuple(
         (name, float(point[name]) if is_number(point[name]) else value_text(point[name]))
@@ -285,10 +285,15 @@ def selection_and_test(selected: MeasuredShare, test: MeasuredShare, trials: int
     ]
 
 
+def differ(first: MeasuredShare, second: MeasuredShare) -> bool:
+    """Whether two shares lie apart by more than two standard errors of their difference."""
+    return abs(first.value - second.value) > 2 * math.hypot(first.error, second.error)
+
+
 def what_test_means(selected: MeasuredShare, test: MeasuredShare, trials: int) -> str:
     """What the difference of the two means."""
     apart, noise = selected.value - test.value, math.hypot(selected.error, test.error)
-    if abs(apart) <= 2 * noise:
+    if not differ(selected, test):
         return f"{abs(apart):.3f} apart, within the noise of so few images (± {noise:.3f})"
     if apart > 0:
         return f"{apart:.3f} lower, more than noise: the best of {trials} trials was also the luckiest"

@@ -14,6 +14,7 @@ from pcl_ray.report.sweep.leaderboard import (
     Configuration,
     MeasuredShare,
     TrialRecord,
+    differ,
     is_number,
     short,
     what_test_means,
@@ -191,7 +192,7 @@ def luck(record: SweepRecord) -> Finding | None:
         f"The best was chosen by {selected.text}; images that chose no trial give {test.text}:"
         f" {what_test_means(selected, test, len(record.trials))}."
     )
-    if selected.value - test.value <= 2 * (selected.error**2 + test.error**2) ** 0.5:
+    if selected.value < test.value or not differ(selected, test):
         return Finding("luck", "good", "The best holds on images that chose no trial", meaning, ())
     title = "The best is partly luck"
     return Finding("luck", "warning", title, meaning, ("believe the figure of the test split",))

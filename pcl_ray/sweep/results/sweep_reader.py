@@ -29,14 +29,9 @@ from pcl_ray.sweep.space import objective
 _CURVES = 5  # trials whose histories are read, the best first
 
 
-def folder_of(name: str) -> Path:
-    """The folder of a sweep, from its name or its path. Raises ConfigError where there is none."""
-    return SweepFolder.existing(name.rstrip("/").rpartition("/")[2])
-
-
 def read(name: str) -> SweepRecord:
     """The record of the sweep of this name. Raises ConfigError where there is none."""
-    return read_at(folder_of(name))
+    return read_at(SweepFolder.existing(name))
 
 
 def read_at(path: Path, state: State | None = None) -> SweepRecord:
@@ -96,9 +91,7 @@ def _knobs(written: Mapping[str, Any], trials: list[TrialRecord]) -> dict[str, s
     """The swept knobs and what they may be; of earlier versions' sweeps those that the trials have."""
     stored = written.get("knobs")
     if isinstance(stored, dict):
-        return {
-            str(name): str(words) for name, words in stored.items() if not str(words).startswith("fixed ")
-        }
+        return {str(name): str(words) for name, words in stored.items()}
     return {name: "" for trial in trials for name in trial.point}
 
 
