@@ -4,15 +4,15 @@ The submodules load Ray, and `launch` torch: whoever needs one imports it when i
 """
 
 __all__ = [
-    "admission",
-    "bundles",
     "connection",
     "current_job",
     "embedding",
     "environment",
     "launch",
     "local_head_record",
+    "lost_workers",
     "metrics",
     "neighbour_tasks",
     "node_checks",
+    "reserving",
 ]

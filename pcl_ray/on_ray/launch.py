@@ -3,7 +3,8 @@
 driver ── EventBoard   ← events of rank 0
        ├─ EStepActor   ← features of every worker, → ClusterSet
        ├─ EStepShard … ← in mode sharded: the features of a range of the images each
-       └─ a trainer → controller → workers (`worker.run_worker`)
+       └─ a trainer → controller → workers (`worker.run_worker`); one after the other where the number of
+                                   workers may change (`reserving.elastic`)
 
 Without torch, and so are driver and controller where there are no GPUs: two seconds each.
 """
@@ -27,15 +28,17 @@ import pcl_ray.config
 from pcl_ray.config import ResourcesConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.on_ray import admission, node_checks
-from pcl_ray.on_ray.bundles import run_bundles
+from pcl_ray.on_ray import node_checks
 from pcl_ray.on_ray.connection import SharedData, connected, share
+from pcl_ray.on_ray.lost_workers import explanation, last_line
 from pcl_ray.on_ray.processes import warm_start
 from pcl_ray.on_ray.processes.actors import EStepActorProcess
-from pcl_ray.on_ray.processes.worker_input import WorkerInput
+from pcl_ray.on_ray.processes.worker_input import WorkerInput, WorkersEnd
+from pcl_ray.on_ray.reserving import admission, elastic
+from pcl_ray.on_ray.reserving.bundles import run_bundles, total
+from pcl_ray.on_ray.reserving.elastic import WorkersLost
 from pcl_ray.support import worker_positions
 from pcl_ray.support.text import count
-from pcl_ray.support.worker_positions import WorkerPosition
 from pcl_ray.training.events import Event, EventBoard
 from pcl_ray.training.training_task import TrainingTask, longest_silence, longest_wait
 
@@ -49,15 +52,13 @@ _POLL_S = 0.5
 # not in the placement group of the trial that may have started us, which has room for itself alone
 _ANYWHERE = "DEFAULT"
 _SLACK = 1e-6
-# What gloo and NCCL say where another process is gone.
-_PEER_LOST = ("Connection reset", "Connection closed", "remote process exited", "NCCL")
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
 
 
 def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event], None]) -> None:
     """Trains with Ray Train workers; `handle` sees events. Raises RunFailed; ConfigError if it cannot fit."""
     resources = task.config.resources
-    cpus = _sum_of(run_bundles(resources, task.plan.e_step_shards), "CPU")
+    cpus = total(run_bundles(_with_all_workers(resources), task.plan.e_step_shards), "CPU")
 
     def check_nodes() -> None:
         node_checks.check(Path(task.run_dir), splits, task.config.data.path, resources.storage)
@@ -72,6 +73,11 @@ def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event
             check_nodes()
         on_admission = check_nodes if later else None
         train_shared(task, share(splits), handle, queue=shared, on_admission=on_admission)
+
+
+def _with_all_workers(resources: ResourcesConfig) -> ResourcesConfig:
+    """A Ray of our own has room for the full number."""
+    return resources.model_copy(update={"min_workers": None})
 
 
 def _warm_start(resources: ResourcesConfig) -> AbstractContextManager[str | None]:
@@ -127,8 +133,8 @@ def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]
     """Starts the actors, trains, and ends the actors."""
     config = task.config
     actor = start_e_step_actor(config)
-    count = task.plan.e_step_shards
-    shards = tuple(start_shard_actor(config, number, count) for number in range(count))
+    all_shards = task.plan.e_step_shards
+    shards = tuple(start_shard_actor(config, number, all_shards) for number in range(all_shards))
     board: Any = (
         ray.remote(EventBoard).options(num_cpus=0, max_restarts=-1, scheduling_strategy=_ANYWHERE).remote()
     )
@@ -138,7 +144,18 @@ def _train(task: TrainingTask, data: SharedData, handle: Callable[[Event], None]
             actor.watch.remote(config.tracking.system_metrics_s, board)
         positions = Path(task.run_dir) / worker_positions.FOLDER / uuid.uuid4().hex[:8]
         worker_input = WorkerInput(task, data, actor, board, positions, shards)
-        _fit(_trainer(worker_input, shared=shared), worker_input, up, handle)
+
+        def fit(workers: int, more_room: Callable[[], bool]) -> bool:
+            trainer = _trainer(worker_input, workers, shared=shared)
+            phase = f"{count(workers, 'worker')} and the E-step actor to start"
+            handle(Event("phase", text=phase))
+            return _fit(trainer, worker_input, up, handle, more_room)
+
+        if elastic.is_elastic(config):
+            up.wait()  # what is free shows only beside the actors
+            elastic.train(config, fit, handle)
+        else:
+            fit(config.resources.workers, lambda: False)
         worker_positions.remove(Path(task.run_dir))
     finally:
         for started in (actor, board, *shards):
@@ -154,18 +171,14 @@ def _check_cluster(resources: ResourcesConfig, bundles: Sequence[Mapping[str, fl
         "CPU": ("resources.cpus_per_worker", resources.cpus_per_worker),
     }
     for kind, (name, value) in knobs.items():
-        needed, total = _sum_of(bundles, kind), cluster.get(kind, 0)
-        if needed > total + _SLACK:
+        needed, all_of_it = total(bundles, kind), cluster.get(kind, 0)
+        if needed > all_of_it + _SLACK:
             message = (
                 f"the workers and the E-step actor need {needed:g} {kind}s together, the cluster has"
-                f" {total:g}; ask for less, or set resources.autoscaling=true where the cluster adds nodes by"
-                " itself"
+                f" {all_of_it:g}; ask for less, or set resources.autoscaling=true where the cluster adds"
+                " nodes by itself"
             )
             raise ConfigError([Problem(name, value, message)])
-
-
-def _sum_of(bundles: Sequence[Mapping[str, float]], kind: str) -> float:
-    return sum(bundle.get(kind, 0) for bundle in bundles)
 
 
 def _check_nodes(bundles: Sequence[Mapping[str, float]]) -> None:
@@ -220,6 +233,12 @@ class _ActorStart:
         self._resources = resources
         self._deadline = time.monotonic() + resources.start_timeout_s
 
+    def wait(self) -> None:
+        """Returns when all are up. Raises as `check` does."""
+        while self._waiting:
+            self.check()
+            time.sleep(0.05)
+
     def check(self) -> None:
         """Returns at once. Raises RunFailed where one could not start, or has not in time."""
         if not self._waiting:
@@ -228,7 +247,7 @@ class _ActorStart:
         try:
             ray.get(ready)
         except RayActorError as error:
-            raise RunFailed(f"the E-step actor could not start: {_last_line(error)}") from error
+            raise RunFailed(f"the E-step actor could not start: {last_line(error)}") from error
         if self._waiting and time.monotonic() > self._deadline:
             resources = self._resources
             raise RunFailed(
@@ -238,7 +257,7 @@ class _ActorStart:
             )
 
 
-def _trainer(worker_input: WorkerInput, *, shared: bool) -> LeanTrainer | TorchTrainer:
+def _trainer(worker_input: WorkerInput, workers: int, *, shared: bool) -> LeanTrainer | TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     task = worker_input.task
@@ -257,12 +276,12 @@ def _trainer(worker_input: WorkerInput, *, shared: bool) -> LeanTrainer | TorchT
         per_worker["GPU"] = resources.gpus_per_worker
     # Any: Ray picks the classes of one of its two Train versions at run time, out of a type checker's sight.
     limits: Any = {"max_failures": resources.max_failures, "controller_failure_limit": _START_TRIES}
+    if elastic.is_elastic(task.config):  # others take their place, perhaps fewer
+        limits = {"max_failures": 0, "controller_failure_limit": 0}
     failures: Any = FailureConfig(**limits)
     settings: Any = {
         "scaling_config": ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=per_worker,
+            num_workers=workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
         ),
         # Ray Train resumes by name from its checkpoints; ours are in run_dir, so an attempt has a new name.
         "run_config": RunConfig(
@@ -271,7 +290,7 @@ def _trainer(worker_input: WorkerInput, *, shared: bool) -> LeanTrainer | TorchT
             failure_config=failures,
         ),
     }
-    loop: Any = run_worker  # gives back a str; Ray declares None
+    loop: Any = run_worker  # Ray declares None
     settings["train_loop_config"] = {"input": worker_input}
     timeout_s = int(longest_wait(task.config))
     try:
@@ -283,7 +302,7 @@ def _trainer(worker_input: WorkerInput, *, shared: bool) -> LeanTrainer | TorchT
     return LeanTrainer(loop, shared=shared, backend_config=_process_group(resources, timeout_s), **settings)
 
 
-def run_worker(config: dict[str, WorkerInput]) -> str:
+def run_worker(config: dict[str, WorkerInput]) -> WorkersEnd:
     """`worker.run_worker`, imported where it runs: the controller, which sends this on, needs no torch."""
     from pcl_ray.on_ray import worker
 
@@ -305,8 +324,11 @@ def _fit(
     worker_input: WorkerInput,
     actors: _ActorStart,
     handle: Callable[[Event], None],
-) -> None:
-    """Runs the trainer in a thread, so this one can show events, take signals and notice a standstill."""
+    more_room: Callable[[], bool],
+) -> bool:
+    """Runs the trainer in a thread, so this one can show events, take signals and notice a standstill; and
+    where there is more room, has the workers pause. Gives back whether the run has ended.
+    """
     task, board = worker_input.task, worker_input.board
     ended: Future[Any] = Future()
 
@@ -317,8 +339,6 @@ def _fit(
             ended.set_exception(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    workers = count(task.config.resources.workers, "worker")
-    handle(Event("phase", text=f"{workers} and the E-step actor to start"))
     thread.start()
     limit = longest_silence(task.config)
     last_sign = time.monotonic()
@@ -327,6 +347,8 @@ def _fit(
         actors.check()
         if _handle_events(board, handle):
             last_sign = time.monotonic()
+        if more_room():
+            board.ask_to_pause.remote()
         if time.monotonic() - last_sign > limit:
             raise RunFailed(
                 f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and"
@@ -335,9 +357,11 @@ def _fit(
     _handle_events(board, handle)
     error = ended.exception()
     if error is not None:
-        raise RunFailed(_explanation(error, worker_input.positions)) from error
-    if problem := ended.result().return_value:
-        raise RunFailed(problem)
+        raise WorkersLost(explanation(error, worker_input.positions)) from error
+    end: WorkersEnd = ended.result().return_value
+    if end.problem:
+        raise RunFailed(end.problem)
+    return not end.paused
 
 
 def _handle_events(board: Any, handle: Callable[[Event], None]) -> bool:
@@ -350,42 +374,3 @@ def _handle_events(board: Any, handle: Callable[[Event], None]) -> bool:
         handle(event)
     # a node is measured also where nothing trains any more
     return any(event.kind != "system" for event in events)
-
-
-def _explanation(error: BaseException, positions: Path) -> str:
-    """Why the workers could not go on; of one that died, how, where, and its last words."""
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
-        return f"Ray Train failed: {_last_line(error)}"
-    if lost := _lost_worker(failures, positions):
-        parts = [f"{lost.sentence()}. {lost.advice()}"]
-        if words := lost.last_errors():
-            parts.append(f"The last lines of its stderr:\n{words}")
-        if code := lost.code():
-            parts.append(f"It was in {code}; the whole stack is in {positions}")
-        return "\n".join(parts)
-    worker, cause = min(failures.items())
-    return f"worker {worker} failed: {_last_line(cause)}"
-
-
-def _lost_worker(failures: Mapping[int, BaseException], positions: Path) -> WorkerPosition | None:
-    """The worker whose death is the reason: the others may have said first that they miss it."""
-    attempts = worker_positions.attempts_of(positions)
-    if not attempts:
-        return None
-    left = worker_positions.read_positions(attempts[-1])
-    if lost := worker_positions.lost_worker(left, [r for r, cause in failures.items() if _is_death(cause)]):
-        return lost
-    missed = any(word in str(cause) for cause in failures.values() for word in _PEER_LOST)
-    return left[0] if missed and len(left) == 1 else None
-
-
-def _is_death(cause: BaseException) -> bool:
-    """Whether a worker's process is gone, in contrast to one that raised an error."""
-    within = getattr(cause, "cause", None) or cause.__cause__
-    return isinstance(cause, RayActorError) or isinstance(within, RayActorError)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -11,17 +11,19 @@ import pickle
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 from ray.train import get_context
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
+from pcl_ray import plan as plans
 from pcl_ray.clustering import ClusterSet
 from pcl_ray.clustering.group import Group, TorchGroup
 from pcl_ray.data import datasets
@@ -29,7 +31,7 @@ from pcl_ray.e_step import ShardInput, ShardResult
 from pcl_ray.errors import ConfigError, OutOfMemory, RunFailed
 from pcl_ray.features import FeatureShard
 from pcl_ray.model.distributed import any_worker, rank, world_size
-from pcl_ray.on_ray.processes.worker_input import WorkerInput
+from pcl_ray.on_ray.processes.worker_input import WorkerInput, WorkersEnd
 from pcl_ray.support import machine, worker_positions
 from pcl_ray.support.worker_positions import PositionRecorder
 from pcl_ray.training import loop
@@ -46,9 +48,12 @@ _AHEAD = 4  # pieces that are on their way at a time
 _ACTOR_GONE = (ActorUnavailableError, ActorDiedError)
 
 
-def run_worker(worker_input: WorkerInput) -> str:
-    """Trains to the end. Gives back "" or, on every worker alike, why the run cannot go on."""
-    task = worker_input.task
+def run_worker(worker_input: WorkerInput) -> WorkersEnd:
+    """Trains to the end, or to a pause. Gives back, on every worker alike, how that went."""
+    asked_for = worker_input.task
+    config, plan = plans.with_workers(asked_for.config, asked_for.plan, world_size())
+    task = replace(asked_for, config=config, plan=plan)
+    worker_input = replace(worker_input, task=task)
     settings = task.config
     torch.set_num_threads(_threads(task))
     splits = ray.get(worker_input.data.splits, timeout=settings.resources.start_timeout_s)
@@ -58,14 +63,14 @@ def run_worker(worker_input: WorkerInput) -> str:
     post = worker_input.board.post.remote
     begun = _broadcast(_begin_attempt(worker_input) if rank() == 0 else None)
     if begun.problem:
-        return begun.problem
+        return WorkersEnd(begun.problem)
     watch = SystemWatch(interval_s, post)
     try:
         with PositionRecorder(begun.folder, rank()) as recorder:
             datasets.fetch(splits)  # DataError: this node cannot have the images that others have
             device = _device(task)
             e_step = ActorEStep(worker_input, device)
-            loop.train(
+            ended = loop.train(
                 task,
                 splits,
                 device=device,
@@ -73,14 +78,26 @@ def run_worker(worker_input: WorkerInput) -> str:
                 broadcast=_broadcast,
                 post=post,
                 mark=recorder.mark,
+                pauses=partial(_pauses, worker_input),
             )
     except OutOfMemory:
         raise  # of this worker alone: the others wait for it, until Ray ends them
     except (RunFailed, ConfigError) as failure:
-        return str(failure)
+        return WorkersEnd(str(failure))
     finally:
         watch.stop()
-    return ""
+    return WorkersEnd(paused=not ended)
+
+
+def _pauses(worker_input: WorkerInput) -> bool:
+    """Whether more workers are to go on from here. Asked on every worker."""
+    if world_size() == worker_input.task.config.resources.workers:
+        return False
+    pauses = False
+    if rank() == 0:
+        with suppress(RayError, GetTimeoutError):
+            pauses = ray.get(worker_input.board.take_pause.remote(), timeout=30)
+    return _broadcast(pauses)
 
 
 def _device(task: TrainingTask) -> torch.device:

@@ -6,7 +6,7 @@ from pcl_ray.plan.checks import check, check_alone, notes
 from pcl_ray.plan.cluster_counts import resolve_num_clusters, why_so_many
 from pcl_ray.plan.e_step_epochs import e_step_epochs, e_step_number
 from pcl_ray.plan.fitting import Surroundings, fit
-from pcl_ray.plan.run_plan import RunPlan, make
+from pcl_ray.plan.run_plan import RunPlan, make, with_workers
 from pcl_ray.plan.sizes import (
     FILE_SOURCES,
     SHARD_SOURCES,
@@ -20,6 +20,7 @@ from pcl_ray.plan.sizes import (
     negatives,
     small_crop_size,
 )
+from pcl_ray.plan.workers import worker_counts
 
 __all__ = [
     "FILE_SOURCES",
@@ -44,4 +45,6 @@ __all__ = [
     "resolve_num_clusters",
     "small_crop_size",
     "why_so_many",
+    "with_workers",
+    "worker_counts",
 ]

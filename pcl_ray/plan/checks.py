@@ -14,6 +14,7 @@ from pcl_ray.errors import Problem
 from pcl_ray.plan import sizes
 from pcl_ray.plan.cluster_counts import resolve_num_clusters
 from pcl_ray.plan.sizes import FILE_SOURCES, SHARD_SOURCES
+from pcl_ray.plan.workers import worker_notes, worker_problems
 from pcl_ray.support import machine
 
 # Rates from which on trained weights rather forget: those that random weights are usually trained with.
@@ -40,7 +41,7 @@ def check_alone(config: RunConfig, *, gpus: int | None = None) -> list[Problem]:
     """The mistakes that show without knowing the number of images."""
     return [
         *_source_problems(config),
-        *_worker_problems(config),
+        *worker_problems(config),
         *_reading_problems(config),
         *_view_problems(config),
         *_schedule_problems(config),
@@ -53,7 +54,8 @@ def check_alone(config: RunConfig, *, gpus: int | None = None) -> list[Problem]:
 
 def _gpu_problems(config: RunConfig, gpus: int) -> Iterator[Problem]:
     resources = config.resources
-    wanted = max(resources.workers, 1) * resources.gpus_per_worker + resources.e_step_gpus
+    workers = max(min(resources.fewest_workers, resources.workers), 1)
+    wanted = workers * resources.gpus_per_worker + resources.e_step_gpus
     if wanted <= gpus:
         return
     message = (
@@ -83,29 +85,6 @@ def _source_problems(config: RunConfig) -> Iterator[Problem]:
         if value not in (None, ()) and data.source not in sources:
             shown = list(value) if isinstance(value, tuple) else value
             yield Problem(f"data.{name}", shown, f"is for data.source = {' or '.join(sources)}")
-
-
-def _worker_problems(config: RunConfig) -> Iterator[Problem]:
-    batch, workers = config.train.batch_size, max(config.resources.workers, 1)
-    if batch % workers:
-        example = math.ceil(batch / workers) * workers
-        yield Problem(
-            "train.batch_size", batch, f"must be a multiple of resources.workers = {workers}, e.g. {example}"
-        )
-    elif batch // workers < 2:
-        yield Problem(
-            "train.batch_size",
-            batch,
-            f"gives each of the {workers} workers {batch // workers} image a step; at least {2 * workers} is"
-            " needed",
-        )
-    share = config.resources.gpus_per_worker
-    if workers > 1 and 0 < share <= 0.5:
-        yield Problem(
-            "resources.gpus_per_worker",
-            share,
-            "NCCL takes one worker a GPU; more than 0.5 each, or fewer workers with larger batches",
-        )
 
 
 def _reading_problems(config: RunConfig) -> Iterator[Problem]:
@@ -385,6 +364,7 @@ def notes(config: RunConfig, num_images: int, num_holdout: int) -> Iterator[str]
             "resources.e_step_gpus: the workers cluster on their own GPUs (e_step.mode = distributed); the"
             " E-step actor needs none"
         )
+    yield from worker_notes(config)
     yield from _pretrained_notes(config)
     if not num_holdout:
         yield "no held-out images: no kNN accuracy; data.holdout keeps a share of the images for evaluation"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pcl_ray.config import OptimizerConfig, RunConfig
 from pcl_ray.errors import ConfigError
@@ -140,7 +140,7 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         in_memory=sizes.in_memory(config, everything),
         memory_side=sizes.memory_side(config),
         loader_workers=sizes.loader_workers(config, everything),
-        threads=max(sizes.cpus(config) - sizes.loader_workers(config, everything), 1),
+        threads=sizes.threads(config, everything),
         feature_bytes=sizes.feature_bytes(config, num_images),
         assignment_bytes=num_images * 8 * len(counts),
         queue_bytes=config.loss.queue_size * config.encoder.dim * 4,
@@ -150,6 +150,31 @@ def make(config: RunConfig, num_images: int, num_holdout: int = 0) -> RunPlan:
         momentum=encoder.momentum,
         momentum_end=encoder.momentum if encoder.momentum_end is None else encoder.momentum_end,
     )
+
+
+def with_workers(config: RunConfig, plan: RunPlan, count: int) -> tuple[RunConfig, RunPlan]:
+    """Configuration and plan as so many workers train by them: batches and views are the same.
+
+    Where a worker has the images of several, batch norm takes the statistics of as many parts as all workers
+    would: then the result is the same, too, up to rounding. Micro-batches cut the parts elsewhere.
+    """
+    if count == plan.world_size:
+        return config, plan
+    batch, at_most = plan.global_batch, config.train.micro_batch
+    plan = replace(
+        plan,
+        world_size=count,
+        devices=plan.devices / plan.world_size * count,
+        batch_per_worker=batch // count,
+        micro_batches=sizes.micro_batches(batch // count, at_most),
+    )
+    more = config.resources.workers // count
+    if config.resources.workers % count or plan.micro_batches > 1 or config.encoder.batch_norm == "sync":
+        return config, plan
+    parts = config.encoder.batch_norm_parts * more
+    return config.model_copy(
+        update={"encoder": config.encoder.model_copy(update={"batch_norm_parts": parts})}
+    ), plan
 
 
 def _spread(epochs: list[int], count: int) -> tuple[int, ...]:

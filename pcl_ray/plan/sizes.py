@@ -20,6 +20,10 @@ SMALL_CROP_MIN = 0.05  # share of the image's area, of small views (SwAV: Caron 
 _DENSE_UP_TO_ON_CPU = 32_768
 _DENSE_UP_TO_ON_GPU = 262_144
 _DRAWN = 16_384
+# Values of a pass after the encoder's first layer with which a thread makes it faster: measured with one and
+# two of them (benchmarks/RESULTS.md).
+_VALUES_A_THREAD = 200_000
+_USUAL_STEM = (64, 2)  # width and stride of other backbones' first layer
 
 
 def e_step_mode(config: RunConfig, num_images: int) -> EStepMode:
@@ -98,6 +102,22 @@ def loader_workers(config: RunConfig, num_images: int) -> int:
 def cpus(config: RunConfig) -> int:
     """Cores of each worker; of this machine where there are no workers."""
     return max(int(config.resources.cpus_per_worker), 1) if config.resources.workers else machine.cores()
+
+
+def threads(config: RunConfig, num_images: int) -> int:
+    """Threads of each worker's training: its cores that do not decode; on a CPU only as many as have enough
+    to do in each layer of a pass. Others only wait for each other.
+    """
+    own = max(cpus(config) - loader_workers(config, num_images), 1)
+    if config.resources.gpus_per_worker:
+        return own
+    encoder, images = config.encoder, config.train.batch_size // max(config.resources.workers, 1)
+    passes = micro_batches(images, config.train.micro_batch) * encoder.batch_norm_parts
+    width, stride = (
+        (encoder.width, encoder.stem_stride) if encoder.backbone == "small_resnet" else _USUAL_STEM
+    )
+    values = images / passes * (config.augment.image_size / stride) ** 2 * width
+    return max(min(own, int(values / _VALUES_A_THREAD)), 1)
 
 
 def micro_batches(images: int, at_most: int | None) -> int:

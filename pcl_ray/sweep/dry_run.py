@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from pcl_ray.on_ray import bundles
-from pcl_ray.on_ray.bundles import Bundle
+from pcl_ray.on_ray.reserving import bundles
+from pcl_ray.on_ray.reserving.bundles import Bundle
 from pcl_ray.runs.request import gpus_here
 from pcl_ray.support.redaction import scrubbed
 from pcl_ray.sweep import warm_ups

@@ -19,7 +19,8 @@ from ray import tune
 from pcl_ray import tracking
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.on_ray import admission, bundles, connection, node_checks
+from pcl_ray.on_ray import connection, node_checks
+from pcl_ray.on_ray.reserving import admission, bundles
 from pcl_ray.runs.folder import LOCK_FILE
 from pcl_ray.support.paths import home
 from pcl_ray.support.redaction import CLOUD_KEYS

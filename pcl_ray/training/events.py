@@ -92,6 +92,19 @@ class OnceSafe:
             self._post(not_shown(error))
 
 
+def show(post: Post, make: Callable[[], Event]) -> None:
+    """Posts an event to show. A missing picture must not fail a run: others would wait for this worker."""
+    try:
+        event = make()
+    except Exception as error:
+        event = not_shown(error)
+    post(event)
+
+
+def post_nothing(event: Event) -> None:
+    """Stands for `post` on all ranks but 0."""
+
+
 def not_shown(error: Exception) -> Event:
     """The warning about something that could not be shown."""
     text = f"something could not be shown ({type(error).__name__}: {error}); training goes on"
@@ -104,6 +117,7 @@ class EventBoard:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._lock = threading.Lock()
+        self._pauses = False
 
     def post(self, event: Event) -> None:
         with self._lock:
@@ -113,6 +127,15 @@ class EventBoard:
         with self._lock:
             events, self._events = self._events, []
         return events
+
+    def ask_to_pause(self) -> None:
+        """Has the workers end at the end of an epoch, so that others go on from its checkpoint."""
+        self._pauses = True
+
+    def take_pause(self) -> bool:
+        """Whether the workers are to end now; asked once, it is done."""
+        pauses, self._pauses = self._pauses, False
+        return pauses
 
 
 def step_events(

@@ -63,7 +63,7 @@ from pcl_ray.plan import RunPlan
 from pcl_ray.support.worker_positions import Mark, mark_nothing
 from pcl_ray.training import worker_checkpoints
 from pcl_ray.training.e_step_schedule import EStep, EStepOutput, EStepSchedule
-from pcl_ray.training.events import Event, OnceSafe, Post, not_shown, step_events
+from pcl_ray.training.events import Event, OnceSafe, Post, post_nothing, show, step_events
 from pcl_ray.training.feature_pass import FeaturePass
 from pcl_ray.training.first_look import reference_lines, references_in, untrained_snapshot, views_event
 from pcl_ray.training.input_stall import InputStall
@@ -82,18 +82,25 @@ def train(
     broadcast: Broadcast,
     post: Post,
     mark: Mark = mark_nothing,
-) -> None:
-    """Trains what is left of the run. `post` is called on rank 0 only, but for a warning of whoever cannot
-    read the checkpoint; `mark` on every worker, with what it does now.
+    pauses: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Trains what is left of the run, or until it `pauses`: which is asked on every worker after the epochs
+    that end with a checkpoint. Gives back whether the run has ended. `post` is called on rank 0 only, but for
+    a warning of whoever cannot read the checkpoint; `mark` on every worker, with what it does now.
 
     Raises RunFailed on all workers alike: loss not finite, features that cannot be clustered, checkpoint that
     cannot be written or read.
     """
     writer = BackgroundWriter()
     start = _Start(task, splits, device, e_step, broadcast, post, mark, writer=writer)
+    every, last = task.config.train.checkpoint_every_epochs, task.plan.epochs
     try:
-        for _ in _from_newest_checkpoint(start):
-            pass
+        for done in _from_newest_checkpoint(start):
+            if done < last and done % every == 0 and pauses():
+                worker_checkpoints.settle(writer, broadcast)
+                start.post_once.release()
+                return False
+        return True
     finally:
         with suppress(Exception):  # what ends the training is told, else `settle` has told of it
             writer.wait()
@@ -131,7 +138,7 @@ class _Start:
     @cached_property
     def post_once(self) -> OnceSafe:
         """`post` on rank 0, in order; nothing on the others."""
-        post = self.post if rank() == 0 else _post_nothing
+        post = self.post if rank() == 0 else post_nothing
         return OnceSafe(post, lambda: self.writer is None or self.writer.is_safe)
 
 
@@ -179,11 +186,11 @@ def _epochs(start: _Start, rollbacks: Rollbacks) -> Iterator[int]:
         post_once(Event("phase", text="evaluation"))  # large images and encoders take minutes
     if task.first_look and not steps_done and rank() == 0:
         labels = splits.train.labels
-        _show(
+        show(
             post_once,
             lambda: Event("snapshot", snapshot=untrained_snapshot(features, learner, labels, config, plan)),
         )
-        _show(post_once, partial(views_event, batches, -1, 0, splits, config))
+        show(post_once, partial(views_event, batches, -1, 0, splits, config))
     first_figures: dict[str, float] = {}
     if config.evaluation.reference_lines and not steps_done:
         first_figures = reference_lines(attempt, features, learner, start.e_step)
@@ -245,7 +252,7 @@ def _epochs(start: _Start, rollbacks: Rollbacks) -> Iterator[int]:
             cadence.next_epoch()
         post_once(Event("epoch", epoch, record.step, dict(record.metrics)))
         if config.tracking.enabled and plan.shows_after(epoch) and rank() == 0:
-            _show(post_once, partial(views_event, batches, epoch, record.step, splits, config))
+            show(post_once, partial(views_event, batches, epoch, record.step, splits, config))
         yield progress.epoch
         began = time.perf_counter()
 
@@ -361,12 +368,12 @@ def _training_metrics(
 def _epoch_times(progress: Progress, seconds: float, plan: RunPlan) -> dict[str, float]:
     """How long the newest epoch has taken with its E-step, and what the run has used up by now."""
     *earlier, newest = progress.history
-    before = sum(record.metrics.get(EPOCH_SECONDS.name, 0.0) for record in earlier)
+    minutes = earlier[-1].metrics.get(DEVICE_MINUTES.name, 0.0) if earlier else 0.0
     # The evaluation at the end comes once: what it takes says nothing of how an epoch's time is divided.
     usual = seconds - newest.metrics.get(FINAL_SECONDS.name, 0.0)
     return {
         EPOCH_SECONDS.name: seconds,
-        DEVICE_MINUTES.name: plan.devices * (before + seconds) / 60,
+        DEVICE_MINUTES.name: minutes + plan.devices * seconds / 60,
         E_STEP_SHARE.name: newest.metrics.get(E_STEP_SECONDS.name, 0.0) / usual,
     }
 
@@ -385,16 +392,3 @@ def _with_signs_of_life(
             last_sign = time.monotonic()
         mark("the M-step", epoch, step)
         yield batch
-
-
-def _show(post: Post, make: Callable[[], Event]) -> None:
-    """Posts an event to show. A missing picture must not fail a run: others would wait for this worker."""
-    try:
-        event = make()
-    except Exception as error:
-        event = not_shown(error)
-    post(event)
-
-
-def _post_nothing(event: Event) -> None:
-    """Stands for `post` on all ranks but 0."""

@@ -7,23 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from processes import free_port
 from small import DIGITS_RUN
+from two_nodes import LIMIT_S, TwoNodes
 
-from pcl_ray.cluster.ray_api import Cluster
 from pcl_ray.on_ray import node_checks as check
-from pcl_ray.support import processes, storage
-from pcl_ray.support.processes import StartedProcess
+from pcl_ray.support import storage
 
-LIMIT_S = 300
-TOKEN = "t" * 32
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -41,107 +36,10 @@ print(nodes.examine_node(requirements).folder_problem)
 """
 
 
-class Nodes:
-    """A head and a second node, that has another folder instead of `hidden`."""
-
-    def __init__(self, place: Path):
-        self.place, self.hidden = place, place / "shared"
-        self.hidden.mkdir()
-        self.ports = [free_port() for _ in range(12)]
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.environment = kept | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": TOKEN,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        }
-        head = [
-            "start",
-            "--head",
-            "--block",
-            "--num-cpus",
-            "1",
-            "--port",
-            str(self.ports[0]),
-            "--dashboard-port",
-            str(self.ports[1]),
-        ]
-        self.started = [
-            self._start(
-                [
-                    sys.executable,
-                    "-m",
-                    "ray.scripts.scripts",
-                    *head,
-                    "--metrics-export-port",
-                    str(self.ports[2]),
-                ],
-                "head",
-            )
-        ]
-        self._wait(1)
-        (place / "temp").mkdir()
-        # In one folder of sessions the second node would remove what the first has unpacked.
-        second = [
-            "start",
-            "--block",
-            "--temp-dir",
-            str(place / "temp"),
-            "--num-cpus",
-            "2",
-            "--address",
-            f"127.0.0.1:{self.ports[0]}",
-        ]
-        options = (
-            "--metrics-export-port",
-            "--dashboard-agent-listen-port",
-            "--node-manager-port",
-            "--object-manager-port",
-            "--runtime-env-agent-port",
-        )
-        second += [
-            word
-            for option, port in zip(options, self.ports[3:], strict=False)
-            for word in (option, str(port))
-        ]
-        ray = " ".join([sys.executable, "-m", "ray.scripts.scripts", *second])
-        self.started.append(
-            self._start(
-                ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {self.hidden} && exec {ray}"],
-                "second",
-            )
-        )
-        self._wait(2)
-
-    def _start(self, command: list[str], name: str) -> StartedProcess:
-        return processes.start(command, self.environment, self.place, self.place / f"{name}.log")
-
-    def _wait(self, nodes: int) -> None:
-        cluster, deadline = Cluster(f"http://127.0.0.1:{self.ports[1]}", TOKEN), time.monotonic() + LIMIT_S
-        while time.monotonic() < deadline:
-            if cluster.alive() and len(cluster.nodes()) == nodes:
-                return
-            time.sleep(0.5)
-        pytest.fail("\n".join(processes.last_lines(log) for log in self.place.glob("*.log")))
-
-    def train(self, *words: str, home: Path) -> subprocess.CompletedProcess[str]:
-        """From the first node."""
-        command = [sys.executable, "-m", "pcl_ray.cli", "train", *words]
-        environment = self.environment | {
-            "RAY_ADDRESS": f"127.0.0.1:{self.ports[0]}",
-            "PCL_RAY_HOME": str(home),
-        }
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
-
-    def end(self) -> None:
-        for known in reversed(self.started):
-            processes.end(known)
-
-
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     place = tmp_path_factory.mktemp("nodes")
-    both = Nodes(place)
+    both = TwoNodes(place, hides=True)
     try:
         yield both
     finally:
@@ -156,7 +54,7 @@ RUN = (
 )
 
 
-def test_a_node_without_the_storage_ends_the_request(nodes: Nodes) -> None:
+def test_a_node_without_the_storage_ends_the_request(nodes: TwoNodes) -> None:
     ended = nodes.train("digits", *RUN, "--name", "blind", home=nodes.hidden / "home")
     assert ended.returncode == 2, ended.stderr
     assert "does not see" in ended.stderr
@@ -164,13 +62,13 @@ def test_a_node_without_the_storage_ends_the_request(nodes: Nodes) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_with_storage_that_both_see_two_nodes_train_together(nodes: Nodes, tmp_path: Path) -> None:
+def test_with_storage_that_both_see_two_nodes_train_together(nodes: TwoNodes, tmp_path: Path) -> None:
     ended = nodes.train("digits", *RUN, "--name", "both", home=tmp_path / "home")
     assert ended.returncode == 0, ended.stderr
     assert "epoch 2/2 done" in ended.stdout
 
 
-def test_checkpoints_on_a_storage_need_no_shared_home(nodes: Nodes, tmp_path: Path) -> None:
+def test_checkpoints_on_a_storage_need_no_shared_home(nodes: TwoNodes, tmp_path: Path) -> None:
     """Each node has a copy; the storage's counts. The run ends and is made longer, so that all restore."""
     words = (*RUN, f"resources.storage=file://{tmp_path}/kept")
     ended = nodes.train("digits", *words, "--name", "kept", home=nodes.hidden / "home")
@@ -183,7 +81,7 @@ def test_checkpoints_on_a_storage_need_no_shared_home(nodes: Nodes, tmp_path: Pa
 
 @pytest.mark.parametrize("as_uri", [False, True])
 def test_a_node_where_the_storage_is_not_mounted_ends_the_request(
-    nodes: Nodes, tmp_path: Path, as_uri: bool
+    nodes: TwoNodes, tmp_path: Path, as_uri: bool
 ) -> None:
     """The second node writes under that path too, into its own folder: ask it for what the driver wrote."""
     shared = nodes.hidden / f"storage{as_uri:d}"
@@ -222,7 +120,7 @@ def test_a_node_that_may_read_the_storage_but_not_write_it(tmp_path: Path) -> No
     assert "Read-only file system" in asked.stdout, asked.stderr
 
 
-def test_a_node_without_the_images_ends_the_request(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_node_without_the_images_ends_the_request(nodes: TwoNodes, tmp_path: Path) -> None:
     pictures = nodes.hidden / "pictures"
     rng = np.random.default_rng(0)
     for number in range(40):

@@ -26,7 +26,7 @@ class Section(BaseModel):
             raise ValueError("true/false given")
         if annotation == tuple[str, ...]:
             return _texts(value)
-        return _numbers(value) if _takes_list(annotation) and value not in _words(annotation) else value
+        return numbers(value) if _takes_list(annotation) and value not in _words(annotation) else value
 
 
 def _takes_list(annotation: Any) -> bool:
@@ -48,7 +48,7 @@ def _words(annotation: Any) -> list[Any]:
     ]
 
 
-def _numbers(value: object) -> object:
+def numbers(value: object) -> object:
     """The list in a text or number: command lines and sweep spaces write `250`, `0.02` and `250,500`."""
     if isinstance(value, str):
         try:

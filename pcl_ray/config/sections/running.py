@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pcl_ray.config.sections.base import LATE_MACHINERY, MACHINERY, RECORDING, Section, knob
+from pydantic import model_validator
+
+from pcl_ray.config.sections.base import LATE_MACHINERY, MACHINERY, RECORDING, Section, knob, numbers
 
 
 class ResourcesConfig(Section):
     """What a run takes of the cluster."""
 
     workers: int = knob(
-        1, MACHINERY, "Ray Train workers; 0 runs everything in this process, without Ray.", ge=0, le=4096
+        1,
+        MACHINERY,
+        (
+            "Ray Train workers; 0 runs everything in this process, without Ray. [2, 8]: as many of these as"
+            " there is room for, which sets min_workers, too."
+        ),
+        ge=0,
+        le=4096,
+    )
+    min_workers: int | None = knob(
+        None,
+        MACHINERY,
+        (
+            "With fewer workers than `workers` the run begins, and goes on where a node is lost, down to this"
+            " number; null: never with fewer."
+        ),
+        ge=1,
+        le=4096,
     )
     gpus_per_worker: float = knob(
         0.0, MACHINERY, "GPUs of each worker: 1, a share, or 0 for the CPU.", ge=0, le=1
@@ -58,6 +77,20 @@ class ResourcesConfig(Section):
         ),
         gt=0,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _range_of_workers(cls, values: Any) -> Any:
+        """`workers: [2, 8]` as both of its knobs."""
+        given = numbers(values.get("workers")) if isinstance(values, dict) else None
+        if not isinstance(given, list | tuple) or len(given) != 2:
+            return values
+        return values | {"min_workers": given[0], "workers": given[1]}
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which the run does not go on."""
+        return self.workers if self.min_workers is None else self.min_workers
 
 
 class TrackingConfig(Section):

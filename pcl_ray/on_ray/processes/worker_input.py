@@ -11,6 +11,16 @@ from pcl_ray.training.training_task import TrainingTask
 
 
 @dataclass(frozen=True)
+class WorkersEnd:
+    """How workers end that have not failed. problem: why the run cannot go on, "" where it can. paused: at
+    the end of an epoch, for another number of workers.
+    """
+
+    problem: str = ""
+    paused: bool = False
+
+
+@dataclass(frozen=True)
 class WorkerInput:
     """The task, and whom a worker of it talks to."""
 

@@ -130,7 +130,7 @@ PROPERTIES = {
         train.fit_to_data
         train.log_every_steps train.checkpoint_every_epochs train.checkpoint_every_steps
         train.checkpoint_every_minutes train.keep_checkpoints train.keep_best train.on_divergence
-        resources.workers
+        resources.workers resources.min_workers
         resources.gpus_per_worker resources.cpus_per_worker resources.e_step_cpus
         resources.e_step_gpus resources.max_failures resources.start_timeout_s
         resources.queue_timeout_s resources.autoscaling resources.storage resources.step_timeout_s
@@ -169,7 +169,8 @@ PROPERTIES = {
         train.fit_to_data train.micro_batch train.precision train.memory_format train.compile
         train.log_every_steps
         train.on_divergence
-        resources.workers resources.gpus_per_worker resources.cpus_per_worker resources.e_step_cpus
+        resources.workers resources.min_workers
+        resources.gpus_per_worker resources.cpus_per_worker resources.e_step_cpus
         resources.e_step_gpus resources.max_failures resources.start_timeout_s
         resources.queue_timeout_s resources.autoscaling resources.storage resources.step_timeout_s
         evaluation.every_epochs evaluation.knn_neighbours evaluation.knn_temperature

@@ -9,8 +9,8 @@ import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, RuntimeEnvSetupError
 
 from pcl_ray.errors import RunFailed
-from pcl_ray.on_ray import admission
-from pcl_ray.on_ray.admission import Admission, Applicant, Waiting
+from pcl_ray.on_ray.reserving import admission
+from pcl_ray.on_ray.reserving.admission import Admission, Applicant, Waiting
 
 TakeTurn = Callable[..., tuple[Admission, list[str]]]
 OTHER = Applicant("theirs", "ada", 0.0, "8 GPUs")

@@ -6,7 +6,7 @@ import pytest
 
 from pcl_ray import config, plan
 from pcl_ray.on_ray import bundles
-from pcl_ray.on_ray.bundles import Bundle
+from pcl_ray.on_ray.reserving.bundles import Bundle
 
 
 def trial(words: tuple[str, ...]) -> list[Bundle]:

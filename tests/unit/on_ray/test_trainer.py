@@ -28,7 +28,7 @@ def worker_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerInput
 
 
 def test_the_helpers_that_a_run_has_no_use_for_are_left_out(worker_input: WorkerInput) -> None:
-    alone, shared = (launch._trainer(worker_input, shared=shared) for shared in (False, True))
+    alone, shared = (launch._trainer(worker_input, 2, shared=shared) for shared in (False, True))
     left_out = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
     for trainer, missing in ((alone, left_out), (shared, {"DatasetsCallback"})):
         every = {type(made).__name__ for made in super(type(trainer), trainer)._create_default_callbacks()}
@@ -43,4 +43,4 @@ def test_a_ray_with_another_inside_has_all_its_helpers(
     from ray.train.torch import TorchTrainer
 
     monkeypatch.setitem(sys.modules, "pcl_ray.on_ray.processes.trainer", None)
-    assert isinstance(launch._trainer(worker_input, shared=False), TorchTrainer)
+    assert isinstance(launch._trainer(worker_input, 2, shared=False), TorchTrainer)

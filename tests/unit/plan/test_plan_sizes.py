@@ -162,6 +162,26 @@ def test_on_cpus_auto_takes_no_more_cores_than_there_are(
     assert plan.threads + plan.loader_workers <= max(int(cpus) if workers else cores, 1)
 
 
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("changed", "threads"),
+    [
+        # measured with one thread and two: the second is lost on these …
+        ({"augment__image_size": 8, "encoder__width": 8, "train__batch_size": 64}, 1),
+        ({"augment__image_size": 12, "encoder__batch_norm_parts": 4, "train__batch_size": 64}, 1),
+        ({"augment__image_size": 12, "train__batch_size": 64}, 1),
+        # … and helps with these
+        ({"augment__image_size": 28, "encoder__width": 64, "encoder__stem_stride": 2}, 6),
+        ({"augment__image_size": 32, "encoder__width": 64}, 8),
+        ({"augment__image_size": 32, "encoder__width": 64, "train__micro_batch": 8}, 2),
+        ({"augment__image_size": 224, "encoder__backbone": "resnet50", "encoder__stem_stride": 1}, 8),
+    ],
+)
+def test_small_work_is_not_divided_among_threads(changed: dict[str, Any], threads: int) -> None:
+    words = {"encoder__backbone": "small_resnet", "encoder__width": 32, "resources__workers": 0}
+    assert plan_of(**(words | changed)).threads == threads
+
+
 def test_this_machine_has_a_core() -> None:
     assert machine.cores() >= 1
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planned import config_of, plan_of
+from planned import N, config_of, plan_of
 
-from pcl_ray.plan import check, make
+from pcl_ray.plan import check, make, with_workers, worker_counts
 
 
 def test_the_numbers_of_a_plan() -> None:
@@ -219,3 +219,40 @@ def test_the_batch_of_a_step_is_the_same_for_any_number_of_workers(micro: int | 
     assert {(plan.global_batch, plan.steps_per_epoch, plan.total_steps) for plan in plans} == {(100, 10, 100)}
     assert [plan.batch_per_worker for plan in plans] == [100, 100, 50, 25, 20, 10]
     assert len({tuple(plan.lr_at(step) for step in range(100)) for plan in plans}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [
+        ({}, (1,)),
+        ({"resources__workers": [2, 8], "train__batch_size": 120}, (8, 6, 5, 4, 3, 2)),
+        ({"resources__workers": "2,8", "train__batch_size": 64}, (8, 4, 2)),
+        ({"resources__workers": 4}, (4,)),
+        ({"resources__workers": 4, "resources__min_workers": 1}, (4, 2, 1)),
+        ({"resources__workers": 0, "resources__min_workers": 2}, ()),
+    ],
+)
+def test_the_numbers_of_workers_that_a_run_may_have(changed: dict[str, Any], counts: tuple[int, ...]) -> None:
+    assert worker_counts(config_of(**changed)) == counts
+
+
+def test_fewer_workers_have_more_images_each_in_parts_as_large_as_before() -> None:
+    config = config_of(resources__workers=[1, 4], encoder__batch_norm_parts=5, resources__gpus_per_worker=1)
+    plan = make(config, N)
+    fewer_config, fewer = with_workers(config, plan, 2)
+    assert (fewer.world_size, fewer.batch_per_worker, fewer.devices) == (2, 50, 2)
+    assert fewer_config.encoder.batch_norm_parts == 10
+    assert fewer.steps_per_epoch == plan.steps_per_epoch
+    assert with_workers(config, plan, 4) == (config, plan)
+
+
+@pytest.mark.parametrize(
+    ("changed", "count"),
+    [
+        ({"train__batch_size": 120, "resources__workers": [1, 4]}, 3),  # no equal parts
+        ({"resources__workers": [1, 4], "train__micro_batch": 10}, 2),
+    ],
+)
+def test_parts_that_would_be_cut_elsewhere_stay_as_many(changed: dict[str, Any], count: int) -> None:
+    config = config_of(**changed)
+    assert with_workers(config, make(config, N), count)[0] == config

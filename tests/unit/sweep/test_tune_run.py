@@ -10,7 +10,7 @@ from ray import tune
 from small_sweep import open_session, printed
 
 from pcl_ray.errors import ConfigError
-from pcl_ray.on_ray import admission
+from pcl_ray.on_ray.reserving import admission
 from pcl_ray.sweep import tune_run
 from pcl_ray.sweep.interruption import Interrupter
 from pcl_ray.sweep.progress import ProgressCallback

@@ -80,3 +80,11 @@ def test_a_picture_that_cannot_be_shown_is_a_warning_even_if_it_waited() -> None
     post.release()
     assert [event.kind for event in posted] == ["epoch", "warning"]
     assert posted[1].text == "something could not be shown (OSError: no place); training goes on"
+
+
+def test_a_pause_that_is_asked_for_is_taken_once() -> None:
+    board = EventBoard()
+    assert not board.take_pause()
+    board.ask_to_pause()
+    assert board.take_pause()
+    assert not board.take_pause()

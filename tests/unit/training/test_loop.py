@@ -42,6 +42,12 @@ def last_state(task: TrainingTask) -> RunState:
     return run_state.load(path)
 
 
+def content_of(task: TrainingTask) -> Any:
+    path = epoch_files.latest(task.checkpoints)
+    assert path is not None
+    return torch.load(path, weights_only=True)
+
+
 def test_the_order_of_events(tmp_path: Path) -> None:
     small = SmallTraining.of("train.epochs=2")
     events = trained(small, small.task(tmp_path))
@@ -351,3 +357,37 @@ def test_with_the_feature_bank_the_evaluation_looks_at_fresh_features(tmp_path: 
     shards = small.features().labelled(learner)
     for name, ending in (("eval/knn_top1", ""), ("eval/head/knn_top1", "/head")):
         assert state.history[-1]["metrics"][name] == accuracy(small, shards, ending)
+
+
+def test_a_run_that_pauses_goes_on_from_there_and_ends_the_same(tmp_path: Path) -> None:
+    """Asked only after epochs with a checkpoint; the event of the last one has been posted by then."""
+    small = SmallTraining.of("train.epochs=5", "train.checkpoint_every_epochs=2")
+    whole, paused = small.task(tmp_path / "whole"), small.task(tmp_path / "paused")
+    trained(small, whole)
+
+    ended, asked = [], 0
+    for _ in range(3):
+        small.events.clear()
+
+        def pauses() -> bool:
+            nonlocal asked
+            asked += 1
+            return True
+
+        e_step = LocalEStep(small.config, small.splits)
+        ended.append(
+            train(
+                paused,
+                small.splits,
+                device=CPU,
+                e_step=e_step,
+                broadcast=alone,
+                post=small.post,
+                pauses=pauses,
+            )
+        )
+        done = [event.epoch + 1 for event in small.events if event.kind == "epoch"]
+        assert done[-1] == last_state(paused).epoch
+    assert ended == [False, False, True]
+    assert asked == 2
+    assert_equal(content_of(paused), content_of(whole))

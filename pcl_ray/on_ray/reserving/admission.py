@@ -187,14 +187,16 @@ def _wait_for_room(bundles: Sequence[dict[str, float]], needs: str, waiting: Wai
         while not reservation.wait(timeout_seconds=POLL_S):
             waiting.go_on(f"waiting for {needs}: {_free_text()}", cause="room")
     finally:
-        remove_placement_group(reservation)
-        _wait_until_gone(reservation)
+        give_back(reservation)
 
 
-def _wait_until_gone(reservation: Any) -> None:
-    """Waits for Ray's removing, which is asynchronous: what starts next must find the room free again."""
+def give_back(reservation: Any) -> None:
+    """Removes a placement group and waits for it: Ray's removing is asynchronous, and what starts next must
+    find the room free again.
+    """
     from ray.util import placement_group_table
 
+    remove_placement_group(reservation)
     deadline = time.monotonic() + _ANSWER_S
     while time.monotonic() < deadline:
         if placement_group_table(reservation).get("state") in ("REMOVED", None):
