@@ -15,4 +15,5 @@ __all__ = [
     "neighbour_tasks",
     "node_checks",
     "reserving",
+    "shared_memory",
 ]

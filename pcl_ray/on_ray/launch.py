@@ -28,7 +28,7 @@ import pcl_ray.config
 from pcl_ray.config import ResourcesConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.on_ray import node_checks
+from pcl_ray.on_ray import node_checks, shared_memory
 from pcl_ray.on_ray.connection import SharedData, connected, share
 from pcl_ray.on_ray.lost_workers import explanation, last_line
 from pcl_ray.on_ray.processes import warm_start
@@ -64,6 +64,8 @@ def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event
         node_checks.check(Path(task.run_dir), splits, task.config.data.path, resources.storage)
 
     handle(Event("phase", text="Ray to start" if not os.environ.get("RAY_ADDRESS") else "the cluster"))
+    if not os.environ.get("RAY_ADDRESS") and (shortage := shared_memory.shortage(task.plan, splits)):
+        handle(Event("warning", text=shortage))
     # A second of imports, while Ray starts its processes.
     threading.Thread(target=_load_trainer, name="imports", daemon=True).start()
     with _warm_start(resources) as py_executable, connected(cpus, py_executable) as shared:

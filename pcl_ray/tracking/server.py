@@ -150,13 +150,14 @@ def serving(
     with tempfile.TemporaryDirectory(prefix="pcl_ray_mlflow_") as folder:
         server = start(uri, artifacts, host=host, port=port, log=Path(folder, "mlflow.log"), home=home)
         try:
-            _wait_for(server, start_timeout_s)
+            wait_for(server, start_timeout_s)
             yield server
         finally:
             server.end()
 
 
-def _wait_for(server: Server, timeout_s: float) -> None:
+def wait_for(server: Server, timeout_s: float) -> None:
+    """Returns when the server answers. Raises RunFailed where it ends before, or takes too long."""
     deadline = time.monotonic() + timeout_s
     while server.process.poll() is None and time.monotonic() < deadline:
         try:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +123,12 @@ def command(*words: str) -> list[str]:
 
 
 @contextmanager
-def started(home: Path, name: str, *words: str) -> Iterator[Run]:
-    """A run under way; whatever is left of its processes at the end of the block is ended."""
+def started(home: Path, name: str, *words: str, before: Sequence[str] = ()) -> Iterator[Run]:
+    """A run under way; whatever is left of its processes at the end of the block is ended. before: a command
+    that takes that of the run as its arguments.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    process = start(home, ["train", "digits", *KNOBS, *words, "--name", name])
+    process = start(home, ["train", "digits", *KNOBS, *words, "--name", name], before)
     run = Run(home, name, process)
     try:
         yield run
@@ -137,7 +139,7 @@ def started(home: Path, name: str, *words: str) -> Iterator[Run]:
         process.communicate()
 
 
-def start(home: Path, words: list[str]) -> subprocess.Popen[str]:
+def start(home: Path, words: list[str], before: Sequence[str] = ()) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PCL_RAY_HOME": str(home),
@@ -146,7 +148,7 @@ def start(home: Path, words: list[str]) -> subprocess.Popen[str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     return subprocess.Popen(
-        command(*words),
+        [*before, *command(*words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -197,13 +199,16 @@ def assert_same_course(run: Run, undisturbed: RunState) -> None:
     assert_equal(state.history, undisturbed.history, "history")
 
 
-def assert_recorded_once(run: Run, status: str = "FINISHED", *, perhaps_not_yet: bool = False) -> None:
+def assert_recorded_once(
+    run: Run, status: str = "FINISHED", *, perhaps_not_yet: bool = False, uri: str = ""
+) -> None:
     """One MLflow run, in this state, with one point of a metric at each step. perhaps_not_yet: it was killed
-    in the seconds after its first step, in which MLflow may not have heard of it.
+    in the seconds after its first step, in which MLflow may not have heard of it. uri: of another store than
+    that of its home.
     """
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{run.home}/mlflow.db")
+    client = MlflowClient(uri or f"sqlite:///{run.home}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = client.search_runs(experiments, f"attributes.run_name = '{run.name}'") if experiments else []
     if perhaps_not_yet and not found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -131,3 +133,18 @@ def test_a_process_that_stands_still_is_noticed(title: str, undisturbed: RunStat
             faults.resume(run)
         faults.assert_same_course(run, undisturbed)
         faults.assert_nothing_left(run, before)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"),
+    reason="needs root and unshare, for a /dev/shm of its own",
+)
+def test_shared_memory_that_is_too_small_costs_time_alone(undisturbed: RunState, tmp_path: Path) -> None:
+    """Ray keeps its objects in files then, and the run says so."""
+    script = 'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"'
+    with faults.started(tmp_path, "cramped", before=["unshare", "--mount", "sh", "-c", script, "sh"]) as run:
+        said = run.end()
+        assert run.process.returncode == 0, said
+        assert "/dev/shm has 0.1 MB free" in said
+    faults.assert_same_course(run, undisturbed)
+    faults.assert_recorded_once(run)
