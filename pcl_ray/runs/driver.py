@@ -314,7 +314,9 @@ class _Run:
 
     def _finish_tracking(self) -> None:
         with_model = self._state == "finished" and self._config.tracking.model
+        self._display.waits_for(f"MLflow to take what is left{', the model above all' * with_model}")
         self._tracker.finish(self._state, _SENDING_MODEL_S if with_model else _SENDING_S)
+        self._display.end()
 
     def _with_late_run_id(self, result: RunResult) -> RunResult:
         """The result with the number that MLflow gave the run, where it did so only at the end."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group
@@ -61,7 +62,7 @@ def train(
         if workers < config.resources.workers:
             text = f"room for {workers} of {config.resources.workers} workers; more join at an epoch's end"
             handle(Event("warning", text=text))
-        growth = _Growth(room, workers)
+        growth = Growth(room, workers)
         settle_s = GRANT_S
         try:
             if fit(workers, growth.is_possible):
@@ -73,6 +74,8 @@ def train(
             reason = str(error).strip().splitlines()[0]
             handle(Event("warning", text=f"{reason}; going on from the newest checkpoint"))
             settle_s = SETTLE_S
+        finally:
+            growth.close()
         before, workers = workers, room.wait_for_any(settle_s, handle)
         if workers > before:
             handle(Event("warning", text=f"going on with {workers} workers instead of {before}"))
@@ -93,11 +96,23 @@ class RayCluster:
         """Whether there is room for all the bundles together within so many seconds; it is given back. A node
         that is gone grants nothing, also where that has not been noticed yet.
         """
-        reservation = placement_group(list(bundles), strategy="PACK")
+        demand = self.demand(bundles)
         try:
-            return bool(reservation.wait(timeout_seconds=wait_s))
+            return self.meets(demand, wait_s)
         finally:
-            admission.give_back(reservation)
+            self.drop(demand)
+
+    def demand(self, bundles: Sequence[Bundle]) -> Any:
+        """What an autoscaler sees as missing, until it is dropped; once it is met, it is held."""
+        return placement_group(list(bundles), strategy="PACK")
+
+    def meets(self, demand: Any, wait_s: float) -> bool:
+        """Whether all of the demand is there, within so many seconds."""
+        return bool(demand.wait(timeout_seconds=wait_s))
+
+    def drop(self, demand: Any) -> None:
+        """Gives back what the demand holds."""
+        admission.give_back(demand)
 
 
 @dataclass(frozen=True)
@@ -160,13 +175,21 @@ class Room:
     def _bundles(self, count: int) -> list[Bundle]:
         return [worker_bundle(self.config.resources)] * count
 
+    def missing(self, workers: int) -> list[Bundle]:
+        """What the full number of workers takes beside so many."""
+        return self._bundles(self.config.resources.workers - workers)
 
-class _Growth:
-    """Looks now and then whether there is room for more workers than train."""
+
+class Growth:
+    """Looks now and then whether there is room for more workers than train; tells an autoscaler, where there
+    is one, what is missing.
+    """
 
     def __init__(self, room: Room, workers: int):
         self._room, self._workers = room, workers
         self._looked_at = time.monotonic()
+        missing = room.missing(workers)
+        self._demand = room.cluster.demand(missing) if missing and room.config.resources.autoscaling else None
 
     def is_possible(self) -> bool:
         if self._workers == self._room.config.resources.workers:
@@ -174,4 +197,12 @@ class _Growth:
         if time.monotonic() - self._looked_at < LOOK_EVERY_S:
             return False
         self._looked_at = time.monotonic()
+        if self._demand is not None:
+            return self._room.cluster.meets(self._demand, 0.0)
         return self._room.more_than(self._workers)
+
+    def close(self) -> None:
+        """Gives back what is held: who trains next takes its place."""
+        if self._demand is not None:
+            self._room.cluster.drop(self._demand)
+            self._demand = None

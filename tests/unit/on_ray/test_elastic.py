@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 from planned import config_of
 
+from pcl_ray import config as configs
 from pcl_ray.config import RunConfig
 from pcl_ray.errors import RunFailed
 from pcl_ray.on_ray.reserving import elastic
@@ -21,6 +22,7 @@ class Nodes(RayCluster):
     def __init__(self, *cpus: int):
         self.cpus, self.workers = list(cpus), 0
         self.now = 0.0
+        self.demands: list[int] = []
 
     def nodes(self) -> list[Mapping[str, float]]:
         return [{"CPU": float(cpus)} for cpus in self.cpus]
@@ -31,6 +33,16 @@ class Nodes(RayCluster):
     def grants(self, bundles: Sequence[Bundle], wait_s: float) -> bool:
         self.now += 1
         return len(bundles) <= sum(self.cpus) - self.workers
+
+    def demand(self, bundles: Sequence[Bundle]) -> int:
+        self.demands.append(len(bundles))
+        return len(bundles)
+
+    def meets(self, demand: int, wait_s: float) -> bool:
+        return demand <= sum(self.cpus) - self.workers
+
+    def drop(self, demand: int) -> None:
+        self.demands.remove(demand)
 
     def monotonic(self) -> float:
         self.now += 1
@@ -143,6 +155,24 @@ def test_room_that_comes_while_it_is_waited_for(nodes: Nodes) -> None:
         ("waiting", ""),
         ("warning", "room for 2 of 4 workers; more join at an epoch's end"),
     ]
+
+
+def test_an_autoscaler_is_told_what_is_missing_until_it_is_there(nodes: Nodes) -> None:
+    nodes.cpus = [4]
+
+    def waits(workers: int, more_room: Callable[[], bool]) -> bool:
+        assert nodes.demands == [4]
+        assert not more_room()
+        nodes.cpus = [4, 4]
+        assert more_room()
+        return False
+
+    def has_all(workers: int, more_room: Callable[[], bool]) -> bool:
+        assert nodes.demands == []
+        return True
+
+    config = configs.with_overrides(EIGHT, {"resources.autoscaling": True})
+    assert workers_of(nodes, waits, has_all, config=config)[0] == [4, 8]
 
 
 @pytest.mark.parametrize(
