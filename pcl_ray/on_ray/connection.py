@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
+from pcl_ray.on_ray.processes import lean_node
 from pcl_ray.support.signals import heard_as_before
 
 _SIGACTION_BYTES = 256  # more than a C library's struct sigaction has
@@ -62,8 +63,8 @@ def connected(cpus: float, py_executable: str | None = None) -> Iterator[bool]:
             else:
                 # More CPUs than cores if need be: on a laptop two workers and the actor take turns.
                 cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-                # Nobody could open its dashboard, whose token is in our memory alone.
-                ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+                with lean_node.without_unused_helpers():
+                    ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
         raise RunFailed(
             f"Ray could not be reached or started: {str(error).strip().splitlines()[0]}"

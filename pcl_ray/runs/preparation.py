@@ -16,6 +16,7 @@ from pcl_ray.data.datasets import DataSplits, in_memory
 from pcl_ray.data.inspection import summary as summaries
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.on_ray import current_job
+from pcl_ray.on_ray.processes import warm_start
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import RunFolder, StateEntries
@@ -45,7 +46,14 @@ def prepare_evaluation() -> None:
 
 
 def load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
-    """The images, decoded into memory where the plan says so, and the plan. Raises DataError."""
+    """The images, decoded into memory where the plan says so, and the plan. Raises DataError. Meanwhile the
+    process loads from which the run's others will be forked.
+    """
+    with warm_start.ahead(config.resources):
+        return _load_data(config, display)
+
+
+def _load_data(config: RunConfig, display: Display) -> tuple[DataSplits, RunPlan]:
     show_shards = display.counting("shards     read:")
     try:
         splits = datasets.load(

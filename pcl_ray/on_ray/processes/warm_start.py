@@ -40,27 +40,55 @@ def _is_here(address: str) -> bool:
     return not address or (head is not None and head.ray_address == address and head.host == loopback)
 
 
+class _Parent:
+    """The warm process, and the folder of its socket, which only we can open. It ends with this process."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="pcl_ray-")
+        self.address = os.path.join(self._folder, "warm")
+        command = [sys.executable, "-P", "-m", "pcl_ray.on_ray.processes.warm_parent", self.address]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._process = None
+        with suppress(OSError):
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the driver
+            )
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()  # it holds nothing, and those that it has forked are Ray's
+            self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+_early: list[_Parent] = []  # one that was started before it is needed, at most
+
+
+@contextmanager
+def ahead(resources: ResourcesConfig) -> Iterator[None]:
+    """The warm process of the run that follows loads beside what is done in the block, and goes on after it,
+    unless that raises.
+    """
+    if is_possible(resources) and resources.workers and not _early:
+        _early.append(_Parent())
+    try:
+        yield
+    except BaseException:
+        while _early:
+            _early.pop().end()
+        raise
+
+
 @contextmanager
 def warm_parent() -> Iterator[str]:
     """Inside the block a process loads and forks; yields what Ray is given as `py_executable`."""
-    folder = tempfile.mkdtemp(prefix="pcl_ray-")  # only we can open it
-    address = os.path.join(folder, "warm")
-    command = [sys.executable, "-P", "-m", "pcl_ray.on_ray.processes.warm_parent", address]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    parent = None
-    with suppress(OSError):
-        parent = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the driver
-        )
+    parent = _early.pop() if _early else _Parent()
     try:
-        yield shlex.join([sys.executable, "-S", "-E", warm_client.__file__, address])
+        yield shlex.join([sys.executable, "-S", "-E", warm_client.__file__, parent.address])
     finally:
-        if parent is not None:
-            parent.kill()  # it holds nothing, and those that it has forked are Ray's
-            parent.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        parent.end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pcl_ray import config, plan
-from pcl_ray.on_ray import bundles
+from pcl_ray.on_ray.reserving import bundles
 from pcl_ray.on_ray.reserving.bundles import Bundle
 
 

@@ -143,3 +143,30 @@ def test_it_is_for_a_ray_of_our_own_without_gpus(monkeypatch: pytest.MonkeyPatch
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
             assert not warm_start.is_possible(ResourcesConfig())
+
+
+def test_a_warm_process_may_load_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the one that the run takes."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = set(psutil.Process().children())
+    with warm_start.ahead(ResourcesConfig(workers=2)):
+        (early,) = set(psutil.Process().children()) - before
+    assert early.is_running()
+    with warm_start.warm_parent():
+        assert set(psutil.Process().children()) - before == {early}
+    assert set(psutil.Process().children()) - before == set()
+
+
+def test_what_fails_before_the_run_ends_the_warm_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = set(psutil.Process().children())
+    with pytest.raises(ValueError, match="no data"), warm_start.ahead(ResourcesConfig(workers=2)):
+        raise ValueError("no data")
+    assert set(psutil.Process().children()) - before == set()
+
+
+@pytest.mark.parametrize("resources", [{"workers": 0}, {"workers": 2, "gpus_per_worker": 1.0}])
+def test_a_run_that_takes_none_starts_none(resources: dict[str, Any]) -> None:
+    before = set(psutil.Process().children())
+    with warm_start.ahead(ResourcesConfig(**resources)):
+        assert set(psutil.Process().children()) == before
