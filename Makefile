@@ -45,7 +45,7 @@ soak: install
 
 # The machine should do nothing else meanwhile. QUICK=--quick: small sizes, a few minutes, no claims about speed.
 bench: install
-	for name in start mstep threads scaling mstep_quality estep estep_scale estep_quality num_clusters sweep embed checkpoints time_to_accuracy; do $(BIN)/python benchmarks/$$name.py $(QUICK) --json benchmarks/$$name.json || exit 1; done
+	for name in start mstep cpu_step scaling mstep_quality estep estep_scale estep_quality num_clusters sweep embed checkpoints time_to_accuracy; do $(BIN)/python benchmarks/$$name.py $(QUICK) --json benchmarks/$$name.json || exit 1; done
 
 # The pages as a site, in site/: open site/index.html. A link that leads nowhere is an error. Nothing is fetched, search included.
 docs: install

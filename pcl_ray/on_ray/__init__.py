@@ -14,6 +14,7 @@ __all__ = [
     "metrics",
     "neighbour_tasks",
     "node_checks",
+    "processes",
     "reserving",
     "shared_memory",
 ]

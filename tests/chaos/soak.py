@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,21 @@ def sample(run: Run) -> dict[str, dict[str, float]]:
                 measured[role]["handles"] += process.num_fds()
                 measured[role]["threads"] += process.num_threads()
     whole = measured["all"]
-    whole["shared memory MB"] = sum(path.stat().st_size for path in Path("/dev/shm").glob("*")) / 1e6
-    files = [path for path in run.folder.rglob("*") if path.is_file()]
-    whole["folder MB"] = sum(path.stat().st_size for path in files) / 1e6
+    whole["shared memory MB"] = sum(sizes(Path("/dev/shm").glob("*"))) / 1e6
+    files = sizes(path for path in run.folder.rglob("*") if path.is_file())
+    whole["folder MB"] = sum(files) / 1e6
     whole["files"] = len(files)
     whole["epoch"] = run.state.get("progress", {}).get("epoch", 0)
     return {role: dict(values) for role, values in measured.items()}
+
+
+def sizes(paths: Iterable[Path]) -> list[int]:
+    """Bytes of the files that are still there: some are renamed while they are looked at."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            found.append(path.stat().st_size)
+    return found
 
 
 def growth(samples: list[dict[str, dict[str, float]]]) -> list[tuple[str, str, float, float, float]]:

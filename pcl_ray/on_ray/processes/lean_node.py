@@ -1,8 +1,9 @@
-"""A Ray of our own without two of its helpers, each a Python process that loads for a second beside what the
-run waits for, and that wakes up while it trains:
+"""A Ray of our own without three of its helpers, each a Python process that loads for half a second to a
+second beside what the run waits for, and that wakes up while it trains:
 
 log monitor       carries what workers print to the driver, which shows nothing of it
-dashboard's head  serves Ray's pages, for which nobody has the token
+dashboard's head  serves Ray's pages, for which nobody has the token; `ray.init` waits for it, too
+monitor           asks an autoscaler for nodes: this machine does not grow
 
 Of a Ray whose inside is another one, all are started.
 """
@@ -13,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_HELPERS = ("start_log_monitor", "start_api_server")  # methods of Ray's Node
+_HELPERS = ("start_log_monitor", "start_api_server", "start_monitor")  # methods of Ray's Node
 
 
 @contextmanager
 def without_unused_helpers() -> Iterator[None]:
-    """For the block in which `ray.init` starts a Ray that ends with this process."""
+    """A block in which `ray.init` starts a Ray that ends with this process."""
     from ray._private.node import Node
 
     methods = {name: getattr(Node, name) for name in _HELPERS if callable(getattr(Node, name, None))}
