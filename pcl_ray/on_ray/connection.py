@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
-from pcl_ray.on_ray.processes import lean_node
+from pcl_ray.on_ray import lean_node
 from pcl_ray.support.signals import heard_as_before
 
 _SIGACTION_BYTES = 256  # more than a C library's struct sigaction has

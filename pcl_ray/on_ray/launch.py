@@ -30,9 +30,9 @@ from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
 from pcl_ray.on_ray import node_checks, shared_memory
 from pcl_ray.on_ray.connection import SharedData, connected, share
-from pcl_ray.on_ray.lost_workers import explanation, last_line
 from pcl_ray.on_ray.processes import warm_start
 from pcl_ray.on_ray.processes.actors import EStepActorProcess
+from pcl_ray.on_ray.processes.lost_workers import explanation, last_line
 from pcl_ray.on_ray.processes.worker_input import WorkerInput, WorkersEnd
 from pcl_ray.on_ray.reserving import admission, elastic
 from pcl_ray.on_ray.reserving.bundles import run_bundles, total

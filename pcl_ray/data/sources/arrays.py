@@ -143,6 +143,8 @@ def _idx_shape(path: Path, *, images: bool = False) -> tuple[int, ...]:
     shape = tuple(int.from_bytes(header[at : at + 4], "big") for at in range(0, len(header), 4))
     if images and (len(shape) != 3 or not all(shape)):
         raise DataError(f"{path} holds an array of shape {shape}; images [N, H, W] are needed")
+    if not images and len(shape) != 1:
+        raise DataError(f"{path} holds an array of shape {shape}; labels [N] are needed")
     return shape
 
 

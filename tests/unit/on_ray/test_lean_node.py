@@ -9,7 +9,7 @@ environment.set_defaults()  # before Ray is imported
 import pytest  # noqa: E402
 from ray._private.node import Node  # noqa: E402
 
-from pcl_ray.on_ray.processes import lean_node  # noqa: E402
+from pcl_ray.on_ray import lean_node  # noqa: E402
 
 
 def test_helpers_are_left_out_inside_of_the_block_alone() -> None:

@@ -111,10 +111,19 @@ def test_damaged_gz_files_are_errors_or_read_the_same(
     assert "(" in announced or "train-images-idx3-ubyte.gz" in announced
 
 
-@pytest.mark.parametrize("labels", [np.arange(4), np.arange(6), np.zeros((5, 1)), np.zeros(0)])
+@pytest.mark.parametrize("labels", [np.arange(4), np.arange(6), np.zeros(0)])
 def test_idx_labels_of_another_length_are_refused(tmp_path: Path, labels: np.ndarray) -> None:
     folder = idx_folder(tmp_path / "mnist", train_images=pixels(5), train_labels=labels)
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte has shape .* 5 images"):
+        load("idx", folder)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (0, 2**31, 2**31)])
+def test_idx_labels_that_are_no_list_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    sizes = b"".join(side.to_bytes(4, "big") for side in shape)
+    labels = b"\0\0\x08" + bytes([len(shape)]) + sizes + bytes(5 if shape[0] else 0)
+    folder = idx_folder(tmp_path / "mnist", train_images=pixels(5), train_labels=labels)
+    with pytest.raises(DataError, match=r"holds an array of shape .*; labels \[N\] are needed"):
         load("idx", folder)
 
 
