@@ -154,10 +154,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if len(values) != size:
         count = f"{len(values)} values" if len(values) < size else "more values"
         raise DataError(f"{path} holds {count} where its header announces {size}: it is cut short or damaged")
-    try:
-        return values.reshape(shape)
-    except ValueError:  # one side of 0, the others larger than numpy's sizes
-        raise DataError(f"{path} announces an array of shape {shape}, which is none") from None
+    return values.reshape(shape)
 
 
 def _idx_bytes(path: Path, count: int) -> bytearray:

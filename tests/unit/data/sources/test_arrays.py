@@ -118,10 +118,10 @@ def test_idx_labels_of_another_length_are_refused(tmp_path: Path, labels: np.nda
         load("idx", folder)
 
 
-@pytest.mark.parametrize("shape", [(5, 1), (0, 2**31, 2**31)])
+@pytest.mark.parametrize("shape", [(5, 1), (0, 2**31, 2**31), (*[2**32 - 1] * 4, 0)])
 def test_idx_labels_that_are_no_list_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     sizes = b"".join(side.to_bytes(4, "big") for side in shape)
-    labels = b"\0\0\x08" + bytes([len(shape)]) + sizes + bytes(5 if shape[0] else 0)
+    labels = b"\0\0\x08" + bytes([len(shape)]) + sizes + bytes(5)
     folder = idx_folder(tmp_path / "mnist", train_images=pixels(5), train_labels=labels)
     with pytest.raises(DataError, match=r"holds an array of shape .*; labels \[N\] are needed"):
         load("idx", folder)
@@ -430,13 +430,4 @@ def test_idx_sizes_that_lie_take_no_memory(tmp_path: Path, sizes: tuple[int, ...
     header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in sizes)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(header + bytes(5 * 28 * 28))
     with pytest.raises(DataError, match=reason):
-        datasets.load(DataConfig(source="idx", path=str(tmp_path)), cache_dir=tmp_path)
-
-
-def test_idx_labels_of_no_size_and_of_sizes_beyond_numpy_are_refused(tmp_path: Path) -> None:
-    sizes = b"".join(size.to_bytes(4, "big") for size in (1, 2, 2))
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + bytes(4))
-    endless = b"".join(size.to_bytes(4, "big") for size in (2**32 - 1,) * 4 + (0,))
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x05" + endless)
-    with pytest.raises(DataError, match="which is none"):
         datasets.load(DataConfig(source="idx", path=str(tmp_path)), cache_dir=tmp_path)
