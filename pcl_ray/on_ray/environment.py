@@ -33,6 +33,8 @@ def set_defaults() -> None:
         # Those that start before anybody has work for them are of a kind that we have none for.
         os.environ.setdefault("RAY_enable_worker_prestart", "0")
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        # Each call of an actor is told to the GCS, which keeps 100,000 of them for a page that nobody opens.
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

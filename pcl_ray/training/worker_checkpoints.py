@@ -4,6 +4,7 @@ storage of the run where it has one.
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -51,7 +52,8 @@ class EpochRecord:
             for name in _SECONDS_THAT_ADD_UP
             if name in figures and name in self.metrics
         }
-        self.metrics |= figures | sums
+        # one text for a name in all epochs: of a thousand each would hold its own
+        self.metrics |= {sys.intern(name): value for name, value in (figures | sums).items()}
 
 
 @dataclass

@@ -15,8 +15,9 @@ import json
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,18 @@ ROLES = {
     "raylet/raylet": "raylet",
     "gcs_server": "GCS",
 }
+# The digits as the recipe has them, with epochs of one to two seconds on two cores.
+KNOBS = (
+    "train.epochs=100000",
+    "train.checkpoint_every_steps=null",
+    "train.log_every_steps=20",
+    "evaluation.every_epochs=5",
+    "data.limit=null",
+    "augment.image_size=12",
+    "encoder.width=32",
+    "encoder.blocks=1,1,1",
+    "encoder.dim=64",
+)
 _LEAST = 0.01  # growth that is told from noise
 # Allocators and Python's caches keep some pages back and forth; less than this is no leak.
 _PAGES_MB = 2.0
@@ -112,18 +125,22 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     samples: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="pcl_ray_soak_") as folder:
-        knobs = ("train.epochs=100000", "train.checkpoint_every_steps=null", "evaluation.every_epochs=5")
-        with faults.started(Path(folder), "soak", *knobs) as run:
-            run.wait_for(faults.M_STEP, 3)
-            until = time.monotonic() + 60 * arguments.minutes
-            while time.monotonic() < until:
-                if run.process.poll() is not None:
-                    print(run.end())
-                    return 1
-                samples.append(sample(run))
-                time.sleep(EVERY_S)
-            epochs = int(samples[-1]["all"]["epoch"])
+    with (
+        tempfile.TemporaryDirectory(prefix="pcl_ray_soak_") as folder,
+        faults.started(Path(folder), "soak", *KNOBS) as run,
+    ):
+        # it would stand still once the pipe is full
+        for output in (run.process.stdout, run.process.stderr):
+            threading.Thread(target=deque, args=(output, 0), daemon=True).start()
+        run.wait_for(faults.M_STEP, 3)
+        until = time.monotonic() + 60 * arguments.minutes
+        while time.monotonic() < until:
+            if run.process.poll() is not None:
+                print(f"the run ended with {run.process.returncode}: {run.state.get('error')}")
+                return 1
+            samples.append(sample(run))
+            time.sleep(EVERY_S)
+        epochs = int(samples[-1]["all"]["epoch"])
     rows = growth(samples)
     print(
         f"{epochs} epochs in {arguments.minutes:g} minutes, {len(samples)} samples; second third → last third"
