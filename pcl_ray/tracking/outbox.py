@@ -16,6 +16,7 @@ from pcl_ray.tracking.pending import POINTS_A_REQUEST, Part, Point, Unsent
 
 BUFFER_POINTS = 10_000  # more than that are not held in memory during an outage
 _LONGEST_PAUSE_S = 60.0
+_TIMES_ANEW = 3
 
 
 class RunStore(Protocol):
@@ -38,6 +39,9 @@ class RunStore(Protocol):
 
     def set_status(self, status: str) -> None: ...
 
+    def forget_unknown(self, error: Exception) -> bool:
+        """Whether an error means that the server has lost the run: `open` makes it anew then."""
+
 
 class Outbox:
     """Takes everything at once and sends it every `flush_s` seconds from a daemon thread. Over an outage it
@@ -57,7 +61,9 @@ class Outbox:
     ):
         self._store, self._path, self._flush_s, self._warn = store, path, flush_s, warn
         self._changed = threading.Condition()  # guards the buffer, the file and the two statuses
+        self._first = first.copy()
         self._unsent = first
+        self._made_anew = 0
         self._last_status: str | None = None  # set: close() was called
         self._announced: str | None = None  # a status that the run gets before anything else is sent
         # close() took what was left; a thread still stuck in a request must touch nothing
@@ -128,11 +134,26 @@ class Outbox:
                     self.warn(f"{self._store.name} answers again: everything kept meanwhile is recorded")
                 pause = 0.0
             except Exception as error:  # whatever it is: training goes on
+                if self._begins_anew(error):
+                    continue
                 self._after_failure(error, first=pause == 0.0)
                 pause = min(max(2 * pause, 1.0), _LONGEST_PAUSE_S)
             if status is not None:
                 return
             self._wait(pause)
+
+    def _begins_anew(self, error: Exception) -> bool:
+        """Where the server has another database now: what was sent first is sent again, a few times."""
+        try:
+            unknown = self._made_anew < _TIMES_ANEW and self._store.forget_unknown(error)
+        except Exception:  # it is away again
+            return False
+        if unknown:
+            self._made_anew += 1
+            with self._changed:
+                self._unsent.entries = self._first.entries | self._unsent.entries
+            self.warn(f"{self._store.name} does not know this run any more: it is recorded there anew")
+        return unknown
 
     def _hold(self) -> None:
         def due() -> bool:

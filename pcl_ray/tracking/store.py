@@ -217,6 +217,21 @@ class MlflowStore:
     def set_status(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status)
 
+    def forget_unknown(self, error: Exception) -> bool:
+        """Whether the run that was there is unknown by now: the server was started with another database."""
+        from mlflow.exceptions import MlflowException
+
+        if self.run_id is None or getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+            return False
+        try:
+            self._client.get_run(self.run_id)
+        except MlflowException as missing:
+            if missing.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.run_id, self._last_steps = None, {}
+            return True
+        return False
+
 
 @contextmanager
 def _one_process(uri: str) -> Iterator[None]:

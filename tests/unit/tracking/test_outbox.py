@@ -57,6 +57,9 @@ class Server:
     def set_status(self, status: str) -> None:
         self._take("status", status)
 
+    def forget_unknown(self, error: Exception) -> bool:
+        return isinstance(error, KeyError)
+
 
 def points(*steps: int) -> Unsent:
     return Unsent([Point("loss", 0.5, step, 1000 + step) for step in steps])
@@ -258,3 +261,37 @@ def test_what_is_held_back_goes_out_on_each_occasion(tmp_path: Path, occasion: s
     assert sum(len(content) for kind, content in server.requests if kind == "points") == 1 + (
         occasion != "time"
     )
+
+
+def test_a_server_that_has_forgotten_the_run_is_told_all_of_it_again(tmp_path: Path) -> None:
+    """What is sent first is sent again; a server that forgets and forgets is one that refuses."""
+
+    class Forgetful(Server):
+        forgets = 0
+
+        def _take(self, kind: str, content: Any) -> None:
+            if kind == "points" and self.forgets:
+                self.forgets -= 1
+                raise KeyError("no such run")
+            super()._take(kind, content)
+
+    server, warnings = Forgetful(), []
+    first = Unsent.of("tag", {"a": "1"})
+    outbox = Outbox(server, tmp_path / "pending", 0.01, first, warnings.append)
+    wait_until(lambda: server.requests)
+    server.forgets = 1
+    outbox.put(points(1, 2))
+    outbox.close("FINISHED", HANG)
+    assert server.requests == [
+        ("tags", {"a": "1"}),
+        ("points", [1, 2]),
+        ("tags", {"a": "1"}),
+        ("status", "FINISHED"),
+    ]
+    assert warnings == ["a server does not know this run any more: it is recorded there anew"]
+
+    server.forgets, again = 100, Outbox(server, tmp_path / "more", 0.01, first, warnings.append)
+    again.put(points(3))
+    again.close("FINISHED", HANG)
+    assert sum("anew" in warning for warning in warnings) == 1 + 3
+    assert "nothing is lost" in warnings[-2]
