@@ -1,12 +1,11 @@
-"""A training step on the CPU: with one thread or all cores, by how much each of them has to do; and in bf16.
+"""A training step on the CPU: with one thread or all cores, by how much each of them has to do.
 
     python benchmarks/cpu_step.py --json benchmarks/cpu_step.json
     python benchmarks/cpu_step.py --quick     # seconds; says nothing about speed
 
 A thread's work is the values of a pass after the encoder's first layer; a pass is the part of a batch that
 batch norm normalises at once. A run takes as many threads as have enough of it (`plan/sizes.threads`); the
-claim is that it takes the faster number, or one that is as fast within the noise. bf16 is measured on CPUs
-that multiply it (AMX, AVX-512 BF16), with the threads that a run takes.
+claim is that it takes the faster number, or one that is as fast within the noise.
 """
 
 from __future__ import annotations
@@ -79,9 +78,6 @@ def main() -> int:
     report.table(rows)
     worst = max(float(row["chosen / faster"]) for row in rows)
     report.claim("the number that a run takes, against the faster", worst, at_most=_NOISE, full_size=True)
-    if machine.multiplies_bfloat16():
-        report.section("milliseconds of a step in fp32 and bf16")
-        report.table([in_bfloat16(case, repeats) for case in CASES])
     return report.end(arguments.json)
 
 
@@ -95,13 +91,6 @@ def with_threads(case: Case, repeats: int) -> common.Row:
         "chosen": threads,
         "chosen / faster": medians.get(str(threads), min(medians.values())) / min(medians.values()),
     }
-
-
-def in_bfloat16(case: Case, repeats: int) -> common.Row:
-    configs_of = {name: config_of(case, repeats, precision=name) for name in ("fp32", "bf16")}
-    threads = plans.make(configs_of["fp32"], case.images).threads
-    medians = milliseconds({name: (config, threads) for name, config in configs_of.items()}, repeats)
-    return case.row() | {"threads": threads, **medians, "fp32 / bf16": medians["fp32"] / medians["bf16"]}
 
 
 def milliseconds(variants: dict[str, tuple[RunConfig, int]], repeats: int) -> dict[str, float]:
@@ -120,7 +109,7 @@ def milliseconds(variants: dict[str, tuple[RunConfig, int]], repeats: int) -> di
     return {name: statistics.median(each.seconds) / _STEPS * 1e3 for name, each in timed.items()}
 
 
-def config_of(case: Case, repeats: int, precision: str = "fp32") -> RunConfig:
+def config_of(case: Case, repeats: int) -> RunConfig:
     return configs.load(
         "digits",
         {
@@ -131,7 +120,6 @@ def config_of(case: Case, repeats: int, precision: str = "fp32") -> RunConfig:
             "encoder.dim": 128,
             "train.batch_size": case.batch,
             "train.epochs": repeats + 2,
-            "train.precision": precision,
             "e_step.num_clusters": [25, 50],
             "e_step.warmup_epochs": 0,
             "resources.workers": 0,
