@@ -58,7 +58,7 @@ _START_TRIES = 1  # worker groups that could not even start are tried once more,
 def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event], None]) -> None:
     """Trains with Ray Train workers; `handle` sees events. Raises RunFailed; ConfigError if it cannot fit."""
     resources = task.config.resources
-    cpus = total(run_bundles(_with_all_workers(resources), task.plan.e_step_shards), "CPU")
+    cpus = total(run_bundles(resources, task.plan.e_step_shards, resources.workers), "CPU")
 
     def check_nodes() -> None:
         node_checks.check(Path(task.run_dir), splits, task.config.data.path, resources.storage)
@@ -75,11 +75,6 @@ def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event
             check_nodes()
         on_admission = check_nodes if later else None
         train_shared(task, share(splits), handle, queue=shared, on_admission=on_admission)
-
-
-def _with_all_workers(resources: ResourcesConfig) -> ResourcesConfig:
-    """A Ray of our own has room for the full number."""
-    return resources.model_copy(update={"min_workers": None})
 
 
 def _warm_start(resources: ResourcesConfig) -> AbstractContextManager[str | None]:
@@ -104,7 +99,7 @@ def train_shared(
     run's turn has come and its resources are free, and may still refuse.
     """
     config = task.config
-    bundles = run_bundles(config.resources, task.plan.e_step_shards)
+    bundles = run_bundles(config.resources, task.plan.e_step_shards, config.resources.fewest_workers)
     if not config.resources.autoscaling:
         _check_cluster(config.resources, bundles)
         _check_nodes(bundles)

@@ -54,8 +54,7 @@ def check_alone(config: RunConfig, *, gpus: int | None = None) -> list[Problem]:
 
 def _gpu_problems(config: RunConfig, gpus: int) -> Iterator[Problem]:
     resources = config.resources
-    workers = max(min(resources.fewest_workers, resources.workers), 1)
-    wanted = workers * resources.gpus_per_worker + resources.e_step_gpus
+    wanted = max(resources.fewest_workers, 1) * resources.gpus_per_worker + resources.e_step_gpus
     if wanted <= gpus:
         return
     message = (

@@ -12,8 +12,8 @@ from pcl_ray.errors import Problem
 def worker_counts(config: RunConfig) -> tuple[int, ...]:
     """The numbers of workers that the run may have, the most first: each divides a batch evenly."""
     resources, batch = config.resources, config.train.batch_size
-    fewest = min(resources.fewest_workers, resources.workers)
-    return tuple(count for count in range(resources.workers, max(fewest, 1) - 1, -1) if batch % count == 0)
+    fewest = max(resources.fewest_workers, 1)
+    return tuple(count for count in range(resources.workers, fewest - 1, -1) if batch % count == 0)
 
 
 def worker_problems(config: RunConfig) -> Iterator[Problem]:
@@ -32,7 +32,7 @@ def worker_problems(config: RunConfig) -> Iterator[Problem]:
             f"gives each of the {workers} workers {batch // workers} image a step; at least {2 * workers} is"
             " needed",
         )
-    if resources.workers and resources.fewest_workers > resources.workers:
+    if resources.workers and (resources.min_workers or 0) > resources.workers:
         yield Problem(
             "resources.min_workers",
             resources.min_workers,
@@ -50,7 +50,7 @@ def worker_problems(config: RunConfig) -> Iterator[Problem]:
 def worker_notes(config: RunConfig) -> Iterator[str]:
     """What is worth saying of a run that may go on with fewer workers."""
     resources, counts = config.resources, worker_counts(config)
-    if not resources.workers or resources.fewest_workers >= resources.workers:
+    if resources.fewest_workers == resources.workers:
         return
     if len(counts) == 1:
         yield (

@@ -90,7 +90,7 @@ class ResourcesConfig(Section):
     @property
     def fewest_workers(self) -> int:
         """Workers without which the run does not go on."""
-        return self.workers if self.min_workers is None else self.min_workers
+        return self.workers if self.min_workers is None else min(self.min_workers, self.workers)
 
 
 class TrackingConfig(Section):

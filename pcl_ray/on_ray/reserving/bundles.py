@@ -13,14 +13,12 @@ _SLACK = 1e-6
 _MOST = 4096
 
 
-def run_bundles(resources: ResourcesConfig, e_step_shards: int) -> list[Bundle]:
-    """The parts of a run with workers: each worker, the E-step actor, its shards. Of workers those that it
-    cannot do without.
-    """
+def run_bundles(resources: ResourcesConfig, e_step_shards: int, workers: int) -> list[Bundle]:
+    """The parts of a run with so many workers: each worker, the E-step actor, its shards."""
     worker = worker_bundle(resources)
     e_step = _bundle(resources.e_step_cpus, resources.e_step_gpus)
     shard = _bundle(resources.e_step_cpus)
-    return [worker] * min(resources.fewest_workers, resources.workers) + [e_step] + [shard] * e_step_shards
+    return [worker] * workers + [e_step] + [shard] * e_step_shards
 
 
 def worker_bundle(resources: ResourcesConfig) -> Bundle:
@@ -37,8 +35,7 @@ def trial_process_bundle(resources: ResourcesConfig) -> Bundle:
 
 def trial_bundles(resources: ResourcesConfig, e_step_shards: int) -> list[Bundle]:
     """The parts of a trial of a sweep: its process, and its run where that has workers."""
-    most = resources.model_copy(update={"min_workers": None})
-    run = run_bundles(most, e_step_shards) if resources.workers else []
+    run = run_bundles(resources, e_step_shards, resources.workers) if resources.workers else []
     return [*run, trial_process_bundle(resources)]
 
 

@@ -46,7 +46,7 @@ def test_trials_at_a_time_count_workers_and_actor(
 
 def test_a_run_reserves_workers_actor_and_shards_without_what_it_needs_none_of() -> None:
     resources = config.load("digits", ("resources.workers=2", "resources.gpus_per_worker=0.5")).resources
-    assert bundles.run_bundles(resources, 1) == [
+    assert bundles.run_bundles(resources, 1, resources.workers) == [
         {"CPU": 1, "GPU": 0.5},
         {"CPU": 1, "GPU": 0.5},
         {"CPU": 1},
