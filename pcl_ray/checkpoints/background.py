@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent import futures
 
 from pcl_ray.errors import RunFailed
 
@@ -12,36 +13,41 @@ class BackgroundWriter:
     """One write at a time, in a thread. Not for several callers at once."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._written: futures.Future[None] | None = None
 
     @property
     def is_safe(self) -> bool:
         """Whether the last write is done, and did not fail."""
-        return self._failure is None and (self._thread is None or not self._thread.is_alive())
+        if self._written is None:
+            return True
+        return self._written.done() and self._written.exception() is None
 
     def start(self, write: Callable[[], None]) -> None:
         """Begins a write; the one before must have been waited for."""
-        assert self._thread is None, "a checkpoint is being written"
+        assert self._written is None, "a checkpoint is being written"
+        written = self._written = futures.Future()
 
         def run() -> None:
             try:
                 write()
             except BaseException as error:  # it is raised where it is waited for
-                self._failure = error
+                written.set_exception(error)
+            else:
+                written.set_result(None)
 
         # An interpreter that ends does not wait for it: half a file is left under a name that nobody reads.
-        self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
-        self._thread.start()
+        threading.Thread(target=run, name="checkpoint", daemon=True).start()
 
     def wait(self) -> str:
         """Waits for the write under way, if any; gives back why it failed, once, else "". Raises what is no
-        RunFailed.
+        RunFailed. A wait that a signal's handler ends by raising can be begun again.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        failure, self._failure = self._failure, None
+        if self._written is None:
+            return ""
+        # Not the thread's join: Python 3.11 takes a thread for ended when a handler raised in that.
+        futures.wait([self._written])
+        failure = self._written.exception()
+        self._written = None
         if failure is None:
             return ""
         if isinstance(failure, RunFailed):

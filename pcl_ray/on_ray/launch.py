@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent import futures
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ _POLL_S = 0.5
 # not in the placement group of the trial that may have started us, which has room for itself alone
 _ANYWHERE = "DEFAULT"
 _SLACK = 1e-6
+_END_S = 10.0
 _START_TRIES = 1  # worker groups that could not even start are tried once more, not for ever
 
 
@@ -327,7 +328,7 @@ def _fit(
     where there is more room, has the workers pause. Gives back whether the run has ended.
     """
     task, board = worker_input.task, worker_input.board
-    ended: Future[Any] = Future()
+    ended: futures.Future[Any] = futures.Future()
 
     def fit() -> None:
         try:
@@ -335,22 +336,27 @@ def _fit(
         except BaseException as error:  # carried to the thread that waits
             ended.set_exception(error)
 
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
     limit = longest_silence(task.config)
     last_sign = time.monotonic()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        actors.check()
-        if _handle_events(board, handle):
-            last_sign = time.monotonic()
-        if more_room():
-            board.ask_to_pause.remote()
-        if time.monotonic() - last_sign > limit:
-            raise RunFailed(
-                f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and"
-                " e_step.timeout_s"
-            )
+    try:
+        # Not the thread's join: Python 3.11 takes a thread for ended when a signal's handler raised in that.
+        while not ended.done():
+            futures.wait([ended], _POLL_S)
+            actors.check()
+            if _handle_events(board, handle):
+                last_sign = time.monotonic()
+            if more_room():
+                board.ask_to_pause.remote()
+            if time.monotonic() - last_sign > limit:
+                raise RunFailed(
+                    f"no sign of life from the workers for {limit:.0f} s; see resources.step_timeout_s and"
+                    " e_step.timeout_s"
+                )
+    finally:
+        if not ended.done() and hasattr(trainer, "end"):
+            trainer.end()
+            futures.wait([ended], _END_S)
     _handle_events(board, handle)
     error = ended.exception()
     if error is not None:

@@ -4,10 +4,16 @@ seconds of a core while the workers need it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # Callbacks by the names of their classes. We have no data sets of Ray Data.
 _USELESS = {"DatasetsCallback"}
@@ -23,6 +29,17 @@ class LeanTrainer(DataParallelTrainer):
     def __init__(self, *arguments: Any, shared: bool, **options: Any):
         super().__init__(*arguments, **options)
         self._shared = shared
+        self._controller: Any = None
+
+    def end(self) -> None:
+        """Ends the controller and with it all workers, so that `fit` raises in the thread that waits in it.
+
+        Ray's library does not wait for such a thread when it is shut down: it frees what the thread reads,
+        and the process would end by SIGSEGV.
+        """
+        if self._controller is not None:
+            with suppress(RayError):
+                ray.kill(self._controller)
 
     def _create_default_callbacks(self) -> list[Any]:
         useless = _USELESS if self._shared else _USELESS | _USELESS_ALONE
@@ -32,7 +49,15 @@ class LeanTrainer(DataParallelTrainer):
         if not self._shared and type(parts.get("scaling_policy")) is FixedScalingPolicy:
             scaling: Any = self.scaling_config
             parts["scaling_policy"] = FixedMachinePolicy(scaling)
-        return super()._initialize_and_run_controller(**parts)
+        # Ray's own keeps the controller to itself, and it has to be ended when the run is
+        node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        controller: Any = ray.remote(TrainController).options(
+            num_cpus=0, scheduling_strategy=node, runtime_env={"env_vars": get_env_vars_to_propagate()}
+        )
+        self._controller = controller.remote(**parts)
+        ray.get(self._controller.run.remote())
+        result: Any = ray.get(self._controller.get_result.remote())
+        return result
 
 
 class FixedMachinePolicy(FixedScalingPolicy):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from small_training import SmallTraining
 
+from pcl_ray.errors import Stopped
 from pcl_ray.on_ray import environment
 
 environment.set_defaults()  # before Ray is imported
 
 from pcl_ray.on_ray import launch  # noqa: E402
 from pcl_ray.on_ray.processes.worker_input import WorkerInput  # noqa: E402
+from pcl_ray.support import signals  # noqa: E402
 
 
 @pytest.fixture
@@ -44,3 +50,49 @@ def test_a_ray_with_another_inside_has_all_its_helpers(
 
     monkeypatch.setitem(sys.modules, "pcl_ray.on_ray.processes.trainer", None)
     assert isinstance(launch._trainer(worker_input, 2, shared=False), TorchTrainer)
+
+
+class WaitingTrainer:
+    """Trains until it is ended, as far as the thread can tell that waits for it."""
+
+    def __init__(self) -> None:
+        self.began, self.told, self.left = threading.Event(), threading.Event(), threading.Event()
+
+    def fit(self) -> None:
+        self.began.set()
+        assert self.told.wait(60)
+        self.left.set()
+        raise RuntimeError("the controller is gone")
+
+    def end(self) -> None:
+        self.told.set()
+
+
+@pytest.mark.parametrize("while_it_waits", [True, False])
+def test_a_run_that_is_stopped_leaves_no_thread_that_waits_for_ray(
+    while_it_waits: bool, worker_input: WorkerInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's library is shut down next, and would free what such a thread reads."""
+    trainer, ready = WaitingTrainer(), threading.Event()
+
+    def check() -> None:
+        assert trainer.began.wait(60)
+        if while_it_waits:
+            ready.set()
+        else:
+            signal.raise_signal(signal.SIGTERM)
+
+    def send() -> None:
+        if ready.wait(60):
+            time.sleep(0.1)  # the main thread is in its wait by now
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    actors, fake = SimpleNamespace(check=check), SimpleNamespace
+    monkeypatch.setattr(launch, "_handle_events", lambda board, handle: True)
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    arguments: Any = (trainer, fake(task=worker_input.task, board=None, positions=None), actors)
+    with pytest.raises(Stopped), signals.stopped_by_signals("mine"):
+        launch._fit(*arguments, lambda event: None, lambda: False)
+    ready.set()
+    assert trainer.left.is_set()
