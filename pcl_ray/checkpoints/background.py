@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from concurrent import futures
@@ -14,6 +15,8 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         self._written: futures.Future[None] | None = None
+        self._writes: queue.SimpleQueue[tuple[Callable[[], None], futures.Future[None]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     @property
     def is_safe(self) -> bool:
@@ -25,18 +28,25 @@ class BackgroundWriter:
     def start(self, write: Callable[[], None]) -> None:
         """Begins a write; the one before must have been waited for."""
         assert self._written is None, "a checkpoint is being written"
-        written = self._written = futures.Future()
+        if self._thread is None:
+            # One for all: memory that the C library gives to ever new threads comes to lie in pieces, and the
+            # process grows. An interpreter that ends does not wait for it: half a file is left under a name
+            # that nobody reads.
+            self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+            self._thread.start()
+        self._written = futures.Future()
+        self._writes.put((write, self._written))
 
-        def run() -> None:
+    def _work(self) -> None:
+        while True:
+            write, written = self._writes.get()
             try:
                 write()
             except BaseException as error:  # it is raised where it is waited for
                 written.set_exception(error)
             else:
                 written.set_result(None)
-
-        # An interpreter that ends does not wait for it: half a file is left under a name that nobody reads.
-        threading.Thread(target=run, name="checkpoint", daemon=True).start()
+            del write, written
 
     def wait(self) -> str:
         """Waits for the write under way, if any; gives back why it failed, once, else "". Raises what is no

@@ -76,12 +76,16 @@ class RunState:
 
 
 def copied(state: RunState) -> RunState:
-    """The state as it is now, on the CPU: nothing that goes on training changes it any more."""
+    """The state as it is now, on the CPU: nothing that goes on training changes it any more.
+
+    Of the history only the newest entry is copied, the others have their last figures: with them each
+    checkpoint of a long run would copy megabytes.
+    """
     return replace(
         state,
         learner=_copy(state.learner),
         random_states=_copy(state.random_states),
-        history=_copy(state.history),
+        history=[*state.history[:-1], *_copy(state.history[-1:])],
         e_step=replace(state.e_step, bank=_copy(state.e_step.bank)),
         part=None if state.part is None else EpochPart(**_copy(vars(state.part))),
     )

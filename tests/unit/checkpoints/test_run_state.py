@@ -97,6 +97,24 @@ def test_a_learner_goes_on_exactly_where_it_stopped(tmp_path: Path, name: str) -
     assert equal(second.state_dict(), first.state_dict())
 
 
+def test_a_copy_stays_as_it_is_while_the_training_goes_on(tmp_path: Path) -> None:
+    made = learner()
+    before = state(2, made)
+    before.history.append({"epoch": 1, "step": 19, "metrics": {"train/loss": 1.0}})
+    as_it_was = run_state.load(run_state.save(before, tmp_path, keep=1))
+    copy = run_state.copied(before)
+
+    step(made)
+    before.history[-1]["metrics"]["eval/knn_top1"] = 0.5  # the newest epoch gets more figures
+    before.history.append({"epoch": 2, "step": 29, "metrics": {}})
+    before.random_states[0].zero_()
+
+    for part in ("learner", "random_states", "history"):
+        assert equal(getattr(copy, part), getattr(as_it_was, part))
+    assert not equal(before.learner, copy.learner)
+    assert copy.history[0] is before.history[0]  # a thousand epochs are not copied after each
+
+
 def test_keeps_the_newest_and_leaves_other_files_alone(tmp_path: Path) -> None:
     (tmp_path / "epoch_notes.pt").touch()
     (tmp_path / "result.json").touch()
