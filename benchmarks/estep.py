@@ -502,7 +502,8 @@ class Pusher:
         self._features = Mixture(MODES).draw(count, seed=10 + number).numpy()
 
     def push(self, task: Any, actor: Any, key: str, request: Any) -> None:
-        from pcl_ray.on_ray.worker import ActorEStep, WorkerInput
+        from pcl_ray.on_ray.processes.actor_e_step import ActorEStep
+        from pcl_ray.on_ray.processes.worker_input import WorkerInput
 
         nothing: Any = None
         worker_input = WorkerInput(task, nothing, actor, nothing)

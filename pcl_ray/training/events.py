@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -112,12 +112,15 @@ def not_shown(error: Exception) -> Event:
 
 
 class EventBoard:
-    """Holds events until the driver takes them; an actor where the run has workers."""
+    """Holds events until the driver takes them, and what rank 0 hands out to the others; an actor where the
+    run has workers.
+    """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._lock = threading.Lock()
         self._pauses = False
+        self._held: tuple[str, list[Any]] = ("", [])
 
     def post(self, event: Event) -> None:
         with self._lock:
@@ -127,6 +130,15 @@ class EventBoard:
         with self._lock:
             events, self._events = self._events, []
         return events
+
+    def hold(self, key: str, values: list[Any]) -> None:
+        """Keeps references under a key, until the next are kept. In a list, lest they are resolved here."""
+        self._held = (key, values)
+
+    def held(self, key: str) -> list[Any]:
+        """What was kept under the key; nothing where that was another, or a board that is gone."""
+        held_key, values = self._held
+        return values if held_key == key else []
 
     def ask_to_pause(self) -> None:
         """Has the workers end at the end of an epoch, so that others go on from its checkpoint."""

@@ -73,26 +73,24 @@ def test_a_run_that_is_stopped_leaves_no_thread_that_waits_for_ray(
     while_it_waits: bool, worker_input: WorkerInput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's library is shut down next, and would free what such a thread reads."""
-    trainer, ready = WaitingTrainer(), threading.Event()
+    trainer, checked = WaitingTrainer(), threading.Event()
 
     def check() -> None:
         assert trainer.began.wait(60)
-        if while_it_waits:
-            ready.set()
-        else:
+        checked.set()
+        if not while_it_waits:
             signal.raise_signal(signal.SIGTERM)
 
     def send() -> None:
-        if ready.wait(60):
-            time.sleep(0.1)  # the main thread is in its wait by now
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        assert checked.wait(60)
+        time.sleep(0.1)  # the main thread is in its wait by now
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     actors, fake = SimpleNamespace(check=check), SimpleNamespace
     monkeypatch.setattr(launch, "_handle_events", lambda board, handle: True)
-    sender = threading.Thread(target=send, daemon=True)
-    sender.start()
+    if while_it_waits:
+        threading.Thread(target=send, daemon=True).start()
     arguments: Any = (trainer, fake(task=worker_input.task, board=None, positions=None), actors)
     with pytest.raises(Stopped), signals.stopped_by_signals("mine"):
         launch._fit(*arguments, lambda event: None, lambda: False)
-    ready.set()
     assert trainer.left.is_set()

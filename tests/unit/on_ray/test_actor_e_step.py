@@ -21,7 +21,9 @@ from pcl_ray.e_step import cluster
 from pcl_ray.errors import RunFailed
 from pcl_ray.features import FeatureShard
 from pcl_ray.on_ray.connection import SharedData
-from pcl_ray.on_ray.worker import ActorEStep, RayCalls, WorkerInput
+from pcl_ray.on_ray.processes import actor_e_step
+from pcl_ray.on_ray.processes.actor_e_step import ActorEStep, RayCalls
+from pcl_ray.on_ray.processes.worker_input import WorkerInput
 from pcl_ray.training.e_step_actor import EStepActor, EStepAnswer
 from pcl_ray.training.e_step_shards import EStepRequest, EStepShard
 from pcl_ray.training.events import EventBoard
@@ -101,6 +103,7 @@ class LocalCalls(RayCalls):
         self.barriers += 1
 
     def broadcast(self, value: Any) -> Any:
+        assert not any(isinstance(each, Reference) for each in value)  # it would never be freed
         return value
 
 
@@ -338,6 +341,33 @@ def test_shards_that_have_met_do_not_meet_again() -> None:
     for _ in range(2):
         assert setting.answer().clusters is not None
     assert len(setting.shards[0].called("join")) == 1
+
+
+@pytest.mark.parametrize("board", ["up", "restarted before", "restarted after", "gone"])
+def test_the_answer_comes_to_the_others_by_the_board(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting("single")
+    monkeypatch.setattr(actor_e_step, "world_size", lambda: 2)
+    if board == "restarted before":
+        setting.board.errors["hold"] = [ActorDiedError()]
+    if board == "gone":
+        setting.board.errors["held"] = [ActorUnavailableError("gone", b"1" * 16)]
+    answer = Reference(EStepAnswer(metrics={"eval/rankme": 3.0}))
+    setting.e_step.hand_out("run/2/0", answer)
+    if board == "restarted after":
+        setting.board.restart()
+    assert setting.e_step.receive("run/2/0", answer) is answer.value  # rank 0 has it anyway
+    monkeypatch.setattr(actor_e_step, "rank", lambda: 1)
+    received = setting.e_step.receive("run/2/0", None)
+    assert received is (answer.value if board == "up" else None)
+    assert setting.e_step.receive("run/2/1", None) is None  # that of another try
+
+
+def test_an_answer_that_some_lack_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting("single")
+    lacking = iter([True, False])
+    monkeypatch.setattr(actor_e_step, "any_worker", lambda own, device: own or next(lacking))
+    assert same(setting.answer().clusters, setting.expected())
+    assert [given[0] for given in setting.actor.called("run")] == ["run/2/0", "run/2/1"]
 
 
 def test_whether_the_answer_is_there_can_be_asked() -> None:
