@@ -63,9 +63,9 @@ class RayCalls:
 
 @dataclass(frozen=True)
 class TryResult:
-    """How one try of an E-step has ended: with a reference to its answer, or with a problem."""
+    """How one try of an E-step has ended: with its answer, or with a problem."""
 
-    answer: Any = None  # reference to an EStepAnswer
+    answer: EStepAnswer | None = None
     problem: str = ""
     final: bool = False  # another try would be useless
 
@@ -127,7 +127,8 @@ class ActorEStep:
     def resolve(self, answer: Any, request: EStepRequest) -> TryResult:
         """Waits for the answer; where an actor was lost, until it is there again. Called on rank 0."""
         try:
-            missing = self.calls.get(answer, self.limit_s).missing
+            answered: EStepAnswer = self.calls.get(answer, self.limit_s)
+            missing = answered.missing
         except GetTimeoutError:
             # The first clustering still runs; a second one beside it would only slow both down.
             problem = (
@@ -141,8 +142,9 @@ class ActorEStep:
             if self._mode != "sharded":
                 raise
             missing = f"a shard ({str(error).strip().splitlines()[-1]})"
-        if not missing:
-            return TryResult(answer)
+        else:
+            if not missing:
+                return TryResult(answered)
         text = f"the E-step actor was restarted; sending the features again (lost: {missing})"
         self._board.post.remote(Event("warning", request.epoch, text=text))
         self._joined = False
@@ -150,18 +152,20 @@ class ActorEStep:
             self._wait_until_up(actor)
         return TryResult(problem=f"lost {missing}")
 
-    def hand_out(self, key: str, answer: Any) -> None:
-        """Puts the reference where the others find it, or nothing if that fails. Called on rank 0."""
-        if world_size() > 1:
-            with suppress(*_ACTOR_GONE, GetTimeoutError):
-                self.calls.get(self._board.hold.remote(key, [answer]), _BOARD_S)
+    def hand_out(self, key: str, answer: EStepAnswer | None) -> None:
+        """Puts the answer where the others find it, or nothing if that fails. Called on rank 0.
 
-    def receive(self, key: str, answer: Any) -> EStepAnswer | None:
-        """What the reference that was handed out stands for; None where it is lost, with the board that held
-        it. Called on every worker, with the reference on rank 0.
+        A copy of it: the value of a short one, which came with the actor's reply, stays in this process for
+        ever once a reference to it was passed on within a list.
         """
-        if rank() == 0:
-            return self.calls.get(answer, self.limit_s)
+        if answer is not None and world_size() > 1:
+            with suppress(*_ACTOR_GONE, GetTimeoutError):
+                self.calls.get(self._board.hold.remote(key, [self.calls.put(answer)]), _BOARD_S)
+
+    def receive(self, key: str) -> EStepAnswer | None:
+        """What rank 0 has handed out; None where it is lost, with the board that held it. Called on the
+        others.
+        """
         with suppress(*_ACTOR_GONE, GetTimeoutError):
             for held in self.calls.get(self._board.held.remote(key), _BOARD_S):
                 return self.calls.get(held, self.limit_s)
@@ -282,7 +286,7 @@ class PendingActorEStep:
                 raise RunFailed(f"the E-step before epoch {epoch + 1}: {problem}")
             if problem:
                 continue
-            answer = self._e_step.receive(key, result.answer)
+            answer = result.answer if rank() == 0 else self._e_step.receive(key)
             if not any_worker(answer is None, self._e_step.device):
                 assert answer is not None
                 return answer

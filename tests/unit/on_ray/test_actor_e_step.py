@@ -351,15 +351,12 @@ def test_the_answer_comes_to_the_others_by_the_board(board: str, monkeypatch: py
         setting.board.errors["hold"] = [ActorDiedError()]
     if board == "gone":
         setting.board.errors["held"] = [ActorUnavailableError("gone", b"1" * 16)]
-    answer = Reference(EStepAnswer(metrics={"eval/rankme": 3.0}))
+    answer = EStepAnswer(metrics={"eval/rankme": 3.0})
     setting.e_step.hand_out("run/2/0", answer)
     if board == "restarted after":
         setting.board.restart()
-    assert setting.e_step.receive("run/2/0", answer) is answer.value  # rank 0 has it anyway
-    monkeypatch.setattr(actor_e_step, "rank", lambda: 1)
-    received = setting.e_step.receive("run/2/0", None)
-    assert received is (answer.value if board == "up" else None)
-    assert setting.e_step.receive("run/2/1", None) is None  # that of another try
+    assert setting.e_step.receive("run/2/0") is (answer if board == "up" else None)
+    assert setting.e_step.receive("run/2/1") is None  # that of another try
 
 
 def test_an_answer_that_some_lack_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
