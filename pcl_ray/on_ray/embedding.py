@@ -11,8 +11,10 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from pcl_ray.support.text import count, duration
 
 STALL_S = 1800  # without any part: something hangs, or the cluster has no room
 _ASK_S = 60.0
+_END_S = 15.0
 _WORKER_BYTES = 1.5e9  # of a worker without a GPU
 _LOGGERS = ("ray.data", "ray.data._internal")
 
@@ -83,16 +86,17 @@ def made_on_ray(job: EmbeddingJob, workers: int | None, say: Callable[[str], Non
         shape = worker_shape(nodes, len(job.parts), workers)
         what = "GPU" if shape.gpus else "core"
         say(f"{count(shape.workers, 'worker')}, {shape.gpus or shape.cpus:g} {what} each")
-        results = _queued(lambda: iter(_rows(job, shape)), say)
-        for row in results:
-            if row["error"]:
-                raise RunFailed(row["error"])
-            if not part_path(job.folder, row["number"]).exists():
-                raise RunFailed(
-                    f"a worker has written part {row['number']} to {job.folder}, and it is not there: the"
-                    " folder must be on a file system that all nodes see"
-                )
-            yield PartResult(row["number"], row["images"], row["broken"])
+        parts = _parts(job, shape)
+        with closing(_queued(parts.iter_rows, say, partial(_end, parts))) as rows:
+            for row in rows:
+                if row["error"]:
+                    raise RunFailed(row["error"])
+                if not part_path(job.folder, row["number"]).exists():
+                    raise RunFailed(
+                        f"a worker has written part {row['number']} to {job.folder}, and it is not there: the"
+                        " folder must be on a file system that all nodes see"
+                    )
+                yield PartResult(row["number"], row["images"], row["broken"])
 
 
 def worker_shape(nodes: Sequence[Mapping[str, float]], parts: int, workers: int | None) -> WorkerShape:
@@ -115,15 +119,14 @@ def worker_shape(nodes: Sequence[Mapping[str, float]], parts: int, workers: int 
     return WorkerShape(workers, max(1, min(most, cpus // workers)), 0.0)
 
 
-def _rows(job: EmbeddingJob, shape: WorkerShape) -> Iterator[dict[str, Any]]:
+def _parts(job: EmbeddingJob, shape: WorkerShape) -> ray.data.Dataset:
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     # as JSON: Arrow takes no names that are not UTF-8
     items = [{"number": number, "names": json.dumps(names)} for number, names in job.parts]
-    parts = ray.data.from_items(items, override_num_blocks=len(items))
-    made = parts.map_batches(
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         PartWorker,
         fn_constructor_kwargs={
             "folder": str(job.folder),
@@ -138,16 +141,27 @@ def _rows(job: EmbeddingJob, shape: WorkerShape) -> Iterator[dict[str, Any]]:
         num_cpus=shape.cpus,
         num_gpus=shape.gpus or None,
     )
-    yield from made.iter_rows()
+
+
+def _end(parts: ray.data.Dataset) -> None:
+    """Ends the work under way, for which Ray Data has no call of its own."""
+    executor: Any = getattr(parts, "_current_executor", None)
+    if executor is not None:
+        executor.shutdown(force=True)
 
 
 def _queued(
-    rows: Callable[[], Iterator[dict[str, Any]]], say: Callable[[str], None], stall_s: float = STALL_S
-) -> Iterator[dict[str, Any]]:
+    rows: Callable[[], Iterable[dict[str, Any]]],
+    say: Callable[[str], None],
+    end: Callable[[], None] = lambda: None,
+    stall_s: float = STALL_S,
+) -> Generator[dict[str, Any], None, None]:
     """The rows, which are waited for no longer than stall_s seconds each: Ray Data's own iterators wait for
-    ever. A thread waits for them, and ends with Ray.
+    ever. A thread waits for them. Whoever stops before the last row has it end by `end`: Ray's library, which
+    is shut down next, would free what it reads.
     """
     results: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue()
+    ended = threading.Event()
 
     def follow() -> None:
         try:
@@ -156,8 +170,21 @@ def _queued(
             results.put(None)
         except BaseException as error:
             results.put(error)
+        finally:
+            ended.set()
 
     threading.Thread(target=follow, name="embedding", daemon=True).start()
+    try:
+        yield from _as_they_come(results, say, stall_s)
+    finally:
+        if not ended.is_set():
+            end()
+            ended.wait(_END_S)
+
+
+def _as_they_come(
+    results: queue.Queue[dict[str, Any] | BaseException | None], say: Callable[[str], None], stall_s: float
+) -> Iterator[dict[str, Any]]:
     waited = 0.0
     while True:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -70,3 +71,26 @@ def test_errors_of_the_thread_reach_the_caller() -> None:
     next(rows)
     with pytest.raises(RunFailed, match="the workers failed: for good"):
         next(rows)
+
+
+def test_who_stops_early_ends_the_thread_that_waits_for_ray() -> None:
+    told, left = threading.Event(), threading.Event()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            yield {"number": 0}
+            assert told.wait(60)
+        finally:
+            left.set()
+
+    with closing(_queued(rows, print, told.set)) as parts:
+        assert next(parts) == {"number": 0}
+        assert not left.is_set()
+    assert left.is_set()
+
+
+def test_who_has_all_rows_ends_nothing() -> None:
+    def end() -> None:
+        raise AssertionError("there is nothing to end")
+
+    assert list(_queued(lambda: [{"number": 0}], print, end)) == [{"number": 0}]
