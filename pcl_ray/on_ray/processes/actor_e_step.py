@@ -1,6 +1,8 @@
 """The E-step of workers whose clustering is an actor's: what they send it, and how its answer comes to all.
 
-    every worker: push(…) ─→ actor ── run(…) ← rank 0 ─→ reference to the answer ─→ board ─→ the others
+    every worker: push(…) ─→ actor
+    rank 0:       run(…) ─→ actor ─→ EStepAnswer ── hand_out ─→ store, a reference on the board
+    the others:   receive ─→ board ─→ store ─→ EStepAnswer
 
 What is lost with an actor is sent again, a few times.
 """

@@ -30,6 +30,7 @@ class LeanTrainer(DataParallelTrainer):
         super().__init__(*arguments, **options)
         self._shared = shared
         self._controller: Any = None
+        self._ended = False
 
     def end(self) -> None:
         """Ends the controller and with it all workers, so that `fit` raises in the thread that waits in it.
@@ -37,7 +38,8 @@ class LeanTrainer(DataParallelTrainer):
         Ray's library does not wait for such a thread when it is shut down: it frees what the thread reads,
         and the process would end by SIGSEGV.
         """
-        if self._controller is not None:
+        self._ended = True
+        if self._controller is not None:  # else the thread is about to start it, and looks then
             with suppress(RayError):
                 ray.kill(self._controller)
 
@@ -55,6 +57,8 @@ class LeanTrainer(DataParallelTrainer):
             num_cpus=0, scheduling_strategy=node, runtime_env={"env_vars": get_env_vars_to_propagate()}
         )
         self._controller = controller.remote(**parts)
+        if self._ended:
+            self.end()
         ray.get(self._controller.run.remote())
         result: Any = ray.get(self._controller.get_result.remote())
         return result
