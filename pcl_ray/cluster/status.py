@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from pcl_ray import config as configs
 from pcl_ray import tracking
 from pcl_ray.cluster.ray_api import Cluster
 from pcl_ray.config import TrackingConfig, figures
 from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.on_ray import local_head_record
 from pcl_ray.runs.folder import (
+    CONFIG_FILE,
     LOCK_FILE,
     STATE_FILE,
     EndState,
@@ -95,8 +98,18 @@ def mark_ended(name: str, limit_s: float = 60.0) -> None:
         if state.get("state") != "running":
             return
         if _is_gone(folder, state) and _mark(folder, state):
+            if not state.get("mlflow_run_id"):
+                _close_by_name(folder)
             return
         time.sleep(_LOOK_S)
+
+
+def _close_by_name(folder: Path) -> None:
+    """Closes the run in MLflow where it had one whose number was not written down yet."""
+    with suppress(ConfigError, RunFailed, OSError):
+        settings = configs.load_stored(folder / CONFIG_FILE).tracking
+        if settings.enabled:
+            close_ended(settings.experiment)
 
 
 def _is_here(state: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from small import DIGITS_RUN
 
-from pcl_ray.runs.folder import read_state_at
+from pcl_ray.runs.folder import read_state_at, write_state_at
 from pcl_ray.tracking import run_list
 
 WORDS = [*DIGITS_RUN, "resources.workers=0", "train.epochs=500", "tracking.enabled=true"]
@@ -43,8 +43,9 @@ def guardians(home: Path) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("number_is_written_down", [True, False])
 def test_a_killed_driver_is_marked_without_anybody_looking(
-    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+    number_is_written_down: bool, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Path(os.environ["PCL_RAY_HOME"])
     home.mkdir(parents=True)
@@ -58,6 +59,9 @@ def test_a_killed_driver_is_marked_without_anybody_looking(
             waited_for(lambda: read_state_at(folder).get("progress", {}).get("epoch", 0) >= 1, "an epoch")
             waited_for(lambda: read_state_at(folder).get("mlflow_run_id"), "MLflow's number")
             (guardian,) = guardians(home)
+            if not number_is_written_down:
+                os.kill(process.pid, signal.SIGSTOP)
+                write_state_at(folder, mlflow_run_id=None)
             assert os.getpgid(guardian) != os.getpgid(process.pid)
             os.killpg(process.pid, signal.SIGKILL)
         finally:
