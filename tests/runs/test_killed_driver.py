@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from small import DIGITS_RUN
 
@@ -48,8 +49,9 @@ def test_a_killed_driver_is_marked_without_anybody_looking(
     number_is_written_down: bool, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Path(os.environ["PCL_RAY_HOME"])
-    home.mkdir(parents=True)
-    shutil.copy(empty_store, home / "mlflow.db")
+    store = home / "mlflow/mlflow.db"
+    store.parent.mkdir(parents=True)
+    shutil.copy(empty_store, store)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     command = [sys.executable, "-m", "pcl_ray.cli", "train", "digits", *WORDS, "--name", "killed"]
     with (tmp_path / "out").open("w") as out:
@@ -61,6 +63,7 @@ def test_a_killed_driver_is_marked_without_anybody_looking(
             (guardian,) = guardians(home)
             if not number_is_written_down:
                 os.kill(process.pid, signal.SIGSTOP)
+                waited_for(lambda: psutil.Process(process.pid).status() == "stopped", "its standstill")
                 write_state_at(folder, mlflow_run_id=None)
             assert os.getpgid(guardian) != os.getpgid(process.pid)
             os.killpg(process.pid, signal.SIGKILL)
@@ -71,8 +74,9 @@ def test_a_killed_driver_is_marked_without_anybody_looking(
     waited_for(lambda: not guardians(home), "the guardian's end")
     state = read_state_at(folder)
     assert state["error"] == "its process was killed"
-    recorded = run_list.recorded(f"sqlite:///{home}/mlflow.db", "pcl_ray", state="running")
-    assert "killed" not in [run.name for run in recorded]
+    assert bool(state["mlflow_run_id"]) is number_is_written_down
+    recorded = run_list.recorded(f"sqlite:///{store}", "pcl_ray")
+    assert [(run.name, run.state) for run in recorded] == [("killed", "stopped")]
 
 
 def test_a_driver_that_ends_in_good_order_has_no_guardian_any_more(tmp_path: Path) -> None:

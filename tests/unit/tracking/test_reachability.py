@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -183,3 +184,24 @@ def test_files_that_are_no_database(tmp_path: Path) -> None:
     (tmp_path / "c.db").touch()
     assert reachable(f"sqlite:///{tmp_path}/c.db")[0] == "ok"
     assert "is a folder" in reachable(f"sqlite:///{tmp_path}")[1]
+
+
+def test_a_database_whose_writer_was_killed(empty_store: Path, tmp_path: Path) -> None:
+    """Half a write is in the file, and what was there before beside it."""
+    file = tmp_path / "mlflow.db"
+    shutil.copy(empty_store, file)
+    write = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN")
+for number in range(300):
+    database.execute("INSERT INTO experiment_tags VALUES (?, ?, 0)", (f"key {number}", "value" * 200))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", write, str(file)], check=False, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    assert Path(f"{file}-journal").stat().st_size
+    assert reachable(f"sqlite:///{file}") == ("ok", f"{file}, 0 runs", "")
+    with closing(sqlite3.connect(file)) as database:
+        assert database.execute("SELECT COUNT(*) FROM experiment_tags").fetchone() == (0,)
