@@ -11,10 +11,9 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +85,8 @@ def made_on_ray(job: EmbeddingJob, workers: int | None, say: Callable[[str], Non
         shape = worker_shape(nodes, len(job.parts), workers)
         what = "GPU" if shape.gpus else "core"
         say(f"{count(shape.workers, 'worker')}, {shape.gpus or shape.cpus:g} {what} each")
-        parts = _parts(job, shape)
-        with closing(_queued(parts.iter_rows, say, partial(_end, parts))) as rows:
+        work = _Work(job, shape)
+        with closing(_queued(work.rows, say, work.end)) as rows:
             for row in rows:
                 if row["error"]:
                     raise RunFailed(row["error"])
@@ -143,15 +142,26 @@ def _parts(job: EmbeddingJob, shape: WorkerShape) -> ray.data.Dataset:
     )
 
 
-def _end(parts: ray.data.Dataset) -> None:
-    """Ends the work under way, for which Ray Data has no call of its own."""
-    executor: Any = getattr(parts, "_current_executor", None)
-    if executor is not None:
-        executor.shutdown(force=True)
+class _Work:
+    """A job on Ray Data: `rows` in the thread that waits for them, `end` in another one."""
+
+    def __init__(self, job: EmbeddingJob, shape: WorkerShape):
+        self._job, self._shape = job, shape
+        self._parts: ray.data.Dataset | None = None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        self._parts = _parts(self._job, self._shape)
+        yield from self._parts.iter_rows()
+
+    def end(self) -> None:
+        """Ends the work under way, for which Ray Data has no call of its own."""
+        executor: Any = getattr(self._parts, "_current_executor", None)
+        if executor is not None:
+            executor.shutdown(force=True)
 
 
 def _queued(
-    rows: Callable[[], Iterable[dict[str, Any]]],
+    rows: Callable[[], Iterator[dict[str, Any]]],
     say: Callable[[str], None],
     end: Callable[[], None] = lambda: None,
     stall_s: float = STALL_S,

@@ -252,17 +252,9 @@ def _schema(file: Path) -> Answer:
 
 def _read_database(file: Path) -> tuple[set[str], str | None, int]:
     """The tables of a database, the revision of MLflow's schema that it has, and how many runs are in it."""
-    try:
-        return _read_in_mode(file, "ro")
-    except sqlite3.OperationalError as error:
-        if "readonly" not in str(error):
-            raise
-    # A process that was killed while it wrote has left a part of that, which only a writer can take back.
-    return _read_in_mode(file, "rw")
-
-
-def _read_in_mode(file: Path, mode: str) -> tuple[set[str], str | None, int]:
-    address = f"{file.absolute().as_uri()}?mode={mode}"
+    # For writing, too: a process that was killed in a write has left a part of it, which only a writer may
+    # take back. A file that is not there is not made.
+    address = f"{file.absolute().as_uri()}?mode=rw"
     with contextlib.closing(sqlite3.connect(address, uri=True, timeout=_TIMEOUT_S)) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         revision = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 LIMIT_S = 600  # a guard against hanging, not a measurement
 
 
@@ -37,5 +39,27 @@ def pcl_ray(tmp_path: Path) -> Callable[..., Ended]:
             done.stderr,
             json.loads(result.read_text()) if result.exists() else {},
         )
+
+    return run
+
+
+@pytest.fixture
+def said_by(tmp_path: Path) -> Callable[[str], str]:
+    """What a script prints, which starts a Ray of its own and must end well."""
+
+    def run(script: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"PCL_RAY_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        return ended.stdout
 
     return run

@@ -93,4 +93,4 @@ def test_who_has_all_rows_ends_nothing() -> None:
     def end() -> None:
         raise AssertionError("there is nothing to end")
 
-    assert list(_queued(lambda: [{"number": 0}], print, end)) == [{"number": 0}]
+    assert list(_queued(lambda: iter([{"number": 0}]), print, end)) == [{"number": 0}]
