@@ -45,8 +45,10 @@ class OutOfMemory(RunFailed):
 
 
 class Stopped(Exception):
-    """The run or sweep was told to stop by Ctrl-C or SIGTERM; its last checkpoint stands."""
+    """A command was told to stop by Ctrl-C or SIGTERM; what it had written stands. how_to_go_on: ends the
+    sentence that the user reads.
+    """
 
-    def __init__(self, name: str, signal_number: int, verb: str = "train"):
+    def __init__(self, how_to_go_on: str, signal_number: int):
         self.exit_code = 128 + signal_number
-        super().__init__(f"stopped; go on with: pcl-ray {verb} --resume {name}")
+        super().__init__(f"stopped; {how_to_go_on}")

@@ -258,7 +258,7 @@ class _Run:
         """Trains to the end, or leaves in state.json why not."""
         folder = self._folder
         try:
-            with stopped_by_signals(folder.name, self._router.announce_stop, then_deaf=True):
+            with stopped_by_signals(_resumed_by(folder), self._router.announce_stop, then_deaf=True):
                 self._mirror.upload()
                 self._display.begin(self._plan)
                 _run_training(folder, self._config, self._plan, self._splits, self._handle)
@@ -289,7 +289,7 @@ class _Run:
         self._folder.write_state(state=self._state, phase="recording", mlflow_run_id=self._tracker.run_id)
         self._tracker.tag({tracking.PHASE_TAG: "recording"})
         # A second Ctrl-C, or one after the training: what waits is kept, nothing is waited for.
-        with stopped_by_signals(self._folder.name, then_deaf=True):
+        with stopped_by_signals(_resumed_by(self._folder), then_deaf=True):
             try:
                 result = self._leave_results()
             finally:
@@ -342,16 +342,16 @@ class _Run:
 
     def _way_on(self) -> str:
         """Where the last good checkpoint is, and how to go on from it."""
-        name, path = self._folder.name, self._folder.newest_checkpoint()
-        address = self._mirror.checkpoints_address
+        path, address = self._folder.newest_checkpoint(), self._mirror.checkpoints_address
         if path is not None:
-            return f"The last good checkpoint is {path}; go on with: pcl-ray train --resume {name}"
+            return f"The last good checkpoint is {path}; {_resumed_by(self._folder)}"
         if address is not None:
-            return (
-                f"Checkpoints, where there are any, are in {address};"
-                f" go on with: pcl-ray train --resume {name}"
-            )
+            return f"Checkpoints, where there are any, are in {address}; {_resumed_by(self._folder)}"
         return f"No checkpoint was written; the run's folder is {self._folder.path}"
+
+
+def _resumed_by(folder: RunFolder) -> str:
+    return f"go on with: pcl-ray train --resume {folder.name}"
 
 
 def _run_training(

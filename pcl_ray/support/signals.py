@@ -16,10 +16,10 @@ _INSISTING = 3  # signals
 
 @contextmanager
 def stopped_by_signals(
-    name: str, on_stop: Callable[[], None] = lambda: None, *, then_deaf: bool = False
+    how_to_go_on: str, on_stop: Callable[[], None] = lambda: None, *, then_deaf: bool = False
 ) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `on_stop` and then end the block with Stopped, which tells how to go on with
-    run `name`. A second one changes nothing: what the first has begun, such as the end of Ray, is not to be
+    """Ctrl-C and SIGTERM call `on_stop` and then end the block with Stopped, which says how to go
+    on. A second one changes nothing: what the first has begun, such as the end of Ray, is not to be
     cut off. A third ends that as well. In another thread than the main one, which alone may listen for
     signals, this does nothing.
 
@@ -36,7 +36,7 @@ def stopped_by_signals(
         if count == 1:
             on_stop()
         if count in (1, _INSISTING):
-            raise Stopped(name, number)
+            raise Stopped(how_to_go_on, number)
 
     earlier_handlers = {number: signal.signal(number, stop) for number in _NUMBERS}
     try:

@@ -210,7 +210,7 @@ def _sweep(
     result, interruption = _train_and_conclude(session, data, resumed=resumed)
     final_artifacts.write_result(result, result_file)
     if interruption is not None and interruption.signal_number:
-        raise Stopped(folder.name, interruption.signal_number, verb="sweep")
+        raise Stopped(f"go on with: pcl-ray sweep --resume {folder.name}", interruption.signal_number)
     if interruption is not None and interruption.by_failures:
         raise RunFailed(
             f"{interruption.failures}\nWhat has ended is kept; mend the cause and go on"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pcl_ray.cli.verb import Verb
 from pcl_ray.errors import ConfigError
+from pcl_ray.support import signals
 from pcl_ray.support.text import count, measured_duration
+
+_HOW_TO_GO_ON = "what is embedded is kept; the same command goes on with the rest"
 
 if TYPE_CHECKING:
     from pcl_ray.embedding.collection import Manifest
@@ -73,13 +77,14 @@ def _embed(arguments: argparse.Namespace) -> int:
     folder = Path(os.path.abspath(arguments.out.expanduser()))
     manifest = _manifest(arguments, embedder)
     print(f"weights     {embedder.note}", flush=True)
-    with job.locked(folder):
+    with signals.stopped_by_signals(_HOW_TO_GO_ON, then_deaf=True), job.locked(folder):
         work = job.prepare(embedder, manifest, names, folder)
         print(f"images      {_to_do(work)}", flush=True)
         began = time.monotonic()
         progress = job.EmbeddingProgress(work, _say)
-        for result in _made(work, embedder, arguments.workers):
-            progress.add(result)
+        with closing(_made(work, embedder, arguments.workers)) as results:
+            for result in results:
+                progress.add(result)
         broken = Collection(folder).write_broken()
     if work.left:
         took = measured_duration(time.monotonic() - began)
@@ -120,19 +125,20 @@ def _to_do(work: EmbeddingJob) -> str:
     return f"{work.total:,}, of which {work.done:,} are embedded already; {work.left:,} to do"
 
 
-def _made(work: EmbeddingJob, embedder: Embedder, workers: int | None) -> Iterator[PartResult]:
+def _made(work: EmbeddingJob, embedder: Embedder, workers: int | None) -> Generator[PartResult, None, None]:
     if not work.parts:
-        return iter(())
+        return
     if workers == 0:
         import torch
 
         from pcl_ray.embedding import job
 
         embedder.to("cuda" if torch.cuda.is_available() else "cpu")
-        return job.made_here(work, embedder, os.cpu_count() or 1)
+        yield from job.made_here(work, embedder, os.cpu_count() or 1)
+        return
     from pcl_ray.on_ray import embedding
 
-    return embedding.made_on_ray(work, workers, _say)
+    yield from embedding.made_on_ray(work, workers, _say)
 
 
 def _say(line: str) -> None:
