@@ -18,6 +18,7 @@ from pcl_ray.errors import ConfigError, RunFailed
 from pcl_ray.on_ray import environment as ray_environment
 from pcl_ray.on_ray import local_head_record
 from pcl_ray.on_ray.local_head_record import LOOPBACK, LocalHead
+from pcl_ray.on_ray.starting import warm_head, warm_start
 from pcl_ray.support import processes, telemetry
 from pcl_ray.support.paths import home
 from pcl_ray.support.processes import StartedProcess
@@ -68,8 +69,9 @@ def start_ray(head: LocalHead, num_cpus: int | None, num_gpus: int | None) -> Lo
     }
     if num_gpus is not None:
         options["--num-gpus"] = num_gpus
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    command.append("--disable-usage-stats")
+    warm = head.host == LOOPBACK and warm_start.is_allowed()
+    module = warm_head.__name__ if warm else "ray.scripts.scripts"
+    command = [sys.executable, "-m", module, "start", "--head", "--block", "--disable-usage-stats"]
     for option, value in options.items():
         command += [option, str(value)]
     folder = local_head_record.folder()

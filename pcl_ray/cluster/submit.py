@@ -27,6 +27,17 @@ from pcl_ray.support import machine, telemetry
 
 DRIVER_GB = 1.0
 _STOP_WAIT_S = "60"  # of Ray, between telling a driver to stop and killing it
+# `ray job …`, of which the program `ray` loads three times as much first.
+_RAY_COMMAND = """\
+import sys
+try:
+    from ray.dashboard.modules.job.cli import job_cli_group as command
+except ImportError:  # of another Ray
+    from ray.scripts.scripts import cli as command
+else:
+    del sys.argv[1]
+command(prog_name="ray")
+"""
 
 
 @dataclass(frozen=True)
@@ -162,10 +173,9 @@ def run(submission: SubmitCommand, to: Cluster) -> int:
 
     Ctrl-C leaves the job running.
     """
-    program = Path(sys.executable).parent / "ray"
     variables = {**telemetry.OFF, **os.environ, **submission.environment}
     process = subprocess.Popen(
-        [str(program) if program.exists() else "ray", *submission.command[1:]],
+        [sys.executable, "-P", "-c", _RAY_COMMAND, *submission.command[1:]],
         env=variables,
         stdin=subprocess.DEVNULL,
     )

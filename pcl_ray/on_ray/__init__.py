@@ -9,7 +9,6 @@ __all__ = [
     "embedding",
     "environment",
     "launch",
-    "lean_node",
     "local_head_record",
     "metrics",
     "neighbour_tasks",
@@ -17,4 +16,5 @@ __all__ = [
     "processes",
     "reserving",
     "shared_memory",
+    "starting",
 ]

@@ -17,7 +17,9 @@ from ray.exceptions import RayError
 
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import RunFailed
-from pcl_ray.on_ray import lean_node
+from pcl_ray.on_ray import local_head_record
+from pcl_ray.on_ray.starting import lean_node, warm_client
+from pcl_ray.on_ray.starting.warm_start import COLD, WarmStart
 from pcl_ray.support.signals import heard_as_before
 
 _SIGACTION_BYTES = 256  # more than a C library's struct sigaction has
@@ -40,10 +42,10 @@ def share(splits: DataSplits) -> SharedData:
 
 
 @contextmanager
-def connected(cpus: float, py_executable: str | None = None) -> Iterator[bool]:
+def connected(cpus: float, start: WarmStart = COLD) -> Iterator[bool]:
     """Attaches to the cluster that RAY_ADDRESS names (a submitted job finds its own there), or starts a Ray
     of our own, of at least so many CPUs, that ends with the run. Yields whether others may use it too.
-    py_executable: the command by which Ray starts its workers; None: Python.
+    start: how its workers start.
 
     Raises RunFailed where Ray cannot be reached or started.
     """
@@ -51,9 +53,10 @@ def connected(cpus: float, py_executable: str | None = None) -> Iterator[bool]:
         yield True
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if py_executable is not None:
-        quiet["runtime_env"] = {"py_executable": py_executable}
-    shared = bool(os.environ.get("RAY_ADDRESS"))
+    address = os.environ.get("RAY_ADDRESS", "")
+    shared = bool(address)
+    if shared and not start.by_head and local_head_record.is_lone_head(address):
+        quiet["runtime_env"] = {"env_vars": {warm_client.SWITCH: "0"}}
     try:
         # Ray replaces SIGTERM's handler by one that ends the process where it stands, and a run that is asked
         # to stop would count as failed.
@@ -63,7 +66,7 @@ def connected(cpus: float, py_executable: str | None = None) -> Iterator[bool]:
             else:
                 # More CPUs than cores if need be: on a laptop two workers and the actor take turns.
                 cores = max(os.cpu_count() or 1, int(cpus + 0.999))
-                with lean_node.without_unused_helpers():
+                with lean_node.without_unused_helpers(), lean_node.workers_forked(start.folder):
                     ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
         raise RunFailed(

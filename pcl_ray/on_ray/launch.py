@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +28,15 @@ import pcl_ray.config
 from pcl_ray.config import ResourcesConfig
 from pcl_ray.data.datasets import DataSplits
 from pcl_ray.errors import ConfigError, Problem, RunFailed
-from pcl_ray.on_ray import node_checks, shared_memory
+from pcl_ray.on_ray import local_head_record, node_checks, shared_memory
 from pcl_ray.on_ray.connection import SharedData, connected, share
-from pcl_ray.on_ray.processes import warm_start
 from pcl_ray.on_ray.processes.actors import EStepActorProcess
 from pcl_ray.on_ray.processes.lost_workers import explanation, last_line
 from pcl_ray.on_ray.processes.worker_input import WorkerInput, WorkersEnd
 from pcl_ray.on_ray.reserving import admission, elastic
 from pcl_ray.on_ray.reserving.bundles import run_bundles, total
 from pcl_ray.on_ray.reserving.elastic import WorkersLost
+from pcl_ray.on_ray.starting import warm_start
 from pcl_ray.support import worker_positions
 from pcl_ray.support.text import count
 from pcl_ray.training.events import Event, EventBoard
@@ -69,17 +69,13 @@ def train_on_ray(task: TrainingTask, splits: DataSplits, handle: Callable[[Event
         handle(Event("warning", text=shortage))
     # A second of imports, while Ray starts its processes.
     threading.Thread(target=_load_trainer, name="imports", daemon=True).start()
-    with _warm_start(resources) as py_executable, connected(cpus, py_executable) as shared:
+    with warm_start.of_run(resources) as start, connected(cpus, start) as shared:
         # nodes that are added for the run can only be asked when they are there
         later = shared and resources.autoscaling
         if shared and not later:
             check_nodes()
         on_admission = check_nodes if later else None
         train_shared(task, share(splits), handle, queue=shared, on_admission=on_admission)
-
-
-def _warm_start(resources: ResourcesConfig) -> AbstractContextManager[str | None]:
-    return warm_start.warm_parent() if warm_start.is_possible(resources) else nullcontext()
 
 
 def _load_trainer() -> None:
@@ -265,7 +261,8 @@ def _trainer(worker_input: WorkerInput, workers: int, *, shared: bool) -> LeanTr
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": resources.start_timeout_s,
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": longest_wait(task.config),
     }
-    if not shared:  # nobody takes this machine away from us; the watcher is a process
+    # the watcher is a process, and nobody takes this machine away from us
+    if not shared or local_head_record.is_lone_head(os.environ.get("RAY_ADDRESS", "")):
         variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = 0
     for name, value in variables.items():
         os.environ.setdefault(name, str(value))

@@ -81,3 +81,9 @@ def write(head: LocalHead) -> None:
 
 def remove() -> None:
     _file().unlink(missing_ok=True)
+
+
+def is_lone_head(address: str) -> bool:
+    """Whether the Ray at this address is the head of `pcl-ray up`, and no other machine can join it."""
+    head = read()
+    return head is not None and head.ray_address == address and head.host == LOOPBACK

@@ -16,7 +16,7 @@ from pcl_ray.data.datasets import DataSplits, in_memory
 from pcl_ray.data.inspection import summary as summaries
 from pcl_ray.errors import DataError, RunFailed
 from pcl_ray.on_ray import current_job
-from pcl_ray.on_ray.processes import warm_start
+from pcl_ray.on_ray.starting import warm_start
 from pcl_ray.plan import RunPlan
 from pcl_ray.runs.console import Display
 from pcl_ray.runs.folder import RunFolder, StateEntries

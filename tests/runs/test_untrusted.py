@@ -565,7 +565,7 @@ def constant(call: ast.Call, name: str) -> Any:
 # asked for over a socket that we alone can open; Ray Tune's searcher in a checked folder, what one worker
 # tells the others of its run over Ray.
 ALLOWED = {
-    "runpy.run_path": {"sweep/space/files.py", "on_ray/processes/warm_parent.py"},
+    "runpy.run_path": {"sweep/space/files.py", "on_ray/starting/warm_parent.py"},
     "pickle.loads": {"sweep/space/search.py", "on_ray/worker.py"},
 }
 NEVER = re.compile(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -17,15 +16,19 @@ import psutil
 import pytest
 
 from pcl_ray.config import ResourcesConfig
-from pcl_ray.on_ray.processes import warm_client, warm_start
+from pcl_ray.on_ray import local_head_record
+from pcl_ray.on_ray.local_head_record import LOOPBACK, LocalHead, Ports
+from pcl_ray.on_ray.starting import warm_client, warm_start
+from pcl_ray.on_ray.starting.warm_start import COLD, WarmStart
 
-LIMIT_S = 300  # a guard against hanging, nothing is timed
+LIMIT_S = 100  # a guard against hanging, nothing is timed
 WORKER = """
 import json, os, random, sys, time, uuid
 import numpy
 print(json.dumps({
     "pid": os.getpid(), "group": os.getpgid(0), "name": __name__, "argv": sys.argv, "folder": os.getcwd(),
-    "path": sys.path[0], "set": os.environ.get("OF_THE_CLIENT"), "threads": os.environ.get("OMP_NUM_THREADS"),
+    "path": sys.path[:2], "set": os.environ.get("OF_THE_CLIENT"),
+    "threads": os.environ.get("OMP_NUM_THREADS"),
     "modules": [name for name in ("torch", "pcl_ray.training.loop", "ray") if name in sys.modules],
     "drawn": [numpy.random.random(), random.random(), uuid.uuid4().hex],
 }), flush=True)
@@ -36,14 +39,19 @@ sys.exit(7 if "fail" in sys.argv else 0)
 
 
 @pytest.fixture(scope="module")
-def py_executable() -> Iterator[list[str]]:
-    with warm_start.warm_parent() as command:
-        words = shlex.split(command)
-        deadline = time.monotonic() + LIMIT_S
-        while not Path(words[-1]).exists():  # until it listens, a worker starts without it
-            assert time.monotonic() < deadline, "the warm process does not listen"
-            time.sleep(0.02)
-        yield words
+def run_folder() -> Iterator[Path]:
+    """Of the warm process of a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with warm_start.of_run(ResourcesConfig()) as start:
+            yield listening(start)
+
+
+@pytest.fixture(scope="module")
+def head_folder() -> Iterator[Path]:
+    """Of that of a head."""
+    with warm_start.of_head() as start:
+        yield listening(start)
 
 
 @pytest.fixture
@@ -53,11 +61,29 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def started(command: list[str], script: Path, *words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OF_THE_CLIENT": "yes"}
+def listening(start: WarmStart) -> Path:
+    assert start.folder is not None
+    deadline = time.monotonic() + LIMIT_S
+    while not Path(start.folder, warm_client.SOCKET).exists():  # until then a worker starts without it
+        assert time.monotonic() < deadline, "the warm process does not listen"
+        time.sleep(0.02)
+    return Path(start.folder)
+
+
+def started(
+    folder: Path, script: Path, *words: str, by: str = warm_client.SCRIPT, **variables: str
+) -> subprocess.Popen[str]:
+    """A client in this folder, as Ray starts it, where `script` is Ray's own script for workers."""
+    (folder / warm_client.RAYS_SCRIPT).unlink(missing_ok=True)
+    (folder / warm_client.RAYS_SCRIPT).symlink_to(script)
+    environment = {**os.environ, "OF_THE_CLIENT": "yes", **variables}
     environment.pop("OMP_NUM_THREADS", None)
     return subprocess.Popen(
-        [*command, str(script), *words], stdout=subprocess.PIPE, text=True, env=environment, cwd=script.parent
+        [sys.executable, str(folder / by), *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=script.parent,
     )
 
 
@@ -74,75 +100,168 @@ def wait_for_end(pid: int) -> None:
 
 
 def test_a_worker_is_the_script_that_was_to_run_with_torch_loaded_and_no_ray(
-    py_executable: list[str], script: Path
+    run_folder: Path, script: Path
 ) -> None:
-    with started(py_executable, script, "a word", "--option=ü") as client:
+    with started(run_folder, script, "a word", "--option=ü", PYTHONPATH="/of/the/job") as client:
         told = said(client)
         assert client.wait(LIMIT_S) == 0
     assert told["modules"] == ["torch", "pcl_ray.training.loop"]
     assert told["name"] == "__main__"
     assert told["argv"] == [str(script), "a word", "--option=ü"]
-    assert (told["folder"], told["path"]) == (str(script.parent), str(script.parent))
+    assert (told["folder"], told["path"]) == (str(script.parent), [str(script.parent), "/of/the/job"])
     assert (told["set"], told["threads"]) == ("yes", None)
     assert told["pid"] != client.pid
     assert told["group"] == told["pid"], "whoever ends its group would end others"
 
 
-def test_workers_draw_different_numbers(py_executable: list[str], script: Path) -> None:
+def test_on_a_head_jobs_bring_our_modules_along(head_folder: Path, script: Path) -> None:
+    with started(head_folder, script) as client:
+        assert said(client)["modules"] == ["torch"]
+
+
+def setup_words(folder: Path, language: str = "PYTHON", **context: Any) -> list[str]:
+    """As the raylet starts a worker with an environment of its own."""
+    defaults = {"command_prefix": [], "env_vars": {}, "py_executable": sys.executable, "java_jars": []}
+    words = [str(folder / warm_client.SCRIPT), "a word", f"--language={language}"]
+    return [*words, f"--serialized-runtime-env-context={json.dumps({**defaults, **context})}"]
+
+
+def test_a_workers_own_variables_are_set(run_folder: Path, script: Path) -> None:
+    words = setup_words(run_folder, env_vars={"OF_THE_CLIENT": "its own"})
+    with started(run_folder, script, *words, by=warm_client.SETUP) as client:
+        told = said(client)
+    assert (told["set"], told["argv"]) == ("its own", [str(script), "a word"])
+    assert told["pid"] != client.pid
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"command_prefix": ["cd", "/", "&&"]},
+        {"py_executable": "/another/python"},
+        {"env_vars": {"OF_THE_CLIENT": "${HOME}"}},
+        {"language": "JAVA"},
+    ],
+)
+def test_what_is_more_than_variables_is_left_to_ray(
+    run_folder: Path, script: Path, context: dict[str, Any]
+) -> None:
+    link = run_folder / warm_client.RAYS_SETUP
+    link.unlink(missing_ok=True)
+    link.symlink_to(script)
+    words = setup_words(run_folder, **context)
+    with started(run_folder, script, *words, by=warm_client.SETUP) as client:
+        told = said(client)
+    assert (told["pid"], told["argv"]) == (client.pid, [str(script), *words])
+
+
+def test_workers_draw_different_numbers(run_folder: Path, script: Path) -> None:
     drawn = []
     for _ in range(2):
-        with started(py_executable, script) as client:
+        with started(run_folder, script) as client:
             drawn.append(said(client)["drawn"])
     assert all(one != other for one, other in zip(*drawn, strict=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_worker_ends_with_its_client(
-    py_executable: list[str], script: Path, number: signal.Signals
-) -> None:
-    with started(py_executable, script, "stay") as client:
+def test_a_worker_ends_with_its_client(run_folder: Path, script: Path, number: signal.Signals) -> None:
+    with started(run_folder, script, "stay") as client:
         worker = said(client)["pid"]
         client.send_signal(number)
         client.wait(LIMIT_S)
         wait_for_end(worker)
 
 
-def test_a_client_ends_with_its_worker(py_executable: list[str], script: Path) -> None:
-    with started(py_executable, script, "stay") as client:
+def test_a_client_ends_with_its_worker(run_folder: Path, script: Path) -> None:
+    with started(run_folder, script, "stay") as client:
         os.kill(said(client)["pid"], signal.SIGKILL)
         client.wait(LIMIT_S)
 
 
 def test_where_nobody_forks_the_process_becomes_the_worker(script: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-S", "-E", warm_client.__file__, str(tmp_path / "nobody")]
-    with started(command, script, "fail") as client:
+    folder = tmp_path / "nobody"
+    folder.mkdir()
+    (folder / warm_client.SCRIPT).symlink_to(warm_client.__file__)
+    check_it_is_the_worker_itself(folder, script)
+
+
+def test_a_worker_that_is_to_load_by_itself_is_not_forked(run_folder: Path, script: Path) -> None:
+    check_it_is_the_worker_itself(run_folder, script, **{warm_client.SWITCH: "0"})
+
+
+def test_a_python_with_other_packages_is_not_forked(run_folder: Path, script: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(Path(sys.executable).resolve())
+    (tmp_path / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
+    (run_folder / warm_client.RAYS_SCRIPT).unlink(missing_ok=True)
+    script.write_text("import os; print(os.getpid(), flush=True)")
+    (run_folder / warm_client.RAYS_SCRIPT).symlink_to(script)
+    command = [str(tmp_path / "bin/python"), str(run_folder / warm_client.SCRIPT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        assert client.communicate(timeout=LIMIT_S)[0] == f"{client.pid}\n"
+
+
+def check_it_is_the_worker_itself(folder: Path, script: Path, **variables: str) -> None:
+    with started(folder, script, "fail", **variables) as client:
         told = said(client)
         assert client.wait(LIMIT_S) == 7
     assert (told["pid"], told["modules"], told["argv"]) == (client.pid, [], [str(script), "fail"])
 
 
-def test_the_warm_process_ends_with_the_block(script: Path) -> None:
-    with warm_start.warm_parent() as command:
-        address = shlex.split(command)[-1]
-        (parent,) = [
-            process
-            for process in psutil.Process().children()
-            if process.cmdline() and process.cmdline()[-1] == address
-        ]
-    assert not parent.is_running()
-    assert not Path(address).parent.exists()
-
-
-def test_it_is_for_a_ray_of_our_own_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_warm_process_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.delenv(warm_start.SWITCH, raising=False)
+    with warm_start.of_run(ResourcesConfig()) as start:
+        folder = listening(start)
+        (parent,) = [one for one in psutil.Process().children() if str(folder) in one.cmdline()]
+    assert not parent.is_running()
+    assert not folder.exists()
+
+
+def test_one_whose_starter_was_killed_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    code = """if True:
+        import time
+        from pcl_ray.on_ray.starting import warm_start
+        with warm_start.of_head() as start:
+            print(start.folder, flush=True)
+            time.sleep(300)
+    """
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        folder = listening(WarmStart(starter.stdout.readline().strip()))
+        (parent,) = psutil.Process(starter.pid).children()
+        starter.kill()
+    wait_for_end(parent.pid)
+    assert not folder.exists()
+
+
+def test_it_is_for_this_machine_alone_without_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PCL_RAY_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv(warm_client.SWITCH, raising=False)
     assert warm_start.is_possible(ResourcesConfig()) == (sys.platform == "linux")
     for knobs in ({"gpus_per_worker": 1}, {"e_step_gpus": 1}, {"e_step_cpus": 2}):
         assert not warm_start.is_possible(ResourcesConfig(**knobs))
-    for name, value in (("RAY_ADDRESS", "127.0.0.1:6379"), (warm_start.SWITCH, "0")):
+        with warm_start.of_run(ResourcesConfig(**knobs)) as start:
+            assert start == COLD
+    for name, value in (("RAY_ADDRESS", "127.0.0.1:6379"), (warm_client.SWITCH, "0")):
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
             assert not warm_start.is_possible(ResourcesConfig())
+
+
+@pytest.mark.parametrize("host", [LOOPBACK, "0.0.0.0"])
+def test_the_head_that_no_other_machine_can_join_has_one_for_all(
+    host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PCL_RAY_HOME", str(tmp_path))
+    local_head_record.folder().mkdir()
+    local_head_record.write(LocalHead(host, Ports(), mlflow_uri=""))
+    monkeypatch.setenv("RAY_ADDRESS", f"{host}:6379")
+    before = set(psutil.Process().children())
+    resources = ResourcesConfig(workers=2)
+    with warm_start.ahead(resources), warm_start.of_run(resources) as start:
+        assert start == (WarmStart(by_head=True) if host == LOOPBACK else COLD)
+        assert set(psutil.Process().children()) == before
 
 
 def test_a_warm_process_may_load_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +271,7 @@ def test_a_warm_process_may_load_before_it_is_needed(monkeypatch: pytest.MonkeyP
     with warm_start.ahead(ResourcesConfig(workers=2)):
         (early,) = set(psutil.Process().children()) - before
     assert early.is_running()
-    with warm_start.warm_parent():
+    with warm_start.of_run(ResourcesConfig(workers=2)):
         assert set(psutil.Process().children()) - before == {early}
     assert set(psutil.Process().children()) - before == set()
 
