@@ -60,6 +60,7 @@ __all__ = [
     "load_stored",
     "names_of",
     "parse",
+    "plain_yaml",
     "properties",
     "protocol_figures",
     "public_config",

@@ -13,10 +13,11 @@ class _PlainLoader(yaml.SafeLoader):
     """Tags can make a constructor raise anything, and a few lines of aliases fill the memory when shown."""
 
     _depth = 0
+    aliases = False
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) and not self.aliases:
             raise yaml.YAMLError(f"aliases are not read here (*{event.anchor})")
         if getattr(event, "tag", None) is not None:
             raise yaml.YAMLError(f"tags are not read here ({event.tag})")
@@ -29,10 +30,14 @@ class _PlainLoader(yaml.SafeLoader):
             self._depth -= 1
 
 
-def load(text: str) -> Any:
-    """The value of a text. Raises ValueError, with the reason in one line, for what is no such YAML."""
+def load(text: str, *, aliases: bool = False) -> Any:
+    """The value of a text. Raises ValueError, with the reason in one line, for what is no such YAML.
+
+    aliases: are read, as in what PyYAML has written.
+    """
     try:
         loader = _PlainLoader(text)
+        loader.aliases = aliases
         try:
             return loader.get_single_data()
         finally:

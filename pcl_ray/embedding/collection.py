@@ -211,7 +211,9 @@ class Collection:
         chunks: list[pa.Array] = []
         for part in self.parts:
             with _readable(part.path):
-                chunks += pq.read_table(part.path, columns=[name]).column(0).cast(kind).chunks
+                column = pq.read_table(part.path, columns=[name]).column(0).cast(kind)
+                column.validate(full=True)  # names that are no text, too
+                chunks += column.chunks
         return pa.chunked_array(chunks, type=kind)
 
 

@@ -8,10 +8,9 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
-from pcl_ray.config import EncoderConfig, RunConfig
+from pcl_ray.config import EncoderConfig, RunConfig, plain_yaml
 from pcl_ray.errors import ConfigError, Problem
 from pcl_ray.model.small_resnet import SmallResNet, initialise
 from pcl_ray.plan import small_crop_size
@@ -107,11 +106,24 @@ def timm_problem(backbone: str) -> Problem | None:
         message = f"timm has no such model; near: {', '.join(near) or 'none'}"
         return Problem("encoder.backbone", backbone, message)
     for word in words:
-        option, equals, _ = word.partition("=")
+        option, equals, value = word.partition("=")
         if not equals or option.strip() not in TIMM_OPTIONS:
             allowed = ", ".join(sorted(TIMM_OPTIONS))
             return Problem("encoder.backbone", backbone, f"{word!r}: NAME,option=value with one of {allowed}")
+        try:
+            plain_yaml.load(value)
+        except ValueError as error:
+            return Problem(
+                "encoder.backbone", backbone, f"{option.strip()} has no value that can be read: {error}"
+            )
     return None
+
+
+def timm_options(backbone: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a backbone in which `timm_problem` finds nothing."""
+    name, *words = backbone.removeprefix("timm:").split(",")
+    pairs = (word.split("=", 1) for word in words)
+    return name, {option.strip(): plain_yaml.load(value) for option, value in pairs}
 
 
 def view_problem(config: RunConfig) -> Problem | None:
@@ -146,9 +158,7 @@ def _timm_backbone(backbone: str, channels: int) -> tuple[nn.Module, int]:
         raise ConfigError([problem])
     import timm
 
-    name, *words = backbone.removeprefix("timm:").split(",")
-    pairs = (word.split("=", 1) for word in words)
-    options = {option.strip(): yaml.safe_load(value) for option, value in pairs}
+    name, options = timm_options(backbone)
     create = partial(timm.create_model, name, pretrained=False, num_classes=0, in_chans=channels, **options)
     try:
         try:

@@ -23,7 +23,7 @@ from rich.console import Console
 from pcl_ray import config as configs
 from pcl_ray import plan as plans
 from pcl_ray import tracking
-from pcl_ray.config import RunConfig, stored_secret
+from pcl_ray.config import RunConfig, plain_yaml, stored_secret
 from pcl_ray.config.figures import KNN_TOP1, SWEEP_FINISHED, SWEEP_STOPPED_EARLY
 from pcl_ray.data import datasets
 from pcl_ray.data.datasets import DataSplits
@@ -116,8 +116,8 @@ def stored(folder: SweepFolder, words: list[str], options: Mapping[str, Any]) ->
 def _read_request(folder: SweepFolder) -> dict[str, Any]:
     """sweep.yaml, as `_write_request` wrote it."""
     try:
-        content = yaml.safe_load((folder.path / "sweep.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        content = plain_yaml.load((folder.path / "sweep.yaml").read_text(encoding="utf-8"), aliases=True)
+    except (OSError, ValueError):
         raise ConfigError(
             f"sweep {folder.name!r} was killed before it had begun; start it anew under another --name"
         ) from None

@@ -69,7 +69,7 @@ def _samples(file: IO[bytes]) -> Iterator[_Sample]:
     """The samples in order. Raises tarfile.TarError at the first damage, after the samples before it."""
     sample = _Sample("")
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-        while (member := tar.next()) is not None:
+        while (member := _next_member(tar)) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
             name = _plain_name(member)
             if not member.isreg() or member.issparse() or _is_hidden(name):
@@ -86,6 +86,14 @@ def _samples(file: IO[bytes]) -> Iterator[_Sample]:
         yield sample
     if end.strip(b"\0"):  # a header that cannot be read; `tarfile` takes it for the end
         raise tarfile.ReadError("what follows is no header of a member")
+
+
+def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next one, None at the end. Raises tarfile.TarError, whatever is damaged in its header."""
+    try:
+        return tar.next()
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise tarfile.ReadError(f"a header cannot be read: {error}") from error
 
 
 def _image_extension(sample: _Sample, wanted: str | None, shard: str) -> str | None:

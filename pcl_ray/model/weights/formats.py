@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pcl_ray.config import AugmentConfig, EncoderConfig
 from pcl_ray.errors import ConfigError
+from pcl_ray.model.encoder import timm_options
 from pcl_ray.model.weights.layouts import State
 from pcl_ray.model.weights.loading import LoadedWeights
 
@@ -42,9 +43,7 @@ def write_timm(weights: LoadedWeights, folder: Path) -> dict[str, Any]:
         raise _impossible(config, "timm")
     import timm
 
-    name, *words = config.backbone.removeprefix("timm:").split(",")
-    options = dict(word.split("=", 1) for word in words)
-    arguments: dict[str, Any] = {key: _value(value) for key, value in options.items()}
+    name, arguments = timm_options(config.backbone)
     backbone = weights.encoder.get_submodule("backbone")
     if not config.backbone.startswith("timm:") and not timm.is_model(name):
         raise _impossible(config, "timm")
@@ -181,12 +180,6 @@ def _contiguous(state: State) -> State:
     return {
         name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()
     }
-
-
-def _value(text: str) -> Any:
-    import yaml
-
-    return yaml.safe_load(text)
 
 
 def preprocessing(view: AugmentConfig, channels: int) -> dict[str, Any]:

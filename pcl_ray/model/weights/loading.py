@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,8 @@ def read_weights(source: str | Path, *, encoder: Which = "query") -> LoadedWeigh
         raise ValueError(f"encoder must be 'query' or 'momentum', not {encoder!r}")
     file = locate(source)
     content = contents.read(file.path)
-    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn before they are replaced
+    # fresh weights are drawn before they are replaced
+    with torch.random.fork_rng(devices=[]), _damage_said(file.path):
         if isinstance(content, dict) and content.get("format") == "pcl_ray":
             return _ours(content, encoder, file)
         settings = read_settings(file.settings)
@@ -74,6 +77,18 @@ def read_weights(source: str | Path, *, encoder: Which = "query") -> LoadedWeigh
         if isinstance(ours, dict) and ours.get("target") == "safetensors":
             return _exported(content, ours, file.path)
         return _foreign(content, encoder, file)
+
+
+@contextmanager
+def _damage_said(path: Path) -> Iterator[None]:
+    """Makes a DataError of what a file raises in which something is missing or of another kind."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{str(path)!r} is damaged ({type(error).__name__}: {reason})") from error
 
 
 def _ours(content: dict[str, Any], which: Which, file: WeightsFile) -> LoadedWeights:

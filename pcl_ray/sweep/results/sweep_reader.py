@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pcl_ray import config as configs
+from pcl_ray.config import plain_yaml
 from pcl_ray.config.figures import KNN_TOP1
 from pcl_ray.errors import ConfigError
 from pcl_ray.report.run_record import RunRecord
@@ -68,8 +67,8 @@ def read_at(path: Path, state: State | None = None) -> SweepRecord:
 def _request(path: Path) -> dict[str, Any]:
     """sweep.yaml; {} where it is missing or damaged: it is only looked at."""
     try:
-        content = yaml.safe_load((path / "sweep.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        content = plain_yaml.load((path / "sweep.yaml").read_text(encoding="utf-8"), aliases=True)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

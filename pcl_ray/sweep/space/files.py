@@ -10,11 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from ray import tune
 from ray.tune.search.sample import Domain
 
+from pcl_ray.config import plain_yaml
 from pcl_ray.errors import ConfigError, Problem
 from pcl_ray.support.text import closest, suggestion, suggestion_sentence
 from pcl_ray.sweep.space import domains
@@ -198,8 +198,8 @@ def _run(path: Path) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> Written:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError) as error:
+        tree = plain_yaml.load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"space {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"space {path} must be a mapping with base and space, not {type(tree).__name__}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +75,14 @@ def test_plain_values_are_read() -> None:
     }
     assert {text: plain_yaml.load(text) for text in values} == values
     assert plain_yaml.load(f"{'[' * 20}{']' * 20}") is not None
+
+
+def test_aliases_are_read_where_pyyaml_wrote_them() -> None:
+    values = [1, 2]
+    text = yaml.safe_dump({"a": values, "b": values})
+    assert plain_yaml.load(text, aliases=True) == {"a": [1, 2], "b": [1, 2]}
+    with pytest.raises(ValueError, match="aliases are not read here"):
+        plain_yaml.load(text)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60))

@@ -100,3 +100,13 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
     rows[1, 2] = np.nan
     with pytest.raises(DataError, match=r"/0/1\.png is not finite"):
         indices.opened(collection_of(tmp_path / "nan", [rows]))
+
+
+def test_a_part_with_names_that_are_no_text_is_damaged(tmp_path: Path) -> None:
+    collection_of(tmp_path, [np.eye(3, dtype=np.float32)])
+    path = part_path(tmp_path, 0)
+    content = path.read_bytes()
+    assert b"/0/0.png" in content
+    path.write_bytes(content.replace(b"/0/0.png", b"/0/\xff.png"))
+    with pytest.raises(DataError, match="is damaged .*UTF8"):
+        _ = Collection(tmp_path).paths

@@ -158,6 +158,13 @@ def test_synchronised_batch_norm_is_that_of_every_layer(config: EncoderConfig) -
     assert list(synchronised.state_dict()) == list(weights)
 
 
+@pytest.mark.parametrize("value", ["!!timestamp 2-3", "[[1", "*x", "[" * 3000])
+def test_options_of_timm_that_are_no_values(value: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=r"encoder\.backbone.*drop_rate has no value that can be read"):
+        build(EncoderConfig(backbone=f"timm:resnet18,drop_rate={value}"), 3)
+
+
 def test_timm_absent_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"encoder\.backbone = 'timm:vit_tiny'.*pip install timm") as caught:

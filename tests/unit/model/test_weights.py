@@ -60,6 +60,22 @@ def test_roundtrip_of_our_checkpoint(tmp_path: Path, head: str, more: dict[str, 
     assert query.head(query.backbone(images)).shape == (5, 6)
 
 
+@pytest.mark.parametrize("gone", ["epoch", "model", "queue", "channels", "encoder"])
+def test_a_checkpoint_that_lacks_something_is_damaged(tmp_path: Path, gone: str) -> None:
+    config, learner = trained_learner("linear")
+    path = run_state.save(
+        run_state.RunState(3, learner.state_dict(), None, [], [], config.encoder, 1), tmp_path, keep=1
+    )
+    content = torch.load(path, weights_only=True)
+    del content[gone]
+    torch.save(content, path)
+    with pytest.raises(DataError, match=rf"is damaged \(KeyError: '{gone}'\)"):
+        load_encoder(path)
+    torch.save(content | {gone: "?"}, path)
+    with pytest.raises(DataError, match="is damaged|does not fit"):
+        load_encoder(path)
+
+
 def test_a_checkpoint_from_before_the_knobs_of_stem_and_head(tmp_path: Path) -> None:
     config, learner = trained_learner("mlp")
     path = run_state.save(

@@ -222,6 +222,23 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: object, left: int) -> 
     assert bad.reason
 
 
+def test_headers_that_python_does_not_expect_are_damage_too(tmp_path: Path) -> None:
+    """A character set, in one of pax's headers, that is no text."""
+    path = tmp_path / "bad.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        content = encoded(0, 4)
+        for number in range(2):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(content)
+            member.pax_headers = {"hdrcharset": "BINARY"} if number else {}
+            tar.addfile(member, io.BytesIO(content))
+    path.write_bytes(path.read_bytes().replace(b"hdrcharset=BINARY", b"hdrcharset=\xd1INARY"))
+    with pytest.raises(
+        DataError, match=r"bad\.tar.*damaged after 0 images \(a header cannot be read: .*utf-8"
+    ):
+        load(path)
+
+
 def load_loosely(path: Path) -> DataSplits:
     config = DataConfig(source="webdataset", path=str(path), holdout=0, on_bad_image="skip")
     return datasets.load(config, cache_dir=path.parent / "checked")

@@ -270,6 +270,8 @@ space:
         ("[1]", "must be a mapping with base and space, not list"),
         ("", "not NoneType"),
         ("a: [", "cannot be read as YAML"),
+        ("base: !!timestamp 202-01-01", "cannot be read as YAML: tags are not read here"),
+        ("base: &a digits\nname: *a", "cannot be read as YAML: aliases are not read here"),
     ],
 )
 def test_what_is_no_space_in_yaml(tmp_path: Path, text: str, said: str) -> None:
